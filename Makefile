@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` runs the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV   := .venv
+HUB    := .venv-hub
+
+.PHONY: demo test test-hub lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/ratherthan demo --out demo
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest tests --ignore=tests/hub
+
+test-hub: $(HUB)/.hub
+	$(HUB)/bin/python -m pytest tests/hub
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(HUB) demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(HUB)/bin/python:
+	$(PYTHON) -m venv $(HUB)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,hf,dev]"
+	touch $@
+
+$(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,dev]" zennit grad-cam torchcam
+	touch $@

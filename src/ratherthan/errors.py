@@ -1,0 +1,46 @@
+"""What can go wrong, in words a user can act on: each message says what was given and what would work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RatherThanError(Exception):
+    """The common parent: catch this to catch everything `ratherthan` raises on purpose."""
+
+
+class InputError(RatherThanError, ValueError):
+    """An argument, a file or an image that cannot be used."""
+
+
+class ModelError(RatherThanError, ValueError):
+    """A network that cannot be loaded, or whose output is not what was promised."""
+
+
+class LayerError(ModelError):
+    """A layer that does not exist, or that cannot carry the explanation that was asked for."""
+
+
+class UnsupportedError(RatherThanError, NotImplementedError):
+    """A network or a combination for which the method would be silently wrong, and is refused instead."""
+
+
+def unknown(kind: str, given: object, known: Iterable[str]) -> str:
+    """Compose the message for a name that does not exist, with the nearest ones that do.
+
+    Args:
+        kind: What the name should have named, e.g. "contrast".
+        given: What was given.
+        known: The names that exist.
+
+    Returns:
+        One line of text.
+    """
+    names = list(known)
+    by_folded = {name.casefold(): name for name in names}
+    close = [by_folded[match] for match in get_close_matches(str(given).casefold(), by_folded, n=3, cutoff=0.5)]
+    if close:
+        return f"unknown {kind} {str(given)!r}; did you mean {' or '.join(repr(name) for name in close)}?"
+    shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+    return f"unknown {kind} {str(given)!r}; known: {shown}"

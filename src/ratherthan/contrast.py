@@ -1,0 +1,577 @@
+"""The question: a fact, the foils it is compared with, and how the foils are weighed.
+
+Everything here is tensor code on logits. A `Question` says *what* is compared; a `Contrast` says *how*, with three
+faces: `scalar` (a number per question), `seed` (its derivative with respect to the logits, which linear
+back-propagation pulls back) and `describe` (the question in words).
+
+Shapes: N samples, Q questions per sample (1 unless facts or foils form an axis), C classes.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError, unknown
+
+ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# --------------------------------------------------------------------------------------------- the question
+@dataclass(frozen=True)
+class Question:
+    """Facts and foils of a batch, resolved to indices.
+
+    Attributes:
+        fact: (N, Q) class indices; all zero for a regressor, which has one output.
+        foils: (N, Q, C) bool, the foil set of each question. It holds the fact itself only where the foil asked for
+            *is* the fact, a question that only the `loss` contrast answers with more than zero.
+        axis: Which of the two varies along Q, or None where Q is 1 and the answer carries no such axis.
+        values: (N, Q) values a regressor is asked to be contrasted with, or None for a classifier.
+    """
+
+    fact: Tensor
+    foils: Tensor
+    axis: Literal["fact", "foil"] | None = None
+    values: Tensor | None = None
+
+    @property
+    def foil(self) -> Tensor:
+        """(N, Q): the class compared with; -1 where several classes are foils together; a value for a regressor."""
+        if self.values is not None:
+            return self.values
+        return torch.where(self.foils.sum(-1) == 1, self.foils.int().argmax(-1), -1)
+
+    def __getitem__(self, samples: slice) -> Question:
+        """The same question for some of the samples."""
+        values = None if self.values is None else self.values[samples]
+        return Question(self.fact[samples], self.foils[samples], self.axis, values)
+
+
+def resolve(
+    logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None
+) -> Question:
+    """Turn what a user asks into indices, once, at the border.
+
+    Args:
+        logits: (N, C) class scores of the samples.
+        fact: The class to explain. None or "predicted": the network's answer. A class index or name. A tensor or array
+            of shape (N,): one per sample. A list, "each" or "topK": an axis of facts.
+        foil: What it is compared with. None or "others": all other classes. "runner-up": the likeliest other class. A
+            class index or name. A set: several classes together. A tensor or array of shape (N,): one per sample,
+            (N, Q): an axis per sample. A list, "each" or "topK" (the K likeliest others): an axis of foils; a list of N
+            lists: an axis per sample. Elements of a list may be sets.
+        names: Class names, where there are any.
+
+    Returns:
+        The question; its axis is "fact" or "foil" where one of them is an axis.
+
+    Raises:
+        InputError: If a class does not exist, a length is wrong, or both fact and foil are axes.
+    """
+    resolver = _Resolver(logits.detach(), names)
+    facts, fact_is_axis = resolver.facts(fact)
+    foils, foil_is_axis = resolver.foils(foil, facts)
+    if fact_is_axis and foil_is_axis:
+        raise InputError(
+            "fact and foil are both axes (lists, 'each' or 'topK'); give one of them as a single class"
+        )
+    axis: Literal["fact", "foil"] | None = "fact" if fact_is_axis else "foil" if foil_is_axis else None
+    return Question(facts.expand(foils.shape[:2]), foils, axis)
+
+
+def resolve_values(output: Tensor, foil: Any) -> Question:
+    """The same for a regressor: "why 0.58, rather than 0.75?".
+
+    Args:
+        output: (N, 1) values the network gave.
+        foil: A number; a tensor or array (N,), one per sample; a list: an axis of values; None: no foil (contrast
+            `none` only).
+
+    Returns:
+        The question, with `values`.
+
+    Raises:
+        InputError: If the foil is no number or its length is wrong.
+    """
+    count = output.shape[0]
+    if isinstance(foil, str):
+        raise InputError(
+            f"foil {foil!r} names a class, but this model gives a value: ask with a number, e.g. foil=0.75"
+        )
+    values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
+    if isinstance(foil, (list, tuple)):
+        values = values.expand(count, -1)
+    elif values.ndim == 1 and len(values) != count:
+        raise InputError(
+            f"{len(values)} foil values for {count} samples; give one per sample, or a list for an axis"
+        )
+    else:
+        values = values.expand(count).unsqueeze(1)
+    fact = torch.zeros_like(values, dtype=torch.long)
+    foils = torch.zeros(*values.shape, 1, dtype=torch.bool, device=output.device)
+    return Question(fact, foils, "foil" if isinstance(foil, (list, tuple)) else None, values)
+
+
+def class_index(given: Any, classes: int, names: Sequence[str] | None = None) -> int:
+    """Find a class by index or by name (exact, or one of comma-separated synonyms; case does not matter).
+
+    Args:
+        given: An index in [0, classes), or a name, or an index in digits.
+        classes: How many classes there are.
+        names: Their names, where known.
+
+    Returns:
+        The index.
+
+    Raises:
+        InputError: If there is no such class, or if several bear the name.
+    """
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
+        if not 0 <= int(given) < classes:
+            raise InputError(f"class {int(given)} does not exist: this model has classes 0 to {classes - 1}")
+        return int(given)
+    if not isinstance(given, str):
+        raise InputError(f"a class is an index or a name, not {type(given).__name__} ({given!r})")
+    wanted = given.strip().casefold()
+    exact = [i for i, name in enumerate(names or ()) if name.casefold() == wanted]
+    matches = exact or [
+        i
+        for i, name in enumerate(names or ())
+        if wanted in (part.strip().casefold() for part in name.split(","))
+    ]
+    if len(matches) > 1:
+        raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
+    if matches:
+        return matches[0]
+    if wanted.isdigit():
+        return class_index(int(wanted), classes)
+    if not names:
+        raise InputError(
+            f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}"
+        )
+    raise InputError(unknown("class", given, names))
+
+
+class _Resolver:
+    """Reads the many ways to name facts and foils, for one batch of logits."""
+
+    def __init__(self, logits: Tensor, names: Sequence[str] | None) -> None:
+        self.logits, self.names = logits, names
+        self.samples, self.classes = logits.shape
+
+    def facts(self, fact: Any) -> tuple[Tensor, bool]:
+        """(N, 1) or (N, Q) indices, and whether they form an axis."""
+        if fact is None or (isinstance(fact, str) and fact == "predicted"):
+            return self.logits.argmax(1, keepdim=True), False
+        if isinstance(fact, str) and (fact == "each" or self._top(fact)):
+            count = self._top(fact) or self.classes
+            if fact == "each":
+                return torch.arange(self.classes, device=self.logits.device).expand(self.samples, -1), True
+            return self.logits.topk(self._bounded(count, self.classes, fact), dim=1).indices, True
+        if isinstance(fact, (Tensor, np.ndarray)) and np.ndim(fact):
+            return self._per_sample(fact, "fact")
+        if isinstance(fact, (list, tuple)):
+            if not fact:
+                raise InputError("an empty list of facts asks nothing; give at least one class")
+            row = torch.tensor([self._class(each) for each in fact], device=self.logits.device)
+            return row.expand(self.samples, -1), True
+        return torch.full((self.samples, 1), self._class(fact), device=self.logits.device), False
+
+    def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:
+        """(N, Q, C) bool, and whether the foils form an axis."""
+        if foil is None or (isinstance(foil, str) and foil in ("others", "all")):
+            if self.classes < 2:
+                raise InputError("this model has a single class: there is nothing to contrast it with")
+            return ~self._one_hot(facts), False
+        if isinstance(foil, str) and (foil == "runner-up" or self._top(foil)):
+            rivals = self._rivals(facts, 1 if foil == "runner-up" else self._top(foil), foil)
+            return self._one_hot(rivals), foil != "runner-up"
+        if isinstance(foil, str) and foil == "each":
+            return torch.eye(self.classes, dtype=torch.bool, device=self.logits.device).expand(
+                self.samples, -1, -1
+            ), True
+        if isinstance(foil, (Tensor, np.ndarray)) and np.ndim(foil):
+            indices, is_axis = self._per_sample(foil, "foil")
+            return self._apart(self._one_hot(indices), facts), is_axis
+        if isinstance(foil, (list, tuple)):
+            return self._apart(self._foil_list(list(foil)), facts), True
+        return self._apart(self._foil_set(foil).expand(self.samples, 1, -1), facts), False
+
+    def _foil_list(self, foil: list[Any]) -> Tensor:
+        if not foil:
+            raise InputError("an empty list of foils asks nothing; give at least one class")
+        if not any(isinstance(each, (list, tuple)) for each in foil):
+            return torch.stack([self._foil_set(each) for each in foil]).expand(self.samples, -1, -1)
+        lengths = {len(each) if isinstance(each, (list, tuple)) else -1 for each in foil}
+        if len(foil) != self.samples or len(lengths) != 1 or not lengths.isdisjoint({-1, 0}):
+            raise InputError(
+                f"foils per sample: give {self.samples} lists (one per sample) of equal length, not {len(foil)} "
+                f"of lengths {sorted(lengths)}"
+            )
+        return torch.stack([torch.stack([self._foil_set(each) for each in row]) for row in foil])
+
+    def _foil_set(self, foil: Any) -> Tensor:
+        members = list(foil) if isinstance(foil, AbstractSet) else [foil]
+        if not members:
+            raise InputError("an empty set of foils leaves nothing to contrast with; give at least one class")
+        row = torch.zeros(self.classes, dtype=torch.bool, device=self.logits.device)
+        row[[self._class(member) for member in members]] = True
+        return row
+
+    def _apart(self, foils: Tensor, facts: Tensor) -> Tensor:
+        """A set of several foils never holds the fact; a single foil may be the fact (asked for by name)."""
+        several = foils.sum(-1, keepdim=True) > 1
+        return foils & ~(several & self._one_hot(facts))
+
+    def _rivals(self, facts: Tensor, count: int, word: str) -> Tensor:
+        if count > 1 and facts.shape[1] > 1:
+            raise InputError(
+                f"fact and foil are both axes; with several facts, ask for one foil instead of {word!r}"
+            )
+        others = self.logits.unsqueeze(1).masked_fill(self._one_hot(facts), -torch.inf)
+        top = others.topk(self._bounded(count, self.classes - 1, word), dim=2).indices
+        return top.flatten(1)
+
+    def _per_sample(self, given: Tensor | np.ndarray[Any, Any], what: str) -> tuple[Tensor, bool]:
+        indices = torch.as_tensor(given, device=self.logits.device)
+        if indices.is_floating_point() or indices.dtype == torch.bool or indices.ndim > 2:
+            raise InputError(f"{what}: a tensor of class indices is whole numbers of shape (N,) or (N, Q)")
+        if len(indices) != self.samples:
+            raise InputError(f"{len(indices)} {what}s for {self.samples} samples; give one per sample")
+        bad = indices[(indices < 0) | (indices >= self.classes)]
+        if bad.numel():
+            raise InputError(
+                f"class {int(bad[0])} does not exist: this model has classes 0 to {self.classes - 1}"
+            )
+        return (indices.unsqueeze(1), False) if indices.ndim == 1 else (indices, True)
+
+    def _class(self, given: Any) -> int:
+        return class_index(
+            given.item() if isinstance(given, (Tensor, np.ndarray)) else given, self.classes, self.names
+        )
+
+    def _one_hot(self, indices: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(indices.long(), self.classes).bool()
+
+    @staticmethod
+    def _top(word: str) -> int:
+        match = re.fullmatch(r"top-?([1-9]\d*)", word)
+        return int(match.group(1)) if match else 0
+
+    @staticmethod
+    def _bounded(count: int, available: int, word: str) -> int:
+        if count > available:
+            raise InputError(f"{word!r}: there are only {available} classes to choose from")
+        return count
+
+
+# --------------------------------------------------------------------------------------------- the contrasts
+class Contrast(ABC):
+    """How the foils are weighed against the fact. A subclass needs `scalar` and `describe`; `seed` follows."""
+
+    name: ClassVar[str] = ""
+    for_values: ClassVar[bool] = False
+
+    @abstractmethod
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """The contrast itself.
+
+        Args:
+            logits: (..., N, C) class scores; leading dimensions hold altered versions of the same N samples.
+            question: Facts and foils of the N samples.
+
+        Returns:
+            (..., N, Q), in logits unless the contrast says otherwise.
+        """
+
+    @abstractmethod
+    def describe(self, fact: str, foil: str) -> str:
+        """The question in words, for a fact and a foil (or several, already joined) given by name."""
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """The derivative of the scalar with respect to the logits: (N, C) -> (N, Q, C)."""
+        with torch.enable_grad():
+            copies = logits.detach().unsqueeze(1).repeat(1, question.fact.shape[1], 1).requires_grad_()
+            rows = [self.scalar(copies[:, q], _one(question, q)) for q in range(copies.shape[1])]
+            (seeds,) = torch.autograd.grad(torch.cat(rows, 1).sum(), copies)
+        return seeds
+
+
+def _one(question: Question, q: int) -> Question:
+    values = None if question.values is None else question.values[:, q : q + 1]
+    return Question(question.fact[:, q : q + 1], question.foils[:, q : q + 1], None, values)
+
+
+def _of_fact(logits: Tensor, question: Question) -> Tensor:
+    """y_t: (..., N, C) -> (..., N, Q)."""
+    fact = question.fact.expand(*logits.shape[:-1], -1)
+    return logits.gather(-1, fact)
+
+
+def _of_foils(logits: Tensor, question: Question) -> Tensor:
+    """The foils' logits, all others at -inf: (..., N, Q, C)."""
+    return logits.unsqueeze(-2).masked_fill(~question.foils, -torch.inf)
+
+
+def _fact_seed(logits: Tensor, question: Question) -> Tensor:
+    return torch.nn.functional.one_hot(question.fact, logits.shape[-1]).to(logits.dtype)
+
+
+class Plain(Contrast):
+    """`none`: y_t, "why P?" with no foil at all. For a regressor, its value."""
+
+    name = "none"
+    for_values = True
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """y_t."""
+        return _of_fact(logits, question)
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """e_t."""
+        return _fact_seed(logits, question)
+
+    def describe(self, fact: str, foil: str) -> str:
+        """Why P?"""
+        return f"Why {fact}?"
+
+
+class Mean(Contrast):
+    """`mean`: y_t - mean_S y (Gu et al. 2018; weighted-contrast section 3.3)."""
+
+    name = "mean"
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """y_t - mean over the foils."""
+        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
+        return _of_fact(logits, question) - torch.einsum("...nc,nqc->...nq", logits, share)
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """e_t - 1_S / |S|."""
+        return _fact_seed(logits, question) - question.foils / question.foils.sum(-1, keepdim=True).to(
+            logits.dtype
+        )
+
+    def describe(self, fact: str, foil: str) -> str:
+        """Why P, rather than the average foil?"""
+        return f"Why {fact}, rather than {foil} on average?"
+
+
+class Max(Contrast):
+    """`max`: y_t - max_S y (Dhurandhar et al. 2018; weighted-contrast section 3.3)."""
+
+    name = "max"
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """y_t - the strongest foil."""
+        return _of_fact(logits, question) - _of_foils(logits, question).amax(-1)
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """e_t - e_{s*}; of equal foils the first."""
+        strongest = _of_foils(logits, question).argmax(-1)
+        return _fact_seed(logits, question) - torch.nn.functional.one_hot(strongest, logits.shape[-1]).to(
+            logits.dtype
+        )
+
+    def describe(self, fact: str, foil: str) -> str:
+        """Why P, rather than the strongest foil?"""
+        return (
+            f"Why {fact}, rather than the strongest of {foil}?"
+            if " or " in foil
+            else f"Why {fact}, rather than {foil}?"
+        )
+
+
+class Weighted(Contrast):
+    """`weighted`: y_t - logsumexp_S y, the log-odds of the fact against the foils (weighted-contrast eq. 1).
+
+    Its seed is e_t - a with a = softmax(y_S), the paper's weights alpha. It stays right where the network is sure,
+    while the gradient of the probability underflows.
+    """
+
+    name = "weighted"
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """Log-odds of fact against foils."""
+        return _of_fact(logits, question) - _of_foils(logits, question).logsumexp(-1)
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """e_t - softmax over the foils."""
+        return _fact_seed(logits, question) - _of_foils(logits, question).softmax(-1)
+
+    def describe(self, fact: str, foil: str) -> str:
+        """Why P, rather than Q?"""
+        return f"Why {fact}, rather than {foil}?"
+
+
+class Probability(Weighted):
+    """`probability`: p_t, the softmax over fact and foils (weighted-contrast proposition 2).
+
+    The weighted contrast times p_t (1 - p_t): same sign and rank, but it vanishes where the network is sure.
+    """
+
+    name = "probability"
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """p_t in [0, 1]."""
+        return super().scalar(logits, question).sigmoid()
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """p_t (1 - p_t) (e_t - a)."""
+        odds = super().scalar(logits, question)
+        # sigmoid(-odds) keeps its digits where 1 - sigmoid(odds) has none left
+        return (odds.sigmoid() * (-odds).sigmoid()).unsqueeze(-1) * super().seed(logits, question)
+
+    def describe(self, fact: str, foil: str) -> str:
+        """What makes P probable?"""
+        return f"What makes {fact} probable, rather than {foil}?"
+
+
+class Loss(Contrast):
+    """`loss`: J(y, Q), whose gradient contrastive-gradcam section 3.1 takes for the contrast.
+
+    Cross-entropy towards Q for classes (its mean over a set of foils), squared error for values. For a class it equals
+    -(1 - p_Q) times the weighted contrast *for Q*: it does not depend on P, and is positive where the input speaks
+    against Q. Asked with Q = P it shows what keeps the network from being surer of P.
+    """
+
+    name = "loss"
+    for_values = True
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """-log p_Q (averaged over several foils), or (y - Q)^2."""
+        if question.values is not None:
+            return (logits - question.values).square()
+        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
+        return -torch.einsum("...nc,nqc->...nq", logits.log_softmax(-1), share)
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """P - e_Q (averaged over several foils), or 2 (y - Q)."""
+        if question.values is not None:
+            return 2 * (logits - question.values).unsqueeze(-1)
+        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
+        return logits.softmax(-1).unsqueeze(1) - share
+
+    def describe(self, fact: str, foil: str) -> str:
+        """What speaks against Q?"""
+        if fact == foil:
+            return f"What keeps it from being surer of {fact}?"
+        return f"Why {fact}, rather than {foil}? (loss towards {foil})"
+
+
+class FunctionContrast(Contrast):
+    """A contrast from any function of (logits (N, C), fact (N,), foils (N, C) bool) to (N,); autograd gives its seed."""
+
+    def __init__(self, function: ContrastFunction, name: str | None = None) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """The function's value, checked for its shape."""
+        columns = []
+        for q in range(question.fact.shape[1]):
+            fact, foils = question.fact[:, q], question.foils[:, q]
+            rows = [self.function(y, fact, foils) for y in logits.reshape(-1, *logits.shape[-2:])]
+            if rows[0].shape != fact.shape:
+                shapes = f"{tuple(rows[0].shape)}, not ({len(fact)},)"
+                raise InputError(
+                    f"contrast {self.name!r} returned shape {shapes}: one number per sample is needed"
+                )
+            columns.append(torch.stack(rows).reshape(logits.shape[:-1]))
+        return torch.stack(columns, -1)
+
+    def describe(self, fact: str, foil: str) -> str:
+        """The question, and the function's name."""
+        return f"Why {fact}, rather than {foil}? ({self.name})"
+
+
+_REGISTERED: dict[str, Contrast] = {
+    c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())
+}
+
+
+def contrasts() -> list[str]:
+    """The registered names, in order of registration."""
+    return list(_REGISTERED)
+
+
+def register_contrast(name: str, contrast: Contrast | ContrastFunction) -> None:
+    """Make a contrast known by name, everywhere a contrast can be named.
+
+    Args:
+        name: The name; it must be new.
+        contrast: A `Contrast`, or a function of (logits (N, C), fact (N,), foils (N, C) bool) that returns (N,).
+
+    Raises:
+        InputError: If the name is taken.
+
+    Example:
+        >>> register_contrast("squared gap", lambda y, t, S: (y.gather(1, t[:, None])[:, 0] ** 2))
+    """
+    if name in _REGISTERED:
+        raise InputError(f"a contrast named {name!r} exists already; choose another name")
+    _REGISTERED[name] = contrast if isinstance(contrast, Contrast) else FunctionContrast(contrast, name)
+
+
+def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
+    """A name, a contrast or a function, as a contrast.
+
+    Raises:
+        InputError: If the name is not registered or the object is no contrast.
+    """
+    if isinstance(contrast, Contrast):
+        return contrast
+    if isinstance(contrast, str):
+        if contrast not in _REGISTERED:
+            raise InputError(unknown("contrast", contrast, _REGISTERED))
+        return _REGISTERED[contrast]
+    if callable(contrast):
+        return FunctionContrast(contrast)
+    raise InputError(f"a contrast is a name, a Contrast or a function, not {type(contrast).__name__}")
+
+
+# --------------------------------------------------------------------------------------------- in use
+@dataclass(frozen=True)
+class Ask:
+    """A contrast applied to a question about samples whose logits are known: what attribution methods work from.
+
+    Attributes:
+        logits: (N, C) at the explained inputs.
+        question: Facts and foils.
+        contrast: How they are weighed.
+    """
+
+    logits: Tensor
+    question: Question
+    contrast: Contrast
+
+    @property
+    def seeds(self) -> Tensor:
+        """(N, Q, C): derivative of the contrast with respect to the logits, at the explained inputs."""
+        return self.contrast.seed(self.logits, self.question)
+
+    def scalar(self, logits: Tensor, weights: Literal["frozen", "live"] = "frozen") -> Tensor:
+        """The contrast at other logits of the same samples.
+
+        Args:
+            logits: (..., N, C), e.g. of altered inputs.
+            weights: "frozen": linear in the logits, the weights of the foils held at the explained input (the paper's
+                eq. 1); "live": re-evaluated at every point.
+
+        Returns:
+            (..., N, Q).
+        """
+        if weights == "live":
+            return self.contrast.scalar(logits, self.question)
+        if weights == "frozen":
+            return torch.einsum("...nc,nqc->...nq", logits, self.seeds)
+        raise InputError(unknown("weights", weights, ["frozen", "live"]))

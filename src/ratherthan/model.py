@@ -1,0 +1,486 @@
+"""The subject: a network with what one must know to ask it questions, and the ways to get hold of one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ratherthan.data.images import Resize, read_image, to_tensor
+from ratherthan.errors import InputError, LayerError, ModelError, first_line, unknown
+from ratherthan.weights import fit_weights
+
+Output = Literal["logits", "probabilities", "value"]
+
+
+class Model:
+    """A torch module, its class names and the way into it.
+
+    Args:
+        module: The network. It maps normalised images (N, C, H, W) to logits (N, classes), or what `output` says.
+        class_names: One name per class.
+        mean: Per-channel mean that the network expects to be subtracted from images in [0, 1].
+        std: Per-channel standard deviation they are then divided by.
+        size: Height and width that files and PIL images are brought to; None keeps theirs.
+        resize: How: "squash" ignores the aspect ratio, "crop" resizes the shorter side to size / `crop_share` and takes
+            the centre.
+        crop_share: Share of the shorter side that a centre crop keeps.
+        channels: 1 or 3; None: what the first convolution takes.
+        layer: Dotted name of the layer that layer methods explain; None: found automatically.
+        output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
+            serves as logits), or "value" (one number, a regressor).
+        name: What to call it in results.
+
+    Raises:
+        InputError: If `mean`, `std` or `size` do not fit together.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        class_names: Sequence[str] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | tuple[int, int] | None = None,
+        resize: Resize = "squash",
+        crop_share: float = 0.875,
+        channels: int | None = None,
+        layer: str | None = None,
+        output: Output = "logits",
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise InputError(f"a model is a torch.nn.Module, not {type(module).__name__}")
+        if output not in ("logits", "probabilities", "value"):
+            raise InputError(unknown("output", output, ["logits", "probabilities", "value"]))
+        self.module = module
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.channels = channels or _input_channels(module)
+        self.mean, self.std = (self._per_channel(v, w) for v, w in ((mean, "mean"), (std, "std")))
+        self.size = (size, size) if isinstance(size, int) else size
+        self.resize = resize
+        self.crop_share = crop_share
+        self.layer = layer
+        self.output: Output = output
+        self.name = name or type(module).__name__
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"Model({self.name}{classes}, layer={self.layer!r})"
+
+    @staticmethod
+    def wrap(model: Model | nn.Module) -> Model:
+        """A bare module becomes a `Model` that is fed as it is."""
+        return model if isinstance(model, Model) else Model(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next((p.device for p in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type it computes in."""
+        return next((p.dtype for p in self._tensors() if p.is_floating_point()), torch.float32)
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the network to a device; returns itself.
+
+        Raises:
+            InputError: If there is no such device here.
+        """
+        try:
+            self.module.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores.
+
+        Args:
+            images: (N, C, H, W) in image space.
+
+        Returns:
+            (N, classes); (N, 2) for a sigmoid classifier, -y/2 and y/2 so that their difference is its log-odds and
+            either class has a plain map; (N, 1) for a regressor. At least float32.
+
+        Raises:
+            ModelError: If the network fails, or returns something else than promised.
+        """
+        scores = self._scores(self._run(self._normalised(images)), len(images))
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if self.output == "probabilities":
+            return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+        if self.output == "logits" and scores.shape[1] == 1:
+            return torch.cat([-scores / 2, scores / 2], 1)
+        return scores
+
+    def check(self, logits: Tensor) -> None:
+        """Refuse logits no explanation can be made of.
+
+        Raises:
+            ModelError: If they are not finite, look like probabilities, or do not fit the class names.
+        """
+        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise ModelError(
+                f"the model gives NaN or infinite scores for sample {bad[0]}: check its weights and the input"
+            )
+        if self.output == "logits" and logits.shape[1] > 1 and _look_like_probabilities(logits):
+            raise ModelError(
+                "the model returns probabilities; hand in its logits, or Model(..., output='probabilities')"
+            )
+        if (
+            self.class_names is not None
+            and self.output != "value"
+            and len(self.class_names) != logits.shape[1]
+        ):
+            raise ModelError(
+                f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes"
+            )
+
+    def submodule(self, layer: str | nn.Module) -> nn.Module:
+        """The layer with this dotted name, or this module itself if it is part of the network.
+
+        Raises:
+            LayerError: If it is not there.
+        """
+        if isinstance(layer, nn.Module):
+            if not any(layer is module for module in self.module.modules()):
+                raise LayerError(
+                    f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules"
+                )
+            return layer
+        modules = dict(self.module.named_modules())
+        if layer not in modules or not layer:
+            raise LayerError(unknown("layer", layer, (name for name in modules if name)))
+        return modules[layer]
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Bring images into image space.
+
+        Args:
+            images: A path, PIL image, array ((H, W), (H, W, C), uint8 or [0, 1]) or tensor ((C, H, W) or (N, C, H, W)), or a
+                list of these. Tensors are taken as they are, all else is resized.
+
+        Returns:
+            (N, C, H, W) on the model's device, in its dtype.
+
+        Raises:
+            InputError: If something is no image, or the sizes differ and the model has no `size`.
+        """
+        if isinstance(images, Tensor):
+            return self._batch(images)
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        prepared = [
+            self._batch(each)[0] if isinstance(each, Tensor) else self._prepare(each) for each in images
+        ]
+        shapes = {tuple(image.shape) for image in prepared}
+        if len(shapes) > 1:
+            raise InputError(
+                f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224"
+            )
+        if not prepared:
+            raise InputError("no images were given")
+        return self._batch(torch.stack([image.to(self.device, self.dtype) for image in prepared]))
+
+    def _prepare(self, image: Any) -> Tensor:
+        picture = read_image(image) if isinstance(image, (str, Path)) else image
+        return to_tensor(picture, self.channels, self.size, self.resize, self.crop_share)
+
+    def _batch(self, images: Tensor) -> Tensor:
+        images = images.unsqueeze(0) if images.ndim == 3 else images
+        if images.ndim < 2 or len(images) == 0:
+            raise InputError(f"images of shape {tuple(images.shape)}: (N, C, H, W) with N >= 1 is needed")
+        images = images.detach().to(self.device, self.dtype)
+        if not images.isfinite().all():
+            raise InputError("the images hold NaN or infinite values; image space is [0, 1]")
+        low, high = images.min().item(), images.max().item()
+        if (self.mean or self.std) and (low < -1e-4 or high > 1 + 1e-4):
+            raise InputError(
+                f"images range over [{low:.3g}, {high:.3g}]: hand them in [0, 1]; this model normalises by itself"
+            )
+        return images
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.mean is not None:
+            images = images - images.new_tensor(self.mean).view(-1, 1, 1)
+        return images if self.std is None else images / images.new_tensor(self.std).view(-1, 1, 1)
+
+    def _run(self, images: Tensor) -> Any:
+        try:
+            return self.module(images)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            shape = tuple(images.shape)
+            raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}") from error
+
+    def _scores(self, output: Any, samples: int) -> Tensor:
+        scores = getattr(output, "logits", output)
+        if not isinstance(scores, Tensor):
+            what = f"a {type(output).__name__}"
+            raise ModelError(
+                f"{self.name} returns {what}: wrap it in a module that returns the logits, (N, classes)"
+            )
+        if self.output == "value" and scores.ndim == 1:
+            scores = scores.unsqueeze(1)
+        if scores.ndim != 2 or len(scores) != samples or (self.output == "value" and scores.shape[1] != 1):
+            wanted = f"({samples}, 1)" if self.output == "value" else f"({samples}, classes)"
+            raise ModelError(
+                f"{self.name} returns shape {tuple(scores.shape)} for {samples} samples; {wanted} is needed"
+            )
+        return scores
+
+    def _per_channel(self, values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
+        if values is None:
+            return None
+        row = tuple(float(v) for v in values)
+        if len(row) not in (1, self.channels):
+            raise InputError(f"{what} has {len(row)} values for images of {self.channels} channels")
+        if what == "std" and min(row) <= 0:
+            raise InputError(f"std must be positive, not {row}")
+        return row
+
+    def _tensors(self) -> Iterable[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+
+def _input_channels(module: nn.Module) -> int:
+    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def _look_like_probabilities(scores: Tensor) -> bool:
+    return bool((scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-4).all())
+
+
+# --------------------------------------------------------------------------------------------- getting hold of one
+def load(
+    spec: str,
+    *,
+    weights: str | Path | None = None,
+    class_names: Sequence[str] | str | Path | None = None,
+    device: str | torch.device = "cpu",
+    trust_code: bool = False,
+    **settings: Any,
+) -> Model:
+    """Load a model by name.
+
+    Args:
+        spec: "zoo:NAME"; "hf:NAME or folder" (transformers); "torchvision:NAME"; "timm:NAME"; a ".pt2" exported
+            program; or "file.py:factory", a function without arguments that returns the module.
+        weights: A safetensors file, or a .pt/.pth state dict (read with `weights_only=True`).
+        class_names: Names, or a file of them (see `read_class_names`).
+        device: Where to put it.
+        trust_code: Allow "file.py:factory", which runs that file.
+        **settings: Any argument of `Model`, overriding what the source says.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        InputError: If the name is unknown or an extra is missing.
+        ModelError: If the weights cannot be read or do not fit.
+
+    Example:
+        >>> model = load("zoo:mnist")
+    """
+    kind, _, name = spec.partition(":")
+    if kind in _LOADERS and name:
+        model = _LOADERS[kind](name, weights)
+    elif spec.endswith(".pt2"):
+        model = _load_exported(Path(spec))
+    elif ".py:" in spec:
+        model = _load_factory(spec, weights, trust_code)
+    else:
+        known = ", ".join(f"{each}:NAME" for each in _LOADERS)
+        raise InputError(f"model {spec!r}: give one of {known}, a .pt2 file or file.py:factory")
+    if isinstance(class_names, (str, Path)):
+        class_names = read_class_names(class_names)
+    described = {
+        key: getattr(model, key)
+        for key in (
+            "class_names",
+            "mean",
+            "std",
+            "size",
+            "resize",
+            "crop_share",
+            "channels",
+            "layer",
+            "output",
+        )
+    }
+    given = {
+        key: value for key, value in {**settings, "class_names": class_names}.items() if value is not None
+    }
+    for each in model.module.modules():
+        each.training = False
+    return Model(model.module, **{**described, "name": spec, **given}).to(device)
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names from a file.
+
+    Args:
+        path: JSON (a list of names, a list of [identifier, name], or an object {index: name}) or text, one name a line.
+
+    Returns:
+        The names in class order. An object's names are ordered by its keys.
+
+    Raises:
+        InputError: If the file cannot be read or has another form.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
+    if not str(path).endswith(".json"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"class names: {str(path)!r} is no JSON: {error}") from error
+    if isinstance(names, dict) and all(key.isdigit() for key in names):
+        names = [names[key] for key in sorted(names, key=int)]
+    if isinstance(names, list):
+        names = [each[-1] if isinstance(each, list) and each else each for each in names]
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(
+            f"class names: {str(path)!r} should hold a list of names or an object of index: name"
+        )
+    return names
+
+
+def _load_zoo(name: str, weights: str | Path | None) -> Model:
+    from ratherthan import zoo
+
+    entry = zoo.get(name)
+    module = zoo.load_weights(entry, weights)
+    return Model(
+        module, entry.class_names, mean=entry.mean, std=entry.std, size=entry.size, resize=entry.resize,
+        channels=entry.channels, layer=entry.layer, output=entry.output,
+    )  # fmt: skip
+
+
+def _load_hf(name: str, weights: str | Path | None) -> Model:
+    transformers = _extra("transformers", "hf")
+    try:
+        module = transformers.AutoModelForImageClassification.from_pretrained(name)
+        config = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(name)[0]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"hf:{name}: {first_line(error)}") from error
+    labels = module.config.id2label
+    size = config.get("crop_size") if config.get("do_center_crop", "crop_pct" in config) else None
+    edge = size or config.get("size", {})
+    edge = {"height": edge, "width": edge} if isinstance(edge, int) else edge
+    short = edge.get("shortest_edge")
+    model = Model(
+        module if weights is None else fit_weights(module, weights),
+        [str(labels[i]) for i in sorted(labels)],
+        mean=config.get("image_mean") if config.get("do_normalize", True) else None,
+        std=config.get("image_std") if config.get("do_normalize", True) else None,
+        size=(short, short) if short else (edge["height"], edge["width"]) if "height" in edge else None,
+        resize="crop" if size or short else "squash",
+        channels=getattr(module.config, "num_channels", None),
+    )
+    return model
+
+
+def _load_torchvision(name: str, weights: str | Path | None) -> Model:
+    models = _extra("torchvision", "hub").models
+    if name not in models.list_models(module=models):
+        raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
+    published = models.get_model_weights(name).DEFAULT
+    with _fetching(f"torchvision:{name}"):
+        module = models.get_model(name, weights=published if weights is None else None)
+    transform = published.transforms()
+    edge = transform.crop_size[0]
+    return Model(
+        module if weights is None else fit_weights(module, weights),
+        published.meta["categories"] if weights is None else None,
+        mean=transform.mean, std=transform.std, size=edge, resize="crop",
+        crop_share=edge / transform.resize_size[0],
+    )  # fmt: skip
+
+
+def _load_timm(name: str, weights: str | Path | None) -> Model:
+    timm = _extra("timm", "hub")
+    if not timm.is_model(name):
+        raise InputError(unknown("timm model", name, timm.list_models()))
+    with _fetching(f"timm:{name}"):
+        module = timm.create_model(name, pretrained=weights is None)
+    config = timm.data.resolve_model_data_config(module)
+    return Model(
+        module if weights is None else fit_weights(module, weights),
+        mean=config["mean"], std=config["std"], size=tuple(config["input_size"][1:]), resize="crop",
+        crop_share=config["crop_pct"], channels=config["input_size"][0],
+    )  # fmt: skip
+
+
+def _load_exported(path: Path) -> Model:
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    try:
+        program = torch.export.load(path)
+        return Model(torch.export.unflatten(program))
+    except Exception as error:  # whatever a damaged archive raises
+        raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
+
+
+def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Model:
+    path, _, factory = spec.rpartition(":")
+    if not trust_code:
+        raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
+    location = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if location is None or location.loader is None or not Path(path).is_file():
+        raise InputError(f"there is no Python file {path!r}")
+    source = importlib.util.module_from_spec(location)
+    try:
+        location.loader.exec_module(source)
+        made = getattr(source, factory)()
+    except Exception as error:
+        raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(made, (Model, nn.Module)):
+        raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")
+    model = Model.wrap(made)
+    if weights is not None:
+        fit_weights(model.module, weights)
+    return model
+
+
+def _extra(package: str, extra: str) -> Any:
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
+    except RuntimeError as error:
+        raise InputError(f"{package} is installed but does not import: {first_line(error)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _fetching(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE"
+        ) from error
+
+
+_LOADERS: dict[str, Callable[[str, str | Path | None], Model]] = {
+    "zoo": _load_zoo,
+    "hf": _load_hf,
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+}

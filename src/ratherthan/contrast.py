@@ -56,9 +56,7 @@ class Question:
         return Question(self.fact[samples], self.foils[samples], self.axis, values)
 
 
-def resolve(
-    logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None
-) -> Question:
+def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None) -> Question:
     """Turn what a user asks into indices, once, at the border.
 
     Args:
@@ -81,9 +79,7 @@ def resolve(
     facts, fact_is_axis = resolver.facts(fact)
     foils, foil_is_axis = resolver.foils(foil, facts)
     if fact_is_axis and foil_is_axis:
-        raise InputError(
-            "fact and foil are both axes (lists, 'each' or 'topK'); give one of them as a single class"
-        )
+        raise InputError("fact and foil are both axes (lists, 'each' or 'topK'); give one of them as a single class")
     axis: Literal["fact", "foil"] | None = "fact" if fact_is_axis else "foil" if foil_is_axis else None
     return Question(facts.expand(foils.shape[:2]), foils, axis)
 
@@ -111,9 +107,7 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
     if isinstance(foil, (list, tuple)):
         values = values.expand(count, -1)
     elif values.ndim == 1 and len(values) != count:
-        raise InputError(
-            f"{len(values)} foil values for {count} samples; give one per sample, or a list for an axis"
-        )
+        raise InputError(f"{len(values)} foil values for {count} samples; give one per sample, or a list for an axis")
     else:
         values = values.expand(count).unsqueeze(1)
     fact = torch.zeros_like(values, dtype=torch.long)
@@ -144,9 +138,7 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
     wanted = given.strip().casefold()
     exact = [i for i, name in enumerate(names or ()) if name.casefold() == wanted]
     matches = exact or [
-        i
-        for i, name in enumerate(names or ())
-        if wanted in (part.strip().casefold() for part in name.split(","))
+        i for i, name in enumerate(names or ()) if wanted in (part.strip().casefold() for part in name.split(","))
     ]
     if len(matches) > 1:
         raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
@@ -155,9 +147,7 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
     if wanted.isdigit():
         return class_index(int(wanted), classes)
     if not names:
-        raise InputError(
-            f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}"
-        )
+        raise InputError(f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}")
     raise InputError(unknown("class", given, names))
 
 
@@ -234,9 +224,7 @@ class _Resolver:
 
     def _rivals(self, facts: Tensor, count: int, word: str) -> Tensor:
         if count > 1 and facts.shape[1] > 1:
-            raise InputError(
-                f"fact and foil are both axes; with several facts, ask for one foil instead of {word!r}"
-            )
+            raise InputError(f"fact and foil are both axes; with several facts, ask for one foil instead of {word!r}")
         others = self.logits.unsqueeze(1).masked_fill(self._one_hot(facts), -torch.inf)
         top = others.topk(self._bounded(count, self.classes - 1, word), dim=2).indices
         return top.flatten(1)
@@ -249,15 +237,11 @@ class _Resolver:
             raise InputError(f"{len(indices)} {what}s for {self.samples} samples; give one per sample")
         bad = indices[(indices < 0) | (indices >= self.classes)]
         if bad.numel():
-            raise InputError(
-                f"class {int(bad[0])} does not exist: this model has classes 0 to {self.classes - 1}"
-            )
+            raise InputError(f"class {int(bad[0])} does not exist: this model has classes 0 to {self.classes - 1}")
         return (indices.unsqueeze(1), False) if indices.ndim == 1 else (indices, True)
 
     def _class(self, given: Any) -> int:
-        return class_index(
-            given.item() if isinstance(given, (Tensor, np.ndarray)) else given, self.classes, self.names
-        )
+        return class_index(given.item() if isinstance(given, (Tensor, np.ndarray)) else given, self.classes, self.names)
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(indices.long(), self.classes).bool()
@@ -357,9 +341,7 @@ class Mean(Contrast):
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """e_t - 1_S / |S|."""
-        return _fact_seed(logits, question) - question.foils / question.foils.sum(-1, keepdim=True).to(
-            logits.dtype
-        )
+        return _fact_seed(logits, question) - question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
 
     def describe(self, fact: str, foil: str) -> str:
         """Why P, rather than the average foil?"""
@@ -378,9 +360,7 @@ class Max(Contrast):
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """e_t - e_{s*}; of equal foils the first."""
         strongest = _of_foils(logits, question).argmax(-1)
-        return _fact_seed(logits, question) - torch.nn.functional.one_hot(strongest, logits.shape[-1]).to(
-            logits.dtype
-        )
+        return _fact_seed(logits, question) - torch.nn.functional.one_hot(strongest, logits.shape[-1]).to(logits.dtype)
 
     def describe(self, fact: str, foil: str) -> str:
         """Why P, rather than the strongest foil?"""
@@ -483,9 +463,7 @@ class FunctionContrast(Contrast):
             rows = [self.function(y, fact, foils) for y in logits.reshape(-1, *logits.shape[-2:])]
             if rows[0].shape != fact.shape:
                 shapes = f"{tuple(rows[0].shape)}, not ({len(fact)},)"
-                raise InputError(
-                    f"contrast {self.name!r} returned shape {shapes}: one number per sample is needed"
-                )
+                raise InputError(f"contrast {self.name!r} returned shape {shapes}: one number per sample is needed")
             columns.append(torch.stack(rows).reshape(logits.shape[:-1]))
         return torch.stack(columns, -1)
 
@@ -494,9 +472,7 @@ class FunctionContrast(Contrast):
         return f"Why {fact}, rather than {foil}? ({self.name})"
 
 
-_REGISTERED: dict[str, Contrast] = {
-    c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())
-}
+_REGISTERED: dict[str, Contrast] = {c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())}
 
 
 def contrasts() -> list[str]:

@@ -39,9 +39,7 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     """
     names = list(known)
     by_folded = {name.casefold(): name for name in names}
-    close = [
-        by_folded[match] for match in get_close_matches(str(given).casefold(), by_folded, n=3, cutoff=0.5)
-    ]
+    close = [by_folded[match] for match in get_close_matches(str(given).casefold(), by_folded, n=3, cutoff=0.5)]
     if close:
         return f"unknown {kind} {str(given)!r}; did you mean {' or '.join(repr(name) for name in close)}?"
     shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")

@@ -139,14 +139,8 @@ class Model:
             raise ModelError(
                 "the model returns probabilities; hand in its logits, or Model(..., output='probabilities')"
             )
-        if (
-            self.class_names is not None
-            and self.output != "value"
-            and len(self.class_names) != logits.shape[1]
-        ):
-            raise ModelError(
-                f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes"
-            )
+        if self.class_names is not None and self.output != "value" and len(self.class_names) != logits.shape[1]:
+            raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes")
 
     def submodule(self, layer: str | nn.Module) -> nn.Module:
         """The layer with this dotted name, or this module itself if it is part of the network.
@@ -156,9 +150,7 @@ class Model:
         """
         if isinstance(layer, nn.Module):
             if not any(layer is module for module in self.module.modules()):
-                raise LayerError(
-                    f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules"
-                )
+                raise LayerError(f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules")
             return layer
         modules = dict(self.module.named_modules())
         if layer not in modules or not layer:
@@ -182,14 +174,10 @@ class Model:
             return self._batch(images)
         if not isinstance(images, (list, tuple)):
             images = [images]
-        prepared = [
-            self._batch(each)[0] if isinstance(each, Tensor) else self._prepare(each) for each in images
-        ]
+        prepared = [self._batch(each)[0] if isinstance(each, Tensor) else self._prepare(each) for each in images]
         shapes = {tuple(image.shape) for image in prepared}
         if len(shapes) > 1:
-            raise InputError(
-                f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224"
-            )
+            raise InputError(f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224")
         if not prepared:
             raise InputError("no images were given")
         return self._batch(torch.stack([image.to(self.device, self.dtype) for image in prepared]))
@@ -228,9 +216,7 @@ class Model:
         scores = getattr(output, "logits", output)
         if not isinstance(scores, Tensor):
             what = f"a {type(output).__name__}"
-            raise ModelError(
-                f"{self.name} returns {what}: wrap it in a module that returns the logits, (N, classes)"
-            )
+            raise ModelError(f"{self.name} returns {what}: wrap it in a module that returns the logits, (N, classes)")
         if self.output == "value" and scores.ndim == 1:
             scores = scores.unsqueeze(1)
         if scores.ndim != 2 or len(scores) != samples or (self.output == "value" and scores.shape[1] != 1):
@@ -320,9 +306,7 @@ def load(
             "output",
         )
     }
-    given = {
-        key: value for key, value in {**settings, "class_names": class_names}.items() if value is not None
-    }
+    given = {key: value for key, value in {**settings, "class_names": class_names}.items() if value is not None}
     for each in model.module.modules():
         each.training = False
     return Model(model.module, **{**described, "name": spec, **given}).to(device)
@@ -355,9 +339,7 @@ def read_class_names(path: str | Path) -> list[str]:
     if isinstance(names, list):
         names = [each[-1] if isinstance(each, list) and each else each for each in names]
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise InputError(
-            f"class names: {str(path)!r} should hold a list of names or an object of index: name"
-        )
+        raise InputError(f"class names: {str(path)!r} should hold a list of names or an object of index: name")
     return names
 
 
@@ -473,9 +455,7 @@ def _fetching(spec: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE"
-        ) from error
+        raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
 
 
 _LOADERS: dict[str, Callable[[str, str | Path | None], Model]] = {

@@ -20,11 +20,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        state = (
-            load_file(path)
-            if str(path).endswith(".safetensors")
-            else torch.load(path, "cpu", weights_only=True)
-        )
+        state = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"weights: there is no file {str(path)!r}") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
@@ -51,9 +47,7 @@ def fit_weights(module: nn.Module, path: str | Path) -> nn.Module:
         raise ModelError(
             f"weights: {str(path)!r} do not fit {type(module).__name__}: {' '.join(lines)[:300]}"
         ) from error
-    broken = next(
-        (name for name, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None
-    )
+    broken = next((name for name, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
     if broken:
         raise ModelError(f"weights: {str(path)!r} hold NaN or infinite values in {broken!r}")
     return module

@@ -45,9 +45,7 @@ def read_image(source: str | Path | IO[bytes], name: str | None = None) -> Image
                 return ImageOps.exif_transpose(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS or 0
-        raise InputError(
-            f"{shown}: too large to decode safely (more than {limit:,} pixels); scale it down"
-        ) from error
+        raise InputError(f"{shown}: too large to decode safely (more than {limit:,} pixels); scale it down") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{shown}: not an image that Pillow can read") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -83,11 +81,7 @@ def to_tensor(
         picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
     picture = picture.convert("L" if channels == 1 else "RGB")
     if size is not None and picture.size != (size[1], size[0]):
-        picture = (
-            _crop(picture, size, crop_share)
-            if resize == "crop"
-            else picture.resize((size[1], size[0]), _FILTER)
-        )
+        picture = _crop(picture, size, crop_share) if resize == "crop" else picture.resize((size[1], size[0]), _FILTER)
     values = np.asarray(picture, dtype=np.float32) / 255
     return torch.from_numpy(values.reshape(*values.shape[:2], -1)).permute(2, 0, 1).contiguous()
 

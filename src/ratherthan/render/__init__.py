@@ -1,1 +1,20 @@
-"""Placeholder."""
+"""Plain arrays in, pictures out: colours, overlays, figures and the HTML report. Knows no model and no torch."""
+
+from ratherthan.render.case import Case, MapView
+from ratherthan.render.colours import diverging, overlay, sequential, shared_limit
+from ratherthan.render.figure import figure, grid, overlay_png
+from ratherthan.render.report import report_html, write_report
+
+__all__ = [
+    "Case",
+    "MapView",
+    "diverging",
+    "figure",
+    "grid",
+    "overlay",
+    "overlay_png",
+    "report_html",
+    "sequential",
+    "shared_limit",
+    "write_report",
+]

@@ -1,0 +1,71 @@
+"""Encoding pictures, and writing files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from ratherthan.render.colours import as_rgb, palette, resample
+
+LONGEST = 448  # px: a photograph in a report is not larger
+PIXELATED = 96  # px: images up to this size are shown as the squares they are made of
+
+
+def image_uri(image: ArrayLike) -> tuple[str, tuple[int, int]]:
+    """Encode an image as a data URI (a photograph as JPEG); also return the height and width it is left with."""
+    picture = Image.fromarray(as_rgb(image))
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    small = max(picture.size) <= PIXELATED
+    return data_uri(picture, "png") if small else data_uri(picture, "jpeg"), (picture.height, picture.width)
+
+
+def map_uri(values: ArrayLike, limit: float, shape: tuple[int, int]) -> str:
+    """Encode a signed map as a transparent PNG to lay over an image of this shape.
+
+    A map coarser than its photograph stays coarse, for the browser smooths it; others take the image's size.
+    """
+    coarse = max(shape) > PIXELATED and max(np.shape(values)) < max(shape)
+    index, colours = palette(values if coarse else resample(values, shape), limit)
+    picture = Image.fromarray(index)
+    picture.putpalette(colours.tobytes(), "RGBA")
+    return data_uri(picture, "png")
+
+
+def data_uri(picture: Image.Image, kind: str) -> str:
+    """Encode a picture as a data URI of the given kind, "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(encode(picture, kind)).decode()}"
+
+
+def encode(picture: Image.Image, kind: str) -> bytes:
+    """Encode a picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, optimize=True, quality=88)
+    return buffer.getvalue()
+
+
+def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
+    """Write a file under another name first, so that no reader ever meets half of it; missing folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(draft, 0o666 & ~umask)  # mkstemp's 0600 would keep others from reading the report
+        os.replace(draft, target)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return target

@@ -1,1 +1,18 @@
-"""Placeholder."""
+"""Labelled images by name, from a folder the user names, or from anything that holds images and labels."""
+
+from ratherthan.data.dataset import Batches, Dataset, Skipped, batches
+from ratherthan.data.images import CorruptImage, fit_image, open_image, to_tensor
+from ratherthan.data.sources import load, names
+
+__all__ = [
+    "Batches",
+    "CorruptImage",
+    "Dataset",
+    "Skipped",
+    "batches",
+    "fit_image",
+    "load",
+    "names",
+    "open_image",
+    "to_tensor",
+]

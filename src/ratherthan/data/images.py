@@ -1,112 +1,119 @@
-"""Single images: read safely, bring to size, turn into image space."""
+"""From bytes to images in image space: bounded decoding, resizing, cropping."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ratherthan.errors import InputError
 
-Resize = Literal["squash", "crop"]
+MAX_PIXELS = 100_000_000
+"""Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
 
 
-def read_image(source: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
-    """Decode an image file.
+class CorruptImage(InputError):
+    """A file that should hold an image but does not: empty, truncated, too large, or something else."""
+
+
+def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """Decode one image completely, as it should be looked at: greyscale or RGB, turned as its EXIF tag says.
 
     Args:
-        source: A path or an open binary file.
-        name: What to call it in errors; the path where left out.
+        source: A path, or the encoded bytes.
+        name: What to call it in an error; by default the path.
 
     Returns:
-        The decoded image, in the file's own mode, turned upright as its EXIF says.
+        An image of mode "L" or "RGB". Transparent pixels are laid over white.
 
     Raises:
-        InputError: If there is no such file, or it is empty, truncated, no image, or so large that decoding it is unsafe.
+        CorruptImage: It cannot be read or decoded, or has more than 100 million pixels.
     """
-    from PIL import ImageOps
-
-    shown = name or str(source)
-    if isinstance(source, (str, Path)):
-        if not Path(source).is_file():
-            raise InputError(f"{shown}: there is no such file")
-        if Path(source).stat().st_size == 0:
-            raise InputError(f"{shown}: the file is empty")
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise CorruptImage(f"{name}: cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise CorruptImage(f"{name}: the file is empty (zero bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                picture.load()
-                return ImageOps.exif_transpose(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise InputError(f"{shown}: too large to decode safely (more than {limit:,} pixels); scale it down") from error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise CorruptImage(f"{name}: {image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
+            return _plain(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels (decompression bomb)") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{shown}: not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{shown}: damaged or truncated image ({str(error).splitlines()[0]})") from error
+        raise CorruptImage(f"{name}: not an image that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
+        if isinstance(error, CorruptImage):
+            raise
+        raise CorruptImage(f"{name}: damaged image ({error})") from error
 
 
-def to_tensor(
-    image: Any,
-    channels: int = 3,
-    size: tuple[int, int] | None = None,
-    resize: Resize = "squash",
-    crop_share: float = 0.875,
-) -> Tensor:
-    """A PIL image or array in image space.
+def _plain(image: Image.Image) -> Image.Image:
+    """Bring any mode to "L" or "RGB" (16-bit greys are scaled, transparency laid over white)."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
+    """Turn an 8-bit image into float32 (C, H, W) in [0, 1].
 
     Args:
-        image: PIL image, or array (H, W) or (H, W, C), uint8 or floats in [0, 1].
-        channels: 1 (grey) or 3 (RGB).
-        size: Height and width to bring it to; None keeps its own.
-        resize: "squash" ignores the aspect ratio; "crop" resizes the shorter side, then takes the centre.
-        crop_share: Share of the shorter side that the centre crop keeps.
+        image: The image, of any mode.
+        channels: 1 (greyscale) or 3 (RGB); by default what the image has.
 
     Returns:
-        float32 (channels, H, W) in [0, 1].
-
-    Raises:
-        InputError: If it is neither, or an array of another shape or range.
+        The tensor; it shares no memory with the image.
     """
-    picture = image if isinstance(image, Image.Image) else _from_array(image)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if size is not None and picture.size != (size[1], size[0]):
-        picture = _crop(picture, size, crop_share) if resize == "crop" else picture.resize((size[1], size[0]), _FILTER)
-    values = np.asarray(picture, dtype=np.float32) / 255
-    return torch.from_numpy(values.reshape(*values.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    mode = {None: "L" if image.mode == "L" else "RGB", 1: "L", 3: "RGB"}[channels]
+    pixels = np.array(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous().float() / 255
 
 
-_FILTER = Image.Resampling.BILINEAR
-ImageFile.LOAD_TRUNCATED_IMAGES = False
+def fit_image(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: Literal["resize", "crop"] = "resize",
+    crop_fraction: float = 1.0,
+    channels: int | None = None,
+) -> Tensor:
+    """Bring an image to a given size.
 
+    Args:
+        image: The image.
+        size: Height and width wanted.
+        fit: "resize" changes height and width and not the content; "crop" keeps the aspect and takes the centre.
+        crop_fraction: The share of the (larger scaled) image that "crop" keeps along its tighter side.
+        channels: 1 or 3; by default what the image has.
 
-def _crop(picture: Image.Image, size: tuple[int, int], crop_share: float) -> Image.Image:
+    Returns:
+        float32 (C, height, width) in [0, 1], resized bilinearly with antialiasing.
+    """
     height, width = size
-    scale = max(height / picture.height, width / picture.width) / crop_share
-    big = picture.resize(
-        (max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), _FILTER
-    )
-    left, top = (big.width - width) // 2, (big.height - height) // 2
-    return big.crop((left, top, left + width, top + height))
+    if fit == "crop":
+        scale = max(height / image.height, width / image.width) / crop_fraction
+        image = _resized(image, round(image.height * scale), round(image.width * scale))
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    return to_tensor(_resized(image, height, width), channels)
 
 
-def _from_array(image: Any) -> Image.Image:
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"an image is a path, a PIL image, an array or a tensor, not {type(image).__name__}")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise InputError(f"an image array has shape (H, W) or (H, W, channels), not {image.shape}")
-    if image.dtype != np.uint8:
-        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-            raise InputError("an image array holds uint8, or finite numbers in [0, 1]")
-        image = (image * 255).round().astype(np.uint8)
-    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+def _resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    same = (image.width, image.height) == (width, height)
+    return image if same else image.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,0 +1,207 @@
+"""A set of labelled images, decoded when asked for, and batches of it that name what they had to skip."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ratherthan.data.images import CorruptImage, to_tensor
+from ratherthan.errors import InputError
+
+
+class Reader(Protocol):
+    """Where the images come from."""
+
+    def read(self, index: int) -> Image.Image | Tensor:
+        """The image at a position: a Pillow image, or float32 (C, H, W) in [0, 1]."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """What changes when that image changes: its size in bytes, or a hash."""
+        ...
+
+
+Transform = Callable[[Any], Tensor]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset(TorchDataset[tuple[Tensor, int]]):
+    """Labelled images. An item is an image, float32 (C, H, W) in [0, 1], and its label.
+
+    Attributes:
+        name: What it is called in tables.
+        class_names: Names in the order of the labels.
+        ids: One stable name per image: a path inside the set, or split and number.
+        labels: One label per image, known without decoding; an index into `class_names`.
+        reader: Where the images come from.
+        transform: Applied to what the reader gives (a Pillow image, or a tensor for sets that hold tensors), in the
+            worker processes; by default images stay as large as they are. A model's preprocessing goes here.
+        positions: For each image its position in the reader.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    reader: Reader
+    transform: Transform | None = None
+    positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise InputError(f"{self.name}: no images")
+        if not self.positions:
+            object.__setattr__(self, "positions", tuple(range(len(self.ids))))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Decode one image.
+
+        Raises:
+            CorruptImage: It cannot be decoded.
+        """
+        image = self.reader.read(self.positions[index])
+        if self.transform is not None:
+            return self.transform(image), self.labels[index]
+        return (image if isinstance(image, Tensor) else to_tensor(image)), self.labels[index]
+
+    def subset(self, indices: Sequence[int]) -> Dataset:
+        """The same set with only some of its images, in the order given."""
+
+        def picked(values: tuple[_T, ...]) -> tuple[_T, ...]:
+            return tuple(values[index] for index in indices)
+
+        ids, labels, positions = picked(self.ids), picked(self.labels), picked(self.positions)
+        return replace(self, ids=ids, labels=labels, positions=positions)
+
+    def with_transform(self, transform: Transform | None) -> Dataset:
+        """The same set with another transform."""
+        return replace(self, transform=transform)
+
+    def fingerprint(self) -> str:
+        """A hash of names, labels and what the reader knows of the content; independent of where the set lies."""
+        digest = hashlib.sha256(repr((self.name, self.class_names)).encode())
+        for name, label, position in zip(self.ids, self.labels, self.positions, strict=True):
+            digest.update(f"{name}\0{label}\0{self.reader.stamp(position)}\n".encode())
+        return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Batches:
+    """Batches of a set, as (indices (B,), images (B, C, H, W), labels (B,)); corrupt images are left out and listed.
+
+    Attributes:
+        dataset: The set.
+        batch_size: Images per batch; corrupt ones make a batch smaller, an empty batch is not given.
+        workers: Processes that decode; 0 decodes in this one.
+        order: The indices to visit; by default all, in order.
+        skipped: What was left out, filled while iterating.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    workers: int = 0
+    order: Sequence[int] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset if self.order is None else self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.skipped.clear()
+        loader = DataLoader(
+            _Tolerant(self.dataset),
+            batch_size=self.batch_size,
+            sampler=range(len(self.dataset)) if self.order is None else self.order,
+            num_workers=self.workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # else iterating would draw from the global random numbers
+        )
+        for items in loader:
+            self.skipped += [Skipped(self.dataset.ids[i], reason) for i, _, _, reason in items if reason]
+            whole = [(index, image, label) for index, image, label, reason in items if not reason]
+            if whole:
+                indices, images, labels = zip(*whole, strict=True)
+                yield torch.tensor(indices), self._stack(images), torch.tensor(labels)
+
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        shapes = list(dict.fromkeys(tuple(image.shape) for image in images))
+        if len(shapes) > 1:
+            raise InputError(
+                f"{self.dataset.name}: images of {shapes[0]} and {shapes[1]} cannot share a batch; give the set a "
+                "transform that brings them to one size (e.g. the model's preprocessing)"
+            )
+        return torch.stack(list(images))
+
+
+def batches(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Batches:
+    """Go through a set in batches: see `Batches`.
+
+    Args:
+        dataset: The set.
+        batch_size: Images per batch, at least 1.
+        workers: Processes that decode.
+        order: The indices to visit, by default all in order.
+
+    Returns:
+        An iterable; after iterating, its `skipped` lists the corrupt images.
+
+    Raises:
+        InputError: The batch size is not positive.
+    """
+    if batch_size < 1 or workers < 0:
+        raise InputError(f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}")
+    return Batches(dataset, batch_size, workers, order)
+
+
+@dataclass(frozen=True)
+class _Tolerant(TorchDataset[tuple[int, Tensor | None, int, str]]):
+    """Items with their index and, for a corrupt image, the reason in place of it."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, int, str]:
+        try:
+            image, label = self.dataset[index]
+        except CorruptImage as error:
+            return index, None, self.dataset.labels[index], str(error)
+        return index, image, label, ""
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Images that lie in memory as uint8 (N, H, W) or (N, H, W, C)."""
+
+    array: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def read(self, index: int) -> Tensor:
+        """The image as a tensor."""
+        pixels = torch.from_numpy(np.atleast_3d(self.array[index]).copy())
+        return pixels.permute(2, 0, 1).contiguous().float() / 255
+
+    def stamp(self, index: int) -> str:
+        """A hash of the pixels."""
+        return hashlib.blake2b(self.array[index].tobytes(), digest_size=8).hexdigest()

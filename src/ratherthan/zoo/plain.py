@@ -1,0 +1,52 @@
+"""A plain convolutional network without a single bias, for images whose background is black (digits, garments)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _convolution(channels: int, filters: int, size: int, dilation: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, filters, size, padding=dilation * (size // 2), dilation=dilation, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
+
+
+class PlainNet(nn.Module):
+    """Four convolutions and a global mean: (N, 1, 28, 28) in [0, 1] to logits (N, classes).
+
+    A relative of the discriminator in section 6.1 of the CDeepEx paper (5x5 convolution, pooling, more convolutions,
+    dropout, linear), altered so that its explanations are easy to read and to check:
+
+    - the last convolution keeps a 14 x 14 grid (`features.8`) and only a mean and a linear map follow, so a Grad-CAM
+      map is exactly the evidence each position adds to a logit;
+    - no layer has a bias, so the network is homogeneous, black stays exactly zero in every layer, and maps are zero
+      where no ink is in view; attributions add up to the logits with nothing left over for biases.
+
+    Args:
+        width: Channels of the first convolution; the others have 2, 2 and 4 times as many.
+        classes: How many classes it tells apart.
+    """
+
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _convolution(1, width, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            _convolution(width, 2 * width, 3),
+            nn.ReLU(),
+            _convolution(2 * width, 2 * width, 3),
+            nn.ReLU(),
+            _convolution(2 * width, 4 * width, 3, dilation=2),
+            nn.ReLU(),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(4 * width, classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 1, H, W) to logits (N, classes)."""
+        pooled: Tensor = torch.flatten(self.pool(self.features(x)), 1)
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits

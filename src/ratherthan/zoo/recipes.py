@@ -1,0 +1,142 @@
+"""How each network of the zoo is trained: one `Recipe` each, registered by one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ratherthan.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random affine changes of training images, drawn per image.
+
+    Attributes:
+        shift: Largest shift, as a share of the side.
+        scale: Largest relative change of size.
+        rotation: Largest turn, in degrees.
+        flips: Which sides are mirrored at random: "", "h" or "hv".
+        brightness: Largest relative change of brightness.
+        padding: What lies beyond the border: "zeros" for black grounds, "reflection" for photographs.
+    """
+
+    shift: float = 0.0
+    scale: float = 0.0
+    rotation: float = 0.0
+    flips: str = ""
+    brightness: float = 0.0
+    padding: str = "zeros"
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change a batch (N, C, H, W) in [0, 1] of the CPU; random numbers come from the generator alone."""
+
+        def uniform(limit: float) -> Tensor:
+            return (torch.rand(len(images), generator=generator) * 2 - 1) * limit
+
+        def mirrored(side: str) -> Tensor:
+            sign = torch.randint(0, 2, (len(images),), generator=generator) * 2.0 - 1
+            return sign if side in self.flips else torch.ones(len(images))
+
+        angle, zoom = uniform(self.rotation * math.pi / 180), 1 + uniform(self.scale)
+        across, down = zoom * mirrored("h"), zoom * mirrored("v")
+        matrix = torch.stack(
+            [
+                torch.stack([across * angle.cos(), -down * angle.sin(), 2 * uniform(self.shift)], 1),
+                torch.stack([across * angle.sin(), down * angle.cos(), 2 * uniform(self.shift)], 1),
+            ],
+            dim=1,
+        )
+        grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+        moved = functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
+        return (moved * (1 + uniform(self.brightness)).view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A supervised training: AdamW, learning rate up over the first part, then down along a cosine.
+
+    A network with another target overrides `loss` and `metrics`.
+
+    Attributes:
+        dataset: Name of the data set in `ratherthan.data`.
+        epochs: Passes over the training part.
+        rate: Highest learning rate.
+        batch_size: Images per step.
+        weight_decay: Decoupled decay of AdamW.
+        warmup: Share of all steps over which the learning rate rises.
+        augmentation: Changes of the training images.
+        train: Split to train on.
+        tests: Splits to report on.
+        balance: Images are drawn with probability proportional to (images of their class) ** -balance, with
+            replacement; 0 visits each once.
+        frozen: Modules that keep their weights, by dotted name; nothing is differentiated below them.
+        start: Weights to start from, inside the data root; tensors of another shape (the head) start afresh.
+        workers: Processes that decode images.
+    """
+
+    dataset: str
+    epochs: int
+    rate: float
+    batch_size: int = 128
+    weight_decay: float = 0.01
+    warmup: float = 0.25
+    augmentation: Augmentation = Augmentation()
+    train: str = "train"
+    tests: tuple[str, ...] = ("test",)
+    balance: float = 0.0
+    frozen: tuple[str, ...] = ()
+    start: str | None = None
+    workers: int = 0
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate when a share `progress` in [0, 1) of all steps is done."""
+        if progress < self.warmup:
+            return self.rate * (0.04 + 0.96 * progress / self.warmup)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+    def order(self, labels: Sequence[int], generator: torch.Generator) -> list[int]:
+        """The images of one epoch, in order."""
+        if not self.balance:
+            return torch.randperm(len(labels), generator=generator).tolist()
+        classes = torch.tensor(labels)
+        chance = classes.bincount().double()[classes] ** -self.balance
+        return torch.multinomial(chance, len(labels), replacement=True, generator=generator).tolist()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised: the mean cross-entropy."""
+        return functional.cross_entropy(logits, labels)
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """What is reported: accuracy, and balanced accuracy (the mean over classes of their recall)."""
+        right = (logits.argmax(1) == labels).double()
+        recalls = [right[labels == label].mean() for label in sorted(set(labels.tolist()))]
+        return {"accuracy": right.mean().item(), "balanced_accuracy": torch.stack(recalls).mean().item()}
+
+
+RECIPES: dict[str, Recipe] = {
+    "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
+    "fashion_mnist": Recipe("fashion_mnist", 10, 0.006, augmentation=Augmentation(0.04, 0.05, flips="h")),
+    "flowers102": Recipe(
+        "flowers102", 6, 6e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
+        frozen=tuple(f"features.{index}" for index in range(7)), tests=("valid", "test"),
+        augmentation=Augmentation(0.1, 0.25, 15, "h", 0.2, padding="reflection"),
+    ),
+}  # fmt: skip
+
+
+def recipe(name: str) -> Recipe:
+    """Look up a recipe.
+
+    Raises:
+        InputError: No recipe has this name.
+    """
+    try:
+        return RECIPES[name.removeprefix("zoo:")]
+    except KeyError:
+        raise InputError(unknown("recipe", name.removeprefix("zoo:"), RECIPES)) from None

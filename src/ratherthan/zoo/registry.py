@@ -1,0 +1,192 @@
+"""The zoo's register: what each network is, what it expects, and how its weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError, ModelError, unknown
+from ratherthan.zoo.plain import PlainNet
+from ratherthan.zoo.squeezenet import SqueezeNet
+
+_SHIPPED = Path(__file__).parent / "weights"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """Everything there is to know about one network of the zoo before its weights are read.
+
+    Attributes:
+        name: What stands after `zoo:`.
+        build: Makes the untrained network; called without arguments.
+        layer: Dotted name of the layer that layer methods explain by default.
+        class_names: Names in the order of the logits; empty where the weights file or the user brings them.
+        image_size: Height and width that the network is fed.
+        channels: Channels of the image, 1 or 3.
+        mean: What is subtracted from an image in [0, 1], per channel.
+        std: What it is then divided by.
+        fit: How an image of another size is brought to `image_size`: "resize" changes height and width to it, "crop"
+            resizes the shorter side to `image_size / crop_fraction`, then takes the centre.
+        crop_fraction: The share of the shorter side that "crop" keeps.
+        shipped: File name of the weights inside the package, or None.
+        recipe: Name of the recipe that trains it (`ratherthan train zoo:NAME`), or None.
+        manifold: Name of the generative model that fits its images, or None.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    layer: str
+    class_names: tuple[str, ...] = ()
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    fit: Literal["resize", "crop"] = "crop"
+    crop_fraction: float = 1.0
+    shipped: str | None = None
+    recipe: str | None = None
+    manifold: str | None = None
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights inside the package, or None where none are shipped."""
+        return _SHIPPED / self.shipped if self.shipped else None
+
+
+DIGITS = tuple("0123456789")
+GARMENTS = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+ENTRIES: dict[str, ZooModel] = {
+    entry.name: entry
+    for entry in (
+        ZooModel(
+            "mnist", PlainNet, "features.8", DIGITS, (28, 28), 1, (0.0,), (1.0,), "resize",
+            shipped="mnist.safetensors", recipe="mnist",
+        ),
+        ZooModel(
+            "fashion_mnist", partial(PlainNet, 24), "features.8", GARMENTS, (28, 28), 1, (0.0,), (1.0,), "resize",
+            shipped="fashion_mnist.safetensors", recipe="fashion_mnist",
+        ),
+        ZooModel("squeezenet1_0", SqueezeNet, "features.12", crop_fraction=224 / 256),
+        ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The names of all networks of the zoo."""
+    return list(ENTRIES)
+
+
+def get(name: str) -> ZooModel:
+    """Look up a network.
+
+    Args:
+        name: Its name, with or without `zoo:` in front.
+
+    Returns:
+        Its entry.
+
+    Raises:
+        InputError: No network has this name.
+    """
+    try:
+        return ENTRIES[name.removeprefix("zoo:")]
+    except KeyError:
+        raise InputError(unknown("zoo model", name.removeprefix("zoo:"), ENTRIES)) from None
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a state dict without running anybody's code.
+
+    Args:
+        path: A `.safetensors` file, or a `.pt` or `.pth` file that holds nothing but tensors.
+
+    Returns:
+        The tensors by name, and the metadata of a safetensors file (`class_names` is a JSON list there).
+
+    Raises:
+        ModelError: There is no such file, it is damaged, or it holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"cannot read weights from {path}: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path} holds no plain state dict (tensors by name); save `net.state_dict()`")
+    return state, {}
+
+
+def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
+    """Build a network of the zoo with trained weights.
+
+    Args:
+        entry: The network.
+        path: Its weights, `.safetensors`, `.pt` or `.pth`; by default those that ship in the package.
+
+    Returns:
+        The network in evaluation mode, float32, on the CPU. The global random numbers are not touched.
+
+    Raises:
+        ModelError: None ship and no path was given, the file cannot be read, tensors are missing, too many or of
+            another shape, or a weight is not a finite number.
+    """
+    source = path or entry.weights
+    if source is None:
+        hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
+        raise ModelError(f"zoo:{entry.name} comes without weights: give weights=PATH{hint}")
+    with torch.device("meta"):
+        network = entry.build()
+    state, _ = read_weights(source)
+    _check(network.state_dict(), state, f"{source} does not fit zoo:{entry.name}")
+    cast = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    network.load_state_dict(cast, assign=True)
+    return network.eval()
+
+
+def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, ...]:
+    """The class names that belong to weights: those written in the file, else those of the entry.
+
+    Args:
+        entry: The network.
+        path: The weights given for it, if any.
+
+    Returns:
+        The names in the order of the logits, empty where neither knows them.
+    """
+    metadata = read_weights(path)[1] if path else {}
+    return tuple(json.loads(metadata["class_names"])) if "class_names" in metadata else entry.class_names
+
+
+def _check(wanted: dict[str, Tensor], state: dict[str, Tensor], complaint: str) -> None:
+    def listed(keys: list[str]) -> str:
+        return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+    if missing := [key for key in wanted if key not in state]:
+        raise ModelError(f"{complaint}: missing {listed(missing)}")
+    if extra := [key for key in state if key not in wanted]:
+        raise ModelError(f"{complaint}: it has no {listed(extra)}")
+    for key, tensor in state.items():
+        if tensor.shape != wanted[key].shape:
+            raise ModelError(f"{complaint}: {key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{complaint}: {key} holds NaN or infinite numbers")

@@ -1,0 +1,65 @@
+"""SqueezeNet v1.0 (Iandola et al. 2016), its parameters named like torchvision's `squeezenet1_0`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Fire(nn.Module):
+    """A 1x1 convolution that squeezes the channels, then 1x1 and 3x3 convolutions side by side that expand them.
+
+    Args:
+        channels: Channels of the input.
+        squeeze: Channels between the two stages.
+        expand: Channels that each of the two expanding convolutions adds to the output.
+    """
+
+    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeeze, 1)
+        self.squeeze_activation = nn.ReLU()
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand1x1_activation = nn.ReLU()
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+        self.expand3x3_activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, h, w) to (N, 2 * expand, h, w)."""
+        x = self.squeeze_activation(self.squeeze(x))
+        small, large = self.expand1x1(x), self.expand3x3(x)
+        return torch.cat([self.expand1x1_activation(small), self.expand3x3_activation(large)], dim=1)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet v1.0: (N, 3, H, W), H and W at least 21, normalised, to logits (N, classes).
+
+    The last layer with a spatial grid and a spatial mixture is `features.12`; a 1x1 convolution, a ReLU and a global
+    mean follow it, so logits are never negative.
+
+    Args:
+        classes: How many classes it tells apart.
+    """
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 7, stride=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(96, 16, 64),
+            Fire(128, 16, 64),
+            Fire(128, 32, 128),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(256, 32, 128),
+            Fire(256, 48, 192),
+            Fire(384, 48, 192),
+            Fire(384, 64, 256),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(512, 64, 256),
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(512, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, H, W) to logits (N, classes)."""
+        return torch.flatten(self.classifier(self.features(x)), 1)

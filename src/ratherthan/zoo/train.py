@@ -1,0 +1,319 @@
+"""One training harness for all recipes: seeded, checkpointed after every epoch, resumable to the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from ratherthan import data
+from ratherthan.errors import InputError
+from ratherthan.zoo.recipes import Recipe, recipe
+from ratherthan.zoo.registry import ZooModel, get, read_weights
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: after `batch` of `batches` batches of epoch `epoch` (from 1) of `epochs`."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
+
+
+def train(
+    name: str,
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    resume: bool = True,
+    limit: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train a network of the zoo and write its weights and its model card.
+
+    After every epoch a checkpoint is written beside the weights (temporary file, fsync, rename). A training that was
+    killed goes on from there and ends, on the same machine with the same number of threads, at exactly the weights of
+    an uninterrupted one. The global random numbers are as before afterwards.
+
+    Args:
+        name: The network, e.g. `zoo:mnist`.
+        data_root: The folder of data sets; by default the environment variable RATHERTHAN_DATA.
+        out: The file to write, by default `NAME.safetensors` in the working directory; `.json` and `.md` beside it
+            are the card.
+        epochs: Passes over the training images; by default the recipe's.
+        seed: Of the first weights, the order of the images and their augmentation.
+        device: Where to compute, e.g. "cuda".
+        resume: Go on from a checkpoint where there is one; False starts afresh.
+        limit: Use only the first images of each split, for a quick trial.
+        report: Called after every batch.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        InputError: No such network or recipe, no data, or a checkpoint of other settings lies in the way.
+    """
+    entry = get(name)
+    if entry.recipe is None:
+        raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
+    run = _Run(entry, recipe(entry.recipe), data_root, epochs, seed, device, limit)
+    out = Path(out or f"{entry.name}.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = out.with_suffix(".checkpoint")
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        run.restore(checkpoint)
+        for epoch in range(run.done, run.epochs):
+            run.epoch(epoch, report)
+            run.save(checkpoint)
+        card = run.card()
+    state = {key: value.cpu().contiguous() for key, value in run.network.state_dict().items()}
+    metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
+    _write(out, to_safetensors(state, metadata))
+    _write(out.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    _write(out.with_suffix(".md"), _markdown(card).encode())
+    checkpoint.unlink(missing_ok=True)
+    return out
+
+
+class _Run:
+    """The state of one training: network, optimiser, epochs done."""
+
+    def __init__(
+        self,
+        entry: ZooModel,
+        recipe: Recipe,
+        data_root: str | Path | None,
+        epochs: int | None,
+        seed: int,
+        device: str,
+        limit: int | None,
+    ) -> None:
+        self.entry, self.recipe, self.root = entry, recipe, data_root
+        self.seed, self.device, self.limit = seed, torch.device(device), limit
+        self.epochs = recipe.epochs if epochs is None else epochs
+        self.data = self._split(recipe.train)
+        self.done, self.skipped = 0, set[str]()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = entry.build()
+        if recipe.start:
+            _adopt(self.network, _start(data_root, recipe.start))
+        self.network.to(self.device)
+        for module in recipe.frozen:
+            self.network.get_submodule(module).requires_grad_(False)
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+
+    def _split(self, split: str) -> data.Dataset:
+        entry = self.entry
+        whole = data.load(self.recipe.dataset, self.root, split)
+        part = whole.subset(range(min(self.limit or len(whole), len(whole))))
+        if isinstance(part[0][0], Tensor) and part[0][0].shape[1:] == entry.image_size:
+            return part
+        return part.with_transform(Fit(entry))
+
+    def settings(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be gone on from."""
+        recipe = asdict(self.recipe)
+        return {
+            "zoo": self.entry.name,
+            "recipe": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.items()},
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "limit": self.limit,
+            "data": self.data.fingerprint(),
+        }
+
+    def epoch(self, number: int, report: Callable[[Progress], None] | None) -> None:
+        """Train for one epoch. All its randomness follows from the seed and its number."""
+        key = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        torch.manual_seed(int.from_bytes(key[7:14], "big"))  # dropout draws from the global numbers
+        order = self.recipe.order(self.data.labels, generator)
+        batches = data.batches(self.data, self.recipe.batch_size, self.recipe.workers, order)
+        self.network.train()
+        for index, (_, images, labels) in enumerate(batches):
+            progress = (number + index / len(batches)) / self.epochs
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.recipe.rate_at(progress)
+            logits = self._forward(self.recipe.augmentation(images, generator))
+            loss = self.recipe.loss(logits, labels.to(self.device))
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            if report:
+                report(Progress(number + 1, self.epochs, index + 1, len(batches), loss.item()))
+        self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
+        self.done = number + 1
+
+    def _forward(self, images: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(values).view(shape) for values in (self.entry.mean, self.entry.std))
+        logits: Tensor = self.network(((images - mean) / std).to(self.device))
+        return logits
+
+    @torch.no_grad()
+    def measure(self, split: str) -> dict[str, float]:
+        """The recipe's metrics on a split, in evaluation mode."""
+        self.network.eval()
+        batches = data.batches(self._split(split), 256, self.recipe.workers)
+        outputs = [(self._forward(images).cpu(), labels) for _, images, labels in batches]
+        logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
+        return {"images": len(labels), **self.recipe.metrics(logits, labels)}
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        state = {
+            "settings": self.settings(),
+            "done": self.done,
+            "skipped": sorted(self.skipped),
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        temporary = path.with_suffix(".checkpoint.part")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+        _commit(temporary, path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint where there is one."""
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        now = self.settings()
+        if differing := [key for key in now if state["settings"].get(key) != now[key]]:
+            raise InputError(
+                f"{path} is of a training with other {', '.join(differing)}; remove it or use resume=False"
+            )
+        self.done, self.skipped = state["done"], set(state["skipped"])
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def card(self) -> dict[str, Any]:
+        """The model card as data."""
+        options = f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
+        return {
+            "name": f"zoo:{self.entry.name}",
+            "classes": list(self.data.class_names),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "input": {
+                "channels": self.entry.channels,
+                "size": self.entry.image_size,
+                "range": [0, 1],
+                "mean": self.entry.mean,
+                "std": self.entry.std,
+                "fit": self.entry.fit,
+            },
+            "training_images": len(self.data),
+            "metrics": {split: self.measure(split) for split in self.recipe.tests},
+            "settings": self.settings(),
+            "skipped": sorted(self.skipped),
+            "command": f"ratherthan train zoo:{self.entry.name} --data DIR --seed {self.seed}{options}",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A transform that brings images to the size a network of the zoo is fed; it can travel to worker processes."""
+
+    entry: ZooModel
+
+    def __call__(self, image: Any) -> Tensor:
+        """A Pillow image to float32 (C, H, W) in [0, 1]."""
+        entry = self.entry
+        return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
+
+
+def _start(root: str | Path | None, name: str) -> dict[str, Tensor]:
+    root = root or os.environ.get("RATHERTHAN_DATA", ".")
+    candidates = [Path(root) / name, Path(root).parent / name]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise InputError(f"no {candidates[0]}: this training starts from weights that must lie there")
+    return read_weights(found[0])[0]
+
+
+def _adopt(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take over the tensors that fit; the others (the head for other classes) keep their first values."""
+    own = network.state_dict()
+    network.load_state_dict({**own, **{k: v for k, v in state.items() if k in own and v.shape == own[k].shape}})
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    _commit(temporary, path)
+
+
+def _commit(temporary: Path, path: Path) -> None:
+    """Make a finished temporary file the file: a reader sees the old one or the new one, never half of one."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    rows = [
+        f"| {split} | {values['images']:,} | " + " | ".join(f"{values[key]:.2%}" for key in values if key != "images")
+        for split, values in card["metrics"].items()
+    ]
+    columns = [key.replace("_", " ") for values in card["metrics"].values() for key in values if key != "images"]
+    columns = list(dict.fromkeys(columns))
+    settings = card["settings"]
+    return "\n".join(
+        [
+            f"# {card['name']}",
+            "",
+            f"{card['parameters']:,} parameters, {len(card['classes'])} classes: {', '.join(card['classes'])}.",
+            f"Trained on {card['training_images']:,} images of {settings['recipe']['dataset']} for "
+            f"{settings['epochs']} epochs, seed {settings['seed']} (content {settings['data']}); "
+            f"{len(card['skipped'])} images skipped as corrupt.",
+            "",
+            f"| split | images | {' | '.join(columns)} |",
+            "| --- " * (2 + len(columns)) + "|",
+            *(f"{row} |" for row in rows),
+            "",
+            f"Made by `{card['command']}` with torch {card['versions']['torch']} on {card['device']}.",
+            "",
+        ]
+    )
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """Draw a bar in the terminal; what it yields is the `report` of `train`."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}")
+    with Bar(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task("train", total=None, epoch="-", loss=float("nan"))
+
+        def report(step: Progress) -> None:
+            done = (step.epoch - 1) * step.batches + step.batch
+            shown = f"{step.epoch}/{step.epochs}"
+            bar.update(task, total=step.epochs * step.batches, completed=done, epoch=shown, loss=step.loss)
+
+        yield report

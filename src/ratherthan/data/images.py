@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, first_line
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
@@ -49,14 +49,14 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             if image.width * image.height > MAX_PIXELS:
                 raise CorruptImage(f"{name}: {image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
             return _plain(ImageOps.exif_transpose(image))
+    except CorruptImage:
+        raise
     except Image.DecompressionBombError as error:
         raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels (decompression bomb)") from error
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{name}: not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
-        if isinstance(error, CorruptImage):
-            raise
-        raise CorruptImage(f"{name}: damaged image ({error})") from error
+    except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
+        raise CorruptImage(f"{name}: damaged image ({first_line(error)})") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:

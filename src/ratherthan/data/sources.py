@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import CorruptImage, open_image
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError, first_line, unknown
 
 _SUFFIXES = frozenset(Image.registered_extensions())
 _GARMENTS = (
@@ -81,7 +81,7 @@ class ItemReader:
         try:
             image = self.items[index][self.key]
         except (OSError, SyntaxError) as error:  # what Pillow raises while the set decodes
-            raise CorruptImage(f"item {index}: damaged image ({error})") from error
+            raise CorruptImage(f"item {index}: damaged image ({first_line(error)})") from error
         if isinstance(image, Image.Image):
             return image
         tensor = torch.as_tensor(image)
@@ -342,7 +342,7 @@ def _hugging_face(name: str, split: str) -> Dataset:
     try:
         items = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, ConnectionError) as error:
-        raise InputError(f"hf:{name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"hf:{name}: {first_line(error)}") from error
     kinds = {type(feature).__name__: key for key, feature in items.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:
         raise InputError(f"hf:{name} has no image and class label columns, but {', '.join(items.features)}")

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, ModelError, unknown
+from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.zoo.plain import PlainNet
 from ratherthan.zoo.squeezenet import SqueezeNet
 
@@ -80,7 +80,7 @@ ENTRIES: dict[str, ZooModel] = {
             shipped="fashion_mnist.safetensors", recipe="fashion_mnist",
         ),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", crop_fraction=224 / 256),
-        ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
+        ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", fit="resize", recipe="flowers102"),
     )
 }  # fmt: skip
 
@@ -129,8 +129,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"cannot read weights from {path}: {reason}") from error
+        raise ModelError(f"cannot read weights from {path}: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no plain state dict (tensors by name); save `net.state_dict()`")
     return state, {}
@@ -157,7 +156,7 @@ def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
     with torch.device("meta"):
         network = entry.build()
     state, _ = read_weights(source)
-    _check(network.state_dict(), state, f"{source} does not fit zoo:{entry.name}")
+    check_state(network.state_dict(), state, f"{source} does not fit zoo:{entry.name}")
     cast = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     network.load_state_dict(cast, assign=True)
     return network.eval()
@@ -177,7 +176,18 @@ def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, .
     return tuple(json.loads(metadata["class_names"])) if "class_names" in metadata else entry.class_names
 
 
-def _check(wanted: dict[str, Tensor], state: dict[str, Tensor], complaint: str) -> None:
+def check_state(wanted: dict[str, Tensor], state: dict[str, Tensor], complaint: str) -> None:
+    """Compare a state dict with the one a network has.
+
+    Args:
+        wanted: The network's own.
+        state: The one to be loaded.
+        complaint: How the error begins.
+
+    Raises:
+        ModelError: Tensors are missing, too many or of another shape, or a number in them is not finite.
+    """
+
     def listed(keys: list[str]) -> str:
         return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 

@@ -449,7 +449,7 @@ class Loss(Contrast):
 
 
 class FunctionContrast(Contrast):
-    """A contrast from any function of (logits (N, C), fact (N,), foils (N, C) bool) to (N,); autograd gives its seed."""
+    """A contrast from a function of (logits (N, C), fact (N,), foils (N, C)) to (N,); autograd gives its seed."""
 
     def __init__(self, function: ContrastFunction, name: str | None = None) -> None:
         self.function = function

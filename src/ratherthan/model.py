@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ratherthan.data.images import Resize, read_image, to_tensor
-from ratherthan.errors import InputError, LayerError, ModelError, first_line, unknown
-from ratherthan.weights import fit_weights
+from ratherthan.data.images import fit_image, open_image, to_tensor
+from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 
 Output = Literal["logits", "probabilities", "value"]
 
@@ -29,9 +30,9 @@ class Model:
         mean: Per-channel mean that the network expects to be subtracted from images in [0, 1].
         std: Per-channel standard deviation they are then divided by.
         size: Height and width that files and PIL images are brought to; None keeps theirs.
-        resize: How: "squash" ignores the aspect ratio, "crop" resizes the shorter side to size / `crop_share` and takes
+        fit: How: "resize" ignores the aspect ratio, "crop" brings the shorter side to size / `crop_fraction` and takes
             the centre.
-        crop_share: Share of the shorter side that a centre crop keeps.
+        crop_fraction: Share of the shorter side that a centre crop keeps.
         channels: 1 or 3; None: what the first convolution takes.
         layer: Dotted name of the layer that layer methods explain; None: found automatically.
         output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
@@ -50,8 +51,8 @@ class Model:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         size: int | tuple[int, int] | None = None,
-        resize: Resize = "squash",
-        crop_share: float = 0.875,
+        fit: Literal["resize", "crop"] = "fit",
+        crop_fraction: float = 0.875,
         channels: int | None = None,
         layer: str | None = None,
         output: Output = "logits",
@@ -66,8 +67,8 @@ class Model:
         self.channels = channels or _input_channels(module)
         self.mean, self.std = (self._per_channel(v, w) for v, w in ((mean, "mean"), (std, "std")))
         self.size = (size, size) if isinstance(size, int) else size
-        self.resize = resize
-        self.crop_share = crop_share
+        self.fit: Literal["resize", "crop"] = fit
+        self.crop_fraction = crop_fraction
         self.layer = layer
         self.output: Output = output
         self.name = name or type(module).__name__
@@ -161,8 +162,8 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, PIL image, array ((H, W), (H, W, C), uint8 or [0, 1]) or tensor ((C, H, W) or (N, C, H, W)), or a
-                list of these. Tensors are taken as they are, all else is resized.
+            images: A path, PIL image, array ((H, W) or (H, W, C), uint8 or [0, 1]) or tensor ((C, H, W) or
+                (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:
             (N, C, H, W) on the model's device, in its dtype.
@@ -183,8 +184,10 @@ class Model:
         return self._batch(torch.stack([image.to(self.device, self.dtype) for image in prepared]))
 
     def _prepare(self, image: Any) -> Tensor:
-        picture = read_image(image) if isinstance(image, (str, Path)) else image
-        return to_tensor(picture, self.channels, self.size, self.resize, self.crop_share)
+        picture = open_image(image) if isinstance(image, (str, Path)) else _picture(image)
+        if self.size is None:
+            return to_tensor(picture, self.channels)
+        return fit_image(picture, self.size, self.fit, self.crop_fraction, self.channels)
 
     def _batch(self, images: Tensor) -> Tensor:
         images = images.unsqueeze(0) if images.ndim == 3 else images
@@ -208,6 +211,8 @@ class Model:
     def _run(self, images: Tensor) -> Any:
         try:
             return self.module(images)
+        except RatherThanError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             shape = tuple(images.shape)
             raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}") from error
@@ -243,6 +248,21 @@ class Model:
 
 def _input_channels(module: nn.Module) -> int:
     return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def _picture(image: Any) -> Image.Image:
+    """A PIL image, or an array that is one."""
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"an image is a path, a PIL image, an array or a tensor, not {type(image).__name__}")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise InputError(f"an image array has shape (H, W) or (H, W, channels), not {image.shape}")
+    if image.dtype != np.uint8:
+        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            raise InputError("an image array holds uint8, or finite numbers in [0, 1]")
+        image = (image * 255).round().astype(np.uint8)
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
 def _look_like_probabilities(scores: Tensor) -> bool:
@@ -299,8 +319,8 @@ def load(
             "mean",
             "std",
             "size",
-            "resize",
-            "crop_share",
+            "fit",
+            "crop_fraction",
             "channels",
             "layer",
             "output",
@@ -343,15 +363,35 @@ def read_class_names(path: str | Path) -> list[str]:
     return names
 
 
+def fit_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Put weights from a file into a module.
+
+    Raises:
+        ModelError: If the file cannot be read, names or shapes differ, or a value is not finite.
+    """
+    from ratherthan.zoo.registry import check_state, read_weights
+
+    state, _ = read_weights(path)
+    check_state(module.state_dict(), state, f"{path} does not fit {type(module).__name__}")
+    module.load_state_dict(state)
+    return module
+
+
 def _load_zoo(name: str, weights: str | Path | None) -> Model:
-    from ratherthan import zoo
+    from ratherthan.zoo import registry as zoo
 
     entry = zoo.get(name)
-    module = zoo.load_weights(entry, weights)
     return Model(
-        module, entry.class_names, mean=entry.mean, std=entry.std, size=entry.size, resize=entry.resize,
-        channels=entry.channels, layer=entry.layer, output=entry.output,
-    )  # fmt: skip
+        zoo.load_weights(entry, weights),
+        zoo.class_names(entry, weights) or None,
+        mean=entry.mean,
+        std=entry.std,
+        size=entry.image_size,
+        fit=entry.fit,
+        crop_fraction=entry.crop_fraction,
+        channels=entry.channels,
+        layer=entry.layer,
+    )
 
 
 def _load_hf(name: str, weights: str | Path | None) -> Model:
@@ -372,7 +412,7 @@ def _load_hf(name: str, weights: str | Path | None) -> Model:
         mean=config.get("image_mean") if config.get("do_normalize", True) else None,
         std=config.get("image_std") if config.get("do_normalize", True) else None,
         size=(short, short) if short else (edge["height"], edge["width"]) if "height" in edge else None,
-        resize="crop" if size or short else "squash",
+        fit="crop" if size or short else "fit",
         channels=getattr(module.config, "num_channels", None),
     )
     return model
@@ -390,8 +430,8 @@ def _load_torchvision(name: str, weights: str | Path | None) -> Model:
     return Model(
         module if weights is None else fit_weights(module, weights),
         published.meta["categories"] if weights is None else None,
-        mean=transform.mean, std=transform.std, size=edge, resize="crop",
-        crop_share=edge / transform.resize_size[0],
+        mean=transform.mean, std=transform.std, size=edge, fit="crop",
+        crop_fraction=edge / transform.resize_size[0],
     )  # fmt: skip
 
 
@@ -404,8 +444,8 @@ def _load_timm(name: str, weights: str | Path | None) -> Model:
     config = timm.data.resolve_model_data_config(module)
     return Model(
         module if weights is None else fit_weights(module, weights),
-        mean=config["mean"], std=config["std"], size=tuple(config["input_size"][1:]), resize="crop",
-        crop_share=config["crop_pct"], channels=config["input_size"][0],
+        mean=config["mean"], std=config["std"], size=tuple(config["input_size"][1:]), fit="crop",
+        crop_fraction=config["crop_pct"], channels=config["input_size"][0],
     )  # fmt: skip
 
 

@@ -1,0 +1,216 @@
+"""The verb `explain`: WHERE in this input is P preferred over Q?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ratherthan.attribution.method import Maps, Method, get_method
+from ratherthan.attribution.pullback import MEMORY_BUDGET, Subject, check_budget, clean_room
+from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, get_contrast, resolve, resolve_values
+from ratherthan.errors import InputError
+from ratherthan.explanation import Explanation
+from ratherthan.model import Model
+
+AnyContrast = str | Contrast | ContrastFunction
+
+
+def explain(
+    model: Model | nn.Module,
+    images: Any,
+    fact: Any = None,
+    foil: Any = None,
+    method: str | Method = "gradcam",
+    contrast: AnyContrast | None = None,
+    *,
+    batch_size: int = 64,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> Explanation:
+    """Explain why the network prefers the fact over the foil.
+
+    Args:
+        model: The network.
+        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
+        fact: The class to explain; None: the prediction. See `contrast.resolve` for all that can be said.
+        foil: What it is compared with; None: all other classes. For a regressor, a value.
+        method: A registered name (see `methods()`), or an object with settings, e.g. `GradCAM(layer="layer4")`.
+        contrast: A registered name (see `contrasts()`), a `Contrast`, or a function; None: "weighted" for classes,
+            "loss" for a value with a foil, "none" for a value without.
+        batch_size: Images per forward pass.
+        memory_budget: Bytes that pulling back may take at once.
+        progress: Called with (images done, images in all) after every batch.
+
+    Returns:
+        The explanation; its attribution has a dimension Q where facts or foils form an axis.
+
+    Raises:
+        InputError: If an argument cannot be used.
+        ModelError: If the network cannot be explained.
+
+    Example:
+        >>> why = explain(model, images, foil="runner-up")
+        >>> why.save("why.html")
+    """
+    options = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
+    return compare(model, images, fact, foil, [method], [contrast], **options)[0]
+
+
+def compare(
+    model: Model | nn.Module,
+    images: Any,
+    fact: Any = None,
+    foil: Any = None,
+    methods: Sequence[str | Method] = ("gradcam",),
+    contrasts: Sequence[AnyContrast | None] = ("none", "mean", "max", "weighted"),
+    *,
+    batch_size: int = 64,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Explanation]:
+    """Explain the same images by several methods and contrasts, sharing every forward pass that can be shared.
+
+    Args:
+        model: As in `explain`, like all that is not named here.
+        images: As in `explain`.
+        fact: As in `explain`.
+        foil: As in `explain`.
+        methods: The methods.
+        contrasts: The contrasts.
+        batch_size: As in `explain`.
+        memory_budget: As in `explain`.
+        progress: As in `explain`.
+
+    Returns:
+        One explanation for each method and contrast, methods outermost.
+    """
+    check_budget(memory_budget)
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, not {batch_size}")
+    model = Model.wrap(model)
+    chosen = [get_method(each) for each in methods]
+    how = [None if each is None else get_contrast(each) for each in contrasts]
+    batch = model.preprocess(images)
+    _check_length(fact, len(batch), "fact")
+    _check_length(foil, len(batch), "foil")
+    parts: list[list[Explanation]] = []
+    with clean_room(model.module):
+        for start in range(0, len(batch), batch_size):
+            rows = slice(start, start + batch_size)
+            subject = Subject(model, batch[rows], memory_budget)
+            asked = (_rows(fact, rows, len(batch)), _rows(foil, rows, len(batch)))
+            parts.append(_explain_batch(subject, *asked, chosen, how))
+            if progress is not None:
+                progress(min(start + batch_size, len(batch)), len(batch))
+    names = _names(images, len(batch))
+    return [_joined(list(column), names) for column in zip(*parts, strict=True)]
+
+
+def _explain_batch(
+    subject: Subject, fact: Any, foil: Any, methods: Sequence[Method], contrasts: Sequence[Contrast | None]
+) -> list[Explanation]:
+    found = []
+    for method in methods:
+        method.prepare(subject)
+        for contrast in contrasts:
+            ask = _ask(subject, fact, foil, contrast)
+            found.append(_result(subject, ask, method, method.attribute(subject, ask)))
+    return found
+
+
+def _ask(subject: Subject, fact: Any, foil: Any, contrast: Contrast | None) -> Ask:
+    logits = subject.logits
+    if subject.model.output != "value":
+        question = resolve(logits, fact, foil, subject.model.class_names)
+        return Ask(logits, question, contrast or get_contrast("weighted"))
+    if fact is not None:
+        raise InputError("this model gives a value: the fact is what it gives, only a foil can be chosen")
+    contrast = contrast or get_contrast("none" if foil is None else "loss")
+    if not contrast.for_values:
+        raise InputError(f"contrast {contrast.name!r} compares classes; this model gives a value: use 'loss' or 'none'")
+    if foil is None and contrast.name != "none":
+        raise InputError("'loss' compares with a value: give one, e.g. foil=0.75")
+    return Ask(logits, resolve_values(logits, foil), contrast)
+
+
+def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanation:
+    question: Question = ask.question
+    squeeze = question.axis is None
+
+    def lead(values: Tensor) -> Tensor:
+        return values.squeeze(1) if squeeze else values
+
+    return Explanation(
+        images=subject.images,
+        attribution=lead(maps.values.detach()),
+        logits=subject.logits,
+        fact=lead(question.fact),
+        foil=lead(question.foil),
+        foils=lead(question.foils),
+        score=lead(ask.contrast.scalar(subject.logits, question)),
+        axis=question.axis,
+        method=method.name,
+        contrast=ask.contrast.name,
+        settings=method.settings(),
+        layer=maps.layer,
+        output=subject.model.output,
+        class_names=_class_names(subject),
+        notes={key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.notes.items()},
+        versions=_versions(),
+    )
+
+
+def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
+    """One explanation from those of the batches."""
+    first = parts[0]
+    tensors = {
+        key: torch.cat([getattr(part, key) for part in parts])
+        for key in ("images", "attribution", "logits", "fact", "foil", "foils", "score")
+    }
+    notes = {
+        key: torch.cat([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
+        for key, value in first.notes.items()
+    }
+    others = ("axis", "method", "contrast", "settings", "layer", "output", "class_names", "versions")
+    return Explanation(**tensors, **{key: getattr(first, key) for key in others}, names=names, notes=notes)
+
+
+def _class_names(subject: Subject) -> tuple[str, ...] | None:
+    names = subject.model.class_names
+    if names is not None and subject.model.output != "value" and len(names) == subject.logits.shape[1]:
+        return names
+    return None
+
+
+def _per_sample(spec: Any) -> bool:
+    if isinstance(spec, (list, tuple)):
+        return any(isinstance(each, (list, tuple)) for each in spec)
+    return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
+
+
+def _rows(spec: Any, rows: slice, samples: int) -> Any:
+    """The part of a fact or foil given per sample that belongs to a batch."""
+    return spec[rows] if _per_sample(spec) and len(spec) == samples else spec
+
+
+def _check_length(spec: Any, samples: int, what: str) -> None:
+    if _per_sample(spec) and len(spec) != samples:
+        raise InputError(f"{len(spec)} {what}s for {samples} samples; give one per sample")
+
+
+def _names(images: Any, samples: int) -> tuple[str, ...]:
+    from pathlib import Path
+
+    given = images if isinstance(images, (list, tuple)) else [images]
+    named = [str(each) if isinstance(each, (str, Path)) else f"image {i}" for i, each in enumerate(given)]
+    return tuple(named) if len(named) == samples else tuple(f"image {i}" for i in range(samples))
+
+
+def _versions() -> dict[str, str]:
+    from ratherthan import __version__
+
+    return {"ratherthan": __version__, "torch": torch.__version__}

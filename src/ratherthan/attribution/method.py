@@ -1,0 +1,94 @@
+"""What every attribution method is, and the names they are registered under."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ratherthan.attribution.pullback import Subject
+from ratherthan.contrast import Ask
+from ratherthan.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a method found.
+
+    Attributes:
+        values: (N, Q, h, w) at layer resolution, or (N, Q, C, H, W) for methods that explain the images.
+        layer: Dotted name of the layer explained, or None for the images.
+        notes: Figures about the computation that belong in the result, by name; tensors of shape (N, Q) or text.
+    """
+
+    values: Tensor
+    layer: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A way to attribute a contrast to the parts of an input.
+
+    A subclass is a dataclass whose fields are its settings, with a `name` and `attribute`. `prepare` makes the forward
+    pass that `attribute` will use, so that the question can be resolved from the same one.
+    """
+
+    name: ClassVar[str]
+
+    def prepare(self, subject: Subject) -> None:  # noqa: B027 (optional on purpose)
+        """Make the forward pass this method needs, if it is a recorded one."""
+
+    @abstractmethod
+    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+        """Signed, raw relevance for every question.
+
+        Args:
+            subject: Model and images, (N, C, H, W).
+            ask: What is asked; its seeds are (N, Q, classes).
+
+        Returns:
+            The maps, unnormalised and not rectified.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {f.name: getattr(self, f.name) for f in fields}
+
+
+_REGISTERED: dict[str, type[Method]] = {}
+
+
+def register_method(method: type[Method]) -> type[Method]:
+    """Make a method known by its name; usable as a class decorator.
+
+    Raises:
+        InputError: If the name is taken by another class.
+    """
+    if _REGISTERED.get(method.name, method) is not method:
+        raise InputError(f"a method named {method.name!r} exists already; choose another name")
+    _REGISTERED[method.name] = method
+    return method
+
+
+def methods() -> list[str]:
+    """The registered names."""
+    return list(_REGISTERED)
+
+
+def get_method(method: str | Method) -> Method:
+    """A name (with default settings) or a method, as a method.
+
+    Raises:
+        InputError: If the name is not registered or the object is no method.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str):
+        if method not in _REGISTERED:
+            raise InputError(unknown("method", method, _REGISTERED))
+        return _REGISTERED[method]()
+    raise InputError(f"a method is a name or an object such as GradCAM(), not {type(method).__name__}")

@@ -1,0 +1,191 @@
+"""One forward pass, then any number of seeds pulled back; and nothing left behind.
+
+The only place that touches hooks, training flags and gradients. A `Subject` is a model and a batch under explanation; a
+`Recording` is one forward pass of it whose graph reaches from the logits down to one tensor (the images, or the output
+of a layer) and no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError, LayerError, ModelError
+from ratherthan.model import Model
+
+MEMORY_BUDGET = 2**30
+"""Bytes that pulling back may take at once, unless the caller says otherwise."""
+
+
+@contextmanager
+def clean_room(module: nn.Module) -> Iterator[None]:
+    """Explain in eval mode and leave nothing behind, whether the block returns or raises.
+
+    Every submodule gets its own `training` flag back, the random number generators their state. Hooks are removed where
+    they are set; gradients are only ever taken by `torch.autograd.grad`, so no `.grad` appears. Works under
+    `torch.inference_mode` too.
+    """
+    training = [(each, each.training) for each in module.modules()]
+    devices = [p.device for p in module.parameters() if p.is_cuda][:1]
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+        try:
+            # not .eval(): some networks override it, and each submodule's own flag must come back
+            for each, _ in training:
+                each.training = False
+            yield
+        finally:
+            for each, flag in training:
+                each.training = flag
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A forward pass that seeds can be pulled back through.
+
+    Attributes:
+        layer: Dotted name of the layer, or None for the images themselves.
+        leaf: (N, ...) the tensor that gradients are taken for.
+        output: (N, C) logits, attached to the graph that ends at the leaf.
+    """
+
+    layer: str | None
+    leaf: Tensor
+    output: Tensor
+
+    def pull(self, seeds: Tensor, budget: int = MEMORY_BUDGET) -> Iterator[tuple[slice, Tensor]]:
+        """Pull seeds back to the leaf, some at a time.
+
+        Args:
+            seeds: (N, Q, C) derivatives with respect to the logits.
+            budget: Bytes that one step may take.
+
+        Yields:
+            A slice of the Q seeds and their gradients, (N, len(slice), ...).
+        """
+        step = self._seeds_at_once(budget)
+        for start in range(0, seeds.shape[1], step):
+            part = slice(start, min(start + step, seeds.shape[1]))
+            yield part, self._pull(seeds[:, part].to(self.output.dtype))
+
+    def pull_all(self, seeds: Tensor) -> Tensor:
+        """All gradients at once: (N, Q, C) to (N, Q, ...)."""
+        return torch.cat([gradient for _, gradient in self.pull(seeds)], 1)
+
+    def _pull(self, seeds: Tensor) -> Tensor:
+        columns = seeds.transpose(0, 1)
+        if len(columns) > 1:
+            try:
+                return self._gradient(columns, batched=True).transpose(0, 1)
+            except RuntimeError:
+                # an operation that cannot be batched over seeds (vmap): one after the other gives the same
+                pass
+        return torch.stack([self._gradient(seed, batched=False) for seed in columns], 1)
+
+    def _gradient(self, seed: Tensor, batched: bool) -> Tensor:
+        (gradient,) = torch.autograd.grad(
+            self.output, self.leaf, seed, retain_graph=True, is_grads_batched=batched, materialize_grads=True
+        )
+        return gradient
+
+    def _seeds_at_once(self, budget: int) -> int:
+        if self.layer is None:
+            return 1  # below the first layer, batching over seeds costs memory and gains no time
+        # the backward pass holds about four tensors of the leaf's size per seed
+        return max(1, budget // (4 * self.leaf.numel() * self.leaf.element_size()))
+
+
+class Subject:
+    """A model and a batch under explanation. Forward passes are shared by all who ask for the same one.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) in image space.
+        budget: Bytes that pulling back may take at once.
+    """
+
+    def __init__(self, model: Model, images: Tensor, budget: int = MEMORY_BUDGET) -> None:
+        self.model, self.budget = model, budget
+        self.images = images.detach().clone() if images.is_inference() else images.detach()
+        self._recordings: dict[str | None, Recording] = {}
+        self._logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, C), detached; from a recording if there is one."""
+        if self._logits is None:
+            with torch.no_grad():
+                self._keep(self.model.logits(self.images.clone()))
+        assert self._logits is not None
+        return self._logits
+
+    def record(self, layer: str | None = None) -> Recording:
+        """The forward pass recorded from this layer (None: from the images) upward.
+
+        Raises:
+            LayerError: If the layer is not run, runs twice, gives no tensor, or does not reach the logits.
+            ModelError: If the network fails or is not differentiable.
+        """
+        if layer not in self._recordings:
+            recording = self._record_images() if layer is None else self._record_layer(layer)
+            self._keep(recording.output)
+            self._recordings[layer] = recording
+        return self._recordings[layer]
+
+    def forward(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Logits of altered images, without a graph: (M, C, H, W) to (M, classes)."""
+        with torch.no_grad():
+            return torch.cat([self.model.logits(part.clone()) for part in images.split(batch_size)])
+
+    def _keep(self, logits: Tensor) -> None:
+        if self._logits is None:
+            self.model.check(logits.detach())
+            self._logits = logits.detach()
+
+    def _record_images(self) -> Recording:
+        leaf = self.images.detach().requires_grad_()
+        with torch.enable_grad():
+            output = self.model.logits(leaf.clone())
+        if not output.requires_grad:
+            raise ModelError(f"{self.model.name} detaches its output from its input: no gradient can be taken")
+        return Recording(None, leaf, output)
+
+    def _record_layer(self, layer: str) -> Recording:
+        leaves: list[Tensor] = []
+
+        def hand_on(module: nn.Module, inputs: tuple[object, ...], output: object) -> object:
+            if leaves:
+                raise LayerError(f"layer {layer!r} runs more than once in a forward pass; choose one that runs once")
+            tensor = output[0] if isinstance(output, tuple) and output else output
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise LayerError(f"layer {layer!r} gives {type(tensor).__name__}, not a tensor of numbers")
+            leaf = tensor.detach().requires_grad_()
+            leaves.append(leaf)
+            torch.set_grad_enabled(True)  # from here upward; no_grad below restores the mode
+            handed = leaf.clone()  # an in-place operation further up must not touch the leaf
+            return (handed, *output[1:]) if isinstance(output, tuple) else handed
+
+        hook = self.model.submodule(layer).register_forward_hook(hand_on)
+        try:
+            with torch.no_grad():
+                output = self.model.logits(self.images.clone())
+        finally:
+            hook.remove()
+        if not leaves:
+            raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
+        if not output.requires_grad:
+            raise LayerError(f"the output of layer {layer!r} does not reach the logits; choose another")
+        return Recording(layer, leaves[0], output)
+
+
+def check_budget(budget: int) -> None:
+    """Refuse a memory budget that is no positive number of bytes.
+
+    Raises:
+        InputError: If so.
+    """
+    if budget <= 0:
+        raise InputError(f"memory_budget is a positive number of bytes, not {budget}")

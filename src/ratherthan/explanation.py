@@ -1,0 +1,358 @@
+"""What `explain` returns: the maps, the question they answer and everything needed to ask it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ratherthan.contrast import get_contrast
+from ratherthan.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from ratherthan.render import Case, MapView
+
+_FORMAT = "ratherthan explanation 1"
+_SHOWN_CLASSES = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in an input the fact is preferred over the foil.
+
+    N samples; Q facts or foils where one of them was asked for as an axis, else that dimension is absent.
+
+    Attributes:
+        images: (N, C, H, W) in image space.
+        attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q,] h, w) at the resolution of
+            the layer, or (N, [Q,] C, H, W) for methods that explain the image. Not rectified, not normalised.
+        logits: (N, classes).
+        fact: (N,) or (N, Q) class indices.
+        foil: (N,) or (N, Q): the class compared with, -1 where several are foils together; a value for a regressor.
+        foils: (N, [Q,] classes) bool: the foil sets.
+        score: (N,) or (N, Q): the contrast itself, e.g. the log-odds.
+        axis: Whether facts or foils vary along Q; None where there is no such dimension.
+        method: Registered name of the method.
+        contrast: Name of the contrast.
+        settings: The method's settings.
+        layer: The layer explained, or None for the image.
+        output: What the model gives: "logits", "probabilities" or "value".
+        class_names: Names of the classes, or None.
+        names: (N) names of the samples.
+        notes: Figures of the computation, e.g. how far completeness is missed: tensors (N, [Q]) or text.
+        versions: Versions of what computed it.
+    """
+
+    images: Tensor
+    attribution: Tensor
+    logits: Tensor
+    fact: Tensor
+    foil: Tensor
+    foils: Tensor
+    score: Tensor
+    axis: Literal["fact", "foil"] | None
+    method: str
+    contrast: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    layer: str | None = None
+    output: str = "logits"
+    class_names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    # ----------------------------------------------------------------------------------------- reading it
+    def heatmap(self) -> Tensor:
+        """The attribution on the plane of the image: channels summed, bilinearly upsampled, nothing else.
+
+        Returns:
+            (N, H, W), or (N, Q, H, W) where facts or foils form an axis.
+        """
+        lead = 1 if self.axis is None else 2
+        maps = self.attribution.sum(lead) if self.attribution.ndim - lead == 3 else self.attribution
+        size = (self.images.shape[-2], self.images.shape[-1])
+        flat = maps.reshape(-1, 1, *maps.shape[-2:])
+        if flat.shape[-2:] != size:
+            flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+        return flat.reshape(*maps.shape[:-2], *size)
+
+    def probabilities(self) -> Tensor:
+        """(N, classes): softmax of the logits.
+
+        Raises:
+            InputError: If the model gives a value.
+        """
+        if self.output == "value":
+            raise InputError("this model gives a value, not class probabilities")
+        return self.logits.softmax(1)
+
+    def question(self, sample: int, q: int = 0) -> str:
+        """The question about one sample in words."""
+        contrast = get_contrast(self.contrast) if self.contrast in _known() else get_contrast("weighted")
+        return contrast.describe(self.fact_name(sample, q), self.foil_name(sample, q))
+
+    def fact_name(self, sample: int, q: int = 0) -> str:
+        """The fact in words."""
+        if self.output == "value":
+            return f"{self.logits[sample, 0].item():.3g}"
+        return self._class_name(int(self._column(self.fact)[sample, q]))
+
+    def foil_name(self, sample: int, q: int = 0) -> str:
+        """The foil, or foils, in words; empty where the contrast has none."""
+        if self.output == "value":
+            return f"{self._column(self.foil)[sample, q].item():.3g}" if self.contrast != "none" else ""
+        if self.contrast == "none":
+            return ""
+        members = self.foils.reshape(len(self.foils), -1, self.foils.shape[-1])[sample, q].nonzero().flatten().tolist()
+        if len(members) == self.foils.shape[-1] - 1 and len(members) > 1:
+            return f"any of the {len(members)} others"
+        shown = [self._class_name(member) for member in members[:4]]
+        return " or ".join(shown) + (f" or {len(members) - 4} more" if len(members) > 4 else "")
+
+    def text(self, sample: int, q: int = 0) -> str:
+        """One line about one sample: the question, the figures, and how the relevance is divided."""
+        map_ = self._column(self.heatmap())[sample, q]
+        gain, loss = map_.clamp_min(0).sum().item(), (-map_).clamp_min(0).sum().item()
+        share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
+        score = f"{self.contrast} {self._column(self.score)[sample, q].item():+.2f}"
+        return f"{self.question(sample, q)} {self._odds(sample, q)}{score}; {share}."
+
+    def __str__(self) -> str:
+        lines = [f"{self.names[i]}: {self.text(i, q)}" for i in range(len(self.images)) for q in range(self.questions)]
+        where = f"layer {self.layer}" if self.layer else "the image"
+        return "\n".join([*lines, f"({self.method} on {where})"])
+
+    def __repr__(self) -> str:
+        shape = tuple(self.attribution.shape)
+        return f"Explanation({self.method} on {self.layer or 'the image'}, {self.contrast}, attribution={shape})"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def questions(self) -> int:
+        """How many questions were asked about each sample."""
+        return 1 if self.axis is None else self.fact.shape[1]
+
+    def to_frame(self) -> DataFrame:
+        """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
+
+    # ----------------------------------------------------------------------------------------- showing it
+    def cases(self) -> list[Case]:
+        """What the rendering draws: one case per sample, or per sample and fact."""
+        return to_cases([self])
+
+    def plot(self) -> Figure:
+        """A figure: for each sample the image, a map per question, and the probabilities."""
+        from ratherthan.render import figure
+
+        return figure(self.cases())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from ratherthan.render.files import figure_uri
+
+        lines = "<br>".join(escape(line) for line in str(self).splitlines())
+        return f'<img src="{figure_uri(self.plot())}" style="max-width:100%"><p>{lines}</p>'
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, whole or not at all.
+
+        Args:
+            path: ".png": the figure. ".html": a page that needs nothing else. ".safetensors": everything, for `load`.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the file has another ending.
+        """
+        path = Path(path)
+        if path.suffix == ".html":
+            return save_report([self], path)
+        if path.suffix == ".png":
+            from ratherthan.render.files import save_figure
+
+            return save_figure(self.plot(), path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            from ratherthan.render.files import write_atomically
+
+            return write_atomically(path, [save(self._tensors(), {"ratherthan": json.dumps(self._words())})])
+        raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Read what `save` wrote to a .safetensors file.
+
+        Raises:
+            InputError: If it is no such file.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                words = json.loads((file.metadata() or {}).get("ratherthan", "{}"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
+            raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
+        if words.pop("format", None) != _FORMAT:
+            raise InputError(f"{str(path)!r} holds no explanation saved by this version of ratherthan")
+        notes = words.pop("notes") | {
+            k.removeprefix("note "): tensors.pop(k) for k in list(tensors) if k[:5] == "note "
+        }
+        words["names"] = tuple(words["names"])
+        words["class_names"] = None if words["class_names"] is None else tuple(words["class_names"])
+        return cls(**tensors, **words, notes=notes)
+
+    # ----------------------------------------------------------------------------------------- inside
+    def _tensors(self) -> dict[str, Tensor]:
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        tensors = {key: value for key, value in own.items() if isinstance(value, Tensor)}
+        tensors |= {f"note {key}": value for key, value in self.notes.items() if isinstance(value, Tensor)}
+        return {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
+
+    def _words(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        words = {key: value for key, value in own.items() if not isinstance(value, Tensor)}
+        words["notes"] = {key: value for key, value in self.notes.items() if not isinstance(value, Tensor)}
+        words["settings"] = {key: _plain(value) for key, value in self.settings.items()}
+        return {**words, "format": _FORMAT}
+
+    def _column(self, values: Tensor) -> Tensor:
+        """(N, ...) or (N, Q, ...) to (N, Q, ...)."""
+        return values.unsqueeze(1) if self.axis is None else values
+
+    def _class_name(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else str(index)
+
+    def _odds(self, sample: int, q: int) -> str:
+        if self.output == "value":
+            return ""
+        p = self.probabilities()[sample]
+        fact = int(self._column(self.fact)[sample, q])
+        foil = int(self._column(self.foil)[sample, q])
+        against = (
+            f" against {_percent(p[foil].item())}" if foil >= 0 and self.contrast != "none" and foil != fact else ""
+        )
+        return f"{_percent(p[fact].item())}{against}; "
+
+    def _row(self, sample: int, q: int) -> dict[str, Any]:
+        map_ = self._column(self.heatmap())[sample, q]
+        peak = int(map_.argmax())
+        row = {
+            "sample": self.names[sample],
+            "fact": self.fact_name(sample, q),
+            "foil": self.foil_name(sample, q),
+            "method": self.method,
+            "contrast": self.contrast,
+            "layer": self.layer,
+            "score": self._column(self.score)[sample, q].item(),
+            "relevance_for": map_.clamp_min(0).sum().item(),
+            "relevance_against": (-map_).clamp_min(0).sum().item(),
+            "peak_row": peak // map_.shape[1],
+            "peak_column": peak % map_.shape[1],
+        }
+        if self.output != "value":
+            p = self.probabilities()[sample]
+            row["p_fact"] = p[self._column(self.fact)[sample, q]].item()
+            row["p_foil"] = p[self._column(self.foils)[sample, q]].sum().item()
+        return row
+
+    def _view(self, sample: int, q: int, heatmap: Tensor) -> MapView:
+        from ratherthan.render import MapView
+
+        values = self._column(heatmap)[sample, q].detach().float().cpu().numpy()
+        return MapView(self.foil_name(sample, q), self.contrast, values, self.text(sample, q))
+
+
+def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
+    """Put explanations of the same images beside each other.
+
+    Args:
+        explanations: Of the same samples in the same order, by different contrasts or methods.
+
+    Returns:
+        One case per sample (and fact, where facts form an axis), with all their maps.
+
+    Raises:
+        InputError: If they are not about the same samples.
+    """
+    from ratherthan.render import Case
+
+    if not explanations:
+        raise InputError("no explanations were given")
+    first = explanations[0]
+    for other in explanations[1:]:
+        if other.names != first.names or other.images.shape != first.images.shape:
+            raise InputError("only explanations of the same images can be put beside each other")
+    heatmaps = [each.heatmap() for each in explanations]
+    cases = []
+    for sample in range(len(first)):
+        image = first.images[sample].detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+        for group in range(first.questions if first.axis == "fact" else 1):
+            views = [
+                each._view(sample, q, heatmap)
+                for each, heatmap in zip(explanations, heatmaps, strict=True)
+                for q in ([group] if first.axis == "fact" else range(each.questions))
+            ]
+            bars = _bars(first, sample, group)
+            cases.append(Case(first.names[sample], image, first.fact_name(sample, group), bars, tuple(views)))
+    return cases
+
+
+def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:
+    """Write one self-contained HTML page in which the reader switches foil and contrast by clicking.
+
+    Args:
+        explanations: Of the same samples, by different contrasts or methods.
+        path: Where to.
+        title: The page's heading.
+
+    Returns:
+        The path.
+    """
+    from ratherthan.render import write_report
+
+    first = explanations[0]
+    where = f"layer {first.layer}" if first.layer else "the image"
+    return write_report(to_cases(explanations), path, title, f"Method {first.method} on {where}.")
+
+
+def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, float], ...]:
+    if explanation.output == "value":
+        return ()
+    p = explanation.probabilities()[sample]
+    top = p.topk(min(_SHOWN_CLASSES, len(p))).indices.tolist()
+    asked = explanation._column(explanation.foil)[sample].flatten().tolist()
+    fact = int(explanation._column(explanation.fact)[sample, q])
+    asked = [int(each) for each in asked if each >= 0][:_SHOWN_CLASSES]
+    return tuple((explanation._class_name(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
+
+
+def _known() -> list[str]:
+    from ratherthan.contrast import contrasts
+
+    return contrasts()
+
+
+def _percent(p: float) -> str:
+    return f"{p:.1%}" if 0.0005 < p < 0.9995 else "< 0.1%" if p < 0.5 else "> 99.9%"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, type(None), list, tuple, dict)) else repr(value)

@@ -121,11 +121,15 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
-    "fashion_mnist": Recipe("fashion_mnist", 10, 0.006, augmentation=Augmentation(0.04, 0.05, flips="h")),
+    "fashion_mnist": Recipe("fashion_mnist", 8, 0.006, augmentation=Augmentation(0.04, 0.05, flips="h")),
     "flowers102": Recipe(
-        "flowers102", 6, 6e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
+        "flowers102", 6, 5e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
         frozen=tuple(f"features.{index}" for index in range(7)), tests=("valid", "test"),
         augmentation=Augmentation(0.1, 0.25, 15, "h", 0.2, padding="reflection"),
+    ),
+    "ham10000": Recipe(
+        "ham10000", 14, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7,
+        augmentation=Augmentation(0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
     ),
 }  # fmt: skip
 

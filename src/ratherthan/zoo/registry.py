@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.zoo.plain import PlainNet
+from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet
 
 _SHIPPED = Path(__file__).parent / "weights"
@@ -67,6 +68,10 @@ DIGITS = tuple("0123456789")
 GARMENTS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+LESIONS = (
+    "melanoma", "melanocytic nevus", "basal cell carcinoma", "actinic keratosis", "benign keratosis", "dermatofibroma",
+    "vascular lesion",
+)  # fmt: skip
 
 ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
@@ -81,6 +86,7 @@ ENTRIES: dict[str, ZooModel] = {
         ),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", crop_fraction=224 / 256),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", fit="resize", recipe="flowers102"),
+        ZooModel("ham10000", ResNet9, "residual2", LESIONS, (128, 128), fit="resize", recipe="ham10000"),
     )
 }  # fmt: skip
 

@@ -1,0 +1,53 @@
+"""ResNet9, the lesion classifier named in section 4.2 of the CEM-MAF paper, in a width that two CPU cores can train."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _block(channels: int, filters: int, pool: bool = False) -> nn.Sequential:
+    layers = [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class ResNet9(nn.Module):
+    """Eight convolutions, two of the blocks residual, and a linear map: (N, 3, H, W) to logits (N, classes).
+
+    The paper names the architecture and no more; this is the usual one with 16 instead of 64 first channels, pooled
+    after the first convolution instead of the fourth, so that the last grid (`residual2`) of a 128 x 128 image is
+    16 x 16.
+
+    Args:
+        width: Channels of the first block; the others have 2, 4 and 6 times as many.
+        classes: How many classes it tells apart.
+    """
+
+    def __init__(self, width: int = 16, classes: int = 7) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_block(3, width, pool=True), _block(width, 2 * width, pool=True))
+        self.residual1 = Residual(2 * width)
+        self.middle = nn.Sequential(_block(2 * width, 4 * width, pool=True), _block(4 * width, 6 * width))
+        self.residual2 = Residual(6 * width)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(6 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, H, W) to logits (N, classes)."""
+        x = self.residual2(self.middle(self.residual1(self.stem(x))))
+        logits: Tensor = self.head(self.dropout(torch.flatten(self.pool(x), 1)))
+        return logits
+
+
+class Residual(nn.Module):
+    """Two convolutions added to what they were given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = _block(channels, channels), _block(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (N, channels, h, w)."""
+        change: Tensor = self.second(self.first(x))
+        return x + change

@@ -77,9 +77,8 @@ class Case:
     def bars(self, count: int, foils: tuple[str, ...] = ()) -> list[tuple[str, float]]:
         """Pick the `count` classes to show, most probable first, the fact and these foils among them."""
         ranked = sorted(self.probabilities, key=lambda pair: -pair[1])
-        wanted = [pair for pair in ranked if pair[0] in (self.fact, *foils)][:count]
-        rest = [pair for pair in ranked if pair not in wanted][: count - len(wanted)]
-        return sorted(wanted + rest, key=lambda pair: -pair[1])
+        first = sorted(ranked, key=lambda pair: (pair[0] != self.fact, pair[0] not in foils))[:count]
+        return sorted(first, key=ranked.index)
 
 
 def shorten(text: str, length: int) -> str:

@@ -23,8 +23,9 @@ _AGAINST_TO_FOR = {
 }
 _LITTLE_TO_MUCH = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
 FOR, AGAINST = "#d9601f", "#2f78c4"
+SIDES = ("against the fact, for the foil", "for the fact")
 FILM_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
-FADED = 0.75  # the image below a film is paled this far, or dark places would swallow the film
+FADED = 0.65  # the image below a film is paled this far, or dark places would swallow the film
 _SHADES = 127  # of either sign in a palette image; with zero itself that makes 255 colours
 
 
@@ -45,7 +46,7 @@ def diverging(values: ArrayLike, limit: float) -> Bytes:
 
 
 def sequential(values: ArrayLike, limit: float) -> Bytes:
-    """Colour a non-negative map, e.g. a variance: white at (or below) zero, dark teal at `limit`; else as `diverging`."""
+    """Colour a non-negative map, e.g. a variance: white at or below zero, dark teal at `limit`; see `diverging`."""
     return _interpolate(np.maximum(_scaled(values, limit), 0.0), _LITTLE_TO_MUCH)
 
 
@@ -63,8 +64,9 @@ def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
     Raises:
         InputError: The image has another shape, or as `diverging`.
     """
-    grey = 255 - FADED * (255 - as_rgb(image) @ np.array([0.299, 0.587, 0.114]))
-    coloured = film(resample(values, grey.shape), limit).astype(np.float64)
+    rgb = as_rgb(image)
+    grey = 255 - FADED * (255 - rgb @ np.array([0.299, 0.587, 0.114]))
+    coloured = film(resample(values, rgb.shape[:2]), limit).astype(np.float64)
     opacity = coloured[..., 3:] / 255 * FILM_STRENGTH
     return _bytes(grey[..., None] * (1 - opacity) + coloured[..., :3] * opacity)
 
@@ -117,14 +119,14 @@ def as_rgb(image: ArrayLike) -> Bytes:
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
-def resample(values: ArrayLike, shape: tuple[int, ...]) -> Floats:
+def resample(values: ArrayLike, shape: tuple[int, int]) -> Floats:
     """Resize a map (h, w) bilinearly to (H, W), averaging where it shrinks; untouched if it has that size."""
     from PIL import Image
 
     array = _plane(values)
     if array.shape == shape:
         return array
-    resized = Image.fromarray(array.astype(np.float32)).resize(shape[::-1], Image.Resampling.BILINEAR)
+    resized = Image.fromarray(array.astype(np.float32)).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float64)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ratherthan.errors import InputError
 from ratherthan.render.case import Case, MapView, shorten
-from ratherthan.render.colours import AGAINST, FOR, as_rgb, diverging, overlay, shared_limit
+from ratherthan.render.colours import AGAINST, FOR, SIDES, as_rgb, diverging, overlay, shared_limit
 from ratherthan.render.files import encode, write_atomically
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _INK, _FAINT = "#24292f", "#8b949e"
 _LARGEST = 2**16 - 1  # px: more the renderer behind matplotlib refuses
 
 
-def figure(cases: Sequence[Case], *, max_maps: int = 6) -> Figure:
+def figure(cases: Sequence[Case], *, max_maps: int = 6, sides: tuple[str, str] = SIDES) -> Figure:
     """Draw one row per case: the input, an overlay per map, and the probabilities; below all, the colour bar.
 
     Maps of the same contrast in a row share one scale, so that its foils can be compared.
@@ -34,6 +34,7 @@ def figure(cases: Sequence[Case], *, max_maps: int = 6) -> Figure:
     Args:
         cases: What to draw, at least one.
         max_maps: Of a case with more maps the first so many are drawn, and the heading says so.
+        sides: What blue and what red-orange mean, for the colour bar.
 
     Returns:
         The figure, in no window; save it with `figure.savefig(path)`.
@@ -56,7 +57,7 @@ def figure(cases: Sequence[Case], *, max_maps: int = 6) -> Figure:
         if case.probabilities:
             _draw_bars(sheet.axes(bars_at, top + _HEADING, _BAR, height), case, height)
         top += _HEADING + height
-    _draw_colour_bar(sheet, top + 0.18)
+    _draw_colour_bar(sheet, top + 0.18, sides)
     return sheet.figure
 
 
@@ -138,8 +139,8 @@ class _Sheet:
 
 
 def _row_height(case: Case) -> float:
-    height, width = np.shape(case.image)[:2]
-    return _CELL * min(max(height / max(width, 1), 0.55), 1.35)
+    height, width, _ = as_rgb(case.image).shape
+    return _CELL * min(max(float(height / width), 0.55), 1.35)
 
 
 def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float, height: float) -> None:
@@ -163,9 +164,7 @@ def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float,
 def _draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = _INK) -> None:
     axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else "antialiased")
     axes.set_title(title, fontsize=8, color=colour, pad=4, parse_math=False)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color="#d0d7de", linewidth=0.6)
+    _frame(axes)
 
 
 def _draw_bars(axes: Axes, case: Case, height: float) -> None:
@@ -183,19 +182,22 @@ def _draw_bars(axes: Axes, case: Case, height: float) -> None:
     axes.set_axis_off()
 
 
-def _draw_colour_bar(sheet: _Sheet, top: float) -> None:
-    width = 2.0
-    left = sheet.width / 2 - width / 2
+def _draw_colour_bar(sheet: _Sheet, top: float, sides: tuple[str, str]) -> None:
+    width = 1.6
+    left = (sheet.width - width) / 2
     axes = sheet.axes(left, top, width, 0.13)
     axes.imshow(diverging(np.linspace(-1, 1, 255)[None], 1.0), aspect="auto")
+    _frame(axes)
+    said = "one scale per row and contrast, shared by the foils compared"
+    axes.set_xlabel(said, fontsize=7.5, color=_FAINT, labelpad=5)
+    sheet.text(left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
+    sheet.text(left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
+
+
+def _frame(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(
-        "one scale per row and contrast, shared by the foils compared", fontsize=7.5, color=_FAINT, labelpad=5
-    )
     for spine in axes.spines.values():
         spine.set(color="#d0d7de", linewidth=0.6)
-    sheet.text(left - 0.1, top + 0.11, "speaks for the foil", size=8, ha="right", color=AGAINST)
-    sheet.text(left + width + 0.1, top + 0.11, "speaks for the fact", size=8, ha="left", color=FOR)
 
 
 def percent(p: float) -> str:

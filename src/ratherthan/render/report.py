@@ -8,12 +8,14 @@ from typing import Any
 
 from ratherthan.errors import InputError
 from ratherthan.render.case import Case
-from ratherthan.render.colours import AGAINST, FADED, FILM_STRENGTH, FOR, css_gradient
+from ratherthan.render.colours import AGAINST, FADED, FILM_STRENGTH, FOR, SIDES, css_gradient
 from ratherthan.render.figure import percent
 from ratherthan.render.files import PIXELATED, image_uri, map_uri, write_atomically
 
 
-def write_report(cases: Sequence[Case], path: str | Path, title: str, intro: str = "") -> Path:
+def write_report(
+    cases: Sequence[Case], path: str | Path, title: str, intro: str = "", *, sides: tuple[str, str] = SIDES
+) -> Path:
     """Write a report in which the reader switches foil, contrast and view by clicking.
 
     The page is made and written case by case, so memory does not grow with their number.
@@ -23,6 +25,7 @@ def write_report(cases: Sequence[Case], path: str | Path, title: str, intro: str
         path: Where to; replaced in one step when the page is complete.
         title: The page's heading.
         intro: A paragraph below it; an empty line starts another.
+        sides: What blue and what red-orange mean, for the legend.
 
     Returns:
         The path.
@@ -30,15 +33,15 @@ def write_report(cases: Sequence[Case], path: str | Path, title: str, intro: str
     Raises:
         InputError: There is no case, or an image or a map cannot be drawn.
     """
-    return write_atomically(path, (piece.encode() for piece in _pieces(cases, title, intro)))
+    return write_atomically(path, (piece.encode() for piece in _pieces(cases, title, intro, sides)))
 
 
-def report_html(cases: Sequence[Case], title: str, intro: str = "") -> str:
+def report_html(cases: Sequence[Case], title: str, intro: str = "", *, sides: tuple[str, str] = SIDES) -> str:
     """Return the page of `write_report` as text."""
-    return "".join(_pieces(cases, title, intro))
+    return "".join(_pieces(cases, title, intro, sides))
 
 
-def _pieces(cases: Sequence[Case], title: str, intro: str) -> Iterator[str]:
+def _pieces(cases: Sequence[Case], title: str, intro: str, sides: tuple[str, str]) -> Iterator[str]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     if not cases:
@@ -57,7 +60,11 @@ def _pieces(cases: Sequence[Case], title: str, intro: str) -> Iterator[str]:
         contrasts=list(dict.fromkeys(contrast for case in cases for contrast in case.contrasts)),
         count=len(cases),
         cases=map(_card, cases),
-        style={"gradient": css_gradient(), "strength": FILM_STRENGTH, "faded": FADED, "for": FOR, "against": AGAINST},
+        sides=sides,
+        gradient=css_gradient(),
+        strength=FILM_STRENGTH,
+        faded=FADED,
+        colours=(AGAINST, FOR),
     )
 
 

@@ -123,12 +123,8 @@ class _Run:
         self.optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
 
     def _split(self, split: str) -> data.Dataset:
-        entry = self.entry
-        whole = data.load(self.recipe.dataset, self.root, split)
-        part = whole.subset(range(min(self.limit or len(whole), len(whole))))
-        if isinstance(part[0][0], Tensor) and part[0][0].shape[1:] == entry.image_size:
-            return part
-        return part.with_transform(Fit(entry))
+        whole = data.load(self.recipe.dataset, self.root, split).with_transform(Fit(self.entry))
+        return whole.subset(range(len(whole))[: self.limit])
 
     def settings(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be gone on from."""
@@ -198,12 +194,14 @@ class _Run:
         """Go on from a checkpoint where there is one."""
         if not path.is_file():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        now = self.settings()
-        if differing := [key for key in now if state["settings"].get(key) != now[key]]:
-            raise InputError(
-                f"{path} is of a training with other {', '.join(differing)}; remove it or use resume=False"
-            )
+        hint = "remove it or use resume=False"
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            differing = [key for key, value in self.settings().items() if state["settings"].get(key) != value]
+        except Exception as error:  # whatever the unpickler makes of foreign bytes
+            raise InputError(f"{path} is no checkpoint; {hint}") from error
+        if differing:
+            raise InputError(f"{path} is of a training with other {', '.join(differing)}; {hint}")
         self.done, self.skipped = state["done"], set(state["skipped"])
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -241,8 +239,10 @@ class Fit:
     entry: ZooModel
 
     def __call__(self, image: Any) -> Tensor:
-        """A Pillow image to float32 (C, H, W) in [0, 1]."""
+        """A Pillow image to float32 (C, H, W) in [0, 1]; a tensor is taken as it is."""
         entry = self.entry
+        if isinstance(image, Tensor):
+            return image
         return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 

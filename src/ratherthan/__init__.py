@@ -1,20 +1,25 @@
 """Why P, rather than Q? Contrastive explanations for PyTorch image networks."""
 
-from ratherthan.attribution import (
-    GradCAM,
-    Gradient,
-    InputXGradient,
-    LinearApproximation,
-    Method,
-    compare,
-    explain,
-    methods,
-    register_method,
-)
-from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
-from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
-from ratherthan.explanation import Explanation, save_report
-from ratherthan.model import Model, load, read_class_names
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ratherthan import data
+    from ratherthan.attribution import (
+        GradCAM,
+        Gradient,
+        InputXGradient,
+        LinearApproximation,
+        Method,
+        compare,
+        explain,
+        methods,
+        register_method,
+    )
+    from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
+    from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
+    from ratherthan.explanation import Explanation, save_report
+    from ratherthan.model import Model, load, read_class_names
 
 __version__ = "0.1.0"
 
@@ -35,6 +40,7 @@ __all__ = [
     "UnsupportedError",
     "compare",
     "contrasts",
+    "data",
     "explain",
     "load",
     "methods",
@@ -43,3 +49,22 @@ __all__ = [
     "register_method",
     "save_report",
 ]
+
+_ROOMS = ("errors", "contrast", "model", "explanation", "attribution")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `ratherthan --help` need not wait for torch."""
+    if name == "data":
+        return import_module("ratherthan.data")
+    if name in __all__:
+        for room in _ROOMS:
+            module = import_module(f"ratherthan.{room}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module 'ratherthan' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

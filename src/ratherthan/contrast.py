@@ -345,7 +345,7 @@ class Mean(Contrast):
 
     def describe(self, fact: str, foil: str) -> str:
         """Why P, rather than the average foil?"""
-        return f"Why {fact}, rather than {foil} on average?"
+        return f"Why {fact}, rather than {foil} (mean)?"
 
 
 class Max(Contrast):
@@ -364,11 +364,7 @@ class Max(Contrast):
 
     def describe(self, fact: str, foil: str) -> str:
         """Why P, rather than the strongest foil?"""
-        return (
-            f"Why {fact}, rather than the strongest of {foil}?"
-            if " or " in foil
-            else f"Why {fact}, rather than {foil}?"
-        )
+        return f"Why {fact}, rather than {foil} (strongest)?"
 
 
 class Weighted(Contrast):

@@ -161,12 +161,14 @@ class Explanation:
         return figure(self.cases())
 
     def _repr_html_(self) -> str:
+        from base64 import b64encode
         from html import escape
 
-        from ratherthan.render.files import figure_uri
+        from ratherthan.render import figure_png
 
+        picture = b64encode(figure_png(self.plot())).decode()
         lines = "<br>".join(escape(line) for line in str(self).splitlines())
-        return f'<img src="{figure_uri(self.plot())}" style="max-width:100%"><p>{lines}</p>'
+        return f'<img src="data:image/png;base64,{picture}" style="max-width:100%"><p>{lines}</p>'
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all.
@@ -180,17 +182,16 @@ class Explanation:
         Raises:
             InputError: If the file has another ending.
         """
+        from ratherthan.render import figure_png
+        from ratherthan.render.files import write_atomically
+
         path = Path(path)
         if path.suffix == ".html":
             return save_report([self], path)
         if path.suffix == ".png":
-            from ratherthan.render.files import save_figure
-
-            return save_figure(self.plot(), path)
+            return write_atomically(path, [figure_png(self.plot())])
         if path.suffix == ".safetensors":
             from safetensors.torch import save
-
-            from ratherthan.render.files import write_atomically
 
             return write_atomically(path, [save(self._tensors(), {"ratherthan": json.dumps(self._words())})])
         raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
@@ -273,11 +274,11 @@ class Explanation:
             row["p_foil"] = p[self._column(self.foils)[sample, q]].sum().item()
         return row
 
-    def _view(self, sample: int, q: int, heatmap: Tensor) -> MapView:
+    def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> MapView:
         from ratherthan.render import MapView
 
         values = self._column(heatmap)[sample, q].detach().float().cpu().numpy()
-        return MapView(self.foil_name(sample, q), self.contrast, values, self.text(sample, q))
+        return MapView(self.foil_name(sample, q), label, values, self.text(sample, q))
 
 
 def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
@@ -301,17 +302,20 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         if other.names != first.names or other.images.shape != first.images.shape:
             raise InputError("only explanations of the same images can be put beside each other")
     heatmaps = [each.heatmap() for each in explanations]
+    methods = {each.method for each in explanations}
     cases = []
     for sample in range(len(first)):
         image = first.images[sample].detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
         for group in range(first.questions if first.axis == "fact" else 1):
-            views = [
-                each._view(sample, q, heatmap)
-                for each, heatmap in zip(explanations, heatmaps, strict=True)
-                for q in ([group] if first.axis == "fact" else range(each.questions))
-            ]
+            views = {}
+            for each, heatmap in zip(explanations, heatmaps, strict=True):
+                label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
+                for q in [group] if first.axis == "fact" else range(each.questions):
+                    view = each._view(sample, q, heatmap, label)
+                    views.setdefault((view.foil, label), view)  # a plain map is the same whatever the foil
             bars = _bars(first, sample, group)
-            cases.append(Case(first.names[sample], image, first.fact_name(sample, group), bars, tuple(views)))
+            fact = first.fact_name(sample, group)
+            cases.append(Case(Path(first.names[sample]).name, image, fact, bars, tuple(views.values())))
     return cases
 
 

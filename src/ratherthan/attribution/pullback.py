@@ -87,8 +87,11 @@ class Recording:
 
     def _gradient(self, seed: Tensor, batched: bool) -> Tensor:
         (gradient,) = torch.autograd.grad(
-            self.output, self.leaf, seed, retain_graph=True, is_grads_batched=batched, materialize_grads=True
+            self.output, self.leaf, seed, retain_graph=True, is_grads_batched=batched, allow_unused=True
         )
+        if gradient is None:
+            where = "the images do" if self.layer is None else f"the output of layer {self.layer!r} does"
+            raise LayerError(f"{where} not reach the logits: no gradient can be taken")
         return gradient
 
     def _seeds_at_once(self, budget: int) -> int:
@@ -177,7 +180,7 @@ class Subject:
         if not leaves:
             raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
         if not output.requires_grad:
-            raise LayerError(f"the output of layer {layer!r} does not reach the logits; choose another")
+            raise LayerError(f"the output of layer {layer!r} does not reach the logits: no gradient can be taken")
         return Recording(layer, leaves[0], output)
 
 

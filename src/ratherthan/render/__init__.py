@@ -2,7 +2,7 @@
 
 from ratherthan.render.case import Case, MapView
 from ratherthan.render.colours import diverging, overlay, sequential, shared_limit
-from ratherthan.render.figure import figure, grid, overlay_png
+from ratherthan.render.figure import figure, figure_png, grid, overlay_png
 from ratherthan.render.report import report_html, write_report
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "MapView",
     "diverging",
     "figure",
+    "figure_png",
     "grid",
     "overlay",
     "overlay_png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,13 @@ def grid(images: Sequence[tuple[str, ArrayLike]], columns: int, *, title: str = 
     return sheet.figure
 
 
+def figure_png(sheet: Figure) -> bytes:
+    """Encode a figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    sheet.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def overlay_png(path: str | Path, image: ArrayLike, values: ArrayLike, limit: float | None = None) -> Path:
     """Write an overlay as a PNG; small images are enlarged by a whole factor.
 
@@ -144,7 +152,7 @@ def _row_height(case: Case) -> float:
 
 
 def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float, height: float) -> None:
-    foils = {view.foil for view in shown}
+    foils = {view.foil for view in shown if view.foil}
     contrasts = {view.contrast for view in shown}
     heading = case.question(*foils) if len(foils) == 1 else case.question()
     if len(contrasts) == 1 and len(foils) > 1:
@@ -156,9 +164,11 @@ def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float,
     limits = case.limits()
     for column, view in enumerate(shown, start=1):
         axes = sheet.axes(_MARGIN + column * (_CELL + _GAP), top, _CELL, height)
-        rather = f"rather than {view.foil}" if view.foil else "no foil"
-        words = [rather] * (len(foils) > 1) + [view.contrast] * (len(contrasts) > 1 or len(foils) == 1)
-        _draw_image(axes, overlay(case.image, view.values, limits[view.contrast]), shorten(" · ".join(words), 28))
+        words = [view.foil and f"rather than {view.foil}"] * (len(foils) > 1)
+        words += [view.contrast] * (len(contrasts) > 1 or len(foils) < 2)
+        _draw_image(
+            axes, overlay(case.image, view.values, limits[view.contrast]), shorten(" · ".join(filter(None, words)), 28)
+        )
 
 
 def _draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = _INK) -> None:

@@ -37,7 +37,8 @@ def test_every_entry_describes_its_network(entry: zoo.ZooModel) -> None:
     logits = network(torch.rand(1, entry.channels, *entry.image_size))
     assert min(grids[0].shape[2:]) >= 7
     assert len(entry.mean) == len(entry.std) == entry.channels
-    assert not entry.class_names or logits.shape == (1, len(entry.class_names))
+    names = zoo.class_names(entry)
+    assert not names or logits.shape == (1, len(names))
 
 
 @pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
@@ -63,10 +64,12 @@ def accuracy(entry: zoo.ZooModel, network: torch.nn.Module, dataset: data.Datase
     return right / len(dataset)
 
 
-@pytest.mark.parametrize(("name", "least"), [("mnist", 0.99), ("fashion_mnist", 0.91)])
-def test_shipped_networks_know_their_test_set(data_root: Path, name: str, least: float) -> None:
-    entry = zoo.get(name)
-    assert accuracy(entry, zoo.load_weights(entry), data.load(name, data_root, "test")) >= least
+@pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
+def test_shipped_networks_know_their_test_set(data_root: Path, entry: zoo.ZooModel) -> None:
+    least = {"mnist": 0.99, "fashion_mnist": 0.91}.get(entry.name)
+    if least is None:
+        pytest.skip("not a classifier of 28 x 28 images")
+    assert accuracy(entry, zoo.load_weights(entry), data.load(entry.name, data_root, "test")) >= least
 
 
 def test_plain_network_is_homogeneous_and_its_map_adds_up() -> None:
@@ -185,3 +188,4 @@ def test_class_names_travel_with_the_weights(tmp_path: Path) -> None:
     save_file(SqueezeNet(2).state_dict(), path, {"class_names": '["daisy", "tulip"]'})
     assert zoo.class_names(zoo.get("flowers102"), path) == ("daisy", "tulip")
     assert zoo.class_names(zoo.get("mnist")) == tuple("0123456789")
+    assert zoo.class_names(zoo.get("squeezenet1_0")) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -48,7 +49,7 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise CorruptImage(f"{name}: {image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
-            return _plain(ImageOps.exif_transpose(image))
+            return plain(ImageOps.exif_transpose(image))
     except CorruptImage:
         raise
     except Image.DecompressionBombError as error:
@@ -59,7 +60,7 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise CorruptImage(f"{name}: damaged image ({first_line(error)})") from error
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """Bring any mode to "L" or "RGB" (16-bit greys are scaled, transparency laid over white)."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
@@ -80,8 +81,13 @@ def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
 
     Returns:
         The tensor; it shares no memory with the image.
+
+    Raises:
+        InputError: Another number of channels is wanted.
     """
-    mode = {None: "L" if image.mode == "L" else "RGB", 1: "L", 3: "RGB"}[channels]
+    if channels not in (None, 1, 3):
+        raise InputError(f"images have 1 or 3 channels, not {channels}")
+    mode = "L" if channels == 1 or (channels is None and image.mode == "L") else "RGB"
     pixels = np.array(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous().float() / 255
 
@@ -92,28 +98,28 @@ def fit_image(
     fit: Literal["resize", "crop"] = "resize",
     crop_fraction: float = 1.0,
     channels: int | None = None,
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
 ) -> Tensor:
-    """Bring an image to a given size.
+    """Bring an image to a given size, as torchvision's Resize and CenterCrop do, in one step.
 
     Args:
         image: The image.
         size: Height and width wanted.
         fit: "resize" changes height and width and not the content; "crop" keeps the aspect and takes the centre.
-        crop_fraction: The share of the (larger scaled) image that "crop" keeps along its tighter side.
+        crop_fraction: The share of its tighter side that is kept; the margin is cut off.
         channels: 1 or 3; by default what the image has.
+        interpolation: How pixels are computed.
 
     Returns:
-        float32 (C, height, width) in [0, 1], resized bilinearly with antialiasing.
+        float32 (C, height, width) in [0, 1], resized with antialiasing.
     """
     height, width = size
-    if fit == "crop":
-        scale = max(height / image.height, width / image.width) / crop_fraction
-        image = _resized(image, round(image.height * scale), round(image.width * scale))
-        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-        image = image.crop((left, top, left + width, top + height))
-    return to_tensor(_resized(image, height, width), channels)
-
-
-def _resized(image: Image.Image, height: int, width: int) -> Image.Image:
-    same = (image.width, image.height) == (width, height)
-    return image if same else image.resize((width, height), Image.Resampling.BILINEAR)
+    rows, columns = (math.floor(side / crop_fraction + 1e-6) for side in size)
+    if fit == "crop":  # the tighter side becomes this long, the other follows the aspect
+        follows = int(columns * image.height / image.width), int(rows * image.width / image.height)
+        rows, columns = max(rows, follows[0]), max(columns, follows[1])
+    top, left = round((rows - height) / 2), round((columns - width) / 2)
+    down, across = image.height / rows, image.width / columns
+    right, bottom = min(image.width, (left + width) * across), min(image.height, (top + height) * down)
+    box = (left * across, top * down, right, bottom)
+    return to_tensor(image.resize((width, height), Image.Resampling[interpolation.upper()], box), channels)

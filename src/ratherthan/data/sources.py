@@ -9,9 +9,8 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
-from ratherthan.data.images import CorruptImage, open_image
+from ratherthan.data.images import CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
 
 _SUFFIXES = frozenset(Image.registered_extensions())
@@ -49,24 +48,31 @@ class FileReader:
         return str(path.stat().st_size) if path.is_file() else "missing"
 
 
+class Member(NamedTuple):
+    """Where one file lies inside an uncompressed tar."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class TarReader:
-    """Images inside an uncompressed tar, read in place: nothing is unpacked and no handle is kept."""
+    """Images inside uncompressed tars, read in place: nothing is unpacked and no handle is kept."""
 
-    path: Path
-    members: tuple[tuple[str, int, int], ...]
-    """Name, offset and size in bytes of each member."""
+    members: tuple[Member, ...]
 
     def read(self, index: int) -> Image.Image:
         """Decode one member."""
-        name, offset, size = self.members[index]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return open_image(file.read(size), name)
+        member = self.members[index]
+        with member.tar.open("rb") as file:
+            file.seek(member.offset)
+            return open_image(file.read(member.size), member.name)
 
     def stamp(self, index: int) -> str:
         """The size of the member in bytes."""
-        return str(self.members[index][2])
+        return str(self.members[index].size)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class ItemReader:
         except (OSError, SyntaxError) as error:  # what Pillow raises while the set decodes
             raise CorruptImage(f"item {index}: damaged image ({first_line(error)})") from error
         if isinstance(image, Image.Image):
-            return image
+            return plain(image)
         tensor = torch.as_tensor(image)
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
@@ -122,7 +128,7 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     if path.is_dir():
         return _class_folders(path)
     if path.suffix == ".tar":
-        return _labelled_tar(path.stem, path)
+        return _labelled_tar(path)
     if path.suffix == ".csv":
         return _csv(path)
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
@@ -193,44 +199,22 @@ def _fashion_mnist(folder: Path, split: str | None) -> Dataset:
 
 def _flowers102(folder: Path, split: str | None) -> Dataset:
     named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
-    tars = [folder / f"{part}.tar" for part in _parts("flowers102", split, ("train", "valid", "test"))]
-    class_names = tuple(named[key] for key in sorted(named, key=int))
-    readers = [_tar(tar) for tar in tars]
+    parts = _parts("flowers102", split, ("train", "valid", "test"))
+    members = tuple(member for part in parts for member in _members(folder / f"{part}.tar"))
     return Dataset(
         "flowers102",
-        class_names,
-        tuple(
-            f"{tar.stem}/{member[0]}" for tar, reader in zip(tars, readers, strict=True) for member in reader.members
-        ),
-        tuple(int(member[0].split("/")[0]) - 1 for reader in readers for member in reader.members),
-        readers[0] if len(readers) == 1 else _Joined(tuple(readers)),
+        tuple(named[key] for key in sorted(named, key=int)),
+        tuple(f"{member.tar.stem}/{member.name}" for member in members),
+        tuple(int(member.name.split("/")[0]) - 1 for member in members),
+        TarReader(members),
     )
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Several tars, one after the other."""
-
-    readers: tuple[TarReader, ...]
-
-    @cached_property
-    def _places(self) -> list[tuple[TarReader, int]]:
-        return [(reader, index) for reader in self.readers for index in range(len(reader.members))]
-
-    def read(self, index: int) -> Image.Image:
-        reader, inner = self._places[index]
-        return reader.read(inner)
-
-    def stamp(self, index: int) -> str:
-        reader, inner = self._places[index]
-        return reader.stamp(inner)
 
 
 def _ham10000(folder: Path, split: str | None) -> Dataset:
     parts = _parts("ham10000", split, ("train", "test", "isic_test"))
     with _existing(folder / "labels.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] in parts]
-    members = {member[0]: member for member in _tar(folder / "images.tar").members}
+    members = {member.name: member for member in _members(folder / "images.tar")}
     codes, ids = list(_DIAGNOSES), [f"{row['image_id']}.jpg" for row in rows]
     if absent := [name for name in ids if name not in members]:
         raise InputError(f"{folder / 'images.tar'} lacks {absent[0]} and {len(absent) - 1} more of labels.csv")
@@ -239,19 +223,19 @@ def _ham10000(folder: Path, split: str | None) -> Dataset:
         tuple(_DIAGNOSES.values()),
         tuple(ids),
         tuple(codes.index(row["dx"]) for row in rows),
-        TarReader(folder / "images.tar", tuple(members[name] for name in ids)),
+        TarReader(tuple(members[name] for name in ids)),
     )
 
 
 def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
     if split not in (None, "test"):
         raise InputError(f"imagenet_samples has one split, test; not {split!r}")
-    reader = _tar(folder / "images.tar")
+    members = _members(folder / "images.tar")
     listed = json.loads(_existing(folder / "class_names.json").read_text())
-    position = {wnid: index for index, (wnid, _) in enumerate(listed)}
-    ids = tuple(member[0] for member in reader.members)
-    labels = tuple(position[name.split("_")[0]] for name in ids)
-    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, reader)
+    place = {wnid: index for index, (wnid, _) in enumerate(listed)}
+    ids = tuple(member.name for member in members)
+    labels = tuple(place[name.split("_")[0]] for name in ids)
+    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, TarReader(members))
 
 
 _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
@@ -295,20 +279,19 @@ def _class_folders(root: Path) -> Dataset:
     return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
 
 
-def _tar(path: Path) -> TarReader:
+def _members(path: Path) -> tuple[Member, ...]:
     try:
         with tarfile.open(_existing(path), "r:") as tar:
-            members = tuple((member.name, member.offset_data, member.size) for member in tar if member.isfile())
+            return tuple(Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
     except tarfile.TarError as error:
         raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
-    return TarReader(path, members)
 
 
-def _labelled_tar(name: str, path: Path) -> Dataset:
-    found = [member for member in _tar(path).members if Path(member[0]).suffix.lower() in _SUFFIXES]
-    if not found or any("/" not in member[0].removeprefix("./") for member in found):
+def _labelled_tar(path: Path) -> Dataset:
+    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in _SUFFIXES)
+    if not found or any("/" not in member.name.removeprefix("./") for member in found):
         raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
-    return _by_class(name, [member[0] for member in found], TarReader(path, tuple(found)))
+    return _by_class(path.stem, [member.name for member in found], TarReader(found))
 
 
 def _csv(path: Path) -> Dataset:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ratherthan import data
 from ratherthan.errors import InputError, unknown
 
 
@@ -18,6 +20,8 @@ class Augmentation:
     """Random affine changes of training images, drawn per image.
 
     Attributes:
+        crop: The share of each side that is cut out, at a random place and without resizing: the network sees less, and
+            trains faster, but things keep their size.
         shift: Largest shift, as a share of the side.
         scale: Largest relative change of size.
         rotation: Largest turn, in degrees.
@@ -26,6 +30,7 @@ class Augmentation:
         padding: What lies beyond the border: "zeros" for black grounds, "reflection" for photographs.
     """
 
+    crop: float = 1.0
     shift: float = 0.0
     scale: float = 0.0
     rotation: float = 0.0
@@ -34,7 +39,7 @@ class Augmentation:
     padding: str = "zeros"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch (N, C, H, W) in [0, 1] of the CPU; random numbers come from the generator alone."""
+        """Change a batch (N, C, H, W) in [0, 1] on the CPU; random numbers come from the generator alone."""
 
         def uniform(limit: float) -> Tensor:
             return (torch.rand(len(images), generator=generator) * 2 - 1) * limit
@@ -43,16 +48,18 @@ class Augmentation:
             sign = torch.randint(0, 2, (len(images),), generator=generator) * 2.0 - 1
             return sign if side in self.flips else torch.ones(len(images))
 
-        angle, zoom = uniform(self.rotation * math.pi / 180), 1 + uniform(self.scale)
+        angle, zoom = uniform(self.rotation * math.pi / 180), self.crop * (1 + uniform(self.scale))
+        reach = 2 * self.shift + 1 - self.crop  # in the units of affine_grid, where a side is 2 long
         across, down = zoom * mirrored("h"), zoom * mirrored("v")
         matrix = torch.stack(
             [
-                torch.stack([across * angle.cos(), -down * angle.sin(), 2 * uniform(self.shift)], 1),
-                torch.stack([across * angle.sin(), down * angle.cos(), 2 * uniform(self.shift)], 1),
+                torch.stack([across * angle.cos(), -down * angle.sin(), uniform(reach)], 1),
+                torch.stack([across * angle.sin(), down * angle.cos(), uniform(reach)], 1),
             ],
             dim=1,
         )
-        grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+        height, width = (round(side * self.crop) for side in images.shape[2:])
+        grid = functional.affine_grid(matrix, [*images.shape[:2], height, width], align_corners=False)
         moved = functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
         return (moved * (1 + uniform(self.brightness)).view(-1, 1, 1, 1)).clamp_(0, 1)
 
@@ -61,7 +68,7 @@ class Augmentation:
 class Recipe:
     """A supervised training: AdamW, learning rate up over the first part, then down along a cosine.
 
-    A network with another target overrides `loss` and `metrics`.
+    A network with another target overrides the methods.
 
     Attributes:
         dataset: Name of the data set in `ratherthan.data`.
@@ -108,6 +115,20 @@ class Recipe:
         chance = classes.bincount().double()[classes] ** -self.balance
         return torch.multinomial(chance, len(labels), replacement=True, generator=generator).tolist()
 
+    def open(self, root: str | Path | None, split: str) -> data.Dataset:
+        """The images of a split; without a transform they are brought to the size the network is fed."""
+        return data.load(self.dataset, root, split)
+
+    def examples(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What the network sees and should say, from a batch of images and labels on the CPU."""
+        return (self.augmentation(images, generator) if training else images), labels
+
+    def about(self, classes: Sequence[str]) -> str:
+        """What the network answers, for its card."""
+        return f"{len(classes)} classes: {', '.join(classes)}"
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised: the mean cross-entropy."""
         return functional.cross_entropy(logits, labels)
@@ -121,15 +142,15 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
-    "fashion_mnist": Recipe("fashion_mnist", 8, 0.006, augmentation=Augmentation(0.04, 0.05, flips="h")),
+    "fashion_mnist": Recipe("fashion_mnist", 8, 0.006, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
     "flowers102": Recipe(
         "flowers102", 6, 5e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
         frozen=tuple(f"features.{index}" for index in range(7)), tests=("valid", "test"),
-        augmentation=Augmentation(0.1, 0.25, 15, "h", 0.2, padding="reflection"),
+        augmentation=Augmentation(160 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"),
     ),
     "ham10000": Recipe(
         "ham10000", 14, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7,
-        augmentation=Augmentation(0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
+        augmentation=Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
     ),
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.zoo.iqa import DIQaM
 from ratherthan.zoo.plain import PlainNet
 from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet
@@ -25,70 +26,75 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ZooModel:
-    """Everything there is to know about one network of the zoo before its weights are read.
+    """What there is to know about a network of the zoo before its weights are read (its class names lie in those).
 
     Attributes:
         name: What stands after `zoo:`.
         build: Makes the untrained network; called without arguments.
         layer: Dotted name of the layer that layer methods explain by default.
-        class_names: Names in the order of the logits; empty where the weights file or the user brings them.
         image_size: Height and width that the network is fed.
-        channels: Channels of the image, 1 or 3.
+        channels: Channels of the image, 1 or 3; 6 for a reference and its distorted version.
         mean: What is subtracted from an image in [0, 1], per channel.
         std: What it is then divided by.
-        fit: How an image of another size is brought to `image_size`: "resize" changes height and width to it, "crop"
-            resizes the shorter side to `image_size / crop_fraction`, then takes the centre.
-        crop_fraction: The share of the shorter side that "crop" keeps.
-        shipped: File name of the weights inside the package, or None.
+        fit: How an image of another size is brought to `image_size`, see `ratherthan.data.images.fit_image`.
+        crop_fraction: The share of the shorter side that a centre crop keeps.
+        shipped: Whether its weights come with the package.
         recipe: Name of the recipe that trains it (`ratherthan train zoo:NAME`), or None.
         manifold: Name of the generative model that fits its images, or None.
+        output: "value" for a network that gives one number.
     """
 
     name: str
     build: Callable[[], nn.Module]
     layer: str
-    class_names: tuple[str, ...] = ()
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
-    fit: Literal["resize", "crop"] = "crop"
-    crop_fraction: float = 1.0
-    shipped: str | None = None
+    fit: Literal["resize", "crop"] = "resize"
+    crop_fraction: float = 0.875
+    shipped: bool = False
     recipe: str | None = None
     manifold: str | None = None
+    output: Literal["logits", "value"] = "logits"
 
     @property
     def weights(self) -> Path | None:
         """The weights inside the package, or None where none are shipped."""
-        return _SHIPPED / self.shipped if self.shipped else None
+        return _SHIPPED / f"{self.name}.safetensors" if self.shipped else None
 
 
-DIGITS = tuple("0123456789")
-GARMENTS = (
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
-LESIONS = (
-    "melanoma", "melanocytic nevus", "basal cell carcinoma", "actinic keratosis", "benign keratosis", "dermatofibroma",
-    "vascular lesion",
-)  # fmt: skip
+
+def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
+    build = partial(DIQaM, 6, weighted, dropout=0.1)
+    half, quarter = (0.5,) * 6, (0.25,) * 6
+    return ZooModel(
+        name, build, "distorted_conv10", (224, 224), 6, half, quarter, shipped=shipped, recipe="iqa", output="value"
+    )
+
 
 ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
+        ZooModel("mnist", PlainNet, "features.8", (28, 28), 1, (0.0,), (1.0,), shipped=True, recipe="mnist"),
         ZooModel(
-            "mnist", PlainNet, "features.8", DIGITS, (28, 28), 1, (0.0,), (1.0,), "resize",
-            shipped="mnist.safetensors", recipe="mnist",
+            "fashion_mnist",
+            partial(PlainNet, 24),
+            "features.8",
+            (28, 28),
+            1,
+            (0.0,),
+            (1.0,),
+            shipped=True,
+            recipe="fashion_mnist",
         ),
-        ZooModel(
-            "fashion_mnist", partial(PlainNet, 24), "features.8", GARMENTS, (28, 28), 1, (0.0,), (1.0,), "resize",
-            shipped="fashion_mnist.safetensors", recipe="fashion_mnist",
-        ),
-        ZooModel("squeezenet1_0", SqueezeNet, "features.12", crop_fraction=224 / 256),
-        ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", fit="resize", recipe="flowers102"),
-        ZooModel("ham10000", ResNet9, "residual2", LESIONS, (128, 128), fit="resize", recipe="ham10000"),
+        ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
+        ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
+        ZooModel("ham10000", ResNet9, "residual2", (128, 128), recipe="ham10000"),
+        _quality("iqa", weighted=False),
+        _quality("iqa_weighted", weighted=True),
     )
-}  # fmt: skip
+}
 
 
 def names() -> list[str]:
@@ -169,17 +175,18 @@ def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
 
 
 def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, ...]:
-    """The class names that belong to weights: those written in the file, else those of the entry.
+    """The class names written in weights, in the order of the logits.
 
     Args:
         entry: The network.
-        path: The weights given for it, if any.
+        path: Its weights; by default those that ship in the package.
 
     Returns:
-        The names in the order of the logits, empty where neither knows them.
+        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
     """
-    metadata = read_weights(path)[1] if path else {}
-    return tuple(json.loads(metadata["class_names"])) if "class_names" in metadata else entry.class_names
+    source = path or entry.weights
+    metadata = read_weights(source)[1] if source else {}
+    return tuple(json.loads(metadata.get("class_names", "[]")))
 
 
 def check_state(wanted: dict[str, Tensor], state: dict[str, Tensor], complaint: str) -> None:

@@ -58,7 +58,9 @@ class SqueezeNet(nn.Module):
             nn.MaxPool2d(3, stride=2, ceil_mode=True),
             Fire(512, 64, 256),
         )
-        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(512, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        head = nn.Conv2d(512, classes, 1)
+        nn.init.normal_(head.weight, std=0.01)  # the usual larger start leaves classes dead behind the last ReLU
+        self.classifier = nn.Sequential(nn.Dropout(0.5), head, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 3, H, W) to logits (N, classes)."""

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ def train(
     entry = get(name)
     if entry.recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
-    run = _Run(entry, recipe(entry.recipe), data_root, epochs, seed, device, limit)
+    how = recipe(entry.recipe)
+    run = _Run(entry, how, data_root, how.epochs if epochs is None else epochs, seed, torch.device(device), limit)
     out = Path(out or f"{entry.name}.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
@@ -93,50 +94,51 @@ def train(
     return out
 
 
+@dataclass
 class _Run:
     """The state of one training: network, optimiser, epochs done."""
 
-    def __init__(
-        self,
-        entry: ZooModel,
-        recipe: Recipe,
-        data_root: str | Path | None,
-        epochs: int | None,
-        seed: int,
-        device: str,
-        limit: int | None,
-    ) -> None:
-        self.entry, self.recipe, self.root = entry, recipe, data_root
-        self.seed, self.device, self.limit = seed, torch.device(device), limit
-        self.epochs = recipe.epochs if epochs is None else epochs
+    entry: ZooModel
+    recipe: Recipe
+    root: str | Path | None
+    epochs: int
+    seed: int
+    device: torch.device
+    limit: int | None
+    done: int = 0
+    skipped: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
         self.data = self._split(recipe.train)
-        self.done, self.skipped = 0, set[str]()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = entry.build()
+            torch.manual_seed(self.seed)
+            self.network = self.entry.build()
         if recipe.start:
-            _adopt(self.network, _start(data_root, recipe.start))
-        self.network.to(self.device)
+            _adopt(self.network, _start(self.root, recipe.start))
+        self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # much faster
         for module in recipe.frozen:
             self.network.get_submodule(module).requires_grad_(False)
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        # What must agree for a checkpoint to be gone on from, as JSON would give it back
+        self.settings = json.loads(
+            json.dumps(
+                {
+                    "zoo": self.entry.name,
+                    "recipe": asdict(recipe),
+                    "epochs": self.epochs,
+                    "seed": self.seed,
+                    "limit": self.limit,
+                    "data": self.data.fingerprint(),
+                }
+            )
+        )
 
     def _split(self, split: str) -> data.Dataset:
-        whole = data.load(self.recipe.dataset, self.root, split).with_transform(Fit(self.entry))
+        whole = self.recipe.open(self.root, split)
+        whole = whole if whole.transform else whole.with_transform(Fit(self.entry))
         return whole.subset(range(len(whole))[: self.limit])
-
-    def settings(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be gone on from."""
-        recipe = asdict(self.recipe)
-        return {
-            "zoo": self.entry.name,
-            "recipe": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.items()},
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "limit": self.limit,
-            "data": self.data.fingerprint(),
-        }
 
     def epoch(self, number: int, report: Callable[[Progress], None] | None) -> None:
         """Train for one epoch. All its randomness follows from the seed and its number."""
@@ -150,8 +152,8 @@ class _Run:
             progress = (number + index / len(batches)) / self.epochs
             for group in self.optimiser.param_groups:
                 group["lr"] = self.recipe.rate_at(progress)
-            logits = self._forward(self.recipe.augmentation(images, generator))
-            loss = self.recipe.loss(logits, labels.to(self.device))
+            images, targets = self.recipe.examples(images, labels, generator, training=True)
+            loss = self.recipe.loss(self._forward(images), targets.to(self.device))
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
@@ -161,9 +163,9 @@ class _Run:
         self.done = number + 1
 
     def _forward(self, images: Tensor) -> Tensor:
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(values).view(shape) for values in (self.entry.mean, self.entry.std))
-        logits: Tensor = self.network(((images - mean) / std).to(self.device))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.entry.mean, self.entry.std))
+        normalised = ((images - mean) / std).to(self.device, memory_format=torch.channels_last)
+        logits: Tensor = self.network(normalised)
         return logits
 
     @torch.no_grad()
@@ -171,15 +173,18 @@ class _Run:
         """The recipe's metrics on a split, in evaluation mode."""
         self.network.eval()
         batches = data.batches(self._split(split), 256, self.recipe.workers)
-        outputs = [(self._forward(images).cpu(), labels) for _, images, labels in batches]
-        logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        generator, outputs = torch.Generator().manual_seed(self.seed), []
+        for _, images, labels in batches:
+            images, targets = self.recipe.examples(images, labels, generator, training=False)
+            outputs.append((self._forward(images).cpu(), targets))
+        logits, targets = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
-        return {"images": len(labels), **self.recipe.metrics(logits, labels)}
+        return {"images": len(targets), **self.recipe.metrics(logits, targets)}
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
         state = {
-            "settings": self.settings(),
+            "settings": self.settings,
             "done": self.done,
             "skipped": sorted(self.skipped),
             "network": self.network.state_dict(),
@@ -197,7 +202,7 @@ class _Run:
         hint = "remove it or use resume=False"
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            differing = [key for key, value in self.settings().items() if state["settings"].get(key) != value]
+            differing = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
         except Exception as error:  # whatever the unpickler makes of foreign bytes
             raise InputError(f"{path} is no checkpoint; {hint}") from error
         if differing:
@@ -211,7 +216,8 @@ class _Run:
         options = f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
         return {
             "name": f"zoo:{self.entry.name}",
-            "classes": list(self.data.class_names),
+            "about": self.recipe.about(self.data.class_names),
+            "classes": list(self.data.class_names) if self.entry.output == "logits" else [],
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "input": {
                 "channels": self.entry.channels,
@@ -223,7 +229,7 @@ class _Run:
             },
             "training_images": len(self.data),
             "metrics": {split: self.measure(split) for split in self.recipe.tests},
-            "settings": self.settings(),
+            "settings": self.settings,
             "skipped": sorted(self.skipped),
             "command": f"ratherthan train zoo:{self.entry.name} --data DIR --seed {self.seed}{options}",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -276,7 +282,7 @@ def _commit(temporary: Path, path: Path) -> None:
 
 def _markdown(card: dict[str, Any]) -> str:
     rows = [
-        f"| {split} | {values['images']:,} | " + " | ".join(f"{values[key]:.2%}" for key in values if key != "images")
+        f"| {split} | {values['images']:,} | " + " | ".join(_figure(key, values[key]) for key in values if key != "images")
         for split, values in card["metrics"].items()
     ]
     columns = [key.replace("_", " ") for values in card["metrics"].values() for key in values if key != "images"]
@@ -286,7 +292,7 @@ def _markdown(card: dict[str, Any]) -> str:
         [
             f"# {card['name']}",
             "",
-            f"{card['parameters']:,} parameters, {len(card['classes'])} classes: {', '.join(card['classes'])}.",
+            f"{card['parameters']:,} parameters, {card['about']}.",
             f"Trained on {card['training_images']:,} images of {settings['recipe']['dataset']} for "
             f"{settings['epochs']} epochs, seed {settings['seed']} (content {settings['data']}); "
             f"{len(card['skipped'])} images skipped as corrupt.",
@@ -299,6 +305,10 @@ def _markdown(card: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.3f}"
 
 
 @contextmanager

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ratherthan.data.images import fit_image, open_image, to_tensor
+from ratherthan.data.images import fit_image, open_image, plain, to_tensor
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 
 Output = Literal["logits", "probabilities", "value"]
+Fit = Literal["resize", "crop"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
 class Model:
@@ -30,17 +34,17 @@ class Model:
         mean: Per-channel mean that the network expects to be subtracted from images in [0, 1].
         std: Per-channel standard deviation they are then divided by.
         size: Height and width that files and PIL images are brought to; None keeps theirs.
-        fit: How: "resize" ignores the aspect ratio, "crop" brings the shorter side to size / `crop_fraction` and takes
-            the centre.
-        crop_fraction: Share of the shorter side that a centre crop keeps.
+        fit: How: "resize" ignores the aspect ratio, "crop" keeps it and takes the centre.
+        crop_fraction: Share of each side that is kept; what is around it is cut off.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         channels: 1 or 3; None: what the first convolution takes.
         layer: Dotted name of the layer that layer methods explain; None: found automatically.
         output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
-            serves as logits), or "value" (one number, a regressor).
+            serves as logits; a single one is that of class 1), or "value" (one number, a regressor).
         name: What to call it in results.
 
     Raises:
-        InputError: If `mean`, `std` or `size` do not fit together.
+        InputError: If a setting is none that exists, or `mean` and `std` do not fit the channels.
     """
 
     def __init__(
@@ -51,8 +55,9 @@ class Model:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         size: int | tuple[int, int] | None = None,
-        fit: Literal["resize", "crop"] = "fit",
-        crop_fraction: float = 0.875,
+        fit: Fit = "resize",
+        crop_fraction: float = 1.0,
+        interpolation: Interpolation = "bilinear",
         channels: int | None = None,
         layer: str | None = None,
         output: Output = "logits",
@@ -60,15 +65,21 @@ class Model:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InputError(f"a model is a torch.nn.Module, not {type(module).__name__}")
-        if output not in ("logits", "probabilities", "value"):
-            raise InputError(unknown("output", output, ["logits", "probabilities", "value"]))
+        _check_choice("output", output, Output)
+        _check_choice("fit", fit, Fit)
+        _check_choice("interpolation", interpolation, Interpolation)
+        if not 0 < crop_fraction <= 1:
+            raise InputError(f"crop_fraction is the share that is kept, above 0 and at most 1, not {crop_fraction}")
         self.module = module
         self.class_names = None if class_names is None else tuple(class_names)
         self.channels = channels or _input_channels(module)
         self.mean, self.std = (self._per_channel(v, w) for v, w in ((mean, "mean"), (std, "std")))
         self.size = (size, size) if isinstance(size, int) else size
-        self.fit: Literal["resize", "crop"] = fit
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise InputError(f"size is a height and a width in pixels, not {size}")
+        self.fit: Fit = fit
         self.crop_fraction = crop_fraction
+        self.interpolation: Interpolation = interpolation
         self.layer = layer
         self.output: Output = output
         self.name = name or type(module).__name__
@@ -81,6 +92,14 @@ class Model:
     def wrap(model: Model | nn.Module) -> Model:
         """A bare module becomes a `Model` that is fed as it is."""
         return model if isinstance(model, Model) else Model(model)
+
+    def replace(self, **changes: Any) -> Model:
+        """The same network with some settings changed.
+
+        Args:
+            **changes: Any argument of `Model` but the module.
+        """
+        return Model(self.module, **{**{name: getattr(self, name) for name in _SETTINGS}, **changes})
 
     @property
     def device(self) -> torch.device:
@@ -119,11 +138,11 @@ class Model:
         """
         scores = self._scores(self._run(self._normalised(images)), len(images))
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if self.output == "value":
+            return scores
         if self.output == "probabilities":
-            return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
-        if self.output == "logits" and scores.shape[1] == 1:
-            return torch.cat([-scores / 2, scores / 2], 1)
-        return scores
+            scores = self._logarithm(scores)
+        return torch.cat([-scores / 2, scores / 2], 1) if scores.shape[1] == 1 else scores
 
     def check(self, logits: Tensor) -> None:
         """Refuse logits no explanation can be made of.
@@ -153,7 +172,7 @@ class Model:
             if not any(layer is module for module in self.module.modules()):
                 raise LayerError(f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules")
             return layer
-        modules = dict(self.module.named_modules())
+        modules: dict[str, nn.Module] = dict(self.module.named_modules(remove_duplicate=False))
         if layer not in modules or not layer:
             raise LayerError(unknown("layer", layer, (name for name in modules if name)))
         return modules[layer]
@@ -162,8 +181,8 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, PIL image, array ((H, W) or (H, W, C), uint8 or [0, 1]) or tensor ((C, H, W) or
-                (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
+            images: A path, PIL image, array ((H, W) or (H, W, C), uint8 or [0, 1], handled in 8 bits) or tensor
+                ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:
             (N, C, H, W) on the model's device, in its dtype.
@@ -175,33 +194,37 @@ class Model:
             return self._batch(images)
         if not isinstance(images, (list, tuple)):
             images = [images]
-        prepared = [self._batch(each)[0] if isinstance(each, Tensor) else self._prepare(each) for each in images]
-        shapes = {tuple(image.shape) for image in prepared}
+        if not images:
+            raise InputError("no images were given")
+        prepared = [self._batch(each if isinstance(each, Tensor) else self._prepare(each)) for each in images]
+        shapes = {tuple(batch.shape[1:]) for batch in prepared}
         if len(shapes) > 1:
             raise InputError(f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224")
-        if not prepared:
-            raise InputError("no images were given")
-        return self._batch(torch.stack([image.to(self.device, self.dtype) for image in prepared]))
+        return torch.cat(prepared)
 
     def _prepare(self, image: Any) -> Tensor:
         picture = open_image(image) if isinstance(image, (str, Path)) else _picture(image)
         if self.size is None:
             return to_tensor(picture, self.channels)
-        return fit_image(picture, self.size, self.fit, self.crop_fraction, self.channels)
+        return fit_image(picture, self.size, self.fit, self.crop_fraction, self.channels, self.interpolation)
 
     def _batch(self, images: Tensor) -> Tensor:
         images = images.unsqueeze(0) if images.ndim == 3 else images
         if images.ndim < 2 or len(images) == 0:
             raise InputError(f"images of shape {tuple(images.shape)}: (N, C, H, W) with N >= 1 is needed")
-        images = images.detach().to(self.device, self.dtype)
         if not images.isfinite().all():
             raise InputError("the images hold NaN or infinite values; image space is [0, 1]")
-        low, high = images.min().item(), images.max().item()
-        if (self.mean or self.std) and (low < -1e-4 or high > 1 + 1e-4):
+        low, high = float(images.min()), float(images.max())
+        outside = low < -1e-4 or high > 1 + 1e-4
+        if outside and not images.is_floating_point():
+            raise InputError(
+                f"images of whole numbers from {low:.0f} to {high:.0f}: hand them in [0, 1], e.g. images / 255"
+            )
+        if outside and (self.mean or self.std):
             raise InputError(
                 f"images range over [{low:.3g}, {high:.3g}]: hand them in [0, 1]; this model normalises by itself"
             )
-        return images
+        return images.detach().to(self.device, self.dtype)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if self.mean is not None:
@@ -213,7 +236,15 @@ class Model:
             return self.module(images)
         except RatherThanError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             shape = tuple(images.shape)
             raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}") from error
 
@@ -230,6 +261,15 @@ class Model:
                 f"{self.name} returns shape {tuple(scores.shape)} for {samples} samples; {wanted} is needed"
             )
         return scores
+
+    def _logarithm(self, probabilities: Tensor) -> Tensor:
+        if probabilities.min() < 0 or probabilities.max() > 1.001:
+            raise ModelError(
+                f"{self.name} should return probabilities, but they are not all in [0, 1]: are they logits?"
+            )
+        if probabilities.shape[1] == 1:
+            return torch.logit(probabilities, torch.finfo(probabilities.dtype).eps)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
     def _per_channel(self, values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
         if values is None:
@@ -253,25 +293,34 @@ def _input_channels(module: nn.Module) -> int:
 def _picture(image: Any) -> Image.Image:
     """A PIL image, or an array that is one."""
     if isinstance(image, Image.Image):
-        return image
+        return plain(image)
     if not isinstance(image, np.ndarray):
         raise InputError(f"an image is a path, a PIL image, an array or a tensor, not {type(image).__name__}")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or not image.size:
         raise InputError(f"an image array has shape (H, W) or (H, W, channels), not {image.shape}")
     if image.dtype != np.uint8:
-        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+        numeric = image.dtype.kind in "buif"
+        if not numeric or not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
             raise InputError("an image array holds uint8, or finite numbers in [0, 1]")
-        image = (image * 255).round().astype(np.uint8)
-    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        image = (image * 255.0).round().astype(np.uint8)
+    return plain(Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image))
+
+
+def _check_choice(what: str, given: object, choices: Any) -> None:
+    if given not in get_args(choices):
+        raise InputError(unknown(what, given, get_args(choices)))
 
 
 def _look_like_probabilities(scores: Tensor) -> bool:
     return bool((scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-4).all())
 
 
+_SETTINGS = tuple(inspect.signature(Model).parameters)[1:]
+
+
 # --------------------------------------------------------------------------------------------- getting hold of one
 def load(
-    spec: str,
+    spec: str | Path,
     *,
     weights: str | Path | None = None,
     class_names: Sequence[str] | str | Path | None = None,
@@ -283,8 +332,11 @@ def load(
 
     Args:
         spec: "zoo:NAME"; "hf:NAME or folder" (transformers); "torchvision:NAME"; "timm:NAME"; a ".pt2" exported
-            program; or "file.py:factory", a function without arguments that returns the module.
-        weights: A safetensors file, or a .pt/.pth state dict (read with `weights_only=True`).
+            program; or "file.py:factory", a function without arguments that returns the module. PyTorch unpickles
+            parts of a ".pt2", so opening one can run code hidden in it: only open those you trust.
+        weights: A safetensors file, or a .pt/.pth state dict (read with `weights_only=True`, which runs no code); None:
+            those published under the name. For a file, torchvision and timm networks are built with one output per
+            name in `class_names`, if given.
         class_names: Names, or a file of them (see `read_class_names`).
         device: Where to put it.
         trust_code: Allow "file.py:factory", which runs that file.
@@ -300,36 +352,22 @@ def load(
     Example:
         >>> model = load("zoo:mnist")
     """
+    spec = str(spec)
+    names = read_class_names(class_names) if isinstance(class_names, (str, Path)) else class_names
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:
-        model = _LOADERS[kind](name, weights)
+        model = _LOADERS[kind](name, weights, None if names is None else len(names))
     elif spec.endswith(".pt2"):
-        model = _load_exported(Path(spec))
+        model = _load_exported(Path(spec), weights)
     elif ".py:" in spec:
         model = _load_factory(spec, weights, trust_code)
     else:
         known = ", ".join(f"{each}:NAME" for each in _LOADERS)
         raise InputError(f"model {spec!r}: give one of {known}, a .pt2 file or file.py:factory")
-    if isinstance(class_names, (str, Path)):
-        class_names = read_class_names(class_names)
-    described = {
-        key: getattr(model, key)
-        for key in (
-            "class_names",
-            "mean",
-            "std",
-            "size",
-            "fit",
-            "crop_fraction",
-            "channels",
-            "layer",
-            "output",
-        )
-    }
-    given = {key: value for key, value in {**settings, "class_names": class_names}.items() if value is not None}
     for each in model.module.modules():
         each.training = False
-    return Model(model.module, **{**described, "name": spec, **given}).to(device)
+    given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
+    return model.replace(**given).to(device)
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -377,7 +415,7 @@ def fit_weights(module: nn.Module, path: str | Path) -> nn.Module:
     return module
 
 
-def _load_zoo(name: str, weights: str | Path | None) -> Model:
+def _load_zoo(name: str, weights: str | Path | None, classes: int | None) -> Model:
     from ratherthan.zoo import registry as zoo
 
     entry = zoo.get(name)
@@ -391,70 +429,117 @@ def _load_zoo(name: str, weights: str | Path | None) -> Model:
         crop_fraction=entry.crop_fraction,
         channels=entry.channels,
         layer=entry.layer,
+        output=entry.output,
     )
 
 
-def _load_hf(name: str, weights: str | Path | None) -> Model:
+def _load_hf(name: str, weights: str | Path | None, classes: int | None) -> Model:
     transformers = _extra("transformers", "hf")
     try:
         module = transformers.AutoModelForImageClassification.from_pretrained(name)
-        config = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(name)[0]
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"hf:{name}: {first_line(error)}") from error
     labels = module.config.id2label
-    size = config.get("crop_size") if config.get("do_center_crop", "crop_pct" in config) else None
-    edge = size or config.get("size", {})
-    edge = {"height": edge, "width": edge} if isinstance(edge, int) else edge
-    short = edge.get("shortest_edge")
     model = Model(
         module if weights is None else fit_weights(module, weights),
         [str(labels[i]) for i in sorted(labels)],
-        mean=config.get("image_mean") if config.get("do_normalize", True) else None,
-        std=config.get("image_std") if config.get("do_normalize", True) else None,
-        size=(short, short) if short else (edge["height"], edge["width"]) if "height" in edge else None,
-        fit="crop" if size or short else "fit",
         channels=getattr(module.config, "num_channels", None),
-    )
+    ).replace(**_hf_settings(processor.to_dict()))
+    _check_prepares_alike(model, processor, name)
     return model
 
 
-def _load_torchvision(name: str, weights: str | Path | None) -> Model:
+def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What an image processor does, in the words of `Model`."""
+    scale = 255 * config["rescale_factor"] if config.get("do_rescale") else 255
+    offset = 1 if config.get("rescale_offset") else 0
+    normalised = config.get("do_normalize")
+    mean = np.atleast_1d(config["image_mean"] if normalised else 0.0)
+    std = np.atleast_1d(config["image_std"] if normalised else 1.0)
+    settings: dict[str, Any] = {"mean": (mean + offset) / scale, "std": std / scale}
+    if not config.get("do_resize"):
+        return settings
+    edge, share = (config.get("size") or {}).get("shortest_edge"), config.get("crop_pct")
+    size = {"height": edge, "width": edge} if edge else config["size"]
+    crop = config["crop_size"] if config.get("do_center_crop") else size
+    warped = not edge or (share and not config.get("do_center_crop") and edge >= 384)  # as ConvNeXt's processor does
+    return settings | {
+        "size": (crop["height"], crop["width"]),
+        "fit": "resize" if warped else "crop",
+        "crop_fraction": share if share and not warped else crop["height"] / size["height"],
+        "interpolation": Image.Resampling(config.get("resample", 2)).name.lower(),
+    }
+
+
+def _check_prepares_alike(model: Model, processor: Any, name: str) -> None:
+    """Refuse an image processor that does something else than `Model` can: each has its own ways."""
+    down, across = np.mgrid[0:1:300j, 0:1:400j]
+    picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
+    picture = picture if model.channels == 3 else picture.convert("L")
+    theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+    ours = model._normalised(model.preprocess(picture))
+    if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
+        raise ModelError(
+            f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here; "
+            "hand its network to Model(...) and explain tensors"
+        )
+
+
+def _load_torchvision(name: str, weights: str | Path | None, classes: int | None) -> Model:
     models = _extra("torchvision", "hub").models
     if name not in models.list_models(module=models):
         raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
     published = models.get_model_weights(name).DEFAULT
-    with _fetching(f"torchvision:{name}"):
-        module = models.get_model(name, weights=published if weights is None else None)
     transform = published.transforms()
-    edge = transform.crop_size[0]
+    with _fetching(f"torchvision:{name}"):
+        module = models.get_model(name, **({"weights": published} if weights is None else _blank(classes)))
     return Model(
         module if weights is None else fit_weights(module, weights),
-        published.meta["categories"] if weights is None else None,
-        mean=transform.mean, std=transform.std, size=edge, fit="crop",
-        crop_fraction=edge / transform.resize_size[0],
-    )  # fmt: skip
+        published.meta["categories"],
+        mean=transform.mean,
+        std=transform.std,
+        size=transform.crop_size[0],
+        fit="crop",
+        crop_fraction=transform.crop_size[0] / transform.resize_size[0],
+        interpolation=transform.interpolation.value,
+    )
 
 
-def _load_timm(name: str, weights: str | Path | None) -> Model:
+def _load_timm(name: str, weights: str | Path | None, classes: int | None) -> Model:
     timm = _extra("timm", "hub")
     if not timm.is_model(name):
         raise InputError(unknown("timm model", name, timm.list_models()))
     with _fetching(f"timm:{name}"):
-        module = timm.create_model(name, pretrained=weights is None)
+        module = timm.create_model(name, **({"pretrained": True} if weights is None else _blank(classes)))
     config = timm.data.resolve_model_data_config(module)
+    imagenet = timm.data.infer_imagenet_subset(module)
+    labels = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None
     return Model(
         module if weights is None else fit_weights(module, weights),
-        mean=config["mean"], std=config["std"], size=tuple(config["input_size"][1:]), fit="crop",
-        crop_fraction=config["crop_pct"], channels=config["input_size"][0],
-    )  # fmt: skip
+        labels,
+        mean=config["mean"],
+        std=config["std"],
+        size=tuple(config["input_size"][1:]),
+        fit="resize" if config["crop_mode"] == "squash" else "crop",
+        crop_fraction=config["crop_pct"],
+        interpolation=config["interpolation"],
+        channels=config["input_size"][0],
+    )
 
 
-def _load_exported(path: Path) -> Model:
+def _blank(classes: int | None) -> dict[str, int]:
+    """How an untrained network is built: with as many outputs as there are class names, if there are any."""
+    return {} if classes is None else {"num_classes": classes}
+
+
+def _load_exported(path: Path, weights: str | Path | None) -> Model:
+    if weights is not None:
+        raise InputError(f"{str(path)!r} holds its own weights; leave weights out")
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
     try:
-        program = torch.export.load(path)
-        return Model(torch.export.unflatten(program))
+        return Model(torch.export.unflatten(torch.export.load(path)))
     except Exception as error:  # whatever a damaged archive raises
         raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
 
@@ -463,13 +548,10 @@ def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Mo
     path, _, factory = spec.rpartition(":")
     if not trust_code:
         raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
-    location = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if location is None or location.loader is None or not Path(path).is_file():
+    if not Path(path).is_file():
         raise InputError(f"there is no Python file {path!r}")
-    source = importlib.util.module_from_spec(location)
     try:
-        location.loader.exec_module(source)
-        made = getattr(source, factory)()
+        made = getattr(_imported(Path(path)), factory)()
     except Exception as error:
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (Model, nn.Module)):
@@ -480,14 +562,28 @@ def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Mo
     return model
 
 
+def _imported(path: Path) -> Any:
+    """A Python file as a module; like a script it may import its neighbours."""
+    location = importlib.util.spec_from_file_location(f"ratherthan_factory_{path.stem}", path)
+    assert location is not None
+    assert location.loader is not None
+    source = importlib.util.module_from_spec(location)
+    sys.modules[source.__name__] = source  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        location.loader.exec_module(source)
+    finally:
+        sys.path.pop(0)
+    return source
+
+
 def _extra(package: str, extra: str) -> Any:
     try:
-        module = importlib.import_module(package)
+        return importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
     except RuntimeError as error:
         raise InputError(f"{package} is installed but does not import: {first_line(error)}") from error
-    return module
 
 
 @contextlib.contextmanager
@@ -498,7 +594,7 @@ def _fetching(spec: str) -> Iterator[None]:
         raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
 
 
-_LOADERS: dict[str, Callable[[str, str | Path | None], Model]] = {
+_LOADERS: dict[str, Callable[[str, str | Path | None, int | None], Model]] = {
     "zoo": _load_zoo,
     "hf": _load_hf,
     "torchvision": _load_torchvision,

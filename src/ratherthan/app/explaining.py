@@ -1,0 +1,238 @@
+"""What `ratherthan explain` does: images in batches, a figure each, one page and one file of numbers for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratherthan.app.images import FIGURE, Failure, read
+from ratherthan.app.terminal import printable, words
+from ratherthan.attribution import Method, compare
+from ratherthan.attribution.method import get_method
+from ratherthan.contrast import contrasts, get_contrast
+from ratherthan.errors import InputError
+from ratherthan.explanation import Explanation, save_report, to_cases
+from ratherthan.model import Model
+
+SHOWN, PRINTED = 20, 5
+"""Of many facts or foils, the page shows and the terminal prints so many, likeliest first; the file holds all."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to a model as given on the command line.
+
+    Attributes:
+        model: The model.
+        fact: As `explain` takes it.
+        foil: As `explain` takes it.
+        method: The method.
+        contrasts: Names of the contrasts; None is the default one.
+    """
+
+    model: Model
+    fact: Any
+    foil: Any
+    method: Method
+    contrasts: tuple[str | None, ...]
+
+
+def asked(
+    model: Model, fact: str | None, foil: str | None, method: str, contrast: str | None, layer: str | None
+) -> Asked:
+    """Read the question off the command line.
+
+    Raises:
+        InputError: If a method or contrast does not exist, or the method takes no layer.
+    """
+    chosen = get_method(method)
+    if layer is not None:
+        if "layer" not in chosen.settings():
+            raise InputError(f"method {method!r} explains the image, not a layer; leave --layer out")
+        model.submodule(layer)
+        chosen = dataclasses.replace(chosen, layer=layer)  # type: ignore[type-var]
+    how = tuple(words(contrast)) if contrast else (None,)
+    how = tuple(contrasts()) if how == ("all",) else how
+    for name in how:
+        get_contrast(name or "weighted")
+    return Asked(model, classes(fact, model), classes(foil, model), chosen, how)
+
+
+def classes(text: str | None, model: Model) -> Any:
+    """Read a fact or foil: a word, a class, a value for a regressor, or a comma-separated list of them.
+
+    A name that holds a comma itself ("tabby, tabby cat") is one class.
+    """
+    if text is None or text in (model.class_names or ()):
+        return text
+    parts = words(text)
+    if model.output == "value":
+        try:
+            values = [float(part) for part in parts]
+        except ValueError as error:
+            raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
+        return values if len(values) > 1 else values[0]
+    return parts if len(parts) > 1 else text
+
+
+@dataclass
+class Answers:
+    """Explanations of images, as they come.
+
+    Attributes:
+        asked: The question.
+        out: The folder to write to, or None to write nothing.
+        failures: The images that could not be explained.
+        files: What was written.
+    """
+
+    asked: Asked
+    out: Path | None
+    failures: list[Failure] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    _batches: list[list[Explanation]] = field(default_factory=list)
+    _stems: set[str] = field(default_factory=set)
+    _shape: torch.Size | None = None
+
+    def add(self, paths: Sequence[Path], finished: Callable[[int], None]) -> None:
+        """Explain a batch of files and draw a figure of each."""
+        images, names = [], []
+        for path in paths:
+            try:
+                images.append(read(path, self.asked.model, self._shape))
+                names.append(path)
+                self._shape = images[0].shape if self._shape is None else self._shape
+            except InputError as error:
+                self.failures.append(Failure(printable(str(path)), str(error)))
+                finished(1)
+        if images:
+            how = self.asked
+            batch = torch.stack(images)
+            found = compare(how.model, batch, how.fact, how.foil, [how.method], how.contrasts, batch_size=len(batch))
+            shown = tuple(printable(str(path)) for path in names)
+            self._batches.append([rebuilt([each], lambda values: values[0].cpu(), shown) for each in found])
+            self._draw(names, finished)
+
+    def finish(self) -> list[Explanation]:
+        """Write the page and the numbers of all images that were explained.
+
+        Returns:
+            An explanation per contrast; empty if no image was explained.
+        """
+        found = [joined(column) for column in zip(*self._batches, strict=True)]
+        if found and self.out is not None:
+            for each in found:
+                name = f"explanation.{each.contrast}" if len(found) > 1 else "explanation"
+                self.files.append(each.save(self.out / f"{name}.safetensors"))
+            self.files.append(save_report([likeliest(each, SHOWN) for each in found], self.out / "why.html"))
+        return found
+
+    def _draw(self, paths: Sequence[Path], finished: Callable[[int], None]) -> None:
+        from ratherthan.render import figure, figure_png
+        from ratherthan.render.files import write_atomically
+
+        for i, path in enumerate(paths):
+            if self.out is not None:
+                row = slice(i, i + 1)
+                single = [rebuilt([each], lambda v, row=row: v[0][row], each.names[row]) for each in self._batches[-1]]  # type: ignore[misc]
+                cases = to_cases([likeliest(each, SHOWN) for each in single])
+                target = self.out / (self._stem(path) + FIGURE)
+                self.files.append(write_atomically(target, [figure_png(figure(cases))]))
+            finished(1)
+
+    def _stem(self, path: Path) -> str:
+        """A name for the figure that no other figure of this run has, on any file system."""
+        stem, number = printable(path.stem), 1
+        while (name := stem if number == 1 else f"{stem}-{number}").casefold() in self._stems:
+            number += 1
+        self._stems.add(name.casefold())
+        return name
+
+
+def rebuilt(
+    parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor], names: tuple[str, ...]
+) -> Explanation:
+    """One explanation of some: `change` makes a tensor (one row per sample) of those in the same place."""
+    first = parts[0]
+    keys = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
+    tensors: dict[str, Any] = {key: change([getattr(part, key) for part in parts]) for key in keys}
+    notes = {
+        key: change([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
+        for key, value in first.notes.items()
+    }
+    return dataclasses.replace(first, names=names, notes=notes, **tensors)
+
+
+def joined(parts: Sequence[Explanation]) -> Explanation:
+    """One explanation from those of several batches."""
+    return rebuilt(parts, torch.cat, tuple(name for part in parts for name in part.names))
+
+
+def likeliest(why: Explanation, count: int) -> Explanation:
+    """The explanation with only the `count` facts or foils per sample that the network finds likeliest."""
+    if why.axis is None or why.questions <= count:
+        return why
+    if why.output == "value":
+        order = torch.arange(count).expand(len(why), -1)
+    else:
+        p = why.probabilities()
+        ask = p.gather(1, why.fact) if why.axis == "fact" else (why.foils * p.unsqueeze(1)).sum(-1)
+        order = ask.topk(count).indices
+
+    def pick(values: list[Tensor]) -> Tensor:
+        by_question = values[0].ndim > 1 and values[0].shape[1] == why.questions
+        return values[0][torch.arange(len(why)).unsqueeze(1), order] if by_question else values[0]
+
+    picked = rebuilt([why], pick, why.names)
+    return dataclasses.replace(picked, logits=why.logits, images=why.images)
+
+
+def lines(found: Sequence[Explanation]) -> list[str]:
+    """A line for each image, or for each image and fact or foil, about the first weighted contrast there is."""
+    why = next((each for each in found if each.contrast == "weighted"), found[0])
+    few = likeliest(why, PRINTED)
+    told = [f"{name}: {few.text(i, q)}" for i, name in enumerate(few.names) for q in range(few.questions)]
+    if few.questions < why.questions:
+        told.append(f"(the {few.questions} likeliest of {why.questions} {why.axis}s of each image)")
+    return told
+
+
+def summary(answers: Answers, found: Sequence[Explanation]) -> list[str]:
+    """What the terminal shows: a line for each answer, and where the files are."""
+    if not found:
+        return []
+    figures = [path for path in answers.files if path.name.endswith(FIGURE)]
+    others = [path for path in answers.files if path not in figures]
+    drawn = str(figures[0]) if len(figures) == 1 else f"{answers.out}/*{FIGURE} ({len(figures)})"
+    kinds = {".html": "page", ".safetensors": "numbers"}
+    where = found[0].layer or "the image"
+    return [
+        *lines(found),
+        f"{'method':8} {found[0].method} on {where}",
+        f"{'figure' if len(figures) == 1 else 'figures':8} {drawn}",
+        *(f"{kinds[path.suffix]:8} {path}" for path in others),
+    ]
+
+
+def as_json(model: Model, answers: Answers, found: Sequence[Explanation]) -> str:
+    """What a script wants to know: a row for each image, contrast and question, failures, files."""
+    rows = [row for each in found for row in each.to_frame().to_dict("records")]
+    told = {
+        "model": model.name,
+        "explanations": [{key: _finite(value) for key, value in row.items()} for row in rows],
+        "failures": [dataclasses.asdict(failure) for failure in answers.failures],
+        "files": [str(path) for path in answers.files],
+    }
+    return json.dumps(told, indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,94 @@
+"""Finding and decoding the images that are named on the command line; what cannot be read is listed, not raised."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ratherthan.app.terminal import printable
+from ratherthan.data import CorruptImage, open_image
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+
+FIGURE = ".why.png"
+"""How the figures that are written end; a folder that holds both is searched for images without them."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be explained."""
+
+    image: str
+    reason: str
+
+
+def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
+    """Expand files, folders and globs.
+
+    Args:
+        patterns: As given on the command line. Folders are searched to the bottom for files with an image's ending.
+
+    Returns:
+        The files, each once, in the order given (those of a folder or glob sorted); and the patterns that match none.
+    """
+    found: dict[Path, None] = {}
+    failures = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            files = _inside(path)
+            reason = "no image in this folder"
+        elif path.exists() or not glob.has_magic(pattern):
+            files, reason = [path], ""
+        else:
+            files = sorted(match for match in map(Path, glob.glob(pattern, recursive=True)) if match.is_file())
+            reason = "no file matches"
+        if not files:
+            failures.append(Failure(printable(pattern), reason))
+        found |= dict.fromkeys(files)
+    return list(found), failures
+
+
+def read(path: Path, model: Model, shape: Sequence[int] | None = None) -> Tensor:
+    """Decode an image and bring it to the size the model wants.
+
+    Args:
+        path: The file.
+        model: Who says which size.
+        shape: The shape it must have in the end, (C, H, W), or None.
+
+    Returns:
+        (C, H, W) in image space.
+
+    Raises:
+        InputError: If it cannot be decoded or has another shape; the message does not repeat the path.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError("not a regular file")
+    try:
+        image = model.preprocess([open_image(path)])[0]
+    except CorruptImage as error:
+        raise InputError(str(error).removeprefix(f"{path}: ")) from error
+    if shape is not None and image.shape != torch.Size(shape):
+        (h, w), (height, width) = image.shape[1:], shape[1:]
+        raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
+    return image
+
+
+def _inside(folder: Path) -> list[Path]:
+    from PIL import Image
+
+    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in readable
+        and path.is_file()
+        and not path.name.startswith(".")
+        and FIGURE not in path.name
+    )

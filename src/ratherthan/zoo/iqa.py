@@ -1,0 +1,193 @@
+"""Full-reference image quality: DIQaM-FR and WaDIQaM-FR (Bosse et al. 2018), and how ours are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ratherthan import data
+from ratherthan.data.dataset import Reader
+from ratherthan.zoo.distortions import LEVELS, distort, kinds, structural_similarity
+from ratherthan.zoo.recipes import RECIPES, Recipe
+
+PATCH = 32
+"""Side of the patches that the networks look at, in pixels."""
+
+
+class DIQaM(nn.Module):
+    """DIQaM-FR, or WaDIQaM-FR: a reference and its distorted version to a quality, patch by patch.
+
+    "Deep neural networks for no-reference and full-reference image quality assessment" (2018), section III: both
+    images are cut into patches of 32 x 32 that do not overlap and do not see each other; ten convolutions with shared
+    weights give each patch a feature vector; the two vectors and their difference are fused by concatenation and
+    regressed to a score. The image's score is the mean of its patches', or with `weighted` their mean weighted by what
+    a second regression finds important.
+
+    The tenth convolution of the distorted branch passes through `distorted_conv10`, before its ReLU: the layer to
+    explain. It holds 2 x 2 cells per patch, laid out as the image is: (N, 16 * width, H / 16, W / 16).
+
+    Args:
+        width: Channels of the first two convolutions; the paper's is 32, the later ones have 2, 4, 8, 16 times as many.
+        weighted: WaDIQaM-FR instead of DIQaM-FR.
+        dropout: Before the last linear map, while training.
+    """
+
+    def __init__(self, width: int = 32, weighted: bool = False, dropout: float = 0.5) -> None:
+        super().__init__()
+        widths = [3, *(width * 2 ** (index // 2) for index in range(10))]
+        layers: list[nn.Module] = []
+        for index, (given, made) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(given, made, 3, padding=1), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if index % 2 else []
+        self.features = nn.Sequential(*layers[:-2])  # the last ReLU and pooling follow in `forward`
+        self.distorted_conv10 = nn.Identity()
+        self.score = _regression(3 * widths[-1], widths[-1], dropout)
+        self.weight = _regression(3 * widths[-1], widths[-1], dropout) if weighted else None
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Score pairs.
+
+        Args:
+            pair: (N, 6, H, W), the reference's channels before the distorted image's; at least 32 pixels a side. What
+                exceeds a multiple of 32 to the right and below is not looked at.
+
+        Returns:
+            (N, 1) qualities, about 1 for an undistorted image.
+        """
+        reference, distorted = (self._grid(image) for image in pair.chunk(2, dim=1))
+        distorted = self.distorted_conv10(distorted)
+        r, d = (functional.max_pool2d(grid.relu(), 2) for grid in (reference, distorted))
+        fused = torch.cat([r, d, r - d], 1).movedim(1, -1)
+        scores: Tensor = self.score(fused).flatten(1)
+        if self.weight is None:
+            return scores.mean(1, keepdim=True)
+        weights = self.weight(fused).flatten(1).relu() + 1e-6
+        return (weights * scores).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+    def _grid(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) to the tenth convolution of its patches, (N, ch, 2 rows, 2 columns)."""
+        samples, _, height, width = image.shape
+        if min(height, width) < PATCH:
+            raise ValueError(f"images of at least {PATCH} x {PATCH} pixels are needed")
+        rows, columns = height // PATCH, width // PATCH
+        cut = image[..., : rows * PATCH, : columns * PATCH].unflatten(-2, (rows, PATCH)).unflatten(-1, (columns, PATCH))
+        grids: Tensor = self.features(cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))
+        laid_out = grids.unflatten(0, (samples, rows, columns)).permute(0, 3, 1, 4, 2, 5)
+        return laid_out.flatten(-2).flatten(-3, -2)
+
+
+def _regression(given: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(given, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
+
+
+@dataclass(frozen=True)
+class QualityRecipe(Recipe):
+    """Train on photographs that are spoilt on the fly, against their structural similarity.
+
+    Photographs of flowers102 and imagenet_samples; the label of an item is the distortion it will get (5 times kind,
+    plus level, or the last one: none). Every training photograph meets one level of each kind, every held-out one all
+    of them. The target is `distortions.structural_similarity`, in [0, 1]; the loss is the mean absolute error, as in
+    section III-C of Bosse et al.
+
+    Attributes:
+        crop: Side of the squares trained on, in pixels.
+    """
+
+    crop: int = 96
+
+    def open(self, root: str | Path | None, split: str) -> data.Dataset:
+        """The photographs of a split, each several times, as 224 x 224 pixels cut from their centre."""
+        training = split == "train"
+        flowers, scenes = data.load("flowers102", root, split), data.load("imagenet_samples", root)
+        chosen = [(flowers, index) for index in range(0, len(flowers), 4 if training else 16)]
+        chosen += [(scenes, index) for index in range(len(scenes)) if (index % 20 == 0) != training]
+        names = [f"{kind} {level}" for kind in kinds() for level in range(1, LEVELS + 1)] + ["undistorted"]
+        ids, labels, places = [], [], []
+        for place, (photographs, index) in enumerate(chosen):
+            for label in range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1):
+                ids.append(f"{photographs.ids[index]}, {names[label]}")
+                labels.append(label)
+                places.append((photographs.reader, photographs.positions[index]))
+        return data.Dataset(
+            "flowers102+imagenet_samples", tuple(names), tuple(ids), tuple(labels), _Chosen(tuple(places)), _centre
+        )
+
+    def examples(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Spoil each photograph as its label says: (N, 3, H, W) to pairs (N, 6, h, w) and their qualities (N,)."""
+        pairs, scores = [], []
+        for image, label in zip(images, labels.tolist(), strict=True):
+            # distorted on a larger square than is used: the blocks of JPEG shall not be those of the patches
+            reference = _cut(image, self.crop + PATCH, generator) if training else image
+            pair = torch.cat([reference, _spoilt(reference, label, generator)])
+            pair = _cut(pair, self.crop, generator) if training else pair
+            pairs.append(pair)
+            scores.append(structural_similarity(*pair.chunk(2)))
+        return torch.stack(pairs), torch.tensor(scores)
+
+    def about(self, classes: Sequence[str]) -> str:
+        """What the score means."""
+        return (
+            "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
+            f"(SSIM of the luma, scikit-image, clipped to [0, 1]) would judge {', '.join(kinds())}, five levels each. "
+            "The architecture is that of Bosse et al. (2018) in a compact width; the score is that of a formula, not "
+            "of people"
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean absolute error."""
+        return functional.l1_loss(logits.squeeze(1), labels)
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Rank correlation (Spearman), linear correlation (Pearson), mean absolute error."""
+        scores = logits.squeeze(1).double()
+        ranks = torch.stack([scores, labels.double()]).argsort(1).argsort(1).double()
+        return {
+            "rank_correlation": torch.corrcoef(ranks)[0, 1].item(),
+            "linear_correlation": torch.corrcoef(torch.stack([scores, labels.double()]))[0, 1].item(),
+            "mean_absolute_error": (scores - labels).abs().mean().item(),
+        }
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Images picked from several readers."""
+
+    places: tuple[tuple[Reader, int], ...]
+
+    def read(self, index: int) -> Image.Image | Tensor:
+        reader, position = self.places[index]
+        return reader.read(position)
+
+    def stamp(self, index: int) -> str:
+        reader, position = self.places[index]
+        return reader.stamp(position)
+
+
+def _centre(image: Image.Image) -> Tensor:
+    return data.fit_image(image, (224, 224), "crop", 1.0, 3)
+
+
+def _cut(image: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in image.shape[1:])
+    return image[:, top : top + side, left : left + side]
+
+
+def _spoilt(image: Tensor, label: int, generator: torch.Generator) -> Tensor:
+    kind, level = divmod(label, LEVELS)
+    return distort(image, kinds()[kind], level + 1, generator) if kind < len(kinds()) else image
+
+
+RECIPES["iqa"] = QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 32, 0.01, warmup=0.1)

@@ -89,7 +89,8 @@ def test_a_killed_training_ends_at_the_same_weights(root: Path, tmp_path: Path) 
 
 def test_seed_decides_and_random_numbers_stay(root: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    first = train("mnist", root, tmp_path / "a.safetensors", epochs=1)
+    first = train("mnist", root, tmp_path / "a", epochs=1)
+    assert first == tmp_path / "a" / "mnist.safetensors"
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
     again = train("mnist", root, tmp_path / "b.safetensors", epochs=1)
@@ -149,7 +150,11 @@ def test_fine_tuning_keeps_the_lower_half_and_skips_damaged_images(tmp_path: Pat
     assert zoo.class_names(zoo.get("flowers102"), tmp_path / "out.safetensors")[1] == "flower 2"  # type: ignore[index]
 
 
-def test_what_cannot_be_trained(tmp_path: Path) -> None:
+def test_what_cannot_be_trained(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'abacus'"):
+        train("mnist", root, tmp_path, device="abacus")
+    with pytest.raises(InputError, match="at least 1"):
+        train("mnist", root, tmp_path, epochs=0)
     with pytest.raises(InputError, match="no recipe"):
         train("squeezenet1_0", tmp_path)
     with pytest.raises(InputError, match="did you mean 'mnist'"):

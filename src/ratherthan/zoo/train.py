@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ratherthan import data
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, first_line
 from ratherthan.zoo.recipes import Recipe, recipe
 from ratherthan.zoo.registry import ZooModel, get, read_weights
 
@@ -54,8 +54,8 @@ def train(
     Args:
         name: The network, e.g. `zoo:mnist`.
         data_root: The folder of data sets; by default the environment variable RATHERTHAN_DATA.
-        out: The file to write, by default `NAME.safetensors` in the working directory; `.json` and `.md` beside it
-            are the card.
+        out: The file to write (`.safetensors`), or the folder for `NAME.safetensors`; by default the working directory.
+            The card lies beside it, as `.md` and `.json`.
         epochs: Passes over the training images; by default the recipe's.
         seed: Of the first weights, the order of the images and their augmentation.
         device: Where to compute, e.g. "cuda".
@@ -67,14 +67,18 @@ def train(
         The path of the weights.
 
     Raises:
-        InputError: No such network or recipe, no data, or a checkpoint of other settings lies in the way.
+        InputError: No such network, recipe or device, no data, no epoch, or a checkpoint of other settings lies here.
     """
     entry = get(name)
     if entry.recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
     how = recipe(entry.recipe)
-    run = _Run(entry, how, data_root, how.epochs if epochs is None else epochs, seed, torch.device(device), limit)
-    out = Path(out or f"{entry.name}.safetensors")
+    epochs = how.epochs if epochs is None else epochs
+    if epochs < 1:
+        raise InputError(f"epochs must be at least 1, not {epochs}")
+    run = _Run(entry, how, data_root, epochs, seed, _device(device), limit)
+    out = Path(out or ".")
+    out = out if out.suffix == ".safetensors" else out / f"{entry.name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
     if not resume:
@@ -252,6 +256,13 @@ class Fit:
         return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
+
+
 def _start(root: str | Path | None, name: str) -> dict[str, Tensor]:
     root = root or os.environ.get("RATHERTHAN_DATA", ".")
     candidates = [Path(root) / name, Path(root).parent / name]
@@ -282,7 +293,8 @@ def _commit(temporary: Path, path: Path) -> None:
 
 def _markdown(card: dict[str, Any]) -> str:
     rows = [
-        f"| {split} | {values['images']:,} | " + " | ".join(_figure(key, values[key]) for key in values if key != "images")
+        f"| {split} | {values['images']:,} | "
+        + " | ".join(_figure(key, values[key]) for key in values if key != "images")
         for split, values in card["metrics"].items()
     ]
     columns = [key.replace("_", " ") for values in card["metrics"].values() for key in values if key != "images"]

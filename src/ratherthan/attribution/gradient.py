@@ -1,12 +1,22 @@
-"""Methods that pull a contrast back to the images by plain gradients."""
+"""Methods that pull a contrast back to the images by plain gradients, at one point or at many."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ratherthan.attribution.method import Maps, Method, register_method
 from ratherthan.attribution.pullback import Subject
 from ratherthan.contrast import Ask
+from ratherthan.errors import InputError, unknown
+
+Weights = Literal["frozen", "live"]
+Quadrature = Literal["gausslegendre", "riemann_left", "riemann_middle", "riemann_right"]
 
 
 @register_method
@@ -39,3 +49,176 @@ class InputXGradient(Method):
     def attribute(self, subject: Subject, ask: Ask) -> Maps:
         """(N, Q, C, H, W): x * d contrast / dx."""
         return Maps(subject.images.unsqueeze(1) * subject.record(None).pull_all(ask.seeds))
+
+
+@register_method
+@dataclass(frozen=True)
+class SmoothGrad(Method):
+    """The mean gradient over noisy copies of the image (Smilkov et al. 2017): 1/S sum_s d contrast / dx (x + n_s).
+
+    The noise is normal, its standard deviation a share of the image's own range of values. It depends on the seed and
+    the draw only: every image gets the same S patterns, so that a result depends neither on the batch nor on an
+    image's place in it.
+
+    Attributes:
+        samples: Noisy copies S.
+        noise: Standard deviation as a share of (max - min) of the image.
+        seed: Of the noise.
+        weights: "frozen": the foils are weighed as at the image itself; "live": anew at every noisy copy.
+
+    Raises:
+        InputError: If a setting is out of range.
+    """
+
+    samples: int = 25
+    noise: float = 0.15
+    seed: int = 0
+    weights: Weights = "frozen"
+
+    name = "smoothgrad"
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+        if self.samples < 1 or self.noise < 0 or self.seed < 0:
+            given = f"{self.samples}, {self.noise} and {self.seed}"
+            raise InputError(f"smoothgrad needs samples >= 1, noise >= 0 and seed >= 0, not {given}")
+
+    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+        """(N, Q, C, H, W): mean of d contrast / d image; all questions share the forward pass of a draw."""
+        images = subject.images
+        low, high = images.flatten(1).aminmax(dim=1)
+        sigma = self.noise * _per_image(high - low, images)
+        seeds, rows = _seeds(ask, self.weights), torch.arange(len(images), device=images.device)
+        total = images.new_zeros(len(images), ask.question.fact.shape[1], *images.shape[1:])
+        for draw in range(self.samples):
+            total += _gradients(subject, images + sigma * self._pattern(draw, images), rows, ask, seeds)
+        return Maps(total / self.samples)
+
+    def _pattern(self, draw: int, images: Tensor) -> Tensor:
+        """Standard normal noise of one image's shape, on whatever device the images are."""
+        keyed = np.random.default_rng([self.seed, draw]).standard_normal(images.shape[1:])
+        return torch.from_numpy(keyed).to(images)
+
+
+@register_method
+@dataclass(frozen=True)
+class IntegratedGradients(Method):
+    """The gradients met on the straight way from a baseline to the image, added up (Sundararajan et al. 2017).
+
+    (x - x0) * integral over a in [0, 1] of d contrast / dx (x0 + a (x - x0)). The values of a map add up to the
+    contrast at x minus that at x0; what the quadrature misses is the note `convergence delta`, (N, Q). From a zero
+    baseline it equals `ixg` for plain logits of networks of ReLUs without biases (weighted-contrast section 4).
+
+    Attributes:
+        n_steps: Points at which the gradient is taken.
+        baselines: x0 in image space: a number, a tensor (C, H, W) or what broadcasts to it; None: 0, black.
+        internal_batch_size: Images per forward pass; None: as many as are explained at once.
+        weights: "frozen": the foils are weighed as at x, linear in the logits (weighted-contrast eq. 1); "live": anew
+            at every point, which for `probability` is the integral of the gradient of p. The two are different
+            explanations.
+        quadrature: "gausslegendre", or "riemann_left", "riemann_middle", "riemann_right"; points and weights as
+            Captum's.
+
+    Raises:
+        InputError: If a setting is out of range.
+    """
+
+    n_steps: int = 50
+    baselines: float | Tensor | None = None
+    internal_batch_size: int | None = None
+    weights: Weights = "frozen"
+    quadrature: Quadrature = "gausslegendre"
+
+    name = "ig"
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+        if self.quadrature not in _QUADRATURES:
+            raise InputError(unknown("quadrature", self.quadrature, _QUADRATURES))
+        if self.n_steps < 1 or (self.internal_batch_size is not None and self.internal_batch_size < 1):
+            given = f"{self.n_steps} and {self.internal_batch_size}"
+            raise InputError(f"ig needs n_steps >= 1 and internal_batch_size >= 1 (or None), not {given}")
+
+    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+        """(N, Q, C, H, W): (x - x0) * mean gradient; all questions share the forward passes."""
+        images = subject.images
+        baseline = baseline_images(images, self.baselines)
+        way, seeds = images - baseline, _seeds(ask, self.weights)
+        total = images.new_zeros(len(images), ask.question.fact.shape[1], *images.shape[1:])
+        for rows, position, weight in self._points(images):
+            points = baseline[rows] + _per_image(position, images) * way[rows]
+            gradients = _gradients(subject, points, rows, ask, seeds)
+            total.index_add_(0, rows, gradients * _per_image(weight, gradients))
+        values = total * way.unsqueeze(1)
+        start = subject.forward(baseline, self.internal_batch_size or len(images))
+        gain = ask.scalar(ask.logits, self.weights) - ask.scalar(start, self.weights)
+        return Maps(values, notes={"convergence delta": values.flatten(2).sum(2) - gain})
+
+    def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Which image, how far along its way, and with which weight: chunks of points, each three tensors (M,)."""
+        positions, weights = (torch.from_numpy(row).to(images) for row in _QUADRATURES[self.quadrature](self.n_steps))
+        points = torch.arange(self.n_steps * len(images), device=images.device)
+        for chunk in torch.split(points, self.internal_batch_size or len(images)):
+            step = chunk // len(images)
+            yield chunk % len(images), positions[step], weights[step]
+
+
+def _gauss_legendre(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    positions, weights = np.polynomial.legendre.leggauss(steps)
+    return (1 + positions) / 2, weights / 2
+
+
+def _riemann(offset: float) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    return lambda steps: ((np.arange(steps) + offset) / steps, np.full(steps, 1 / steps))
+
+
+_QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
+    "gausslegendre": _gauss_legendre,
+    "riemann_left": _riemann(0.0),
+    "riemann_middle": _riemann(0.5),
+    "riemann_right": _riemann(1.0),
+}
+
+
+def _seeds(ask: Ask, weights: Weights) -> Tensor | None:
+    """The seeds at the explained images; None where they are to be taken anew at every point."""
+    return ask.seeds if weights == "frozen" else None
+
+
+def _gradients(subject: Subject, points: Tensor, rows: Tensor, ask: Ask, seeds: Tensor | None) -> Tensor:
+    """The gradient of the contrast at M points that belong to the samples `rows`: (M, C, H, W) to (M, Q, C, H, W)."""
+    recording = Subject(subject.model, points, subject.budget).record(None)
+    if seeds is None:
+        return recording.pull_all(ask.contrast.seed(recording.output.detach(), ask.question[rows]))
+    return recording.pull_all(seeds[rows])
+
+
+def baseline_images(images: Tensor, baselines: float | Tensor | None) -> Tensor:
+    """The baseline of every image, (N, C, H, W), in image space.
+
+    Args:
+        images: (N, C, H, W).
+        baselines: A number, a tensor that broadcasts to (C, H, W), or None: 0.
+
+    Raises:
+        InputError: If it does not fit the images.
+    """
+    given = torch.as_tensor(0.0 if baselines is None else baselines).to(images)
+    shape = tuple(images.shape[1:])
+    try:
+        one = given.squeeze(0) if given.ndim == images.ndim and len(given) == 1 else given
+        return one.expand(shape).expand_as(images).clone()
+    except RuntimeError as error:
+        raise InputError(
+            f"baselines of shape {tuple(given.shape)}: a number or one image of shape {shape} in image space is needed"
+        ) from error
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) to (N, 1, 1, ...), to be multiplied with a tensor of as many dimensions as `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in ("frozen", "live"):
+        raise InputError(unknown("weights", weights, ["frozen", "live"]))

@@ -53,7 +53,7 @@ class DIQaM(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, 0)  # type: ignore[arg-type] # all of them have one
 
     def forward(self, pair: Tensor) -> Tensor:
         """Score pairs.
@@ -72,7 +72,7 @@ class DIQaM(nn.Module):
         scores: Tensor = self.score(fused).flatten(1)
         if self.weight is None:
             return scores.mean(1, keepdim=True)
-        weights = self.weight(fused).flatten(1).relu() + 1e-6
+        weights: Tensor = self.weight(fused).flatten(1).relu() + 1e-6
         return (weights * scores).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
     def _grid(self, image: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class DIQaM(nn.Module):
         if min(height, width) < PATCH:
             raise ValueError(f"images of at least {PATCH} x {PATCH} pixels are needed")
         rows, columns = height // PATCH, width // PATCH
-        cut = image[..., : rows * PATCH, : columns * PATCH].unflatten(-2, (rows, PATCH)).unflatten(-1, (columns, PATCH))
-        grids: Tensor = self.features(cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))
-        laid_out = grids.unflatten(0, (samples, rows, columns)).permute(0, 3, 1, 4, 2, 5)
-        return laid_out.flatten(-2).flatten(-3, -2)
+        cut = image[..., : rows * PATCH, : columns * PATCH].reshape(samples, -1, rows, PATCH, columns, PATCH)
+        grids = self.features(cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))
+        laid_out: Tensor = grids.reshape(samples, rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return laid_out.reshape(samples, -1, 2 * rows, 2 * columns)
 
 
 def _regression(given: int, hidden: int, dropout: float) -> nn.Sequential:

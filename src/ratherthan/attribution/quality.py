@@ -1,0 +1,199 @@
+"""Where does a full-reference quality model find an image better, or worse, than some other score?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ratherthan.attribution.activation import LayerMethod
+from ratherthan.attribution.explain import _result
+from ratherthan.attribution.method import Maps, Method, get_method
+from ratherthan.attribution.pullback import Subject, clean_room
+from ratherthan.contrast import Ask, get_contrast, resolve_values
+from ratherthan.errors import InputError, ModelError, unknown
+from ratherthan.explanation import Explanation
+from ratherthan.model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Border = Literal["inside", "black"]
+
+
+def compare_quality(
+    model: Model | nn.Module,
+    reference: Any,
+    distorted: Any,
+    foil: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    method: str | Method = "gradcam",
+    *,
+    patch: int = 32,
+    stride: int = 4,
+    border: Border = "inside",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Explanation, Explanation]:
+    """Explain the quality of a distorted image, patch by patch (contrastive-gradcam section 4.2).
+
+    The network scores overlapping patches, each by itself. The contrast of a patch is the squared error of *its* score
+    towards Q; a layer method maps it, the map is stretched over the patch, and where patches overlap their maps are
+    averaged. All patches of a row are one batch, and one forward and one backward pass serve every Q: a patch's map for
+    Q is the map of its score times 2 (score - Q). Activations and gradients are both those of the layer that is named,
+    which must lie on the branch of the distorted image (`distorted_conv10` in the zoo's networks).
+
+    Positive values speak for the score that was given: for Q above it they mark what holds the score down, for Q below
+    it what holds it up.
+
+    Args:
+        model: A network that maps a reference and its distorted version, as six channels, to one value, e.g.
+            `load("zoo:iqa")`.
+        reference: The undistorted image: (3, H, W) in image space, a path, a PIL image or an array.
+        distorted: The distorted image, of the same size.
+        foil: The values Q to compare with.
+        method: A method that explains a layer, by name or with settings.
+        patch: Side of the patches that the network was made for, in pixels.
+        stride: From one patch to the next, in pixels.
+        border: "inside": patches lie within the image (10,769 of 512 x 384 pixels at stride 4), the last ones flush
+            with its edge. "black": as in the authors' code, patches begin at 0, stride, ... as long as more than
+            `stride` pixels of the image are left, black beyond the border to the right and below (12,065).
+        progress: Called with (rows of patches done, rows in all).
+
+    Returns:
+        "Why P?" and "why P, rather than Q?" for every Q, both about the distorted image: attributions (1, H, W) and
+        (1, Q, H, W). P, their `logits`, is the network's score of the whole pair.
+
+    Raises:
+        InputError: If the images differ in size or are smaller than a patch, or an argument cannot be used.
+        ModelError: If the network gives no value.
+
+    Example:
+        >>> why, rather = compare_quality(load("zoo:iqa"), "i21.png", "i21_21_5.png")
+        >>> quality_figure([(why, rather)]).savefig("quality.png")
+    """
+    model, layered = Model.wrap(model), get_method(method)
+    if model.output != "value":
+        raise ModelError(f"{model.name} gives {model.output}; patch maps need one value: Model(..., output='value')")
+    if not isinstance(layered, LayerMethod):
+        raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
+    if not len(foil):
+        raise InputError("an empty list of foils asks nothing; give at least one value")
+    pristine, spoilt = _image(reference, model), _image(distorted, model)
+    if pristine.shape != spoilt.shape:
+        sizes = " and ".join(f"{each.shape[2]} x {each.shape[3]}" for each in (pristine, spoilt))
+        raise InputError(f"reference and distorted image are of one size, not {sizes}")
+    pair = torch.cat([pristine, spoilt], 1)
+    tops, lefts = (_places(length, patch, stride, border) for length in pair.shape[2:])
+    with clean_room(model.module):
+        sums, layer = _summed_maps(model, pair, foil, layered, patch, tops, lefts, progress)
+        whole = Subject(model, pair)
+        results = [
+            _result(whole, Ask(whole.logits, resolve_values(whole.logits, asked), get_contrast(name)), layered, maps)
+            for name, asked, maps in (
+                ("none", None, Maps(sums[None, :1], layer)),
+                ("loss", list(foil), Maps(sums[None, 1:], layer)),
+            )
+        ]
+    settings = {**layered.settings(), "patch": patch, "stride": stride, "border": border}
+    name = Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image"
+    notes = {"patches": f"{len(tops) * len(lefts):,}"}
+    why, rather = (replace(each, images=pair[:, 3:], names=(name,), settings=settings, notes=notes) for each in results)
+    return why, rather
+
+
+def _summed_maps(
+    model: Model,
+    pair: Tensor,
+    foil: Sequence[float],
+    method: LayerMethod,
+    patch: int,
+    tops: list[int],
+    lefts: list[int],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, str | None]:
+    """Mean maps of the score and of every contrast, (1 + Q, H, W), and the layer's name."""
+    height, width = pair.shape[2:]
+    canvas = functional.pad(pair[0], (0, max(0, lefts[-1] + patch - width), 0, max(0, tops[-1] + patch - height)))
+    sums = canvas.new_zeros(1 + len(foil), *canvas.shape[1:])
+    counts = canvas.new_zeros(canvas.shape[1:])
+    plain, loss = get_contrast("none"), get_contrast("loss")
+    for row, top in enumerate(tops):
+        band = slice(top, top + patch)
+        subject = Subject(model, torch.stack([canvas[:, band, left : left + patch] for left in lefts]))
+        method.prepare(subject)
+        maps = method.attribute(subject, Ask(subject.logits, resolve_values(subject.logits, None), plain))
+        # a contrast of a value has a seed of one number, and layer methods are linear in it
+        seeds = loss.seed(subject.logits, resolve_values(subject.logits, list(foil)))[..., None]
+        stretched = functional.interpolate(
+            torch.cat([maps.values, seeds * maps.values], 1), (patch, patch), mode="bilinear", align_corners=False
+        )
+        for left, tile in zip(lefts, stretched, strict=True):
+            sums[:, band, left : left + patch] += tile
+            counts[band, left : left + patch] += 1
+        if progress is not None:
+            progress(row + 1, len(tops))
+    return (sums / counts)[:, :height, :width], maps.layer
+
+
+def _image(given: Any, model: Model) -> Tensor:
+    """(1, 3, H, W) on the model's device."""
+    image = Model(nn.Identity(), channels=3).preprocess(given).to(model.device, model.dtype)
+    if image.shape[:2] != (1, 3):
+        raise InputError(f"one image of three channels is needed, not shape {tuple(image.shape)}")
+    return image
+
+
+def _places(length: int, patch: int, stride: int, border: Border) -> list[int]:
+    """Where patches begin along a side."""
+    if not 1 <= stride <= patch:
+        raise InputError(f"stride is 1 to {patch}, or pixels between the patches would be left out; not {stride}")
+    if length < patch:
+        raise InputError(f"images of at least {patch} x {patch} pixels are needed, not {length}")
+    if border == "black":
+        return list(range(0, length - stride, stride))
+    if border == "inside":
+        last = length - patch
+        return [*range(0, last, stride), last]
+    raise InputError(unknown("border", border, ["inside", "black"]))
+
+
+def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figure:
+    """Draw what `compare_quality` found, a row per image: the image, "why P?", and a map per Q.
+
+    For Q above the score orange marks what holds the score down, for Q below it green what holds it up. The parts of a
+    map that speak for Q are not drawn. All Q of an image share one scale.
+
+    Args:
+        explained: Pairs as `compare_quality` returns them, with the same number of foils each.
+
+    Returns:
+        The figure.
+    """
+    from ratherthan.render import grid
+    from ratherthan.render.colours import shared_limit
+
+    panels = []
+    for why, rather in explained:
+        image = why.images[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        plain, maps = why.attribution[0].cpu().numpy(), rather.attribution[0].cpu().clamp_min(0).numpy()
+        shared = shared_limit(maps)
+        panels += [(why.names[0], image), (why.question(0), _tinted(image, plain, shared_limit([plain]), "signed"))]
+        for q, values in enumerate(maps):
+            above = bool(rather.foil[0, q] > rather.logits[0, 0])
+            title = rather.question(0, q).partition("?")[0] + "?"
+            panels.append((title, _tinted(image, values, shared, "above" if above else "below")))
+    return grid(panels, 2 + len(explained[0][1].foil[0]), cell=2.3)
+
+
+def _tinted(image: Any, values: Any, limit: float, side: Literal["signed", "above", "below"]) -> Any:
+    """The pale grey image multiplied by the colours of a map."""
+    from ratherthan.render.colours import FADED, diverging, sequential
+
+    grey = 1 - FADED * (1 - image @ np.array([0.299, 0.587, 0.114]))
+    colours = sequential(values, limit) if side == "below" else diverging(values, limit)
+    return grey[..., None] * colours / 255

@@ -78,10 +78,10 @@ ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
         _small("mnist", PlainNet, shipped=True, recipe="mnist"),
-        _small("fashion_mnist", partial(PlainNet, 24), recipe="fashion_mnist"),
+        _small("fashion_mnist", PlainNet, recipe="fashion_mnist"),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
-        ZooModel("ham10000", ResNet9, "residual2", (128, 128), recipe="ham10000"),
+        ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000"),
         _quality("iqa", weighted=False),
         _quality("iqa_weighted", weighted=True),
     )

@@ -7,7 +7,9 @@ import gzip
 import io
 import sys
 import tarfile
+import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -155,6 +157,8 @@ def test_images_of_two_sizes_ask_for_a_transform(tmp_path: Path) -> None:
         picture(index, size).save(tmp_path / str(index) / "a.png")
     with pytest.raises(InputError, match="transform"):
         list(data.batches(data.load(tmp_path), 2))
+    with pytest.raises(InputError, match="at least 1"):
+        data.batches(data.load(tmp_path), 0)
 
 
 def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> None:
@@ -176,6 +180,30 @@ def test_torch_sets_are_wrapped() -> None:
     assert dataset.class_names == ("0", "1", "2")
 
 
+def test_hub_sets_are_read_by_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Image:
+        pass
+
+    class ClassLabel:
+        names: ClassVar = ["cat", "dog"]
+
+    class Items(list[Any]):
+        features: ClassVar = {"id": object(), "photo": Image(), "animal": ClassLabel()}
+
+        def __getitem__(self, key: Any) -> Any:
+            return [item["animal"] for item in self] if key == "animal" else super().__getitem__(key)
+
+    hub = types.ModuleType("datasets")
+    hub.load_dataset = lambda name, split: Items(  # type: ignore[attr-defined]
+        {"photo": picture(seed, mode="L"), "animal": seed % 2}
+        for seed in range(3 if (name, split) == ("pets", "test") else 0)
+    )
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    dataset = data.load("hf:pets")
+    assert (dataset.labels, dataset.class_names) == ((0, 1, 0), ("cat", "dog"))
+    assert torch.equal(dataset[2][0], to_tensor(picture(2, mode="L")))
+
+
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
@@ -183,6 +211,7 @@ def test_torch_sets_are_wrapped() -> None:
         ("mnist", "tset", "did you mean 'test'"),
         ("flowers102", None, "must hold flowers102/"),
         ("hf:mnist", None, "pip install datasets"),
+        ("digits", "test", "has no splits"),
     ],
 )
 def test_what_is_not_there(
@@ -198,6 +227,16 @@ def test_a_root_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RATHERTHAN_DATA", raising=False)
     with pytest.raises(InputError, match="RATHERTHAN_DATA"):
         data.load("mnist")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"no gzip", gzip.compress(bytes(900))[:20], gzip.compress(bytes(900))[:-9] + b"!" * 9]
+)
+def test_damaged_idx_files(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(damage)
+    with pytest.raises(InputError, match="damaged"):
+        data.load("mnist", tmp_path)
 
 
 def test_compressed_and_flat_tars_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Labelled images by name, from a folder the user names, or from anything that holds images and labels."""
 
-from ratherthan.data.dataset import Batches, Dataset, Skipped, batches
+from ratherthan.data.dataset import Batches, Dataset, Skipped
 from ratherthan.data.images import CorruptImage, fit_image, open_image, to_tensor
 from ratherthan.data.sources import load, names
+
+batches = Batches
 
 __all__ = [
     "Batches",

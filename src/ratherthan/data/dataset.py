@@ -110,6 +110,8 @@ class Skipped:
 class Batches:
     """Batches of a set, as (indices (B,), images (B, C, H, W), labels (B,)); corrupt images are left out and listed.
 
+    Raises an InputError for a batch size or workers that cannot be, and where images of two sizes meet.
+
     Attributes:
         dataset: The set.
         batch_size: Images per batch; corrupt ones make a batch smaller, an empty batch is not given.
@@ -123,6 +125,11 @@ class Batches:
     workers: int = 0
     order: Sequence[int] | None = None
     skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            given = f"{self.batch_size} and {self.workers}"
+            raise InputError(f"batch_size must be at least 1 and workers at least 0, not {given}")
 
     def __len__(self) -> int:
         return -(-len(self.dataset if self.order is None else self.order) // self.batch_size)
@@ -152,26 +159,6 @@ class Batches:
                 "transform that brings them to one size (e.g. the model's preprocessing)"
             )
         return torch.stack(list(images))
-
-
-def batches(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Batches:
-    """Go through a set in batches: see `Batches`.
-
-    Args:
-        dataset: The set.
-        batch_size: Images per batch, at least 1.
-        workers: Processes that decode.
-        order: The indices to visit, by default all in order.
-
-    Returns:
-        An iterable; after iterating, its `skipped` lists the corrupt images.
-
-    Raises:
-        InputError: The batch size is not positive.
-    """
-    if batch_size < 1 or workers < 0:
-        raise InputError(f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}")
-    return Batches(dataset, batch_size, workers, order)
 
 
 @dataclass(frozen=True)

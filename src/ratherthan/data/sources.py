@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,12 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     text = str(name)
     if text.startswith("hf:"):
         return _hugging_face(text[3:], split or "test")
-    if text == "digits":
-        return _digits()
     if text in _NAMED:
         return _NAMED[text](_folder(text, root), split)
+    if split is not None:
+        raise InputError(f"{text} has no splits; leave split={split!r} out")
+    if text == "digits":
+        return _digits()
     path = Path(text)
     if path.is_dir():
         return _class_folders(path)
@@ -170,7 +173,7 @@ def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes after the header of an IDX file (magic number and sizes, 4 bytes each)."""
     try:
         raw = gzip.decompress(_existing(path).read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     return np.frombuffer(raw, np.uint8, offset=header)
 

@@ -50,7 +50,7 @@ class Question:
             return self.values
         return torch.where(self.foils.sum(-1) == 1, self.foils.int().argmax(-1), -1)
 
-    def __getitem__(self, samples: slice) -> Question:
+    def __getitem__(self, samples: slice | Tensor) -> Question:
         """The same question for some of the samples."""
         values = None if self.values is None else self.values[samples]
         return Question(self.fact[samples], self.foils[samples], self.axis, values)
@@ -389,6 +389,20 @@ class Weighted(Contrast):
         return f"Why {fact}, rather than {foil}?"
 
 
+class Scan(Weighted):
+    """`scan`: the baseline contrast of CDeepEx (section 4.1), made of the plain maps of fact and foil.
+
+    How the maps are combined is found by trying 400 weights on the network, see `attribution.scan`; as a number it is
+    the pairwise contrast y_t - y_p.
+    """
+
+    name = "scan"
+
+    def describe(self, fact: str, foil: str) -> str:
+        """Why P, rather than Q, by subtracting maps?"""
+        return f"Why {fact}, rather than {foil}? (map of {foil} subtracted by weights that work)"
+
+
 class Probability(Weighted):
     """`probability`: p_t, the softmax over fact and foils (weighted-contrast proposition 2).
 
@@ -468,7 +482,9 @@ class FunctionContrast(Contrast):
         return f"Why {fact}, rather than {foil}? ({self.name})"
 
 
-_REGISTERED: dict[str, Contrast] = {c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())}
+_REGISTERED: dict[str, Contrast] = {
+    c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss(), Scan())
+}
 
 
 def contrasts() -> list[str]:

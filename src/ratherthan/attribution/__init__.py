@@ -2,16 +2,26 @@
 
 from ratherthan.attribution.activation import GradCAM, LinearApproximation
 from ratherthan.attribution.explain import compare, explain
-from ratherthan.attribution.gradient import Gradient, InputXGradient
+from ratherthan.attribution.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from ratherthan.attribution.method import Maps, Method, methods, register_method
+from ratherthan.attribution.perturbation import Lime, Occlusion, PatchGaussian, PredictionDifference
+from ratherthan.attribution.rules import LRP, DeepLift
 
 __all__ = [
+    "LRP",
+    "DeepLift",
     "GradCAM",
     "Gradient",
     "InputXGradient",
+    "IntegratedGradients",
+    "Lime",
     "LinearApproximation",
     "Maps",
     "Method",
+    "Occlusion",
+    "PatchGaussian",
+    "PredictionDifference",
+    "SmoothGrad",
     "compare",
     "explain",
     "methods",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ratherthan.attribution.method import Maps, Method, get_method
 from ratherthan.attribution.pullback import MEMORY_BUDGET, Subject, check_budget, clean_room
-from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, get_contrast, resolve, resolve_values
+from ratherthan.attribution.scan import scan
+from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, Scan, get_contrast, resolve, resolve_values
 from ratherthan.errors import InputError
 from ratherthan.explanation import Explanation
 from ratherthan.model import Model
@@ -118,7 +119,8 @@ def _explain_batch(
         method.prepare(subject)
         for contrast in contrasts:
             ask = _ask(subject, fact, foil, contrast)
-            found.append(_result(subject, ask, method, method.attribute(subject, ask)))
+            maps = scan(subject, ask, method) if isinstance(ask.contrast, Scan) else method.attribute(subject, ask)
+            found.append(_result(subject, ask, method, maps))
     return found
 
 

@@ -1,0 +1,107 @@
+"""Superpixels: the parts of a picture that are switched on and off together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError, first_line, unknown
+
+Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
+LabelMap = Tensor | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Superpixels:
+    """How pictures are divided.
+
+    Attributes:
+        kind: "slic", "quickshift" or "felzenszwalb" (scikit-image, each deterministic), "grid" (rectangles of about
+            equal size) or "pixels" (every pixel by itself).
+        count: How many are wanted, for "slic" and "grid"; there may be fewer.
+        settings: Further arguments of the scikit-image function, e.g. {"compactness": 20}.
+    """
+
+    kind: Kind = "slic"
+    count: int = 50
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(unknown("kind of superpixels", self.kind, get_args(Kind)))
+        if self.count < 1:
+            raise InputError(f"count is at least one superpixel, not {self.count}")
+
+
+def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tensor:
+    """Divide pictures into superpixels.
+
+    Args:
+        images: (N, C, H, W) in image space.
+        how: A kind, a `Superpixels` with settings, or a label map (H, W) or (N, H, W) of whole numbers >= 0.
+
+    Returns:
+        (N, H, W) int64 on the images' device. The labels of each picture are 0 to n - 1; every pixel has one and every
+        label occurs. n differs between pictures, and may be less than was asked for.
+
+    Raises:
+        InputError: If the kind is unknown, or the label map has another size or leaves pixels without a label.
+    """
+    if isinstance(how, (Tensor, np.ndarray)):
+        maps = _given(torch.as_tensor(how).cpu(), images)
+    else:
+        spec = how if isinstance(how, Superpixels) else Superpixels(how)
+        maps = np.stack([_divide(image, spec) for image in images.detach().cpu()])
+    labels = np.stack([_consecutive(each) for each in maps])
+    return torch.from_numpy(labels).to(images.device)
+
+
+def _given(labels: Tensor, images: Tensor) -> np.ndarray[Any, Any]:
+    samples, size = len(images), tuple(images.shape[-2:])
+    if tuple(labels.shape) not in (size, (samples, *size)):
+        raise InputError(f"a label map of shape {tuple(labels.shape)} for images of {size}: give (H, W) or (N, H, W)")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.min() < 0:
+        raise InputError("a label map holds whole numbers from 0 up: every pixel belongs to a superpixel")
+    return labels.expand(samples, *size).numpy()
+
+
+def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
+    """(C, H, W) to labels (H, W), not yet consecutive."""
+    height, width = image.shape[-2:]
+    if spec.kind == "pixels":
+        return np.arange(height * width).reshape(height, width)
+    if spec.kind == "grid":
+        return _grid(height, width, spec.count)
+    from skimage import segmentation
+
+    if len(image) not in (1, 3):
+        raise InputError(
+            f"{spec.kind} divides grey or colour pictures, not {len(image)} channels; use 'grid' or 'pixels'"
+        )
+    picture = image.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
+    wanted = {"n_segments": spec.count} if spec.kind == "slic" else {}
+    try:
+        return np.asarray(getattr(segmentation, spec.kind)(picture, **{**wanted, **spec.settings}))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{spec.kind} with {spec.settings}: {first_line(error)}") from error
+
+
+def _grid(height: int, width: int, count: int) -> np.ndarray[Any, Any]:
+    """Rectangles as square as the count allows."""
+    rows = min(height, max(1, round((count * height / width) ** 0.5)))
+    columns = min(width, max(1, count // rows))
+    down, across = np.arange(height) * rows // height, np.arange(width) * columns // width
+    labels: np.ndarray[Any, Any] = np.add.outer(down * columns, across)
+    return labels
+
+
+def _consecutive(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Renumber to 0 .. n - 1: scikit-image's SLIC starts at 1, and labels may have gaps."""
+    found, renumbered = np.unique(labels, return_inverse=True)
+    renumbered = renumbered.reshape(labels.shape).astype(np.int64)
+    assert (np.bincount(renumbered.ravel(), minlength=len(found)) > 0).all(), "a superpixel without pixels"
+    return renumbered

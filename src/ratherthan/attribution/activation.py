@@ -54,10 +54,11 @@ def grid_of(shape: torch.Size, image: tuple[int, int]) -> Grid | None:
     """
     if len(shape) == 4:
         first, last = (shape[2], shape[3]), (shape[1], shape[2])
-        channels_last = _stretch(last, image) + 0.2 < _stretch(first, image)
+        exact = _stretch(last, image) == 0 < _stretch(first, image)
+        channels_last = exact or _stretch(last, image) + 0.2 < _stretch(first, image)
         grid = Grid("channels last", last) if channels_last else Grid("channels first", first)
         return grid if grid.size[0] * grid.size[1] > 1 else None
-    if len(shape) == 3:
+    if len(shape) == 3 and shape[2] > 1:
         for prefix in range(min(9, shape[1] - 1)):
             size = _token_grid(shape[1] - prefix, image)
             if size is not None:
@@ -80,7 +81,7 @@ def _token_grid(tokens: int, image: tuple[int, int]) -> tuple[int, int] | None:
 
 # --------------------------------------------------------------------------------------------- finding the layer
 _PASS_THROUGH = (
-    *(nn.Dropout, nn.Dropout2d, nn.Identity),
+    *(nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
 
@@ -129,9 +130,12 @@ def find_layer(model: Model, image: Tensor) -> str:
 
 def _last_in_use(outputs: dict[str, Tensor], logits: Tensor, image: Tensor, model: Model) -> str:
     classes = logits.shape[1]
+    token_counts = {tensor.shape[1] for tensor in outputs.values() if tensor.ndim == 3}
     candidates = []
     for name, tensor in outputs.items():
-        grid = grid_of(tensor.shape, (image.shape[-2], image.shape[-1])) if len(tensor) == len(image) else None
+        of_heads = tensor.ndim == 4 and tensor.shape[2] in token_counts  # (N, heads, tokens, ...) inside attention
+        folds = len(tensor) == len(image) and not of_heads
+        grid = grid_of(tensor.shape, (image.shape[-2], image.shape[-1])) if folds else None
         if grid is not None and not (grid.layout == "channels first" and tensor.shape[1] == classes):
             candidates.append((name, tensor, grid))
     if candidates and logits.requires_grad:
@@ -140,6 +144,7 @@ def _last_in_use(outputs: dict[str, Tensor], logits: Tensor, image: Tensor, mode
         for (name, _, grid), gradient in zip(reversed(candidates), reversed(gradients), strict=True):
             if gradient is not None and grid.fold(gradient).any():
                 return name
+        raise LayerError(f"no layer of {model.name} with a spatial grid moves its logits: are its weights trained?")
     raise LayerError(f"{model.name} has no layer with a spatial grid; use a method that explains the image, e.g. ixg")
 
 

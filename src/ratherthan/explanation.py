@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.contrast import get_contrast
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,19 +71,56 @@ class Explanation:
     versions: dict[str, str] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
-    def heatmap(self) -> Tensor:
+    def heatmap(self, preset: Literal["prabhushankar2020"] | None = None) -> Tensor:
         """The attribution on the plane of the image: channels summed, bilinearly upsampled, nothing else.
+
+        Args:
+            preset: None, or "prabhushankar2020": as the code published with contrastive-gradcam draws its maps. They
+                are rectified at the resolution of the layer (what speaks against the fact is lost), upsampled, and each
+                is stretched to [0, 1]; a zero map stays zero, where that code gives NaN.
 
         Returns:
             (N, H, W), or (N, Q, H, W) where facts or foils form an axis.
+
+        Raises:
+            InputError: If there is no such preset.
         """
+        if preset not in (None, "prabhushankar2020"):
+            raise InputError(unknown("preset", preset, ["prabhushankar2020"]))
         lead = 1 if self.axis is None else 2
         maps = self.attribution.sum(lead) if self.attribution.ndim - lead == 3 else self.attribution
-        size = (self.images.shape[-2], self.images.shape[-1])
-        flat = maps.reshape(-1, 1, *maps.shape[-2:])
-        if flat.shape[-2:] != size:
-            flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=False)
-        return flat.reshape(*maps.shape[:-2], *size)
+        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified=preset is not None)
+
+    def over_foils(self, preset: Literal["prabhushankar2020"] | None = None) -> tuple[Tensor, Tensor]:
+        """What all foils agree on, and where they differ (contrastive-gradcam, Fig. 3 g and f).
+
+        Ask with `foil="each"` for all classes. A question whose foil is the fact itself does not count.
+
+        Args:
+            preset: As in `heatmap`.
+
+        Returns:
+            Mean and variance over the foils of the heatmaps, (N, H, W) each; the variance is divided by their number.
+
+        Raises:
+            InputError: If the foils do not form an axis, or a sample has none but its fact.
+        """
+        if self.axis != "foil":
+            raise InputError(
+                "mean and variance over foils need an axis of foils: ask with foil='each', 'top5' or a list"
+            )
+        counts = torch.ones_like(self.foil, dtype=torch.bool) if self.output == "value" else self.foil != self.fact
+        if not counts.any(1).all():
+            raise InputError("a sample has no foil but its fact: ask with foil='each', or for other classes")
+        means, variances = [], []
+        for sample, rows in enumerate(counts):  # one at a time: a thousand maps of one image fill 200 MB
+            maps = dataclasses.replace(
+                self, images=self.images[sample : sample + 1], attribution=self.attribution[sample : sample + 1, rows]
+            ).heatmap(preset)
+            variance, mean = torch.var_mean(maps[0], 0, correction=0)
+            means.append(mean)
+            variances.append(variance)
+        return torch.stack(means), torch.stack(variances)
 
     def probabilities(self) -> Tensor:
         """(N, classes): softmax of the logits.
@@ -346,6 +383,18 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
     fact = int(explanation._column(explanation.fact)[sample, q])
     asked = [int(each) for each in asked if each >= 0][:_SHOWN_CLASSES]
     return tuple((explanation._class_name(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
+
+
+def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool) -> Tensor:
+    """Bring maps (..., h, w) to (..., H, W); if rectified, without their negative part and stretched to [0, 1]."""
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    flat = flat.clamp_min(0) if rectified else flat
+    if flat.shape[-2:] != size:
+        flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+    if rectified:
+        low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
+        flat = torch.where(high > low, (flat - low) / (high - low), 0)
+    return flat.reshape(*maps.shape[:-2], *size)
 
 
 def _known() -> list[str]:

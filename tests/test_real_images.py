@@ -1,0 +1,77 @@
+"""The main job on real photographs, with a real network: the findings of the papers' figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import ratherthan as rt
+
+# Boxes on the 224 x 224 image that the network sees: (top, bottom, left, right).
+DOG_HEAD, CAT_HEAD = (5, 95, 70, 135), (115, 175, 130, 190)
+BIRD_HEAD, BIRD_BODY = (40, 140, 120, 224), (70, 180, 0, 120)
+
+
+@pytest.fixture(scope="module")
+def squeezenet(data_root: Path) -> rt.Model:
+    return rt.load(
+        "zoo:squeezenet1_0",
+        weights=data_root / "squeezenet/squeezenet1_0_caffe.safetensors",
+        class_names=data_root / "imagenet_samples/class_names.json",
+    )
+
+
+def share(values: Tensor, box: tuple[int, int, int, int]) -> float:
+    """How much of the (non-negative) relevance lies in a box."""
+    top, bottom, left, right = box
+    return (values[top:bottom, left:right].sum() / values.sum()).item()
+
+
+def inside(values: Tensor, box: tuple[int, int, int, int]) -> bool:
+    """Whether the largest relevance lies in a box."""
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    return box[0] <= row < box[1] and box[2] <= column < box[3]
+
+
+@pytest.mark.parametrize("method", ["gradcam", "la"])
+def test_the_dog_speaks_for_mastiff_and_the_cat_for_tiger_cat(
+    squeezenet: rt.Model, data_root: Path, method: str
+) -> None:
+    photo = data_root / "contrastive_examples/cat_dog.png"
+    why = rt.explain(squeezenet, [photo], "bull mastiff", "tiger cat", method)
+    heat = why.heatmap()[0]
+    speaks_for, against = heat.clamp_min(0), (-heat).clamp_min(0)
+    assert inside(speaks_for, DOG_HEAD)
+    assert inside(against, CAT_HEAD)
+    area = (DOG_HEAD[1] - DOG_HEAD[0]) * (DOG_HEAD[3] - DOG_HEAD[2]) / 224**2
+    assert share(speaks_for, DOG_HEAD) > 3 * area
+    assert share(against, CAT_HEAD) > 0.3
+    assert why.logits.argmax().item() == 243
+
+
+def test_the_foil_moves_the_map_of_spoonbill_from_body_to_head(squeezenet: rt.Model, data_root: Path) -> None:
+    """Figure 1 of contrastive-gradcam.md: "why spoonbill?" lights the body, "rather than flamingo?" head and bill."""
+    photo = data_root / "contrastive_examples/water-bird.JPEG"
+    plain, contrastive = (
+        rt.explain(squeezenet, [photo], "spoonbill", "flamingo", contrast=name).heatmap()[0].clamp_min(0)
+        for name in ("none", "weighted")
+    )
+    assert inside(plain, BIRD_BODY)
+    assert inside(contrastive, BIRD_HEAD)
+    assert share(contrastive, BIRD_HEAD) > 1.5 * share(plain, BIRD_HEAD)
+    assert share(contrastive, BIRD_BODY) < share(plain, BIRD_BODY)
+
+
+def test_all_thousand_foils_of_a_photograph_from_one_pass(squeezenet: rt.Model, data_root: Path) -> None:
+    passes = []
+    hook = squeezenet.module.register_forward_pre_hook(lambda *_: passes.append(1))
+    photo = data_root / "contrastive_examples/cat_dog.png"
+    each = rt.explain(squeezenet, [photo], "bull mastiff", "each")
+    hook.remove()
+    assert len(passes) == 1
+    assert each.attribution.shape == (1, 1000, 13, 13)
+    one = rt.explain(squeezenet, [photo], "bull mastiff", "tiger cat").attribution[0]
+    torch.testing.assert_close(each.attribution[0, 282], one, atol=1e-4, rtol=1e-4)

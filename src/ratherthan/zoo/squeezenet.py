@@ -59,7 +59,9 @@ class SqueezeNet(nn.Module):
             Fire(512, 64, 256),
         )
         head = nn.Conv2d(512, classes, 1)
-        nn.init.normal_(head.weight, std=0.01)  # the usual larger start leaves classes dead behind the last ReLU
+        # Almost equal positive scores at first: a class that starts below the last ReLU would learn nothing
+        nn.init.normal_(head.weight, std=0.001)
+        nn.init.constant_(head.bias, 1.0)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(nn.Dropout(0.5), head, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ratherthan.errors import RatherThanError, UnsupportedError, first_line
 from ratherthan.model import Model
 
-STABILISER = 1e-9
+STABILISER = 1e-12
 
 _MOVING = frozenset(
     [
@@ -87,7 +87,7 @@ def run_lrp(network: Copy, images: Tensor, rule: Callable[[], PropagationRule], 
     layers = [module for module in network.network.modules() if has_rule(module)]
     for module in layers:
         if not hasattr(module, "rule"):
-            chosen = rule() if isinstance(module, (nn.Conv2d, nn.Linear)) else EpsilonRule()
+            chosen = rule() if isinstance(module, (nn.Conv2d, nn.Linear)) else EpsilonRule(STABILISER)
             module.rule = chosen
     network.mode = _Relevances(network, layers)
 

@@ -203,7 +203,7 @@ def baseline_images(images: Tensor, baselines: float | Tensor | None) -> Tensor:
     Raises:
         InputError: If it does not fit the images.
     """
-    given = torch.as_tensor(0.0 if baselines is None else baselines).to(images)
+    given = torch.as_tensor(0.0 if baselines is None else baselines, dtype=images.dtype, device=images.device)
     shape = tuple(images.shape[1:])
     try:
         one = given.squeeze(0) if given.ndim == images.ndim and len(given) == 1 else given

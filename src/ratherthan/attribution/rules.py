@@ -99,7 +99,8 @@ class DeepLift(Method):
     note `convergence delta`, (N, Q).
 
     Captum marks the modules it explains, so it gets a copy of them that shares all tensors. A module that runs
-    several times counts as as many modules.
+    several times counts as as many modules. Where Captum misses the sum, this does not: max pooling right before or
+    behind an activation keeps its rule, and contributions of overlapping windows add up.
 
     Attributes:
         baselines: x0 in image space: a number, a tensor (C, H, W) or what broadcasts to it; None: 0, black.

@@ -1,0 +1,284 @@
+"""What holds for every registered method under every contrast; a method that is registered is tested here or fails."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ratherthan as rt
+from nets import Dense, images, make
+from ratherthan.contrast import contrasts, get_contrast, resolve
+from test_pullback import State, mixed_flags
+
+CLASSES = 5
+CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
+QUADRANTS = torch.arange(12).div(6, rounding_mode="floor")[:, None] * 2 + torch.arange(12).div(6, rounding_mode="floor")
+
+SMALL: dict[str, Any] = {
+    "smoothgrad": rt.SmoothGrad(3),
+    "ig": rt.IntegratedGradients(8),
+    "lrp": rt.LRP("z"),
+    "occlusion": rt.Occlusion(size=4, stride=4, baseline=0.0),
+    "pda": rt.PredictionDifference(window=4, stride=4, samples=2),
+    "lime": rt.Lime(superpixels=QUADRANTS, samples="all", baseline=0.0, alpha=0.0),
+}
+LINEAR_IN_THE_CONTRAST = [name for name in rt.methods() if name != "pda"]  # pda averages probabilities, then takes odds
+
+
+def method(name: str) -> Any:
+    """A method with settings that keep it quick."""
+    return SMALL.get(name, name)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:
+    scale = expected.abs().max().clamp_min(1e-300)
+    torch.testing.assert_close(actual / scale, expected / scale, atol=tolerance, rtol=tolerance)
+
+
+def ask(model: Any, x: Tensor, fact: Any, foil: Any, name: str, contrast: str) -> Tensor:
+    return rt.explain(model, x, fact, foil, method(name), contrast).attribution
+
+
+# --------------------------------------------------------------------------------------------- right
+class Seen(nn.Module):
+    """A linear model with a layer that hands the image on, so that layer methods have something to explain."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.features = nn.Identity()
+        self.head = nn.Linear(3 * 12 * 12, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+def by_quadrant(values: Tensor) -> Tensor:
+    sums = torch.stack([(values * QUADRANTS.eq(i)).sum((-3, -2, -1)) for i in range(4)], -1)
+    return sums[..., QUADRANTS].unsqueeze(2)
+
+
+CLOSED_FORMS: dict[str, Any] = {
+    "gradient": lambda x, g: g,
+    "smoothgrad": lambda x, g: g,
+    "ixg": lambda x, g: x * g,
+    "ig": lambda x, g: x * g,
+    "lrp": lambda x, g: x * g,
+    "deeplift": lambda x, g: x * g,
+    "la": lambda x, g: (x * g).sum(2),
+    "gradcam": lambda x, g: (x * g.mean((3, 4), keepdim=True)).sum(2),
+    "occlusion": lambda x, g: (x * g).sum(2, keepdim=True).unflatten(3, (3, 4)).unflatten(5, (3, 4)).mean((4, 6)),
+    "lime": lambda x, g: by_quadrant(x * g),
+}
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+@pytest.mark.parametrize("name", rt.methods())
+def test_linear_models_have_a_closed_form(name: str, contrast: str) -> None:
+    if name == "pda":
+        pytest.skip("a difference of log-odds of averaged probabilities; its closed form is in test_perturbation")
+    model, x = make(Seen, layer="features"), images()
+    for foil in ([2, {0, 3}, {0, 2, 3, 4}], "each"):
+        logits = model.module(x).detach()
+        seeds = get_contrast(contrast).seed(logits, resolve(logits, 1, foil))
+        weight = model.module.head.weight.view(CLASSES, 3, 12, 12)  # type: ignore[union-attr, operator]
+        pulled = torch.einsum("nqk,kchw->nqchw", seeds, weight).detach()
+        found = ask(model, x, 1, foil, name, contrast)
+        expected = CLOSED_FORMS[name](x.unsqueeze(1), pulled)
+        if name == "occlusion":  # of whole windows: each pixel bears the sum over its window
+            expected = 16 * expected.repeat_interleave(4, 3).repeat_interleave(4, 4)
+        close(found, expected)
+
+
+@pytest.mark.parametrize("name", LINEAR_IN_THE_CONTRAST)
+def test_contrasts_are_weighted_sums_of_class_maps(name: str) -> None:
+    """Proposition 3."""
+    model, x = make(Dense, layer="features"), images()
+    classes = ask(model, x, "each", None, name, "none")
+    for contrast in CONTRASTS[1:]:
+        logits = model.module(x).detach()
+        seeds = get_contrast(contrast).seed(logits, resolve(logits, 2))
+        expected = torch.einsum("nk,nk...->n...", seeds[:, 0], classes)
+        close(ask(model, x, 2, None, name, contrast), expected, 1e-6)
+
+
+class Homogeneous(nn.Module):
+    """ReLUs and poolings without a single bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2)),
+            *(nn.Conv2d(6, 8, 3, bias=False), nn.LeakyReLU(0.1), nn.AvgPool2d(2), nn.Flatten()),
+        )
+        self.head = nn.Linear(8, CLASSES, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_four_methods_agree_on_networks_without_biases(contrast: str) -> None:
+    """Weighted-contrast section 4: LRP, DeepLIFT, input times gradient and integrated gradients are one."""
+    model, x = make(Homogeneous), images()
+    expected = ask(model, x, None, "each", "ixg", contrast)
+    assert expected.abs().max() > 1e-4
+    for name in ("ig", "deeplift", "lrp"):
+        close(ask(model, x, None, "each", name, contrast), expected)
+    why = rt.explain(model, x, None, "each", rt.LRP("z"), contrast)
+    assert why.notes["convergence delta"].abs().max() < 1e-8 * why.logits.abs().max()
+
+
+@pytest.mark.parametrize("name", rt.methods())
+def test_two_classes_leave_one_contrast(name: str) -> None:
+    model, x = make(lambda: Dense(2), layer="features"), images()
+    maps = {contrast: ask(model, x, None, None, name, contrast) for contrast in ("mean", "max", "weighted")}
+    assert maps["mean"].abs().max() > 0
+    close(maps["max"], maps["mean"])
+    close(maps["weighted"], maps["mean"])
+    close(ask(model, x, 0, 1, name, "weighted"), -ask(model, x, 1, 0, name, "weighted"))
+
+
+# --------------------------------------------------------------------------------------------- batches and foils
+@pytest.mark.parametrize("contrast", CONTRASTS)
+@pytest.mark.parametrize("name", rt.methods())
+def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
+    model, x = make(Dense, layer="features"), images()
+    x[1, :, :6] = 0  # black areas: activations that are exactly those of a baseline
+    together = ask(model, x, None, None, name, contrast)
+    close(together, torch.cat([ask(model, each[None], None, None, name, contrast) for each in x]))
+    close(together, rt.explain(model, x, None, None, method(name), contrast, batch_size=2).attribution)
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+@pytest.mark.parametrize("name", rt.methods())
+def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
+    model, x = make(Dense, layer="features"), images(2)
+    many = [0, 2, 3, {0, 4}, 4, {2, 3, 4}, {0, 2, 3, 4}]  # more questions than classes
+    each = ask(model, x, 1, many, name, contrast)
+    close(each, torch.stack([ask(model, x, 1, foil, name, contrast) for foil in many], 1))
+
+
+def test_every_contrast_is_covered_here() -> None:
+    assert set(CONTRASTS) == set(contrasts()) - {"scan"}  # scan works on finished maps, see test_perturbation
+
+
+# --------------------------------------------------------------------------------------------- nothing left behind
+@pytest.mark.parametrize("name", rt.methods())
+def test_nothing_is_left_behind(name: str) -> None:
+    model = make(Dense, layer="features")
+    in_eval = ask(model, images(), None, [0, 1], name, "weighted")
+    mixed_flags(model.module)
+    x = images()
+    state, given = State(model.module), x.clone()
+    tensors = [each.data_ptr() for each in model.module.state_dict().values()]
+    close(ask(model, x, None, [0, 1], name, "weighted"), in_eval)
+    state.unchanged()
+    assert tensors == [each.data_ptr() for each in model.module.state_dict().values()]
+    assert torch.equal(x, given)
+    assert not x.requires_grad
+
+
+class Breaks(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", rt.methods())
+def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str) -> None:
+    model = make(Dense, layer="features")
+    mixed_flags(model.module)
+    passes = {"left": 0}
+
+    def fail(*_: object) -> None:
+        passes["left"] -= 1
+        if passes["left"] == 0:
+            raise Breaks
+
+    model.module.tail[1].register_forward_pre_hook(fail)  # type: ignore[index, union-attr, operator]
+    for number in range(1, 5):
+        passes["left"] = number
+        state = State(model.module)
+        try:
+            ask(model, images(1), None, [0, 1], name, "weighted")
+            assert number > 1
+        except Breaks:
+            pass
+        state.unchanged()
+
+
+# --------------------------------------------------------------------------------------------- right or refused
+class Tied(nn.Module):
+    """A convolution, an activation and a pooling that run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 3, 3, padding=1)
+        self.activation, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.head = nn.Linear(3 * 9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.activation(self.features(x)))
+        return self.head(self.pool(self.activation(self.features(x))).flatten(1))
+
+
+class Untied(nn.Module):
+    """The same with a module for each run, in a row, and a Flatten."""
+
+    def __init__(self, tied: Any) -> None:
+        super().__init__()
+        stages = [copy.deepcopy(each) for _ in range(2) for each in (tied.features, tied.activation, tied.pool)]
+        self.stages = nn.Sequential(*stages, nn.Flatten(), tied.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+
+IMAGE_METHODS = [name for name in rt.methods() if name not in ("gradcam", "la")]
+
+
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_modules_that_run_twice_are_explained_like_an_untied_copy(name: str) -> None:
+    model, x = make(Tied), images()
+    close(ask(model, x, 0, "each", name, "mean"), ask(Untied(model.module), x, 0, "each", name, "mean"))
+
+
+class Functional(nn.Module):
+    """A residual block; its activations functions or modules, its addition in place or not."""
+
+    def __init__(self, style: str = "module") -> None:
+        super().__init__()
+        self.style = style
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.activations = nn.ModuleList(nn.ReLU(inplace=style == "in place") for _ in range(2))
+        self.head = nn.Linear(3 * 144, CLASSES)
+
+    def activate(self, x: Tensor, number: int) -> Tensor:
+        if self.style == "function":
+            return F.relu(x)
+        return F.relu(x, inplace=True) if self.style == "function in place" else self.activations[number](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.activate(self.first(x), 0)
+        high = self.second(low)
+        if self.style == "in place":
+            high += low
+        else:
+            high = high + low
+        return self.head(torch.flatten(self.activate(high, 1), 1))
+
+
+@pytest.mark.parametrize("style", ["in place", "function", "function in place"])
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_functions_and_residuals_are_explained_like_modules_or_refused(name: str, style: str) -> None:
+    x = images()
+    expected = ask(make(Functional), x, 0, "each", name, "mean")
+    model = make(lambda: Functional(style))
+    if name == "deeplift" and style.startswith("function"):
+        with pytest.raises(rt.UnsupportedError, match=r"misses \d+.*it does not see relu"):
+            ask(model, x, 0, "each", name, "mean")
+    else:
+        close(ask(model, x, 0, "each", name, "mean"), expected)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ratherthan.app.terminal import check_device, complain, numbers, progress, say
+from ratherthan.app.terminal import check_device, complain, numbers, pairs, progress, say, warn, words
 from ratherthan.errors import InputError, RatherThanError
+
+if TYPE_CHECKING:
+    from ratherthan.model import Model
 
 
 class Commands(TyperGroup):
@@ -23,8 +27,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RatherThanError as error:
             complain(str(error))
-        except KeyboardInterrupt:
-            complain("stopped by Ctrl-C")
+        except KeyboardInterrupt as stop:
+            complain(str(stop) or "stopped by Ctrl-C")
             raise typer.Exit(130) from None
         except OSError as error:
             if error.errno == errno.EPIPE or error.filename is None:
@@ -46,6 +50,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no reason to stop
+    warnings.showwarning = lambda message, *_: warn(str(message))
     app()
 
 
@@ -81,7 +86,28 @@ def overview(
         say(context.get_help())
 
 
-QUESTION, MODEL = "The question", "The model"
+_QUESTION, _MODEL = "The question", "The model"
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", rich_help_panel=_MODEL, help="zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or"
+        " FILE.py:FUNCTION (runs that file; the function returns a torch.nn.Module).",
+    ),
+]  # fmt: skip
+Weights = Annotated[Path | None, typer.Option(help="Its weights, .safetensors, .pt or .pth.", rich_help_panel=_MODEL)]
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", help="Its class names, a JSON list or one a line.", rich_help_panel=_MODEL),
+]
+Mean = Annotated[str | None, typer.Option(help="Mean per channel, of [0, 1].", rich_help_panel=_MODEL)]
+Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.", rich_help_panel=_MODEL)]
+Size = Annotated[
+    str | None, typer.Option(help="What images are resized to: 224, or HEIGHTxWIDTH.", rich_help_panel=_MODEL)
+]
+Output = Annotated[
+    str | None, typer.Option(help="What it gives: logits, probabilities or value.", rich_help_panel=_MODEL)
+]
 
 
 @app.command(
@@ -89,65 +115,48 @@ QUESTION, MODEL = "The question", "The model"
         "explain cat_dog.png --model zoo:squeezenet1_0 --weights squeezenet1_0.safetensors --classes names.json"
         ' --fact "bull mastiff" --foil "tiger cat"',
         "explain photos/ --model torchvision:resnet50 --foil top3 --contrast none,weighted --out answers",
-        "explain digit.png --model zoo:mnist --foil 3,5,8 --json",
+        "explain digit.png --model zoo:mnist --foil 3,5,8 --method ig --set n_steps=50 --json",
     )
 )
 def explain(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            rich_help_panel=MODEL,
-            help="zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or"
-            " FILE.py:FUNCTION (runs that file; the function returns a torch.nn.Module).",
-        ),
-    ],
-    weights: Annotated[
-        Path | None, typer.Option(help="Its weights, .safetensors, .pt or .pth.", rich_help_panel=MODEL)
-    ] = None,
-    class_names: Annotated[
-        Path | None,
-        typer.Option("--classes", help="Its class names, a JSON list or one a line.", rich_help_panel=MODEL),
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean per channel, of [0, 1].", rich_help_panel=MODEL)] = None,
-    std: Annotated[str | None, typer.Option(help="Deviation per channel.", rich_help_panel=MODEL)] = None,
-    size: Annotated[
-        str | None, typer.Option(help="What images are resized to: 224, or HEIGHTxWIDTH.", rich_help_panel=MODEL)
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="What it gives: logits, probabilities or value.", rich_help_panel=MODEL)
-    ] = None,
+    model: ModelName,
+    weights: Weights = None,
+    class_names: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    output: Output = None,
     fact: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=QUESTION,
-            help="The class to explain: a name, an index, each, topK, or several with commas."
-            " Default: what the network says.",
+            rich_help_panel=_QUESTION, help="The class to explain: a name, an index, each, topK, or several with"
+            " commas. Default: what the network says.",
         ),
     ] = None,
     foil: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=QUESTION,
-            help="What it is compared with: a name, an index, runner-up, others, each, topK,"
+            rich_help_panel=_QUESTION, help="What it is compared with: a name, an index, runner-up, others, each, topK,"
             " or several with commas; for a model that gives a value, a number. Default: others.",
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How: gradcam, la, ixg, gradient ...", rich_help_panel=QUESTION)
+        str, typer.Option(rich_help_panel=_QUESTION, help="gradcam, la, ixg, gradient, ig, lrp, lime, occlusion ...")
     ] = "gradcam",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.", rich_help_panel=_QUESTION),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="The layer to explain. Default: found by itself.", rich_help_panel=_QUESTION)
+    ] = None,
     contrast: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=QUESTION,
-            help="How foils are weighed: none, mean, max, weighted, probability, loss; several"
-            " with commas, or all. Default: weighted.",
+            rich_help_panel=_QUESTION, help="How foils are weighed: none, mean, max, weighted, probability, loss;"
+            " several with commas, or all. Default: weighted.",
         ),
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="The layer to explain. Default: found by itself.", rich_help_panel=QUESTION)
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write to. Default: explained (with --json: none).")
@@ -155,20 +164,17 @@ def explain(
     as_json: AsJson = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 16,
     device: Device = "cpu",
-) -> None:
+) -> None:  # fmt: skip
     """Show where in an image the network prefers one class over another.
 
     Writes a page with all images, a figure of each and the numbers, and prints a line for each.
     """
     from ratherthan.app import explaining
     from ratherthan.app.images import find
-    from ratherthan.model import load
 
-    settings = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std"), "size": _size(size), "output": output}
-    subject = load(
-        model, weights=weights, class_names=class_names, device=check_device(device), trust_code=True, **settings
-    )
-    asked = explaining.asked(subject, fact, foil, method, contrast, layer)
+    subject = _load(model, weights, class_names, mean, std, size, output, device)
+    chosen = pairs(settings) | ({"layer": layer} if layer else {})
+    asked = explaining.asked(subject, fact, foil, method, chosen, contrast)
     folder = Path("explained") if out is None and not as_json else out
     paths, failures = find(images)
     answers = explaining.Answers(asked, folder, failures)
@@ -187,12 +193,28 @@ def explain(
             say(line)
     for failure in answers.failures:
         complain(f"{failure.image}: {failure.reason}")
+    done = sum(map(len, found[:1]))
     if stopped:
-        complain(f"stopped by Ctrl-C: {sum(map(len, found[:1]))} of {len(paths)} images explained")
-        raise typer.Exit(130)
+        raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {len(paths)} images explained")
     if answers.failures:
-        complain(f"{len(answers.failures)} not explained, {sum(map(len, found[:1]))} explained")
-        raise typer.Exit(2)
+        raise InputError(f"{len(answers.failures)} not explained, {done} explained")
+
+
+def _load(
+    name: str,
+    weights: Path | None,
+    class_names: Path | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
+    output: str | None,
+    device: str,
+) -> Model:
+    from ratherthan.model import load
+
+    settings = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std"), "size": _size(size), "output": output}
+    check_device(device)
+    return load(name, weights=weights, class_names=class_names, device=device, trust_code=True, **settings)
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:
@@ -219,13 +241,80 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
         say(line)
 
 
+@app.command(
+    epilog=_examples(
+        "evaluate mask --model zoo:mnist --data mnist --data-root data --methods gradcam,la --contrasts none,weighted"
+        " --out runs/mask --limit 1000",
+        "evaluate mask --model zoo:mnist --data mnist --preset strict --out runs/strict --resume",
+    )
+)
+def evaluate(
+    experiment: Annotated[str, typer.Argument(help="mask, equal-mask, sign-perturbation, insertion, sanity ...")],
+    model: ModelName,
+    data: Annotated[
+        str, typer.Option(help="mnist, flowers102, ...; a folder of class folders, a .tar, a .csv, hf:NAME.")
+    ],
+    weights: Weights = None,
+    class_names: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    output: Output = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="The folder of data sets. Default: the environment variable RATHERTHAN_DATA.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which part of the data, e.g. valid+test. Default: test.")] = None,
+    methods: Annotated[str | None, typer.Option(help="With commas. Default: the experiment's.")] = None,
+    contrasts: Annotated[str | None, typer.Option(help="With commas. Default: the experiment's.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Which protocol, e.g. paper, official-code, strict.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the experiment.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the run. Default: runs/EXPERIMENT.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many samples, evenly spread.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
+    from ratherthan.app import evaluating
+    from ratherthan.data import load as load_data
+    from ratherthan.evaluation import evaluate as run
+
+    subject = _load(model, weights, class_names, mean, std, size, output, device)
+    chosen = pairs(settings) | ({"preset": preset} if preset else {})
+    dataset = load_data(data, data_root, split)
+    with progress("evaluating", None) as finished:
+        found = run(
+            experiment,
+            subject,
+            dataset,
+            out=out or Path("runs") / experiment,
+            methods=words(methods) if methods else None,
+            contrasts=words(contrasts) if contrasts else None,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            resume=resume,
+            workers=workers,
+            progress=finished,
+            **chosen,
+        )
+    say(evaluating.as_json(found) if as_json else evaluating.as_text(found))
+
+
 @app.command(epilog=_examples("train zoo:mnist --data data --out mnist.safetensors", "train zoo:flowers102 --fresh"))
 def train(
     network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="The network of the zoo.")],
     data: Annotated[
         Path | None, typer.Option(help="The folder of data sets. Default: the environment variable RATHERTHAN_DATA.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The weights to write. Default: NAME.safetensors.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The weights to write, or a folder. Default: NAME.safetensors.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     device: Device = "cpu",
@@ -241,16 +330,14 @@ def train(
 
     try:
         with progress_bar() as report:
-            path = run(
-                network, data, out, epochs=epochs, seed=seed, device=check_device(device), resume=resume, report=report
-            )
+            path = run(network, data, out, epochs=epochs, seed=seed, device=device, resume=resume, report=report)
     except KeyboardInterrupt:
-        complain("stopped by Ctrl-C; the same command goes on after the last finished epoch")
-        raise typer.Exit(130) from None
+        text = "stopped by Ctrl-C; the same command goes on after the last finished epoch"
+        raise KeyboardInterrupt(text) from None
     card = json.loads(path.with_suffix(".json").read_text())
     for split, values in card["metrics"].items():
-        figures = ", ".join(f"{key.replace('_', ' ')} {value:.2%}" for key, value in values.items() if key != "images")
-        say(f"{split} ({values['images']:,} images): {figures}")
+        figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items() if key != "images"]
+        say(f"{split} ({values['images']:,} images): {', '.join(figures)}")
     say(f"weights  {path}\ncard     {path.with_suffix('.md')}")
 
 

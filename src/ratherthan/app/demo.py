@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
+from ratherthan.app.explaining import ALL
 from ratherthan.attribution import compare
-from ratherthan.contrast import contrasts
 from ratherthan.explanation import Explanation, to_cases
 from ratherthan.model import Model, load
 from ratherthan.render import Case, figure, figure_png, write_report
@@ -45,10 +45,10 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
         InputError: If the digits are not installed.
     """
     model = model or load("zoo:mnist")
-    images, names = hardest(model)
+    images, names = hardest(model, COUNT)
     finished(1)
     rival, others = (
-        [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=contrasts())]
+        [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
         for foil in ("runner-up", "others")
     )
     rows = list(zip(to_cases(rival), to_cases(others), strict=True))
@@ -68,7 +68,7 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
     ]
 
 
-def hardest(model: Model, count: int = COUNT) -> tuple[Tensor, tuple[str, ...]]:
+def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
     """The digits with the smallest margin between fact and runner-up, no pair of digits twice.
 
     Args:

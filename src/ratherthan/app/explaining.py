@@ -17,10 +17,13 @@ from ratherthan.app.images import FIGURE, Failure, read
 from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.method import get_method
-from ratherthan.contrast import contrasts, get_contrast
-from ratherthan.errors import InputError
+from ratherthan.contrast import get_contrast
+from ratherthan.errors import InputError, unknown
 from ratherthan.explanation import Explanation, save_report, to_cases
 from ratherthan.model import Model
+
+ALL = ("none", "mean", "max", "weighted", "probability", "loss")
+"""The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
 
 SHOWN, PRINTED = 20, 5
 """Of many facts or foils, the page shows and the terminal prints so many, likeliest first; the file holds all."""
@@ -46,24 +49,34 @@ class Asked:
 
 
 def asked(
-    model: Model, fact: str | None, foil: str | None, method: str, contrast: str | None, layer: str | None
+    model: Model, fact: str | None, foil: str | None, method: str, settings: dict[str, Any], contrast: str | None
 ) -> Asked:
     """Read the question off the command line.
 
     Raises:
-        InputError: If a method or contrast does not exist, or the method takes no layer.
+        InputError: If a method, a setting or a contrast does not exist, or the method takes no layer.
     """
-    chosen = get_method(method)
-    if layer is not None:
-        if "layer" not in chosen.settings():
-            raise InputError(f"method {method!r} explains the image, not a layer; leave --layer out")
-        model.submodule(layer)
-        chosen = dataclasses.replace(chosen, layer=layer)  # type: ignore[type-var]
     how = tuple(words(contrast)) if contrast else (None,)
-    how = tuple(contrasts()) if how == ("all",) else how
+    if how == ("all",):
+        how = tuple(name for name in ALL if model.output != "value" or get_contrast(name).for_values)
     for name in how:
         get_contrast(name or "weighted")
-    return Asked(model, classes(fact, model), classes(foil, model), chosen, how)
+    return Asked(model, classes(fact, model), classes(foil, model), _configured(method, settings, model), how)
+
+
+def _configured(name: str, settings: dict[str, Any], model: Model) -> Method:
+    method = get_method(name)
+    usual = method.settings()
+    for key, value in settings.items():
+        if key not in usual and key == "layer":
+            raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
+        if key not in usual:
+            raise InputError(unknown(f"setting of {name}", key, usual))
+        if isinstance(usual[key], (int, float)) and not isinstance(value, (int, float)):
+            raise InputError(f"{key} of {name} is a number, e.g. {usual[key]}; not {value!r}")
+    if "layer" in settings:
+        model.submodule(settings["layer"])
+    return type(method)(**settings)
 
 
 def classes(text: str | None, model: Model) -> Any:
@@ -185,7 +198,7 @@ def likeliest(why: Explanation, count: int) -> Explanation:
     else:
         p = why.probabilities()
         ask = p.gather(1, why.fact) if why.axis == "fact" else (why.foils * p.unsqueeze(1)).sum(-1)
-        order = ask.topk(count).indices
+        order = ask.argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def pick(values: list[Tensor]) -> Tensor:
         by_question = values[0].ndim > 1 and values[0].shape[1] == why.questions

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -22,6 +24,12 @@ def complain(line: str) -> None:
     typer.echo(" ".join(line.split()), err=True)
 
 
+def warn(line: str) -> None:
+    """Print a line about what the user should know, on stderr."""
+    typer.secho("warning: ", fg="yellow", bold=True, nl=False, err=True)
+    typer.echo(" ".join(line.split()), err=True)
+
+
 def printable(name: str) -> str:
     r"""A file name as text that fits on one line: bytes that are no text and control characters become \x.. escapes."""
     text = name.encode("utf-8", "backslashreplace").decode()
@@ -29,8 +37,16 @@ def printable(name: str) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on stderr if that is a terminal; what it yields is called with the number of newly finished steps."""
+def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Draw a bar on stderr if that is a terminal.
+
+    Args:
+        what: What is going on.
+        total: Steps in all, if known.
+
+    Yields:
+        What is called with the number of newly finished steps, or with (finished, in all).
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -39,7 +55,14 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal)
     with bar:
         task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)
+
+        def finished(steps: int, of: int | None = None) -> None:
+            if of is None:
+                bar.advance(task, steps)
+            else:
+                bar.update(task, completed=steps, total=of)
+
+        yield finished
 
 
 def numbers(text: str | None, option: str) -> list[float] | None:
@@ -64,7 +87,25 @@ def words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def check_device(device: str) -> str:
+def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE pairs; a value is a Python literal (50, 0.1, True, None) where it is one, else text.
+
+    Raises:
+        InputError: If one has another form.
+    """
+    read = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip().isidentifier():
+            raise InputError(f"--set takes NAME=VALUE, e.g. n_steps=50; not {text!r}")
+        try:
+            read[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            read[name.strip()] = value.strip()
+    return read
+
+
+def check_device(device: str) -> None:
     """Refuse a device that cannot compute here.
 
     Raises:
@@ -78,4 +119,3 @@ def check_device(device: str) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used here: {first_line(error)}") from error
-    return device

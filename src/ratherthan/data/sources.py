@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,22 +35,20 @@ _DIAGNOSES = {
 
 
 @dataclass(frozen=True)
-class FileReader:
+class _FileReader:
     """Image files, by path."""
 
     paths: tuple[Path, ...]
 
     def read(self, index: int) -> Image.Image:
-        """Decode one file."""
         return open_image(self.paths[index])
 
     def stamp(self, index: int) -> str:
-        """The size of the file in bytes."""
         path = self.paths[index]
         return str(path.stat().st_size) if path.is_file() else "missing"
 
 
-class Member(NamedTuple):
+class _Member(NamedTuple):
     """Where one file lies inside an uncompressed tar."""
 
     tar: Path
@@ -59,32 +58,29 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TarReader:
+class _TarReader:
     """Images inside uncompressed tars, read in place: nothing is unpacked and no handle is kept."""
 
-    members: tuple[Member, ...]
+    members: tuple[_Member, ...]
 
     def read(self, index: int) -> Image.Image:
-        """Decode one member."""
         member = self.members[index]
         with member.tar.open("rb") as file:
             file.seek(member.offset)
             return open_image(file.read(member.size), member.name)
 
     def stamp(self, index: int) -> str:
-        """The size of the member in bytes."""
         return str(self.members[index].size)
 
 
 @dataclass(frozen=True)
-class ItemReader:
-    """The images of anything that can be indexed: a torch set or a Hugging Face one."""
+class _ItemReader:
+    """The images of anything that can be indexed, a torch set or a hub one; nothing is known without decoding."""
 
     items: Any
     key: int | str
 
     def read(self, index: int) -> Image.Image | Tensor:
-        """The image of one item: a Pillow image, or a tensor in [0, 1] (uint8 arrays are scaled)."""
         try:
             image = self.items[index][self.key]
         except (OSError, SyntaxError) as error:  # what Pillow raises while the set decodes
@@ -95,7 +91,6 @@ class ItemReader:
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
     def stamp(self, index: int) -> str:
-        """Nothing is known without decoding."""
         return ""
 
 
@@ -192,14 +187,6 @@ def _idx_set(name: str, class_names: tuple[str, ...], folder: Path, split: str |
     )
 
 
-def _mnist(folder: Path, split: str | None) -> Dataset:
-    return _idx_set("mnist", tuple("0123456789"), folder, split)
-
-
-def _fashion_mnist(folder: Path, split: str | None) -> Dataset:
-    return _idx_set("fashion_mnist", _GARMENTS, folder, split)
-
-
 def _flowers102(folder: Path, split: str | None) -> Dataset:
     named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
     parts = _parts("flowers102", split, ("train", "valid", "test"))
@@ -209,7 +196,7 @@ def _flowers102(folder: Path, split: str | None) -> Dataset:
         tuple(named[key] for key in sorted(named, key=int)),
         tuple(f"{member.tar.stem}/{member.name}" for member in members),
         tuple(int(member.name.split("/")[0]) - 1 for member in members),
-        TarReader(members),
+        _TarReader(members),
     )
 
 
@@ -226,7 +213,7 @@ def _ham10000(folder: Path, split: str | None) -> Dataset:
         tuple(_DIAGNOSES.values()),
         tuple(ids),
         tuple(codes.index(row["dx"]) for row in rows),
-        TarReader(tuple(members[name] for name in ids)),
+        _TarReader(tuple(members[name] for name in ids)),
     )
 
 
@@ -238,12 +225,12 @@ def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
     place = {wnid: index for index, (wnid, _) in enumerate(listed)}
     ids = tuple(member.name for member in members)
     labels = tuple(place[name.split("_")[0]] for name in ids)
-    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, TarReader(members))
+    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, _TarReader(members))
 
 
 _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
-    "mnist": _mnist,
-    "fashion_mnist": _fashion_mnist,
+    "mnist": partial(_idx_set, "mnist", tuple("0123456789")),
+    "fashion_mnist": partial(_idx_set, "fashion_mnist", _GARMENTS),
     "flowers102": _flowers102,
     "ham10000": _ham10000,
     "imagenet_samples": _imagenet_samples,
@@ -267,7 +254,7 @@ def _natural(name: str) -> tuple[int, int | str]:
     return (0, int(name)) if name.isdecimal() else (1, name)
 
 
-def _by_class(name: str, ids: Sequence[str], reader: FileReader | TarReader) -> Dataset:
+def _by_class(name: str, ids: Sequence[str], reader: _FileReader | _TarReader) -> Dataset:
     """A set whose labels are the folders that its images lie in."""
     folders = [identity.rsplit("/", 2)[-2] for identity in ids]
     class_names = tuple(sorted(set(folders), key=_natural))
@@ -279,13 +266,13 @@ def _class_folders(root: Path) -> Dataset:
     paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
-    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
+    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], _FileReader(paths))
 
 
-def _members(path: Path) -> tuple[Member, ...]:
+def _members(path: Path) -> tuple[_Member, ...]:
     try:
         with tarfile.open(_existing(path), "r:") as tar:
-            return tuple(Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
+            return tuple(_Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
     except tarfile.TarError as error:
         raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
 
@@ -294,7 +281,7 @@ def _labelled_tar(path: Path) -> Dataset:
     found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in _SUFFIXES)
     if not found or any("/" not in member.name.removeprefix("./") for member in found):
         raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
-    return _by_class(path.stem, [member.name for member in found], TarReader(found))
+    return _by_class(path.stem, [member.name for member in found], _TarReader(found))
 
 
 def _csv(path: Path) -> Dataset:
@@ -308,7 +295,7 @@ def _csv(path: Path) -> Dataset:
     ids, words = zip(*((row[place].strip(), row[mark].strip()) for row in rows[named:]), strict=True)
     class_names = tuple(sorted(set(words), key=_natural))
     labels = tuple(class_names.index(word) for word in words)
-    return Dataset(path.stem, class_names, ids, labels, FileReader(tuple(path.parent / one for one in ids)))
+    return Dataset(path.stem, class_names, ids, labels, _FileReader(tuple(path.parent / one for one in ids)))
 
 
 def _from_torch(items: Any) -> Dataset:
@@ -317,7 +304,7 @@ def _from_torch(items: Any) -> Dataset:
     labels = [int(label) for label in (known if known is not None else [item[1] for item in items])]
     named = getattr(items, "classes", None) or [str(label) for label in range(max(labels, default=0) + 1)]
     ids = tuple(f"{index:06d}" for index in range(len(labels)))
-    return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), ItemReader(items, 0))
+    return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), _ItemReader(items, 0))
 
 
 def _hugging_face(name: str, split: str) -> Dataset:
@@ -335,4 +322,4 @@ def _hugging_face(name: str, split: str) -> Dataset:
     label = kinds["ClassLabel"]
     ids = tuple(f"{split}/{index:06d}" for index in range(len(items)))
     classes = tuple(items.features[label].names)
-    return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), ItemReader(items, kinds["Image"]))
+    return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), _ItemReader(items, kinds["Image"]))

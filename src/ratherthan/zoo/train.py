@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,29 +120,20 @@ class _Run:
             torch.manual_seed(self.seed)
             self.network = self.entry.build()
         if recipe.start:
-            _adopt(self.network, _start(self.root, recipe.start))
+            _adopt(self.network, self.root, recipe.start)
         self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # much faster
         for module in recipe.frozen:
             self.network.get_submodule(module).requires_grad_(False)
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
-        # What must agree for a checkpoint to be gone on from, as JSON would give it back
-        self.settings = json.loads(
-            json.dumps(
-                {
-                    "zoo": self.entry.name,
-                    "recipe": asdict(recipe),
-                    "epochs": self.epochs,
-                    "seed": self.seed,
-                    "limit": self.limit,
-                    "data": self.data.fingerprint(),
-                }
-            )
-        )
+        self.settings = {  # what must agree for a checkpoint to be gone on from
+            **{"zoo": self.entry.name, "recipe": asdict(recipe), "epochs": self.epochs, "seed": self.seed},
+            **{"limit": self.limit, "data": self.data.fingerprint()},
+        }
 
     def _split(self, split: str) -> data.Dataset:
         whole = self.recipe.open(self.root, split)
-        whole = whole if whole.transform else whole.with_transform(Fit(self.entry))
+        whole = whole if whole.transform else whole.with_transform(partial(_fit, self.entry))
         return whole.subset(range(len(whole))[: self.limit])
 
     def epoch(self, number: int, report: Callable[[Progress], None] | None) -> None:
@@ -217,43 +209,27 @@ class _Run:
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""
-        options = f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
+        entry, options = self.entry, f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
         return {
-            "name": f"zoo:{self.entry.name}",
+            "name": f"zoo:{entry.name}",
             "about": self.recipe.about(self.data.class_names),
-            "classes": list(self.data.class_names) if self.entry.output == "logits" else [],
+            "classes": list(self.data.class_names) if entry.output == "logits" else [],
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
-            "input": {
-                "channels": self.entry.channels,
-                "size": self.entry.image_size,
-                "range": [0, 1],
-                "mean": self.entry.mean,
-                "std": self.entry.std,
-                "fit": self.entry.fit,
-            },
+            "input": {key: getattr(entry, key) for key in ("channels", "image_size", "mean", "std", "fit")},
             "training_images": len(self.data),
             "metrics": {split: self.measure(split) for split in self.recipe.tests},
             "settings": self.settings,
             "skipped": sorted(self.skipped),
-            "command": f"ratherthan train zoo:{self.entry.name} --data DIR --seed {self.seed}{options}",
+            "command": f"ratherthan train zoo:{entry.name} --data DIR --seed {self.seed}{options}",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
+            "device": f"{self.device.type}, {torch.get_num_threads()} threads",
         }
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A transform that brings images to the size a network of the zoo is fed; it can travel to worker processes."""
-
-    entry: ZooModel
-
-    def __call__(self, image: Any) -> Tensor:
-        """A Pillow image to float32 (C, H, W) in [0, 1]; a tensor is taken as it is."""
-        entry = self.entry
-        if isinstance(image, Tensor):
-            return image
-        return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
+def _fit(entry: ZooModel, image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 
 def _device(name: str) -> torch.device:
@@ -263,19 +239,15 @@ def _device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
 
 
-def _start(root: str | Path | None, name: str) -> dict[str, Tensor]:
-    root = root or os.environ.get("RATHERTHAN_DATA", ".")
-    candidates = [Path(root) / name, Path(root).parent / name]
-    found = [path for path in candidates if path.is_file()]
-    if not found:
-        raise InputError(f"no {candidates[0]}: this training starts from weights that must lie there")
-    return read_weights(found[0])[0]
-
-
-def _adopt(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
     """Take over the tensors that fit; the others (the head for other classes) keep their first values."""
+    root = Path(root or os.environ.get("RATHERTHAN_DATA", "."))
+    found = [path for path in (root / name, root.parent / name) if path.is_file()]
+    if not found:
+        raise InputError(f"no {root / name}: this training starts from weights that must lie there")
     own = network.state_dict()
-    network.load_state_dict({**own, **{k: v for k, v in state.items() if k in own and v.shape == own[k].shape}})
+    state = {key: tensor for key, tensor in read_weights(found[0])[0].items() if key in own}
+    network.load_state_dict({**own, **{key: state[key] for key in state if state[key].shape == own[key].shape}})
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -292,34 +264,25 @@ def _commit(temporary: Path, path: Path) -> None:
 
 
 def _markdown(card: dict[str, Any]) -> str:
-    rows = [
-        f"| {split} | {values['images']:,} | "
-        + " | ".join(_figure(key, values[key]) for key in values if key != "images")
-        for split, values in card["metrics"].items()
-    ]
-    columns = [key.replace("_", " ") for values in card["metrics"].values() for key in values if key != "images"]
-    columns = list(dict.fromkeys(columns))
-    settings = card["settings"]
-    return "\n".join(
-        [
-            f"# {card['name']}",
-            "",
-            f"{card['parameters']:,} parameters, {card['about']}.",
-            f"Trained on {card['training_images']:,} images of {settings['recipe']['dataset']} for "
-            f"{settings['epochs']} epochs, seed {settings['seed']} (content {settings['data']}); "
-            f"{len(card['skipped'])} images skipped as corrupt.",
-            "",
-            f"| split | images | {' | '.join(columns)} |",
-            "| --- " * (2 + len(columns)) + "|",
-            *(f"{row} |" for row in rows),
-            "",
-            f"Made by `{card['command']}` with torch {card['versions']['torch']} on {card['device']}.",
-            "",
-        ]
-    )
+    settings, metrics = card["settings"], card["metrics"]
+    columns = list(next(iter(metrics.values())))
+    rows = [f"| {split} | {' | '.join(_figure(*cell) for cell in row.items())} |" for split, row in metrics.items()]
+    table = [f"| split | {' | '.join(columns).replace('_', ' ')} |", "| --- " * (1 + len(columns)) + "|", *rows]
+    return f"""# {card["name"]}
+
+{card["parameters"]:,} parameters, {card["about"]}.
+Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]} for {settings["epochs"]} epochs, seed \
+{settings["seed"]} (content {settings["data"]}); {len(card["skipped"])} images skipped as corrupt.
+
+{chr(10).join(table)}
+
+Made by `{card["command"]}` with torch {card["versions"]["torch"]} on {card["device"]}.
+"""
 
 
 def _figure(metric: str, value: float) -> str:
+    if metric == "images":
+        return f"{value:,}"
     return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.3f}"
 
 

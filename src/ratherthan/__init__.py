@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
+    from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
     from ratherthan.explanation import Explanation, save_report
     from ratherthan.model import Model, load, read_class_names
 
@@ -35,6 +36,7 @@ __all__ = [
     "LRP",
     "Contrast",
     "DeepLift",
+    "Experiment",
     "Explanation",
     "GradCAM",
     "Gradient",
@@ -52,21 +54,25 @@ __all__ = [
     "PredictionDifference",
     "Question",
     "RatherThanError",
+    "Run",
     "SmoothGrad",
     "UnsupportedError",
     "compare",
     "contrasts",
     "data",
+    "evaluate",
+    "experiments",
     "explain",
     "load",
     "methods",
     "read_class_names",
     "register_contrast",
+    "register_experiment",
     "register_method",
     "save_report",
 ]
 
-_ROOMS = ("errors", "contrast", "model", "explanation", "attribution")
+_ROOMS = ("errors", "contrast", "model", "explanation", "attribution", "evaluation")
 
 
 def __getattr__(name: str) -> Any:

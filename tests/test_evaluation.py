@@ -1,0 +1,375 @@
+"""Every measure against a brute-force reference, counts against those the notes give, and the tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+import ratherthan as rt
+from ratherthan.data import Dataset
+from ratherthan.data.dataset import ArrayReader
+from ratherthan.evaluation import EqualMask, Experiment, Mask, Run, evaluate, experiments, register_experiment
+from ratherthan.evaluation.perturb import blur, highest, ranks
+from ratherthan.evaluation.sanity import spearman
+
+CLASSES, SIDE, SAMPLES = 5, 12, 7
+
+
+@pytest.fixture(scope="module")
+def model() -> rt.Model:
+    generator = torch.Generator().manual_seed(3)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Flatten(), nn.Linear(8 * (SIDE // 2) ** 2, CLASSES),
+    )  # fmt: skip
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.35
+    return rt.Model(module, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), layer="4")
+
+
+def images_and_labels(count: int = SAMPLES) -> tuple[np.ndarray, tuple[int, ...]]:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return pixels, tuple(random.integers(0, CLASSES, count).tolist())
+
+
+def dataset(count: int = SAMPLES) -> Dataset:
+    pixels, labels = images_and_labels(count)
+    names = tuple(f"img{i}" for i in range(count))
+    return Dataset("toy", tuple("abcde"), names, labels, ArrayReader(pixels))
+
+
+def one(index: int) -> Tensor:
+    return dataset()[index][0].unsqueeze(0)
+
+
+def forward(model: rt.Model, image: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.logits(image.clone())[0]
+
+
+def pixels_of(model: rt.Model, image: Tensor, fact: int, contrast: str, corners: bool, **ask: Any) -> Tensor:
+    """Grad-CAM by hand, on the pixels: (H, W)."""
+    x = (image - torch.tensor(model.mean).view(-1, 1, 1)) / torch.tensor(model.std).view(-1, 1, 1)
+    activation = model.module[:5](x).detach().requires_grad_()
+    y = model.module[5:](activation)[0]
+    others = [k for k in range(CLASSES) if k != fact] if "foil" not in ask else [ask["foil"]]
+    scalar = y[fact] if contrast == "none" else y[fact] - y[others].logsumexp(0)
+    (gradient,) = torch.autograd.grad(scalar, activation)
+    cam = (gradient.mean((2, 3), keepdim=True) * activation.detach()).sum(1, keepdim=True)
+    return nn.functional.interpolate(cam, (SIDE, SIDE), mode="bilinear", align_corners=corners)[0, 0]
+
+
+def naive_blur(image: Tensor, sigma: float, radius: int, stride: int = 1) -> Tensor:
+    """A two-dimensional kernel, padded by reflection; at every so many pixels."""
+    axis = torch.arange(-radius, radius + 1).to(image)
+    kernel = torch.exp(-(axis[:, None] ** 2 + axis[None] ** 2) / (2 * sigma**2))
+    padded = nn.functional.pad(image, [radius] * 4, mode="reflect")
+    return nn.functional.conv2d(padded.transpose(0, 1), (kernel / kernel.sum())[None, None], stride=stride).transpose(
+        0, 1
+    )
+
+
+def fill_by_hand(model: rt.Model, image: Tensor, fill: str, sigma: float) -> Tensor:
+    if fill == "blur":
+        return naive_blur(image, sigma * SIDE / 224, max(1, round(50 * SIDE / 224)))
+    if fill == "zeros":
+        return torch.tensor(model.mean).view(1, 3, 1, 1).expand_as(image)
+    return image.mean((2, 3), keepdim=True).expand_as(image)
+
+
+def run(model: rt.Model, tmp_path: Path, name: str, **settings: Any) -> Any:
+    options = {"methods": ["gradcam"], "contrasts": ["none", "weighted"], "batch_size": 3, **settings}
+    return evaluate(name, model, dataset(), out=tmp_path / "run", **options)
+
+
+# --------------------------------------------------------------------------------------------- the tools
+def test_the_blur_is_the_two_dimensional_one_with_reflected_borders() -> None:
+    images = torch.rand(2, 3, 224, 224, dtype=torch.float64)
+    expected = torch.cat([naive_blur(images[:1], 11.0, 50, 31), naive_blur(images[1:], 17.5, 50, 31)])
+    assert torch.allclose(blur(images, torch.tensor([11.0, 17.5]))[..., ::31, ::31], expected, atol=1e-12)
+    small = torch.rand(1, 1, 3, 9)  # a border wider than the image is reflected again
+    assert torch.allclose(blur(torch.ones_like(small), 500.0), torch.ones_like(small))
+
+
+def test_ranks_put_the_first_of_equals_first() -> None:
+    maps = torch.tensor([[3.0, 1.0, 1.0], [2.0, 1.0, 3.0]])
+    assert ranks(maps).tolist() == [[4, 0, 1], [3, 2, 5]]
+    assert highest(torch.zeros(4, 10, 10), 0.05).sum((1, 2)).tolist() == [5] * 4
+
+
+def test_spearman_shares_ranks_among_equals() -> None:
+    a, b = torch.randint(0, 4, (3, 5, 5)).float(), torch.randint(0, 4, (3, 5, 5)).float()
+    expected = [spearmanr(x.flatten(), y.flatten()).statistic for x, y in zip(a, b, strict=True)]
+    assert spearman(a, b).tolist() == pytest.approx(expected)
+    assert math.isnan(spearman(torch.ones(1, 2, 2), b[:1, :2, :2]).item())
+
+
+# --------------------------------------------------------------------------------------------- mask
+def two_maps(positive: tuple[int, int], zeros: int = 0) -> Tensor:
+    """Ramps of 224 x 224 with so many positive pixels, as the maps of two contrasts: (2, 1, 1, 224, 224)."""
+    ramps = [torch.arange(224 * 224.0) - (224 * 224 - count) + 0.5 for count in positive]
+    return torch.stack(ramps).reshape(2, 1, 1, 224, 224)
+
+
+def test_official_code_replaces_what_the_authors_code_replaces() -> None:
+    ramp = torch.linspace(-1, 1, 224 * 224).reshape(1, 1, 1, 224, 224).repeat(2, 1, 1, 1, 1)
+    replaced = EqualMask(preset="official-code").replaced(ramp)
+    assert replaced["positive"].sum((-2, -1)).flatten().tolist() == [25_088] * 2
+    assert replaced["negative"].sum((-2, -1)).flatten().tolist() == [25_087] * 2
+    maps = two_maps((40_140, 25_088))
+    wrong = EqualMask(preset="official-code").replaced(maps)["positive"]
+    assert wrong.sum((-2, -1)).flatten().tolist() == [25_088] * 2
+    assert (wrong & (maps > 0)).sum((-2, -1)).flatten().tolist() == [15_052, 0]
+
+
+def test_paper_counts_the_sign_that_is_replaced() -> None:
+    replaced = EqualMask(preset="paper").replaced(two_maps((40_000, 20_000)))
+    assert replaced["positive"].sum((-2, -1)).flatten().tolist() == [224 * 224 - 20_000] * 2  # max of negatives
+    assert replaced["negative"].sum((-2, -1)).flatten().tolist() == [20_000] * 2  # min of positives
+
+
+@pytest.mark.parametrize("levels", [2, 3, 7])
+def test_strict_replaces_exactly_n_pixels_ties_included(levels: int) -> None:
+    maps = torch.randint(-levels, levels + 1, (3, 4, 2, 16, 16)).float()
+    maps[1] = maps[1].clamp_min(-1)  # many ties at the lowest value
+    replaced = EqualMask(preset="strict").replaced(maps)
+    for keep, sign in (("positive", -1), ("negative", 1)):
+        fewest = (maps * sign > 0).sum((-2, -1)).amin(0)
+        assert torch.equal(replaced[keep].sum((-2, -1)), fewest.expand(3, -1, -1))
+        assert (maps[replaced[keep]] * sign > 0).all()
+
+
+@pytest.mark.parametrize("preset", ["paper", "official-code", "strict"])
+def test_mask_equals_a_loop(model: rt.Model, tmp_path: Path, preset: str) -> None:
+    frame = run(model, tmp_path, "mask", preset=preset, threshold=0.1, sigma=40.0).frame()
+    expected = {}
+    for i in range(SAMPLES):
+        image, y = one(i), forward(model, one(i))
+        top = y.topk(2).indices.tolist()
+        if y.softmax(0)[top[1]] <= 0.1:
+            continue
+        for t, contrast in [(t, c) for t in (0, 1) for c in ("none", "weighted")]:
+            phi = pixels_of(model, image, top[t], contrast, corners=preset != "strict")
+            for fill in ("blur", "zeros", "mean"):
+                for keep, gone in (("positive", phi < 0), ("negative", phi > 0)):
+                    altered = torch.where(gone, fill_by_hand(model, image, fill, 40.0), image)
+                    pair = forward(model, altered)[top].double()
+                    key = (f"img{i}", contrast, f"t{t + 1}", fill, keep)
+                    expected[key] = (pair.exp()[t] / pair.exp().sum()).item()
+    assert 0 < len(expected) < 24 * SAMPLES  # the threshold leaves some out
+    measured = frame.set_index(["sample", "contrast", "target", "fill", "keep"])["relative"].to_dict()
+    assert measured == pytest.approx(expected, abs=2e-5)
+
+
+def test_official_code_draws_a_sigma_for_each_sample_and_call(model: rt.Model, tmp_path: Path) -> None:
+    options = {"threshold": 0.0, "fills": ("blur",), "preset": "official-code"}
+    whole = run(model, tmp_path / "a", "mask", **options).frame()
+    apart = run(model, tmp_path / "b", "mask", **options, part_size=2).frame()  # batched otherwise, same draws
+    other = run(model, tmp_path / "c", "mask", **options, seed=1).frame()
+    assert np.allclose(whole["relative"], apart["relative"], atol=1e-5)
+    assert not np.allclose(whole["relative"], other["relative"], atol=1e-5)
+
+
+def test_presets_differ_in_their_threshold_and_grid() -> None:
+    assert [Mask(preset=p).protocol.threshold for p in ("paper", "official-code", "strict")] == [0.1, 0.4, 0.1]
+    assert Mask(preset="official-code").protocol.sigma == (10.0, 20.0)
+    assert Mask(sigma=12.0).protocol.sigma == (12.0, 12.0)
+
+
+# --------------------------------------------------------------------------------------------- the others
+def test_sign_perturbation_equals_a_loop(model: rt.Model, tmp_path: Path) -> None:
+    options = {"methods": ["gradient"], "contrasts": ["mean", "weighted"], "epsilon": 0.02}
+    frame = run(model, tmp_path, "sign-perturbation", **options).frame()
+    labels = images_and_labels()[1]
+    weigh: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda s: s.mean(), "weighted": lambda s: s.logsumexp(0)}
+    expected = {}
+    for i, t in enumerate(labels):
+        clean, y = one(i), forward(model, one(i))
+        for contrast, steps in [(c, n) for c in weigh for n in (1, 2, 10)]:
+            x = clean.clone()
+            for _ in range(steps):
+                x.requires_grad_()
+                scores = model.logits(x.clone())[0]
+                others = torch.cat([scores[:t], scores[t + 1 :]])
+                (gradient,) = torch.autograd.grad(scores[t] - weigh[contrast](others), x)
+                x = (x.detach() + 0.02 / steps * gradient.sign()).clamp(clean - 0.02, clean + 0.02).clamp(0, 1)
+            after = forward(model, x)
+            right = float(after.argmax() == t) - float(y.argmax() == t)
+            gained = (after.softmax(0)[t] - y.softmax(0)[t]).item()
+            expected[f"img{i}", contrast, steps] = ((after[t] - y[t]).item(), gained, right)
+    frame = frame.set_index(["sample", "contrast", "iterations"])
+    for column, measure in enumerate(("logit", "probability", "accuracy")):
+        assert frame[measure].to_dict() == pytest.approx({k: v[column] for k, v in expected.items()}, abs=1e-4)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "blur"])
+def test_confidence_drop_equals_a_loop(model: rt.Model, tmp_path: Path, fill: str) -> None:
+    frame = run(model, tmp_path, "confidence-drop", share=0.1, fill=fill).frame()
+    expected = {}
+    for i in range(SAMPLES):
+        image, y = one(i), forward(model, one(i))
+        p, q = y.topk(2).indices.tolist()
+        for contrast in ("none", "weighted"):
+            phi = pixels_of(model, image, p, contrast, corners=False, foil=q).flatten()
+            gone = torch.zeros(SIDE * SIDE, dtype=torch.bool)
+            gone[phi.argsort(descending=True)[: round(0.1 * SIDE * SIDE)]] = True
+            z = forward(model, torch.where(gone.view(SIDE, SIDE), fill_by_hand(model, image, fill, 15.0), image))
+            before, after = (v[[p, q]].softmax(0)[0].item() for v in (y, z))
+            lost = (y.softmax(0) - z.softmax(0))[[p, q]].tolist()
+            expected[f"img{i}", contrast] = ((before - after) / before, *lost)
+    frame = frame.set_index(["sample", "contrast"])
+    for column, measure in enumerate(("drop", "fact_drop", "foil_drop")):
+        assert frame[measure].to_dict() == pytest.approx({k: v[column] for k, v in expected.items()}, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deletion", "insertion"])
+@pytest.mark.parametrize("foil", ["runner-up", "others"])
+def test_deletion_and_insertion_equal_a_loop(model: rt.Model, tmp_path: Path, name: str, foil: str) -> None:
+    frame = run(model, tmp_path, name, steps=5, foil=foil).frame().set_index(["sample", "contrast"])
+    fill = {"deletion": "zeros", "insertion": "blur"}[name]
+    expected = {}
+    for i in range(SAMPLES):
+        image, y = one(i), forward(model, one(i))
+        p, q = y.topk(2).indices.tolist()
+        ask = {"foil": q} if foil == "runner-up" else {}
+        foils = [q] if foil == "runner-up" else [k for k in range(CLASSES) if k != p]
+        for contrast in ("none", "weighted"):
+            order = pixels_of(model, image, p, contrast, corners=False, **ask).flatten().argsort(descending=True)
+            curve = []
+            for step in range(6):
+                top = torch.zeros(SIDE * SIDE, dtype=torch.bool)
+                top[order[: round(step * SIDE * SIDE / 5)]] = True
+                away = top if name == "deletion" else ~top
+                z = forward(model, torch.where(away.view(SIDE, SIDE), fill_by_hand(model, image, fill, 15.0), image))
+                curve.append((z[p] - z[foils].logsumexp(0)).item())
+            expected[f"img{i}", contrast] = np.trapezoid(curve) / 5
+    assert frame["area"].to_dict() == pytest.approx(expected, abs=1e-4)
+
+
+def test_sanity_compares_classes_and_randomises_from_the_top(model: rt.Model, tmp_path: Path) -> None:
+    weights = {name: each.clone() for name, each in model.module.state_dict().items()}
+    frame = run(model, tmp_path, "sanity", stages=3).frame().set_index(["sample", "contrast", "check", "randomised"])
+    assert all(torch.equal(each, weights[name]) for name, each in model.module.state_dict().items())
+    for i in range(SAMPLES):
+        t1, t2 = forward(model, one(i)).topk(2).indices.tolist()
+        for contrast in ("none", "weighted"):
+            first, second = (rt.explain(model, one(i), t, contrast=contrast).attribution for t in (t1, t2))
+            expected = spearmanr(first.flatten(), second.flatten()).statistic
+            assert frame["correlation"][f"img{i}", contrast, "swap", 0.0] == pytest.approx(expected, abs=1e-6)
+    assert sorted(set(frame.index.get_level_values("randomised"))) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    cascade = frame["correlation"].xs("cascade", level="check").abs().groupby("randomised").mean()
+    assert (cascade < 0.9).all()  # a map of random weights is another map
+
+
+def test_the_cascade_leaves_maps_alone_where_they_do_not_depend_on_weights(tmp_path: Path) -> None:
+    """Each class is one channel's mean, so Grad-CAM is the channel itself whatever the bias of the head."""
+    module = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3, affine=False))
+    module.eval()
+    subject = rt.Model(module, layer="0")
+    frame = run(subject, tmp_path, "sanity", stages=1).frame()
+    kept = frame[frame["check"] == "cascade"]["correlation"]
+    assert kept.to_numpy() == pytest.approx(1.0)
+
+
+def test_localisation_equals_a_loop(model: rt.Model, tmp_path: Path) -> None:
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[2:7, 3:9] = True
+    regions = {"img1": mask, "img4": [[3 / SIDE, 2 / SIDE, 9 / SIDE, 7 / SIDE]]}
+    frame = run(model, tmp_path, "localisation", regions=regions, target="predicted").frame()
+    assert sorted(set(frame["sample"])) == ["img1", "img4"]
+    for row in frame.to_dict("records"):
+        image = one(row["position"])
+        fact = int(forward(model, image).argmax())
+        phi = pixels_of(model, image, fact, row["contrast"], corners=False).numpy()
+        gain = np.maximum(phi, 0)
+        assert row["inside"] == pytest.approx(gain[mask].sum() / gain.sum(), abs=1e-5)
+        assert row["pointing"] == mask.flat[phi.argmax()]
+        assert row["region"] == pytest.approx(mask.mean())
+
+
+# --------------------------------------------------------------------------------------------- tables
+def test_summary_gives_means_and_intervals_of_the_samples(model: rt.Model, tmp_path: Path) -> None:
+    done = run(model, tmp_path, "deletion")
+    frame, summary = done.frame(), done.summary()
+    row = summary[(summary["measure"] == "area") & (summary["contrast"] == "weighted")].iloc[0]
+    values = frame[frame["contrast"] == "weighted"]["area"].to_numpy()
+    random = np.random.default_rng(7)
+    drawn = [random.choice(values, len(values)).mean() for _ in range(4000)]
+    spread = values.std() / math.sqrt(len(values))
+    assert row["mean"] == pytest.approx(values.mean())
+    assert [row["low"], row["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.25 * spread)
+    difference = done.difference().query("measure == 'area'").iloc[0]
+    other = frame[frame["contrast"] == "none"]["area"].to_numpy()
+    assert difference["mean"] == pytest.approx((values - other).mean())
+    drawn = [random.choice(values - other, len(values)).mean() for _ in range(4000)]
+    spread = (values - other).std() / math.sqrt(len(values))
+    assert difference["low"] == pytest.approx(np.quantile(drawn, 0.025), abs=0.25 * spread)
+
+
+def test_undefined_values_are_left_out_and_counted(tmp_path: Path) -> None:
+    class Sometimes(Experiment):
+        name, measures = "sometimes", ("value",)
+
+        def measure(self, batch: Any) -> Any:
+            values = torch.tensor([float("nan") if p == 2 else float(p) for p in batch.positions])
+            yield batch.rows("gradcam", "none", {}, value=values)
+
+    register_experiment(Sometimes)
+    row = evaluate("sometimes", nn.Flatten(), dataset(), out=tmp_path, methods=["gradient"]).summary().iloc[0]
+    assert (row["mean"], row["n"]) == (pytest.approx((0 + 1 + 3 + 4 + 5 + 6) / 6), 6)
+
+
+def test_tables_have_the_layout_of_the_paper(model: rt.Model, tmp_path: Path) -> None:
+    done = run(model, tmp_path, "mask", methods=["gradcam", "la"], threshold=0.0)
+    head, _, *lines = done.to_markdown().splitlines()
+    cells = [cell.strip() for cell in head.strip("|").split("|")]
+    assert cells[:5] == ["method", "target", "before", "blur positive original", "blur positive weighted"]
+    assert cells[5] == "blur negative original"
+    assert [line.split(" | ")[:2] for line in lines[:2]] == [["| GradCAM", "t1"], ["| GradCAM", "t2"]]
+    summary = done.summary().set_index(["method", "contrast", "target", "fill", "keep", "measure"])["mean"]
+    want = [f"{summary['gradcam', c, 't1', 'blur', 'positive', 'relative']:.3f}" for c in ("none", "weighted")]
+    found = [cell.split(" (")[0].strip("* ") for cell in lines[0].strip("|").split("|")][3:5]
+    assert found == want
+    bold = ["**" in cell for cell in lines[0].strip("|").split("|")[3:5]]
+    assert bold == [want[0] > want[1], want[1] > want[0]]
+    latex = done.to_latex()
+    assert r"\multicolumn{2}{c}{positive}" in latex
+    assert want[0] in latex
+    assert len(done.plot().axes) == 2
+
+
+def test_a_finished_run_can_be_opened_again(model: rt.Model, tmp_path: Path) -> None:
+    done = run(model, tmp_path, "equal-mask", threshold=0.0)
+    again = Run.open(tmp_path / "run")
+    assert again.to_markdown() == done.to_markdown()
+    with pytest.raises(rt.InputError, match="no manifest"):
+        Run.open(tmp_path)
+
+
+def test_what_cannot_be_done_is_said(model: rt.Model, tmp_path: Path) -> None:
+    assert {"mask", "equal-mask", "sign-perturbation", "sanity", "localisation"} <= set(experiments())
+    with pytest.raises(rt.InputError, match="did you mean 'mask'"):
+        run(model, tmp_path, "masks")
+    with pytest.raises(rt.InputError, match="setting of mask 'presett'"):
+        run(model, tmp_path, "mask", presett="paper")
+    with pytest.raises(rt.InputError, match="preset"):
+        run(model, tmp_path, "mask", preset="papre")
+    with pytest.raises(rt.UnsupportedError, match="map of the image"):
+        run(model, tmp_path, "sign-perturbation")
+    with pytest.raises(rt.InputError, match="regions"):
+        run(model, tmp_path, "localisation")
+    nobody = run(model, tmp_path, "mask", threshold=0.9)
+    with pytest.raises(rt.InputError, match="not one sample took part"):
+        nobody.summary()
+    value = rt.Model(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 1)), output="value")
+    with pytest.raises(rt.UnsupportedError, match="gives a value"):
+        run(value, tmp_path / "v", "mask")

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -464,10 +465,11 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
     size = {"height": edge, "width": edge} if edge else config["size"]
     crop = config["crop_size"] if config.get("do_center_crop") else size
     warped = not edge or (share and not config.get("do_center_crop") and edge >= 384)  # as ConvNeXt's processor does
+    kept = share if share and not warped else crop["height"] / size["height"]
     return settings | {
         "size": (crop["height"], crop["width"]),
         "fit": "resize" if warped else "crop",
-        "crop_fraction": share if share and not warped else crop["height"] / size["height"],
+        "crop_fraction": min(kept, 1.0),  # where the processor pads, the check that follows finds the difference
         "interpolation": Image.Resampling(config.get("resample", 2)).name.lower(),
     }
 
@@ -538,6 +540,8 @@ def _load_exported(path: Path, weights: str | Path | None) -> Model:
         raise InputError(f"{str(path)!r} holds its own weights; leave weights out")
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{str(path)!r} is no exported program: save one by torch.export.save")
     try:
         return Model(torch.export.unflatten(torch.export.load(path)))
     except Exception as error:  # whatever a damaged archive raises

@@ -79,9 +79,9 @@ class Perturbation(Method):
             raise ModelError(f"{subject.model.name} gives NaN or infinite scores for an altered image")
         return logits
 
-    def scores(self, subject: Subject, ask: Ask, logits: Tensor) -> Tensor:
+    def scores(self, subject: Subject, ask: Ask, logits: Tensor, weights: Weights | None = None) -> Tensor:
         """The contrast at altered images, (M, N, classes) to (M, N, Q), within the memory budget."""
-        if self.weights == "frozen":
+        if (weights or self.weights) == "frozen":
             return ask.scalar(logits, "frozen")
         step = max(1, subject.budget // (ask.question.foils.numel() * logits.element_size()))
         return torch.cat([ask.scalar(part, "live") for part in torch.split(logits, step)])
@@ -368,8 +368,8 @@ class PredictionDifference(Perturbation):
 
     def attribute(self, subject: Subject, ask: Ask) -> Maps:
         """(N, Q, 1, H, W): mean prediction difference over the windows that hold a pixel."""
-        known, unknown_ = self._distribution(subject, subject.logits)[None], self.answers(subject)
-        difference = self._evidence(subject, ask, known) - self._evidence(subject, ask, unknown_)
+        known, averaged = self._distribution(subject, subject.logits)[None], self.answers(subject)
+        difference = self._evidence(subject, ask, known) - self._evidence(subject, ask, averaged)
         height, width = subject.images.shape[-2:]
         covers = (_cover(self._starts(length), self.window, length) for length in (height, width))
         return Maps(_mean_over_windows(difference, *covers))
@@ -387,8 +387,7 @@ class PredictionDifference(Perturbation):
         if isinstance(ask.contrast, Plain):
             fact = torch.nn.functional.one_hot(ask.question.fact, p.shape[-1]).bool()
             odds = Ask(ask.logits, Question(ask.question.fact, ~fact), Weighted())
-            step = max(1, subject.budget // (fact.numel() * p.element_size()))
-            return torch.cat([odds.scalar(part, "live") for part in torch.split(log, step)]) / math.log(2)
+            return self.scores(subject, odds, log, "live") / math.log(2)
         return self.scores(subject, ask, log) / math.log(2)
 
     # ------------------------------------------------------------------------------------- windows
@@ -398,12 +397,12 @@ class PredictionDifference(Perturbation):
             raise InputError(f"a window of {self.window} pixels does not fit in {length}; give a smaller window")
         return sorted({*range(0, last + 1, self.stride), last})
 
-    def _conditional(self) -> bool:
+    def _is_conditional(self) -> bool:
         return self.sampling != "marginal" and self.patches is not None
 
     def _groups(self, places: list[tuple[int, int]], images: Tensor) -> list[list[int]]:
         """Windows by their place in the patch around them: each group shares one conditional distribution."""
-        if not self._conditional():
+        if not self._is_conditional():
             return [list(range(len(places)))]
         groups: dict[tuple[int, int], list[int]] = {}
         for window, place in enumerate(places):
@@ -423,7 +422,7 @@ class PredictionDifference(Perturbation):
 
     def _altered(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
         """(windows, S, N, C, H, W): the images with these windows, all of one group, drawn anew."""
-        draw = self._draw_conditional if self._conditional() else self._draw_marginal
+        draw = self._draw_conditional if self._is_conditional() else self._draw_marginal
         drawn = draw(images, [places[window] for window in chunk], chunk).to(images.dtype)
         altered = images.expand(len(chunk), self.samples, *images.shape).clone()
         for (top, left), target, window in zip((places[w] for w in chunk), altered, drawn, strict=True):

@@ -30,37 +30,11 @@ from ratherthan.model import Model
 
 STABILISER = 1e-12
 
-_MOVING = frozenset(
-    [
-        "cat",
-        "chunk",
-        "clone",
-        "concat",
-        "contiguous",
-        "double",
-        "expand",
-        "flatten",
-        "float",
-        "getitem",
-        "movedim",
-        "narrow",
-        "permute",
-        "repeat",
-        "reshape",
-        "select",
-        "split",
-        "squeeze",
-        "stack",
-        "t",
-        "to",
-        "transpose",
-        "type_as",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-    ]
-)
+_MOVING = frozenset([
+    "cat", "chunk", "clone", "concat", "contiguous", "double", "expand", "flatten", "float", "getitem",
+    "movedim", "narrow", "permute", "repeat", "reshape", "select", "split", "squeeze", "stack", "t", "to",
+    "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view",
+])  # fmt: skip
 _ACTIVATIONS = frozenset(["dropout", "hardtanh", "leaky_relu", "relu", "relu6", "tanh"])
 _LINEAR = frozenset(
     ["adaptive_avg_pool2d", "add", "avg_pool2d", "div", "max_pool2d", "mean", "mul", "neg", "rsub", "sub", "sum"]

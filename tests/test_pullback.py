@@ -253,11 +253,11 @@ def breaking(where: str, monkeypatch: pytest.MonkeyPatch, model: rt.Model) -> No
     elif where == "above the layer":
         model.module.head.register_forward_pre_hook(fail)  # type: ignore[union-attr, operator]
     elif where == "question":
-        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "resolve", fail)
+        monkeypatch.setattr(sys.modules["ratherthan.attribution.explaining"], "resolve", fail)
     elif where == "backward":
         monkeypatch.setattr(torch.autograd, "grad", fail)
     elif where == "result":
-        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "Explanation", fail)
+        monkeypatch.setattr(sys.modules["ratherthan.attribution.explaining"], "Explanation", fail)
 
 
 @pytest.mark.parametrize("layer", [None, "features"])

@@ -463,7 +463,7 @@ class FunctionContrast(Contrast):
 
     def __init__(self, function: ContrastFunction, name: str | None = None) -> None:
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))  # type: ignore[misc]
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """The function's value, checked for its shape."""

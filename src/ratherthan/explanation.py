@@ -344,7 +344,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     for sample in range(len(first)):
         image = first.images[sample].detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
         for group in range(first.questions if first.axis == "fact" else 1):
-            views = {}
+            views: dict[tuple[str, str], MapView] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
                 label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
                 for q in [group] if first.axis == "fact" else range(each.questions):

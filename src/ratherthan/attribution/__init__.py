@@ -1,7 +1,7 @@
 """WHERE: attribution methods and the verb that runs them."""
 
 from ratherthan.attribution.activation import GradCAM, LinearApproximation
-from ratherthan.attribution.explain import compare, explain
+from ratherthan.attribution.explaining import compare, explain
 from ratherthan.attribution.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from ratherthan.attribution.method import Maps, Method, methods, register_method
 from ratherthan.attribution.perturbation import Lime, Occlusion, PatchGaussian, PredictionDifference

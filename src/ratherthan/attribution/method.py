@@ -55,8 +55,9 @@ class Method(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {f.name: getattr(self, f.name) for f in fields}
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
 _REGISTERED: dict[str, type[Method]] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan.attribution.activation import LayerMethod
-from ratherthan.attribution.explain import _result
+from ratherthan.attribution.explaining import _result
 from ratherthan.attribution.method import Maps, Method, get_method
 from ratherthan.attribution.pullback import Subject, clean_room
 from ratherthan.contrast import Ask, get_contrast, resolve_values

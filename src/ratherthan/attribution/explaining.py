@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,8 +58,18 @@ def explain(
         >>> why = explain(model, images, foil="runner-up")
         >>> why.save("why.html")
     """
-    options = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
-    return compare(model, images, fact, foil, [method], [contrast], **options)[0]
+    (found,) = compare(
+        model,
+        images,
+        fact,
+        foil,
+        [method],
+        [contrast],
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    return found
 
 
 def compare(
@@ -168,17 +179,16 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
 
 def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
     """One explanation from those of the batches."""
-    first = parts[0]
+    fields = [field.name for field in dataclasses.fields(Explanation)]
     tensors = {
-        key: torch.cat([getattr(part, key) for part in parts])
-        for key in ("images", "attribution", "logits", "fact", "foil", "foils", "score")
+        key: [getattr(part, key) for part in parts] for key in fields if isinstance(getattr(parts[0], key), Tensor)
     }
     notes = {
         key: torch.cat([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in first.notes.items()
+        for key, value in parts[0].notes.items()
     }
-    others = ("axis", "method", "contrast", "settings", "layer", "output", "class_names", "versions")
-    return Explanation(**tensors, **{key: getattr(first, key) for key in others}, names=names, notes=notes)
+    joined: dict[str, Any] = {key: torch.cat(values) for key, values in tensors.items()}
+    return dataclasses.replace(parts[0], **joined, names=names, notes=notes)
 
 
 def _class_names(subject: Subject) -> tuple[str, ...] | None:

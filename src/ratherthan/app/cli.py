@@ -173,7 +173,7 @@ def explain(
     from ratherthan.app.images import find
 
     subject = _load(model, weights, class_names, mean, std, size, output, device)
-    chosen = pairs(settings) | ({"layer": layer} if layer else {})
+    chosen = pairs(settings) | ({"layer": layer} if layer is not None else {})
     asked = explaining.asked(subject, fact, foil, method, chosen, contrast)
     folder = Path("explained") if out is None and not as_json else out
     paths, failures = find(images)
@@ -285,7 +285,7 @@ def evaluate(
     from ratherthan.evaluation import evaluate as run
 
     subject = _load(model, weights, class_names, mean, std, size, output, device)
-    chosen = pairs(settings) | ({"preset": preset} if preset else {})
+    chosen = pairs(settings) | ({"preset": preset} if preset is not None else {})
     dataset = load_data(data, data_root, split)
     with progress("evaluating", None) as finished:
         found = run(

@@ -56,7 +56,9 @@ def asked(
     Raises:
         InputError: If a method, a setting or a contrast does not exist, or the method takes no layer.
     """
-    how = tuple(words(contrast)) if contrast else (None,)
+    how: tuple[str | None, ...] = (None,) if contrast is None else tuple(dict.fromkeys(words(contrast)))
+    if not how:
+        raise InputError(f"--contrast {contrast!r} names none; choose from {', '.join(ALL)}, or all")
     if how == ("all",):
         how = tuple(name for name in ALL if model.output != "value" or get_contrast(name).for_values)
     for name in how:
@@ -197,7 +199,9 @@ def likeliest(why: Explanation, count: int) -> Explanation:
         order = torch.arange(count).expand(len(why), -1)
     else:
         p = why.probabilities()
-        ask = p.gather(1, why.fact) if why.axis == "fact" else (why.foils * p.unsqueeze(1)).sum(-1)
+        # of the foils "each", the fact itself comes last: against itself there is little to say
+        foils = (why.foils * p.unsqueeze(1)).sum(-1).masked_fill(why.foil == why.fact, -1)
+        ask = p.gather(1, why.fact) if why.axis == "fact" else foils
         order = ask.argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def pick(values: list[Tensor]) -> Tensor:

@@ -123,7 +123,8 @@ def main() -> None:
     def mask(folder: str) -> None:
         evaluate("mask", model, data, out=folder, threshold=0.0, batch_size=at_once)
 
-    batch = normalised.repeat(-(-at_once // given.images), 1, 1, 1)
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # the faster one, as in `mask`
+    batch = normalised.repeat(-(-at_once // given.images), 1, 1, 1).contiguous(memory_format=layout)
     with tempfile.TemporaryDirectory() as warm, tempfile.TemporaryDirectory() as timed:
         mask(warm)
         limit, full = [], []

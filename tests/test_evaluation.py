@@ -373,3 +373,19 @@ def test_what_cannot_be_done_is_said(model: rt.Model, tmp_path: Path) -> None:
     value = rt.Model(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 1)), output="value")
     with pytest.raises(rt.UnsupportedError, match="gives a value"):
         run(value, tmp_path / "v", "mask")
+
+
+class Viewing(nn.Module):
+    """A network that only takes images whose channels come first in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * (SIDE - 2) ** 2, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.convolution(x).view(len(x), -1))
+
+
+def test_a_network_that_views_its_tensors_is_fed_as_it_needs(tmp_path: Path) -> None:
+    done = evaluate("mask", rt.Model(Viewing(), layer="convolution"), dataset(), out=tmp_path, threshold=0.0)
+    assert done.frame()["relative"].between(0, 1).all()

@@ -219,6 +219,25 @@ def test_a_run_is_not_continued_unasked(tmp_path: Path) -> None:
         go(tmp_path)
 
 
+def test_what_failed_before_its_first_part_is_no_run_yet(tmp_path: Path) -> None:
+    with pytest.raises(rt.UnsupportedError):
+        evaluate("sign-perturbation", subject(), digits(), out=tmp_path, methods=["gradcam"])
+    go(tmp_path, limit=4)
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    go(tmp_path, limit=4)
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", lock, str(tmp_path / "manifest.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(rt.InputError, match="another process"):
+            go(tmp_path, limit=4, resume=True)
+        other.kill()
+    go(tmp_path, limit=4, resume=True)
+
+
 def test_a_method_is_told_apart_by_its_settings(tmp_path: Path) -> None:
     run = evaluate("confidence-drop", subject(), digits(), out=tmp_path, methods=["gradcam", rt.GradCAM(layer="0")])
     assert list(run.frame()["method"].unique()) == ["gradcam", "gradcam(layer=0)"]

@@ -29,26 +29,65 @@ class Study:
     experiment: str
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    suffix: str = ""
 
 
 MASK, EQUAL = Study("mask", settings={"preset": "paper"}), Study("equal-mask", settings={"preset": "strict"})
+SIGN = Study("sign-perturbation", 1000)
 PAGES: dict[str, tuple[str, str, str | None, tuple[Study, ...]]] = {
-    "flowers102": ("zoo:flowers102", "flowers102", "valid+test", (MASK, EQUAL, Study("sign-perturbation", 200))),
+    "flowers102": ("zoo:flowers102", "flowers102", "valid+test", (MASK, EQUAL, SIGN)),
     "ham10000": ("zoo:ham10000", "ham10000", "test+isic_test", (MASK, EQUAL)),
     "fashion_mnist": ("zoo:fashion_mnist", "fashion_mnist", "test", (MASK, EQUAL)),
-    "mnist": ("zoo:mnist", "mnist", "test", (MASK, Study("sign-perturbation", 2000, {"epsilon": 0.01}))),
-    "imagenet": ("zoo:squeezenet1_0", "imagenet_samples", None, (Study("sign-perturbation", 200),)),
+    "mnist": ("zoo:mnist", "mnist", "test", (SIGN, Study("sign-perturbation", 1000, {"epsilon": 0.1}, "-large"))),
+    "imagenet": ("zoo:squeezenet1_0", "imagenet_samples", None, (SIGN,)),
 }
 
 
-def command(page: str, study: Study, weights: str | None) -> str:
+# Flower-102 in Tables 1 (VGG-16) and 2 (AlexNet): p-bar before; then for blur, zeros and mean in turn: original and
+# weighted with positive features kept, original and weighted with negative ones kept.
+PAPER = {
+    ("GradCAM", "t1"): {
+        "VGG-16": "715 796 870 378 217 774 858 345 177 777 868 370 194",
+        "AlexNet": "728 814 858 418 189 758 824 404 244 792 863 396 218",
+    },
+    ("GradCAM", "t2"): {
+        "VGG-16": "285 539 805 369 110 543 835 416 170 544 827 411 164",
+        "AlexNet": "272 516 820 409 136 494 757 423 172 506 775 410 158",
+    },
+    ("LA", "t1"): {
+        "VGG-16": "715 778 869 423 290 700 776 350 268 719 785 390 274",
+        "AlexNet": "728 824 819 342 234 719 737 462 296 768 760 460 264",
+    },
+    ("LA", "t2"): {
+        "VGG-16": "285 598 746 386 133 632 744 450 234 634 736 448 223",
+        "AlexNet": "272 686 790 361 182 693 720 378 271 690 754 368 252",
+    },
+}
+
+
+def beside_the_paper(run: Run, network: str) -> str:
+    """The means of a mask run, line by line beside the paper's."""
+    table = run.table(intervals=False, bold=("", ""))
+    heads = ["method", "target", "network", *(" ".join(filter(None, column)) for column in table.columns)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- | --- | --- " + "| ---: " * len(table.columns) + "|"]
+    for (method, target), row in zip(table.index, table.to_numpy().tolist(), strict=True):
+        rows = {f"**{network}**": [f"**{cell}**" for cell in row]}
+        rows |= {f"{name}, paper": [f"0.{n}" for n in text.split()] for name, text in PAPER[method, target].items()}
+        lines += [f"| {method} | {target} | {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def command(page: str, study: Study, limit: int | None, weights: str | None) -> str:
     """What to type for one of the runs."""
     model, name, split, _ = PAGES[page]
+    weights = Path(weights).name if weights else None
     words = ["ratherthan evaluate", study.experiment, "--model", model, *(["--weights", weights] if weights else [])]
     words += ["--data", name, *(["--split", split] if split else []), "--data-root DIR"]
-    words += [f"--{key} {value}" for key, value in study.settings.items()]
-    words += [f"--limit {study.limit}"] if study.limit else []
-    return " ".join([*words, f"--out runs/results/{page}-{study.experiment}"])
+    words += [
+        f"--preset {value}" if key == "preset" else f"--set {key}={value}" for key, value in study.settings.items()
+    ]
+    words += [f"--limit {limit}"] if limit else []
+    return " ".join([*words, f"--out runs/results/{page}-{study.experiment}{study.suffix}"])
 
 
 def difference(run: Run) -> str:
@@ -83,22 +122,26 @@ def main() -> None:
     for study in studies:
         if given.only and study.experiment != given.only:
             continue
-        out = Path("runs/results") / f"{given.page}-{study.experiment}"
+        out = Path("runs/results") / f"{given.page}-{study.experiment}{study.suffix}"
+        limit = given.limit or study.limit
         run = evaluate(
             study.experiment,
             model,
             images,
             contrasts=FOUR if study.experiment == "sign-perturbation" else ["none", "weighted"],
             out=out,
-            limit=given.limit or study.limit,
+            limit=limit,
             resume=True,
-            part_size=16 if model.size == (224, 224) else 128,
+            part_size=8 if model.size == (224, 224) else 128,
             progress=lambda done, total, at=study: print(f"{at.experiment}: {done} of {total}", flush=True),
             **study.settings,
         )
-        stem = HERE / f"{given.page}-{study.experiment}"
-        text = f"`{command(given.page, study, given.weights)}`\n\n{run.to_markdown()}\n"
-        stem.with_suffix(".md").write_text(f"{text}Paired difference on the same samples:\n\n{difference(run)}\n")
+        stem = HERE / f"{given.page}-{study.experiment}{study.suffix}"
+        text = f"`{command(given.page, study, limit, given.weights)}`\n\n{run.to_markdown()}\n"
+        text += f"\nPaired difference on the same samples:\n\n{difference(run)}\n"
+        if (given.page, study.experiment) == ("flowers102", "mask"):
+            text += f"\nBeside the paper's networks on Flower-102:\n\n{beside_the_paper(run, 'SqueezeNet')}\n"
+        stem.with_suffix(".md").write_text(text)
         run.plot().savefig(stem.with_suffix(".png"), dpi=90)
 
 

@@ -37,6 +37,7 @@ class Batch:
         contrasts: Contrasts, likewise.
         seed: Of all random draws.
         at_once: Images per forward pass.
+        layout: How altered images lie in memory when they enter the network.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class Batch:
     contrasts: Mapping[str, Contrast]
     seed: int
     at_once: int
+    layout: torch.memory_format = torch.contiguous_format
 
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
         """All methods and contrasts, by (method, contrast); methods that can share a forward pass do."""
@@ -72,11 +74,14 @@ class Batch:
                 if sum(map(len, waiting)) >= self.at_once:
                     chunks = torch.split(torch.cat(waiting), self.at_once)
                     full = [chunk for chunk in chunks if len(chunk) == self.at_once]
-                    outputs += map(self.model.logits, full)
+                    outputs += map(self._forward, full)
                     waiting = list(chunks[len(full) :])
             if waiting:
-                outputs.append(self.model.logits(torch.cat(waiting)))
+                outputs.append(self._forward(torch.cat(waiting)))
         return torch.cat(outputs).reshape(-1, len(self.ids), outputs[0].shape[1])
+
+    def _forward(self, images: Tensor) -> Tensor:
+        return self.model.logits(images.contiguous(memory_format=self.layout))
 
     def keep(self, chosen: Tensor) -> Batch:
         """Only the samples where `chosen`, (n,) bool, holds."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Rows
@@ -43,39 +43,58 @@ class Parts:
             InputError: If there is none.
         """
         try:
-            return cls(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["settings"])
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} holds no run: there is no {MANIFEST}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / MANIFEST} cannot be read: {first_line(error)}") from error
+            content = (folder / MANIFEST).read_bytes()
+        except OSError as error:
+            raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read") from error
+        return cls(folder, cls(folder, {})._settings(content))
 
-    def claim(self, resume: bool, about: Mapping[str, Any]) -> None:
-        """Begin the run, or go on with it if it is this one.
+    def _settings(self, manifest: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(manifest)["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / MANIFEST} is damaged: {first_line(error)}") from error
+
+    @contextmanager
+    def claimed(self, resume: bool, about: Mapping[str, Any]) -> Iterator[None]:
+        """Begin the run, or go on with it if it is this one, and keep other processes out meanwhile.
+
+        Drafts that a killed process left are removed. The lock is the system's (where it has one), so a killed process
+        holds none.
 
         Args:
-            resume: Whether an existing run may be continued.
+            resume: Whether an existing run may be continued. One without a single part is none yet.
             about: What else is worth knowing in the manifest.
 
         Raises:
             InputError: If the folder holds a run with other settings (the message says which), or any while `resume`
-                is false.
+                is false, or if another process is at it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / MANIFEST).exists():
-            if not resume:
-                raise InputError(
-                    f"{self.folder} holds a run already: resume it (resume=True, --resume) or name another"
-                )
-            self._compare(Parts.open(self.folder).settings)
-        else:
-            text = json.dumps({"settings": self.settings, **about}, indent=2)
-            write_atomically(self.folder / MANIFEST, [text.encode()])
-
-    def clean(self) -> None:
-        """Remove drafts that a killed process left."""
-        for kind in (".part-*", f".{MANIFEST}*"):
-            for draft in self.folder.glob(kind):
+        with (self.folder / MANIFEST).open("a+b") as file:
+            self._lock(file)
+            if any(self.folder.glob("part-*.parquet")):
+                if not resume:
+                    raise InputError(f"{self.folder} holds a run: resume it (resume=True, --resume) or name another")
+                file.seek(0)
+                self._compare(self._settings(file.read()))
+            else:
+                file.truncate(0)
+                file.write(json.dumps({"settings": self.settings, **about}, indent=2).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            for draft in self.folder.glob(".part-*"):
                 draft.unlink(missing_ok=True)
+            yield
+
+    def _lock(self, file: BinaryIO) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            return
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is writing to {self.folder}") from error
 
     def _compare(self, before: Mapping[str, Any]) -> None:
         old, new = dict(_flat(before)), dict(_flat(json.loads(json.dumps(self.settings))))
@@ -153,29 +172,6 @@ class Parts:
     @property
     def _mark(self) -> str:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from writing here, where the system offers file locks; a killed process holds none.
-
-        Raises:
-            InputError: If another process is at it.
-        """
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        with (self.folder / MANIFEST).open("r+b") as file:
-            for attempt in range(20, -1, -1):
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if not attempt:
-                        raise InputError(f"another process is writing to {self.folder}") from error
-                    time.sleep(0.05)
-            yield
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

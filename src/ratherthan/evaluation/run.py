@@ -7,6 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ratherthan.attribution.pullback import MEMORY_BUDGET, clean_room
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches, fit_image, to_tensor
 from ratherthan.data import load as load_data
-from ratherthan.errors import InputError, UnsupportedError
+from ratherthan.errors import InputError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
 from ratherthan.evaluation.parts import BadPart, Parts
 from ratherthan.evaluation.tables import Run
@@ -88,11 +89,9 @@ def evaluate(
     data = _data(dataset, model, limit)
     _fix_layer(model, how, data)
     parts = Parts(Path(out), _settings(chosen, model, data, how, ways, seed, part_size))
-    parts.claim(resume, {"device": str(model.device), "python": platform.python_version(), "model": model.name})
-    work = _Work(parts, chosen, model, data, how, ways, seed, batch_size)
-    with parts.locked():
-        parts.clean()
-        work.go(workers, progress)
+    about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
+    with parts.claimed(resume, about):
+        _Work(parts, chosen, model, data, how, ways, seed, batch_size).go(workers, progress)
     return Run(parts, chosen)
 
 
@@ -162,9 +161,23 @@ class _Work:
                     self.contrasts,
                     self.seed,
                     at_once,
+                    self._layout,
                 )
                 blocks += self.experiment.measure(batch)
         return blocks
+
+    @cached_property
+    def _layout(self) -> torch.memory_format:
+        """Channels last on a processor, where convolutions are up to twice as fast so, if the network can take it."""
+        image = next((images for _, images, _ in batches(self.data, 1)), None)
+        if self.model.device.type != "cpu" or image is None:
+            return torch.contiguous_format
+        try:
+            with torch.no_grad():
+                self.model.logits(self.model.preprocess(image).contiguous(memory_format=torch.channels_last))
+        except ModelError:  # e.g. `view` where only `reshape` would do
+            return torch.contiguous_format
+        return torch.channels_last
 
     def _write(self, number: int, blocks: list[Rows], skipped: Sequence[Any]) -> None:
         names = {self.data.ids[position] for position in self.parts.positions(number)}
@@ -176,7 +189,7 @@ def fitting(image: Tensor, model: Model) -> int:
     budget = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else MEMORY_BUDGET
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     # on a processor a batch beyond a few photographs gains nothing, and falls out of its caches
-    most = 4096 if model.device.type == "cuda" else max(8, 2**18 // image[0].numel())
+    most = 4096 if model.device.type == "cuda" else max(4, 2**18 // image[0].numel())
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * itemsize))))
 
 

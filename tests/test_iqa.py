@@ -177,8 +177,8 @@ def test_examples_are_pairs_with_the_score_of_what_is_shown() -> None:
     assert scores[0].item() == pytest.approx(structural_similarity(*pairs[0].chunk(2)))
     assert any(
         torch.equal(pairs[1, :3], images[1, :, t : t + how.crop, s : s + how.crop])
-        for t in range(65)
-        for s in range(65)
+        for t in range(97)
+        for s in range(97)
     )
 
 

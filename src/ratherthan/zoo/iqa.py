@@ -104,7 +104,7 @@ class QualityRecipe(Recipe):
         crop: Side of the squares trained on, in pixels.
     """
 
-    crop: int = 96
+    crop: int = 64
 
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """The photographs of a split, each several times, as 224 x 224 pixels cut from their centre."""
@@ -190,4 +190,4 @@ def _spoilt(image: Tensor, label: int, generator: torch.Generator) -> Tensor:
     return distort(image, kinds()[kind], level + 1, generator) if kind < len(kinds()) else image
 
 
-RECIPES["iqa"] = QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 32, 0.01, warmup=0.1)
+RECIPES["iqa"] = QualityRecipe("flowers102+imagenet_samples", 3, 2e-3, 32, 0.01, warmup=0.1)

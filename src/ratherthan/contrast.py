@@ -248,7 +248,9 @@ class _Resolver:
 
     @staticmethod
     def _top(word: str) -> int:
-        match = re.fullmatch(r"top-?([1-9]\d*)", word)
+        match = re.fullmatch(r"top-?(\d+)", word)
+        if match and not int(match.group(1)):
+            raise InputError(f"{word!r} asks for no class; give at least 'top1'")
         return int(match.group(1)) if match else 0
 
     @staticmethod

@@ -276,7 +276,7 @@ class Explanation:
         return values.unsqueeze(1) if self.axis is None else values
 
     def _class_name(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else str(index)
+        return self.class_names[index] if self.class_names else f"class {index}"
 
     def _odds(self, sample: int, q: int) -> str:
         if self.output == "value":
@@ -369,9 +369,15 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     """
     from ratherthan.render import write_report
 
-    first = explanations[0]
-    where = f"layer {first.layer}" if first.layer else "the image"
-    return write_report(to_cases(explanations), path, title, f"Method {first.method} on {where}.")
+    where = {each.method: f"layer {each.layer}" if each.layer else "the image" for each in explanations}
+    intro = "; ".join(f"{method} on {part}" for method, part in where.items())
+    cases = [leading_with("weighted", case) for case in to_cases(explanations)]
+    return write_report(cases, path, title, f"Method: {intro}.")
+
+
+def leading_with(contrast: str, case: Case) -> Case:
+    """The case with the maps of this contrast first, so that a page opens with them."""
+    return dataclasses.replace(case, maps=tuple(sorted(case.maps, key=lambda view: contrast not in view.contrast)))
 
 
 def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, float], ...]:

@@ -10,6 +10,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -364,7 +365,8 @@ def load(
         model = _load_factory(spec, weights, trust_code)
     else:
         known = ", ".join(f"{each}:NAME" for each in _LOADERS)
-        raise InputError(f"model {spec!r}: give one of {known}, a .pt2 file or file.py:factory")
+        hint = _close_in_zoo(name or spec)
+        raise InputError(f"model {spec!r}: {hint}give one of {known}, a .pt2 file or file.py:factory")
     for each in model.module.modules():
         each.training = False
     given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
@@ -432,6 +434,13 @@ def _load_zoo(name: str, weights: str | Path | None, classes: int | None) -> Mod
         layer=entry.layer,
         output=entry.output,
     )
+
+
+def _close_in_zoo(name: str) -> str:
+    from ratherthan.zoo import names
+
+    close = get_close_matches(name, names(), n=1)
+    return f"did you mean 'zoo:{close[0]}'? Or " if close else ""
 
 
 def _load_hf(name: str, weights: str | Path | None, classes: int | None) -> Model:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ratherthan import data
 from ratherthan.app.explaining import ALL
 from ratherthan.attribution import compare
-from ratherthan.explanation import Explanation, to_cases
+from ratherthan.explanation import Explanation, leading_with, to_cases
 from ratherthan.model import Model, load
 from ratherthan.render import Case, figure, figure_png, write_report
 from ratherthan.render.files import write_atomically
@@ -53,7 +53,12 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
     )
     rows = list(zip(to_cases(rival), to_cases(others), strict=True))
     intro = _INTRO.format(candidates=_CANDIDATES)
-    page = write_report([_merged(pair) for pair in rows], out / "demo.html", "Why this digit, rather than that?", intro)
+    page = write_report(
+        [leading_with("weighted", _merged(pair)) for pair in rows],
+        out / "demo.html",
+        "Why this digit, rather than that?",
+        intro,
+    )
     sheet = _draw([case for case, _ in rows], out / "demo.png")
     finished(1)
     told = next(each for each in rival if each.contrast == "weighted")

@@ -179,6 +179,8 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
 
 def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
     """One explanation from those of the batches."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], names=names)
     fields = [field.name for field in dataclasses.fields(Explanation)]
     tensors = {
         key: [getattr(part, key) for part in parts] for key in fields if isinstance(getattr(parts[0], key), Tensor)

@@ -1,5 +1,6 @@
 """The pictures of docs/gallery.md: every method under every contrast, image quality, all foils at once.
 
+    python benchmarks/gallery.py readme --data DIR
     python benchmarks/gallery.py methods --data DIR
     python benchmarks/gallery.py foils --data DIR
     python benchmarks/gallery.py quality
@@ -69,6 +70,29 @@ def methods(arguments: argparse.Namespace) -> Figure:
     words = [f"{name_of(model, int(index))} {p:.0%}" for p, index in zip(*best, strict=True)]
     panels.append((", ".join(words), picture))
     return grid(panels, 8, title=f"Why {name_of(model, int(best.indices[0]))}? Each map on its own scale", cell=1.6)
+
+
+def readme(arguments: argparse.Namespace) -> Figure:
+    """The README's picture: two digits with their runner-up, a photograph with several foils."""
+    from ratherthan.app.demo import hardest
+
+    digits = rt.load("zoo:mnist")
+    images, _ = hardest(digits, 2)
+    panels: list[tuple[str, np.ndarray]] = []
+    asked: list[tuple[rt.Model, Tensor, list[str]]] = [(digits, image[None], ["runner-up"]) for image in images]
+    photo = squeezenet(arguments.data)
+    image = photo.preprocess(photograph(arguments.photo or "chelsea"))
+    asked.append((photo, image, ["tiger cat", "tabby", "lynx", "Siamese cat"]))
+    for model, image, foils in asked:
+        plain = rt.explain(model, image, contrast="none")
+        contrasted = [rt.explain(model, image, foil=foil) for foil in foils]
+        picture = image[0].permute(1, 2, 0).numpy()
+        panels.append(("", picture))
+        for why in (plain, *contrasted):
+            title = why.question(0).replace(", rather", ",\nrather")
+            values = why.heatmap()[0].numpy()
+            panels.append((title, overlay(picture, values, shared_limit([values]))))
+    return grid(panels, 6, cell=1.7)
 
 
 def cells(why: rt.Explanation) -> np.ndarray:
@@ -175,6 +199,7 @@ def name_of(model: rt.Model, index: int) -> str:
 
 
 PICTURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
+    "readme": readme,
     "methods": methods,
     "foils": foils,
     "quality": quality,

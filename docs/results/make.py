@@ -101,7 +101,10 @@ def difference(run: Run) -> str:
     ]
     for row in table.to_dict("records"):
         cells = [str(row[key]) for key in keys]
-        lines.append(f"| {' | '.join(cells)} | {row['mean']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} |")
+        mean, low, high = (
+            f"{v:+.3f}" if v == 0 or abs(v) >= 1e-3 else f"{v:+.1e}" for v in (row["mean"], row["low"], row["high"])
+        )
+        lines.append(f"| {' | '.join(cells)} | {mean} | {low} to {high} |")
     return "\n".join(lines)
 
 

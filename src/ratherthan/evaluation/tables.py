@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _RESAMPLES = 1000
-_NAMES = {"none": "original", "gradcam": "GradCAM", "la": "LA"}
+_NAMES = {
+    "none": "original", "gradcam": "GradCAM", "la": "LA", "relative": "relative probability",
+    "logit": "change in y_t", "probability": "change in p_t", "accuracy": "change in accuracy",
+}  # fmt: skip
 _COLOURS = {"none": "#8b949e", "mean": "#d9a441", "max": "#c2573a", "weighted": "#2f6fab"}
 Weights = Any  # numpy array (resamples, samples)
 
@@ -219,7 +222,7 @@ class Run:
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
         keys = list(self.experiment.settings)
         groups = list(dict.fromkeys(map(tuple, summary[keys].to_numpy().tolist())))
-        figure = Figure((max(3.2, 0.16 * len(groups) * len(contrasts) + 1.6) * len(methods), 2.4 * len(shown) + 0.9))
+        figure = Figure((max(4.4, 0.16 * len(groups) * len(contrasts) + 1.6) * len(methods), 2.4 * len(shown) + 0.9))
         axes = figure.subplots(len(shown), len(methods), squeeze=False, sharex=True, sharey="row")
         for panel, (measure, method) in zip(axes.flat, [(s, m) for s in shown for m in methods], strict=True):
             of_panel = summary[(summary["measure"] == measure) & (summary["method"] == method)]
@@ -236,10 +239,11 @@ class Run:
                     before = lead[lead["contrast"] == contrast]["mean"]
                     panel.hlines(before, np.array(at) - 0.42, np.array(at) + 0.42, color="#24292f", lw=0.8, ls=":")
             panel.axhline(0, color="#24292f", lw=0.6)
-            panel.set_title(f"{measure}, {_label(method)}", fontsize=9)
+            panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
             panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups], fontsize=7)
             panel.tick_params(axis="x", rotation=90 if len(groups) > 4 else 0)
             panel.tick_params(axis="y", labelsize=7)
+            panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=8, frameon=False
@@ -274,7 +278,9 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "undefined" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+    if np.isnan(value):
+        return "undefined"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.1e}"
 
 
 def _label(value: Any) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from ratherthan.errors import InputError, LayerError, ModelError
-from ratherthan.model import Model, fit_weights
+from ratherthan.loading import fit_weights
+from ratherthan.model import Model
 
 
 def small(classes: int = 3, channels: int = 3) -> nn.Module:

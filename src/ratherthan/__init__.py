@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
     from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
     from ratherthan.explanation import Explanation, save_report
-    from ratherthan.model import Model, load, read_class_names
+    from ratherthan.loading import load, read_class_names
+    from ratherthan.model import Model
 
 __version__ = "0.1.0"
 
@@ -72,7 +73,7 @@ __all__ = [
     "save_report",
 ]
 
-_ROOMS = ("errors", "contrast", "model", "explanation", "attribution", "evaluation")
+_ROOMS = ("errors", "contrast", "model", "loading", "explanation", "attribution", "evaluation")
 
 
 def __getattr__(name: str) -> Any:

@@ -210,7 +210,7 @@ def _load(
     output: str | None,
     device: str,
 ) -> Model:
-    from ratherthan.model import load
+    from ratherthan.loading import load
 
     settings = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std"), "size": _size(size), "output": output}
     check_device(device)

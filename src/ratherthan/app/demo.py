@@ -13,7 +13,8 @@ from ratherthan import data
 from ratherthan.app.explaining import ALL
 from ratherthan.attribution import compare
 from ratherthan.explanation import Explanation, leading_with, to_cases
-from ratherthan.model import Model, load
+from ratherthan.loading import load
+from ratherthan.model import Model
 from ratherthan.render import Case, figure, figure_png, write_report
 from ratherthan.render.files import write_atomically
 

@@ -1,0 +1,316 @@
+"""Getting hold of a model: from the zoo, transformers, torchvision, timm, an exported program or a Python file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.model import Model
+
+
+def load(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    class_names: Sequence[str] | str | Path | None = None,
+    device: str | torch.device = "cpu",
+    trust_code: bool = False,
+    **settings: Any,
+) -> Model:
+    """Load a model by name.
+
+    Args:
+        spec: "zoo:NAME"; "hf:NAME or folder" (transformers); "torchvision:NAME"; "timm:NAME"; a ".pt2" exported
+            program; or "file.py:factory", a function without arguments that returns the module. PyTorch unpickles
+            parts of a ".pt2", so opening one can run code hidden in it: only open those you trust.
+        weights: A safetensors file, or a .pt/.pth state dict (read with `weights_only=True`, which runs no code); None:
+            those published under the name. For a file, torchvision and timm networks are built with one output per
+            name in `class_names`, if given.
+        class_names: Names, or a file of them (see `read_class_names`).
+        device: Where to put it.
+        trust_code: Allow "file.py:factory", which runs that file.
+        **settings: Any argument of `Model`, overriding what the source says.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        InputError: If the name is unknown or an extra is missing.
+        ModelError: If the weights cannot be read or do not fit.
+
+    Example:
+        >>> model = load("zoo:mnist")
+    """
+    spec = str(spec)
+    names = read_class_names(class_names) if isinstance(class_names, (str, Path)) else class_names
+    kind, _, name = spec.partition(":")
+    if kind in _LOADERS and name:
+        model = _LOADERS[kind](name, weights, None if names is None else len(names))
+    elif spec.endswith(".pt2"):
+        model = _load_exported(Path(spec), weights)
+    elif ".py:" in spec:
+        model = _load_factory(spec, weights, trust_code)
+    else:
+        known = ", ".join(f"{each}:NAME" for each in _LOADERS)
+        hint = _close_in_zoo(name or spec)
+        raise InputError(f"model {spec!r}: {hint}give one of {known}, a .pt2 file or file.py:factory")
+    for each in model.module.modules():
+        each.training = False
+    given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
+    return model.replace(**given).to(device)
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names from a file.
+
+    Args:
+        path: JSON (a list of names, a list of [identifier, name], or an object {index: name}) or text, one name a line.
+
+    Returns:
+        The names in class order. An object's names are ordered by its keys.
+
+    Raises:
+        InputError: If the file cannot be read or has another form.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
+    if not str(path).endswith(".json"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"class names: {str(path)!r} is no JSON: {error}") from error
+    if isinstance(names, dict) and all(key.isdigit() for key in names):
+        names = [names[key] for key in sorted(names, key=int)]
+    if isinstance(names, list):
+        names = [each[-1] if isinstance(each, list) and each else each for each in names]
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(f"class names: {str(path)!r} should hold a list of names or an object of index: name")
+    return names
+
+
+def fit_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Put weights from a file into a module.
+
+    Raises:
+        ModelError: If the file cannot be read, names or shapes differ, or a value is not finite.
+    """
+    from ratherthan.zoo.registry import check_state, read_weights
+
+    state, _ = read_weights(path)
+    check_state(module.state_dict(), state, f"{path} does not fit {type(module).__name__}")
+    module.load_state_dict(state)
+    return module
+
+
+def _load_zoo(name: str, weights: str | Path | None, classes: int | None) -> Model:
+    from ratherthan.zoo import registry as zoo
+
+    entry = zoo.get(name)
+    return Model(
+        zoo.load_weights(entry, weights),
+        zoo.class_names(entry, weights) or None,
+        mean=entry.mean,
+        std=entry.std,
+        size=entry.image_size,
+        fit=entry.fit,
+        crop_fraction=entry.crop_fraction,
+        channels=entry.channels,
+        layer=entry.layer,
+        output=entry.output,
+    )
+
+
+def _close_in_zoo(name: str) -> str:
+    from ratherthan.zoo import names
+
+    close = get_close_matches(name, names(), n=1)
+    return f"did you mean 'zoo:{close[0]}'? Or " if close else ""
+
+
+def _load_hf(name: str, weights: str | Path | None, classes: int | None) -> Model:
+    transformers = _extra("transformers", "hf")
+    try:
+        module = transformers.AutoModelForImageClassification.from_pretrained(name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"hf:{name}: {first_line(error)}") from error
+    labels = module.config.id2label
+    model = Model(
+        module if weights is None else fit_weights(module, weights),
+        [str(labels[i]) for i in sorted(labels)],
+        channels=getattr(module.config, "num_channels", None),
+    ).replace(**_hf_settings(processor.to_dict()))
+    _check_prepares_alike(model, processor, name)
+    return model
+
+
+def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What an image processor does, in the words of `Model`."""
+    scale = 255 * config["rescale_factor"] if config.get("do_rescale") else 255
+    offset = 1 if config.get("rescale_offset") else 0
+    normalised = config.get("do_normalize")
+    mean = np.atleast_1d(config["image_mean"] if normalised else 0.0)
+    std = np.atleast_1d(config["image_std"] if normalised else 1.0)
+    settings: dict[str, Any] = {"mean": (mean + offset) / scale, "std": std / scale}
+    if not config.get("do_resize"):
+        return settings
+    edge, share = (config.get("size") or {}).get("shortest_edge"), config.get("crop_pct")
+    size = {"height": edge, "width": edge} if edge else config["size"]
+    crop = config["crop_size"] if config.get("do_center_crop") else size
+    warped = not edge or (share and not config.get("do_center_crop") and edge >= 384)  # as ConvNeXt's processor does
+    kept = share if share and not warped else crop["height"] / size["height"]
+    return settings | {
+        "size": (crop["height"], crop["width"]),
+        "fit": "resize" if warped else "crop",
+        "crop_fraction": min(kept, 1.0),  # where the processor pads, the check that follows finds the difference
+        "interpolation": Image.Resampling(config.get("resample", 2)).name.lower(),
+    }
+
+
+def _check_prepares_alike(model: Model, processor: Any, name: str) -> None:
+    """Refuse an image processor that does something else than `Model` can: each has its own ways."""
+    down, across = np.mgrid[0:1:300j, 0:1:400j]
+    picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
+    picture = picture if model.channels == 3 else picture.convert("L")
+    theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+    ours = model._normalised(model.preprocess(picture))
+    if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
+        raise ModelError(
+            f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here; "
+            "hand its network to Model(...) and explain tensors"
+        )
+
+
+def _load_torchvision(name: str, weights: str | Path | None, classes: int | None) -> Model:
+    models = _extra("torchvision", "hub").models
+    if name not in models.list_models(module=models):
+        raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
+    published = models.get_model_weights(name).DEFAULT
+    transform = published.transforms()
+    with _fetching(f"torchvision:{name}"):
+        module = models.get_model(name, **({"weights": published} if weights is None else _blank(classes)))
+    return Model(
+        module if weights is None else fit_weights(module, weights),
+        published.meta["categories"],
+        mean=transform.mean,
+        std=transform.std,
+        size=transform.crop_size[0],
+        fit="crop",
+        crop_fraction=transform.crop_size[0] / transform.resize_size[0],
+        interpolation=transform.interpolation.value,
+    )
+
+
+def _load_timm(name: str, weights: str | Path | None, classes: int | None) -> Model:
+    timm = _extra("timm", "hub")
+    if not timm.is_model(name):
+        raise InputError(unknown("timm model", name, timm.list_models()))
+    with _fetching(f"timm:{name}"):
+        module = timm.create_model(name, **({"pretrained": True} if weights is None else _blank(classes)))
+    config = timm.data.resolve_model_data_config(module)
+    imagenet = timm.data.infer_imagenet_subset(module)
+    labels = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None
+    return Model(
+        module if weights is None else fit_weights(module, weights),
+        labels,
+        mean=config["mean"],
+        std=config["std"],
+        size=tuple(config["input_size"][1:]),
+        fit="resize" if config["crop_mode"] == "squash" else "crop",
+        crop_fraction=config["crop_pct"],
+        interpolation=config["interpolation"],
+        channels=config["input_size"][0],
+    )
+
+
+def _blank(classes: int | None) -> dict[str, int]:
+    """How an untrained network is built: with as many outputs as there are class names, if there are any."""
+    return {} if classes is None else {"num_classes": classes}
+
+
+def _load_exported(path: Path, weights: str | Path | None) -> Model:
+    if weights is not None:
+        raise InputError(f"{str(path)!r} holds its own weights; leave weights out")
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{str(path)!r} is no exported program: save one by torch.export.save")
+    try:
+        return Model(torch.export.unflatten(torch.export.load(path)))
+    except Exception as error:  # whatever a damaged archive raises
+        raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
+
+
+def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Model:
+    path, _, factory = spec.rpartition(":")
+    if not trust_code:
+        raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
+    if not Path(path).is_file():
+        raise InputError(f"there is no Python file {path!r}")
+    try:
+        made = getattr(_imported(Path(path)), factory)()
+    except Exception as error:
+        raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(made, (Model, nn.Module)):
+        raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")
+    model = Model.wrap(made)
+    if weights is not None:
+        fit_weights(model.module, weights)
+    return model
+
+
+def _imported(path: Path) -> Any:
+    """A Python file as a module; like a script it may import its neighbours."""
+    location = importlib.util.spec_from_file_location(f"ratherthan_factory_{path.stem}", path)
+    assert location is not None
+    assert location.loader is not None
+    source = importlib.util.module_from_spec(location)
+    sys.modules[source.__name__] = source  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        location.loader.exec_module(source)
+    finally:
+        sys.path.pop(0)
+    return source
+
+
+def _extra(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
+    except RuntimeError as error:
+        raise InputError(f"{package} is installed but does not import: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _fetching(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
+
+
+_LOADERS: dict[str, Callable[[str, str | Path | None, int | None], Model]] = {
+    "zoo": _load_zoo,
+    "hf": _load_hf,
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+}

@@ -15,7 +15,7 @@ import ratherthan as rt
 from ratherthan import zoo
 from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.errors import InputError, ModelError
-from ratherthan.zoo.distortions import LEVELS, distort, kinds, structural_similarity
+from ratherthan.zoo.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
 from ratherthan.zoo.iqa import DIQaM, QualityRecipe
 from ratherthan.zoo.recipes import recipe
 
@@ -173,13 +173,26 @@ def test_examples_are_pairs_with_the_score_of_what_is_shown() -> None:
     assert scores[0].item() == pytest.approx(structural_similarity(images[0], pairs[0, 3:]))
     assert scores[1] == 1
     pairs, scores = how.examples(images, labels, torch.Generator().manual_seed(0), training=True)
-    assert pairs.shape == (2, 6, how.crop, how.crop)
-    assert scores[0].item() == pytest.approx(structural_similarity(*pairs[0].chunk(2)))
-    assert any(
-        torch.equal(pairs[1, :3], images[1, :, t : t + how.crop, s : s + how.crop])
-        for t in range(97)
-        for s in range(97)
-    )
+    assert pairs.shape == (2 * how.patches, 6, 32, 32)
+    assert torch.equal(pairs[how.patches :, :3], pairs[how.patches :, 3:])
+    torch.testing.assert_close(scores[how.patches :], torch.ones(how.patches))
+    assert all(any(torch.equal(patch, window) for window in windows(images[0])) for patch in pairs[:2, :3])
+    assert 0 < scores[: how.patches].min() < scores[: how.patches].max() < 1
+
+
+def windows(image: Tensor) -> Tensor:
+    """All 32 x 32 cuts of an image, (M, 3, 32, 32)."""
+    return image.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+
+
+def test_similarity_of_a_patch_is_the_mean_of_the_map_over_it() -> None:
+    image = photograph()
+    spoilt = distort(image, "blur", 3)
+    found = similarity_map(image, spoilt)
+    assert found.shape == (128, 128)
+    assert found[5:-5, 5:-5].mean().item() == pytest.approx(structural_similarity(image, spoilt), abs=1e-5)
+    half = torch.cat([image[:, :64], spoilt[:, 64:]], 1)
+    torch.testing.assert_close(similarity_map(image, half)[:58], torch.ones(58, 128))
 
 
 def test_no_photograph_is_both_trained_on_and_held_out(data_root: Path) -> None:

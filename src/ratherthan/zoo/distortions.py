@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image, ImageFilter, features
@@ -101,12 +102,20 @@ def structural_similarity(reference: Tensor, distorted: Tensor) -> float:
     Returns:
         1 for identical images, 0 for images that share no structure.
     """
+    return min(max(float(_ssim(reference, distorted)[0]), 0.0), 1.0)
+
+
+def similarity_map(reference: Tensor, distorted: Tensor) -> Tensor:
+    """What `structural_similarity` is the mean of (there without 5 pixels at the border): (H, W) in [-1, 1]."""
+    return torch.from_numpy(_ssim(reference, distorted)[1]).float()
+
+
+def _ssim(reference: Tensor, distorted: Tensor) -> Any:
     from skimage.metrics import structural_similarity as ssim
 
     def luma(image: Tensor) -> Tensor:
         weights = image.new_tensor(_LUMA if len(image) == 3 else (1,)).double()
         return torch.einsum("c,chw->hw", weights, image.double())
 
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
-    score = ssim(luma(reference).numpy(), luma(distorted).numpy(), **options)  # type: ignore[no-untyped-call]
-    return min(max(float(score), 0.0), 1.0)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
+    return ssim(luma(reference).numpy(), luma(distorted).numpy(), **options)  # type: ignore[no-untyped-call]

@@ -1,0 +1,341 @@
+"""The one search behind every "what would have to change": constrained, batched, and honest about what it found.
+
+Each row of a batch is a problem of its own: minimise an objective where some terms are to be zero and others at most
+zero. The rows never influence each other, so a batch gives the answers of one-by-one searches, and rows that are done
+leave it. Solved by the augmented Lagrangian method with multipliers and penalty per row (Bertsekas, Nonlinear
+Programming, 1999, section 4.2); the inner minimisation is Adam from where the last one ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError
+
+_EXPLODED = 1e6  # variables beyond this belong to no image; terms may be its square
+_STUCK = 3  # rounds without progress at the largest penalty
+_SLACK = 0.98  # share of the tolerance asked for on the way: a fresh pass rounds otherwise
+
+
+class Status(StrEnum):
+    """How the search for one sample ended."""
+
+    FOUND = "found"
+    NOT_FOUND = "not found"
+    INFEASIBLE = "infeasible"
+    INVERSION_FAILED = "inversion failed"
+    DIVERGED = "diverged"
+    OUT_OF_BUDGET = "out of budget"
+    FOIL_EQUALS_FACT = "foil equals fact"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A problem at one point per row.
+
+    Attributes:
+        objective: (M,) to be small.
+        zero: (M, E) to be zero.
+        below: (M, G) to be at most zero; -inf for one that does not concern a row.
+    """
+
+    objective: Tensor
+    zero: Tensor
+    below: Tensor
+
+    def violation(self) -> Tensor:
+        """(M,): by how much the worst constraint is missed."""
+        nothing = self.objective.new_zeros(len(self.objective), 1)
+        return torch.cat([nothing, self.zero.abs(), self.below.clamp_min(0)], 1).amax(1)
+
+
+Problem = Callable[[Tensor, Tensor], Terms]
+"""Variables (M, ...) and the numbers (M,) of the rows they belong to, to the terms; differentiable."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to search.
+
+    Attributes:
+        rounds: Largest number of inner minimisations; multipliers and penalty change between them.
+        steps: Adam's steps in each.
+        rate: Adam's learning rate in units of the variables; within a round it falls to zero along a cosine.
+        decay: Every round starts at this share of the rate that the one before started at.
+        tolerance: By how much a constraint may be missed, in its own unit.
+        settle: A row is done once it ends two rounds running at objectives that differ by no more than this share, and
+            the second time feasibly; 0: it makes use of all rounds.
+        penalty: First penalty.
+        growth: The penalty grows by this factor where a round has not brought the violation down to a quarter.
+        largest_penalty: It grows no further than this; a row whose violation then stays for three rounds is infeasible.
+        largest_multiplier: Multipliers are kept within this (safeguarded).
+    """
+
+    rounds: int = 15
+    steps: int = 80
+    rate: float = 0.05
+    decay: float = 0.9
+    tolerance: float = 0.01
+    settle: float = 0.01
+    penalty: float = 1.0
+    growth: float = 4.0
+    largest_penalty: float = 1e4
+    largest_multiplier: float = 1e6
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.steps < 1:
+            raise InputError(f"a search takes at least one round and one step, not {self.rounds} and {self.steps}")
+        if min(self.rate, self.tolerance, self.penalty) <= 0 or self.growth <= 1:
+            raise InputError("rate, tolerance and penalty of a schedule are positive, and growth is above 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the search found for S rows.
+
+    Attributes:
+        z: (S, ...) the best feasible point, else the nearest miss.
+        terms: The problem there, from a fresh pass.
+        status: How each row ended.
+        reason: The same in words.
+        rounds: (S,) rounds each row took part in.
+        path: (S, T, ...) where it was on the way, the start first; a row that left the batch stays where it was.
+        interrupted: Whether Ctrl-C ended the search early.
+    """
+
+    z: Tensor
+    terms: Terms
+    status: tuple[Status, ...]
+    reason: tuple[str, ...]
+    rounds: Tensor
+    path: Tensor
+    interrupted: bool
+
+
+def search(
+    problem: Problem,
+    start: Tensor,
+    schedule: Schedule | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Solve a batch of constrained problems.
+
+    Args:
+        problem: The terms of any of the rows.
+        start: (S, ...) where to begin.
+        schedule: How long and how hard; None: the usual.
+        report: Called with (rows done, rows in all) after every round.
+
+    Returns:
+        The outcome. Ctrl-C does not raise: it ends the search, and the best so far comes back, marked.
+    """
+    run = _Run(problem, start.detach(), schedule or Schedule())
+    interrupted = False
+    try:
+        run.begin()
+        for number in range(run.schedule.rounds):
+            if not run.alive.any():
+                break
+            run.round(number)
+            if report is not None:
+                report(len(start) - int(run.alive.sum()), len(start))
+    except KeyboardInterrupt:
+        interrupted = True
+    return run.outcome(interrupted)
+
+
+@dataclass
+class _Rows:
+    """The state of some rows of a search; M of them, in every tensor."""
+
+    number: Tensor
+    z: Tensor
+    best: Tensor
+    best_objective: Tensor
+    nearest: Tensor
+    least_violation: Tensor
+    last_violation: Tensor
+    last_objective: Tensor
+    penalty: Tensor
+    zero_multipliers: Tensor
+    below_multipliers: Tensor
+    stalled: Tensor
+    settled: Tensor
+    diverged: Tensor
+    rounds: Tensor
+
+    def take(self, which: Tensor) -> _Rows:
+        """Some of the rows, as copies."""
+        return _Rows(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def put(self, rows: _Rows) -> None:
+        """Write rows back to where they were taken from."""
+        for f in fields(self):
+            getattr(self, f.name)[rows.number] = getattr(rows, f.name)
+
+    def remember(self, z: Tensor, terms: Terms, tolerance: float) -> None:
+        """Keep the best feasible point of each row, and the one that missed by least."""
+        objective, violation = terms.objective.detach(), terms.violation().detach()
+        better = (violation <= _SLACK * tolerance) & (objective < self.best_objective)
+        self.best, self.best_objective = _where(better, z, self.best), _where(better, objective, self.best_objective)
+        nearer = violation < self.least_violation
+        self.nearest = _where(nearer, z, self.nearest)
+        self.least_violation = _where(nearer, violation, self.least_violation)
+
+    def lagrangian(self, terms: Terms) -> Tensor:
+        """Augmented Lagrangian: f + l h + c/2 h^2 + (max(0, m + c g)^2 - m^2) / 2c (Bertsekas, section 4.2), (M,)."""
+        penalty = self.penalty.unsqueeze(1)
+        equal = self.zero_multipliers * terms.zero + penalty / 2 * terms.zero.square()
+        pushed = (self.below_multipliers + penalty * terms.below).clamp_min(0)
+        unequal = (pushed.square() - self.below_multipliers.square()) / (2 * penalty)
+        return terms.objective + equal.sum(1) + unequal.sum(1)
+
+    def adjust(self, terms: Terms, schedule: Schedule) -> None:
+        """Multipliers by one step of the method of multipliers, penalty by how well the constraints did."""
+        limit, penalty = schedule.largest_multiplier, self.penalty.unsqueeze(1)
+        self.zero_multipliers = (self.zero_multipliers + penalty * terms.zero).clamp(-limit, limit)
+        self.below_multipliers = (self.below_multipliers + penalty * terms.below).clamp(0, limit)
+        violation = terms.violation()
+        slow = violation > (self.last_violation / 4).clamp_min(_SLACK * schedule.tolerance)
+        stalls = slow & (self.penalty >= schedule.largest_penalty) & (violation > 0.9 * self.last_violation)
+        self.stalled = torch.where(stalls, self.stalled + 1, 0)
+        grown = torch.where(slow, self.penalty * schedule.growth, self.penalty)
+        change = (terms.objective - self.last_objective).abs()
+        self.settled = (violation <= schedule.tolerance) & (change < schedule.settle * terms.objective.abs())
+        self.penalty, self.last_violation = grown.clamp_max(schedule.largest_penalty), violation
+        self.last_objective = terms.objective
+        terms_sound = (terms.objective.abs() < _EXPLODED**2) & (violation < _EXPLODED**2)
+        self.diverged = ~(terms_sound & (self.z.flatten(1).abs().amax(1) < _EXPLODED))
+
+
+class _Run:
+    """A search: the state of all rows, which of them go on, and the way they came."""
+
+    def __init__(self, problem: Problem, start: Tensor, schedule: Schedule) -> None:
+        self.problem, self.schedule, self.path = problem, schedule, [start.clone()]
+        count = len(start)
+        number = torch.arange(count, device=start.device)
+        infinite, none = start.new_full((count,), torch.inf), start.new_zeros(count, 0)
+        self.alive = torch.ones_like(number, dtype=torch.bool)
+        self.all = _Rows(
+            number=number,
+            z=start.clone(),
+            best=start.clone(),
+            best_objective=infinite,
+            nearest=start.clone(),
+            least_violation=infinite.clone(),
+            last_violation=infinite.clone(),
+            last_objective=infinite.clone(),
+            penalty=start.new_full((count,), schedule.penalty),
+            zero_multipliers=none,
+            below_multipliers=none,
+            stalled=torch.zeros_like(number),
+            settled=~self.alive,
+            diverged=~self.alive,
+            rounds=torch.zeros_like(number),
+        )
+
+    def begin(self) -> None:
+        """Look at the start; how many constraints there are shows here."""
+        terms = self._evaluate(self.all.z, self.all.number)
+        self.all.remember(self.all.z, terms, self.schedule.tolerance)
+        self.all.zero_multipliers = torch.zeros_like(terms.zero)
+        self.all.below_multipliers = torch.zeros_like(terms.below)
+
+    def round(self, number: int) -> None:
+        """Minimise the augmented Lagrangian of the rows that go on, then adjust what holds their constraints."""
+        rows = self.all.take(self.alive)
+        rows.rounds.fill_(number + 1)
+        try:
+            self._minimise(rows, number)
+            terms = self._evaluate(rows.z, rows.number)
+            rows.remember(rows.z, terms, self.schedule.tolerance)
+            rows.adjust(terms, self.schedule)
+        finally:
+            self.all.put(rows)
+        found = rows.best_objective.isfinite()
+        stuck = (rows.stalled >= _STUCK) & ~found
+        self.alive[rows.number] = ~(rows.settled & found) & ~rows.diverged & ~stuck
+
+    def _minimise(self, rows: _Rows, number: int) -> None:
+        steps = self.schedule.steps
+        first, second = torch.zeros_like(rows.z), torch.zeros_like(rows.z)
+        highest = self.schedule.rate * self.schedule.decay**number
+        for step in range(steps):
+            gradient = self._gradient(rows)
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.99 * second + 0.01 * gradient.square()
+            mean, spread = first / (1 - 0.9 ** (step + 1)), (second / (1 - 0.99 ** (step + 1))).sqrt()
+            rate = highest * 0.5 * (1 + math.cos(math.pi * step / steps))
+            rows.z = rows.z - rate * mean / (spread + 1e-12)
+            if (step + 1) % max(1, steps // 4) == 0:
+                self.path.append(self.path[-1].index_put((rows.number,), rows.z))
+
+    def _gradient(self, rows: _Rows) -> Tensor:
+        with torch.enable_grad():
+            leaf = rows.z.detach().requires_grad_()
+            terms = self.problem(leaf, rows.number)
+            (gradient,) = torch.autograd.grad(rows.lagrangian(terms).sum(), leaf)
+        rows.remember(rows.z, terms, self.schedule.tolerance)
+        return gradient
+
+    def _evaluate(self, z: Tensor, number: Tensor) -> Terms:
+        with torch.no_grad():
+            return self.problem(z, number)
+
+    def outcome(self, interrupted: bool) -> Outcome:
+        """Look again at what was kept, and say how each row ended."""
+        z = _where(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
+        terms = self._evaluate(z, self.all.number)
+        violation = terms.violation().tolist()
+        ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
+        status, reason = tuple(end[0] for end in ends), tuple(end[1] for end in ends)
+        return Outcome(z, terms, status, reason, self.all.rounds, torch.stack(self.path, 1), interrupted)
+
+    def _end(self, row: int, violation: float, interrupted: bool) -> tuple[Status, str]:
+        rounds, tolerance, going_on = int(self.all.rounds[row]), self.schedule.tolerance, bool(self.alive[row])
+        missed = f"the nearest miss violates a constraint by {violation:.3g} (allowed: {tolerance:g})"
+        if self.all.best_objective[row].isfinite():
+            if not violation <= tolerance:
+                return Status.NOT_FOUND, f"a point that seemed feasible is not in a fresh pass: {missed}"
+            why = " (interrupted)" if interrupted else " (best when the rounds ran out)"
+            return Status.FOUND, f"verified after {rounds} rounds{why * going_on}"
+        if self.all.diverged[row]:
+            return Status.DIVERGED, f"the variables or the terms became infinite or NaN in round {rounds}; {missed}"
+        if interrupted and going_on:
+            return Status.NOT_FOUND, f"interrupted in round {rounds}; {missed}"
+        if self.all.stalled[row] >= _STUCK:
+            return Status.INFEASIBLE, f"at the largest penalty the violation no longer falls; {missed}"
+        return Status.OUT_OF_BUDGET, f"{rounds} rounds of {self.schedule.steps} steps were too few; {missed}"
+
+
+def _where(rows: Tensor, this: Tensor, other: Tensor) -> Tensor:
+    """Choose between two tensors row by row: (M,) bool."""
+    return torch.where(rows.view(-1, *[1] * (this.ndim - 1)), this, other)
+
+
+def noise(shape: Sequence[int], seed: int, samples: Sequence[int], restart: int) -> Tensor:
+    """Standard normal numbers that depend on (seed, sample, restart) alone, not on the batch.
+
+    Args:
+        shape: Of one sample.
+        seed: The seed of the whole search.
+        samples: The N samples' numbers.
+        restart: Which start this is for.
+
+    Returns:
+        (N, *shape), float64 on the CPU.
+    """
+    drawn = []
+    for sample in samples:
+        key = hashlib.sha256(f"{seed}/{sample}/{restart}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        drawn.append(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
+    return torch.stack(drawn)

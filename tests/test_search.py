@@ -1,0 +1,194 @@
+"""The search core on problems whose answers are known, and on rows that go wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError
+from ratherthan.search.core import Outcome, Problem, Schedule, Status, Terms, noise, search
+
+FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.65, tolerance=1e-6, settle=0.0, largest_penalty=100)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class LinearBoundary:
+    """A linear classifier on a linear manifold: nearest z with (w G) z + b = 0; z0 - (a z0 + b) a / |a|^2."""
+
+    def __init__(self, count: int = 6) -> None:
+        manifold, weights = numbers(5, 3, seed=1), numbers(count, 5, seed=2)
+        self.start, self.normal, self.offset = numbers(count, 3, seed=3), weights @ manifold, numbers(count, seed=4)
+
+    def __call__(self, z: Tensor, rows: Tensor) -> Terms:
+        miss = (z * self.normal[rows]).sum(1) + self.offset[rows]
+        return Terms((z - self.start[rows]).square().sum(1), miss.unsqueeze(1), z.new_zeros(len(z), 0))
+
+    def answer(self) -> Tensor:
+        height = (self.start * self.normal).sum(1) + self.offset
+        return self.start - (height / self.normal.square().sum(1)).unsqueeze(1) * self.normal
+
+
+class Box:
+    """Nearest point of the box [0, 1]^4: clipping. Both sides of every coordinate are inequalities."""
+
+    start = 2 * numbers(6, 4, seed=5)
+
+    def __call__(self, z: Tensor, rows: Tensor) -> Terms:
+        distance = (z - self.start[rows]).square().sum(1)
+        return Terms(distance, z.new_zeros(len(z), 0), torch.cat([-z, z - 1], 1))
+
+    def answer(self) -> Tensor:
+        return self.start.clamp(0, 1)
+
+
+class Cap:
+    """Lowest point of the unit sphere's part with first coordinate >= 0.6: curved equality, active inequality."""
+
+    start = numbers(5, 3, seed=6)
+
+    def __call__(self, z: Tensor, rows: Tensor) -> Terms:
+        return Terms(z[:, 2], z.square().sum(1, keepdim=True) - 1, 0.6 - z[:, :1])
+
+    def answer(self) -> Tensor:
+        return torch.tensor([0.6, 0.0, -0.8], dtype=torch.float64).expand(5, 3)
+
+
+PROBLEMS = (LinearBoundary(), Box(), Cap())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda each: type(each).__name__)
+def test_known_answers(problem: LinearBoundary | Box | Cap) -> None:
+    found = search(problem, problem.start, FINE)
+    assert set(found.status) == {Status.FOUND}
+    assert (found.z - problem.answer()).abs().max() < 1e-4
+    assert found.terms.violation().max() <= 1e-6
+
+
+def one_by_one(problem: Problem, start: Tensor, schedule: Schedule) -> list[Outcome]:
+    return [
+        search(lambda z, rows, i=i: problem(z, rows + i), start[i : i + 1], schedule)  # type: ignore[misc]
+        for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda each: type(each).__name__)
+def test_a_batch_gives_the_answers_of_one_by_one(problem: LinearBoundary | Box | Cap) -> None:
+    schedule = Schedule(rounds=5, steps=15)
+    whole = search(problem, problem.start, schedule)
+    for row, alone in enumerate(one_by_one(problem, problem.start, schedule)):
+        assert torch.allclose(whole.z[row], alone.z[0], atol=1e-9)
+        assert whole.status[row] == alone.status[0]
+        assert whole.rounds[row] == alone.rounds[0]
+
+
+def test_finished_rows_leave_the_batch_and_change_no_answer() -> None:
+    problem, sizes = LinearBoundary(), []
+    problem.offset[::2] *= 30  # these take longer
+
+    def counted(z: Tensor, rows: Tensor) -> Terms:
+        sizes.append(len(rows))
+        return problem(z, rows)
+
+    def padded(z: Tensor, rows: Tensor) -> Terms:
+        whole = problem.start.clone().index_put((rows,), z)
+        terms = problem(whole, torch.arange(len(whole)))
+        return Terms(terms.objective[rows], terms.zero[rows], terms.below[rows])
+
+    leaving, staying = search(counted, problem.start), search(padded, problem.start)
+    assert sizes[0] == 6
+    assert 0 < sizes[-2] < 6
+    assert leaving.rounds.unique().numel() > 1
+    assert torch.equal(leaving.z, staying.z)
+    assert leaving.status == staying.status
+
+
+def test_a_bad_row_harms_no_other() -> None:
+    """Row 1 becomes NaN on the way, row 2 runs away to infinity, row 4 is NaN at once."""
+    problem = LinearBoundary()
+    calm = search(problem, problem.start)
+
+    def troubled(z: Tensor, rows: Tensor) -> Terms:
+        terms = problem(z, rows)
+        far = (z - problem.start[rows]).square().sum(1)
+        runaway = (100 * torch.where(rows == 2, (z - problem.start[rows]).sum(1), 0)).expm1()
+        objective = torch.where((rows == 4) | ((rows == 1) & (far > 0.001)), torch.nan, terms.objective - runaway)
+        return Terms(objective, torch.where(rows.unsqueeze(1) == 2, 1, terms.zero), terms.below)
+
+    found = search(troubled, problem.start)
+    assert {found.status[row] for row in (1, 2, 4)} == {Status.DIVERGED}
+    assert "NaN" in found.reason[4]
+    assert found.z.isfinite().all()
+    for row in (0, 3, 5):
+        assert torch.allclose(found.z[row], calm.z[row], atol=1e-9)
+        assert found.status[row] == calm.status[row] == Status.FOUND
+
+
+def test_what_cannot_be_is_infeasible_and_comes_with_the_nearest_miss() -> None:
+    def impossible(z: Tensor, rows: Tensor) -> Terms:
+        return Terms(z.square().sum(1), z[:, :1], torch.stack([1 - z[:, 0], z[:, 1] - 5], 1))
+
+    found = search(impossible, numbers(2, 2))
+    assert found.status == (Status.INFEASIBLE, Status.INFEASIBLE)
+    assert torch.allclose(found.z[:, 0], torch.full((2,), 0.5, dtype=torch.float64), atol=0.02)
+    assert "0.5" in found.reason[0]
+
+
+def test_too_few_rounds_are_called_so() -> None:
+    problem = LinearBoundary()
+    found = search(problem, problem.start + 50, Schedule(rounds=2, steps=3))
+    assert set(found.status) == {Status.OUT_OF_BUDGET}
+    assert "2 rounds" in found.reason[0]
+
+
+def test_a_point_that_fails_the_fresh_pass_is_not_called_found() -> None:
+    problem, calls = LinearBoundary(), 0
+
+    def fickle(z: Tensor, rows: Tensor) -> Terms:
+        nonlocal calls
+        calls += z.requires_grad
+        terms = problem(z, rows)
+        return terms if calls < 15 * 80 and (z.requires_grad or calls < 240) else Terms(
+            terms.objective, terms.zero + 1, terms.below
+        )  # fmt: skip
+
+    found = search(fickle, problem.start, Schedule(rounds=4, settle=0.0))
+    assert set(found.status) == {Status.NOT_FOUND}
+    assert "fresh pass" in found.reason[0]
+
+
+def test_an_interrupt_returns_the_best_so_far() -> None:
+    problem, calls = LinearBoundary(), 0
+
+    def stopped(z: Tensor, rows: Tensor) -> Terms:
+        nonlocal calls
+        calls += 1
+        if calls == 300:
+            raise KeyboardInterrupt
+        return problem(z, rows)
+
+    found = search(stopped, problem.start, Schedule(settle=0.0))
+    assert found.interrupted
+    assert Status.FOUND in found.status
+    assert any("interrupted" in reason for reason in found.reason)
+    assert found.terms.violation()[found.status.index(Status.FOUND)] <= 0.01
+
+
+def test_noise_depends_on_seed_sample_and_restart_alone() -> None:
+    together, alone = noise((2, 3), 7, [4, 5, 6], 1), noise((2, 3), 7, [5], 1)
+    assert torch.equal(together[1], alone[0])
+    others = [noise((2, 3), 8, [5], 1), noise((2, 3), 7, [5], 2), noise((2, 3), 7, [6], 1)]
+    assert not any(torch.equal(alone, other) for other in others)
+    many = noise((1000,), 0, range(10), 0)
+    assert abs(many.mean()) < 0.05
+    assert abs(many.std() - 1) < 0.05
+
+
+def test_schedules_that_cannot_be_are_refused() -> None:
+    with pytest.raises(InputError, match="at least one round"):
+        Schedule(rounds=0)
+    with pytest.raises(InputError, match="growth is above 1"):
+        Schedule(growth=1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from ratherthan.zoo.iqa import DIQaM
 from ratherthan.zoo.plain import PlainNet
 from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.vae import convolutional_vae, dense_vae
 
 _SHIPPED = Path(__file__).parent / "weights"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,7 +32,7 @@ class ZooModel:
     Attributes:
         name: What stands after `zoo:`.
         build: Makes the untrained network; called without arguments.
-        layer: Dotted name of the layer that layer methods explain by default.
+        layer: Dotted name of the layer that layer methods explain by default; empty for a generative model.
         image_size: Height and width that the network is fed.
         channels: Channels of the image, 1 or 3; 6 for a reference and its distorted version.
         mean: What is subtracted from an image in [0, 1], per channel.
@@ -77,7 +78,7 @@ _small = partial(ZooModel, layer="features.8", image_size=(28, 28), channels=1, 
 ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
-        _small("mnist", PlainNet, shipped=True, recipe="mnist"),
+        _small("mnist", PlainNet, shipped=True, recipe="mnist", manifold="mnist_vae"),
         _small("fashion_mnist", PlainNet, recipe="fashion_mnist"),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
@@ -87,17 +88,27 @@ ENTRIES: dict[str, ZooModel] = {
     )
 }
 
+MANIFOLDS: dict[str, ZooModel] = {
+    entry.name: entry
+    for entry in (
+        _small("mnist_vae", convolutional_vae, layer="", recipe="mnist_vae"),
+        _small("mnist_vae_dense", dense_vae, layer="", recipe="mnist_vae"),
+    )
+}
+"""The generative models: a register of their own, for they answer no question themselves."""
+
 
 def names() -> list[str]:
     """The names of all networks of the zoo."""
     return list(ENTRIES)
 
 
-def get(name: str) -> ZooModel:
+def get(name: str, known: Mapping[str, ZooModel] = ENTRIES) -> ZooModel:
     """Look up a network.
 
     Args:
         name: Its name, with or without `zoo:` in front.
+        known: Where: `ENTRIES`, `MANIFOLDS` or both.
 
     Returns:
         Its entry.
@@ -106,9 +117,9 @@ def get(name: str) -> ZooModel:
         InputError: No network has this name.
     """
     try:
-        return ENTRIES[name.removeprefix("zoo:")]
+        return known[name.removeprefix("zoo:")]
     except KeyError:
-        raise InputError(unknown("zoo model", name.removeprefix("zoo:"), ENTRIES)) from None
+        raise InputError(unknown("zoo model", name.removeprefix("zoo:"), known)) from None
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ratherthan import data
 from ratherthan.errors import InputError, first_line
 from ratherthan.zoo.recipes import Recipe, recipe
-from ratherthan.zoo.registry import ZooModel, get, read_weights
+from ratherthan.zoo.registry import ENTRIES, MANIFOLDS, ZooModel, get, read_weights
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def train(
     Raises:
         InputError: No such network, recipe or device, no data, no epoch, or a checkpoint of other settings lies here.
     """
-    entry = get(name)
+    entry = get(name, ENTRIES | MANIFOLDS)
     if entry.recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
     how = recipe(entry.recipe)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ratherthan as rt
 from nets import Dense, Linear, images, make
+from ratherthan import explanation
 from ratherthan.explanation import to_cases
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
@@ -57,6 +58,15 @@ def test_frame_has_a_row_per_sample_and_question(model: rt.Model) -> None:
     heat = why.heatmap()[1, 0]
     assert heat[frame["peak_row"][2], frame["peak_column"][2]] == heat.max()
     assert frame["relevance_for"][2] - frame["relevance_against"][2] == pytest.approx(heat.sum().item(), abs=1e-6)
+
+
+def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = rt.explain(model, images(2), foil="each")
+    drawn = []
+    on_plane = explanation._on_plane
+    monkeypatch.setattr(explanation, "_on_plane", lambda maps, *rest: drawn.append(maps.shape) or on_plane(maps, *rest))
+    assert str(why).count("Why ") == len(why.to_frame()) == 10
+    assert drawn == [why.attribution.shape[2:]] * 20
 
 
 @pytest.mark.parametrize("foil", [None, "runner-up", "each"])

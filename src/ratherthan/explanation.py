@@ -87,9 +87,7 @@ class Explanation:
         """
         if preset not in (None, "prabhushankar2020"):
             raise InputError(unknown("preset", preset, ["prabhushankar2020"]))
-        lead = 1 if self.axis is None else 2
-        maps = self.attribution.sum(lead) if self.attribution.ndim - lead == 3 else self.attribution
-        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified=preset is not None)
+        return self._drawn(self.attribution, 1 if self.axis is None else 2, rectified=preset is not None)
 
     def over_foils(self, preset: Literal["prabhushankar2020"] | None = None) -> tuple[Tensor, Tensor]:
         """What all foils agree on, and where they differ (contrastive-gradcam, Fig. 3 g and f).
@@ -157,7 +155,7 @@ class Explanation:
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one sample: the question, the figures, and how the relevance is divided."""
-        map_ = self._column(self.heatmap())[sample, q]
+        map_ = self._map(sample, q)
         gain, loss = map_.clamp_min(0).sum().item(), (-map_).clamp_min(0).sum().item()
         share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
         score = f"{self.contrast} {self._column(self.score)[sample, q].item():+.2f}"
@@ -275,6 +273,15 @@ class Explanation:
         """(N, ...) or (N, Q, ...) to (N, Q, ...)."""
         return values.unsqueeze(1) if self.axis is None else values
 
+    def _map(self, sample: int, q: int) -> Tensor:
+        """The heatmap of one question, (H, W), without those of all others: a thousand of one image fill 200 MB."""
+        return self._drawn(self._column(self.attribution)[sample, q], 0, rectified=False)
+
+    def _drawn(self, maps: Tensor, lead: int, rectified: bool) -> Tensor:
+        """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
+        maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
+        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified)
+
     def _class_name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else f"class {index}"
 
@@ -290,7 +297,7 @@ class Explanation:
         return f"{_percent(p[fact].item())}{against}; "
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
-        map_ = self._column(self.heatmap())[sample, q]
+        map_ = self._map(sample, q)
         peak = int(map_.argmax())
         row = {
             "sample": self.names[sample],

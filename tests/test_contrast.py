@@ -153,6 +153,14 @@ def test_values_are_contrasted_by_squared_error() -> None:
     torch.testing.assert_close(loss.seed(output, question), Contrast.seed(loss, output, question))
 
 
+@pytest.mark.parametrize(
+    "foil", [float("nan"), [0.5, float("inf")], [], ["a"], {0.5}, [[0.1], [0.2, 0.3]], torch.rand(2, 3), [[[0.5]]]]
+)
+def test_what_is_no_value_is_refused(foil: object) -> None:
+    with pytest.raises(InputError, match=r"a foil is a|give one per sample"):
+        resolve_values(torch.zeros(2, 1), foil)
+
+
 class TestResolve:
     logits = torch.tensor([[1.0, 5.0, 3.0, 0.0], [9.0, 2.0, 4.0, 8.0]])
     names = ("crane", "tabby, house cat", "crane", "Boxer")
@@ -223,8 +231,24 @@ def test_any_function_is_a_contrast_and_can_be_registered() -> None:
         register_contrast("gap", gap)
     with pytest.raises(InputError, match="did you mean 'weighted'"):
         get_contrast("weigthed")
-    with pytest.raises(InputError, match="one number per sample"):
-        get_contrast(lambda y, t, foils: y).scalar(logits, question)
+    for wrong in (lambda y, t, foils: y, lambda y, t, foils: None):
+        with pytest.raises(InputError, match="one number per sample"):
+            get_contrast(wrong).scalar(logits, question)
+    with pytest.raises(InputError, match="cannot be differentiated"):
+        get_contrast(lambda y, t, foils: y.argmax(1).double()).seed(logits, question)
+
+
+def test_a_function_does_not_pass_for_another_contrast() -> None:
+    def mean(logits: Tensor, fact: Tensor, foils: Tensor) -> Tensor:
+        return logits[:, 0]
+
+    with pytest.raises(InputError, match="'mean' exists already"):
+        get_contrast(mean)
+    for junk in (Contrast, ["none"], 3):
+        with pytest.raises(InputError, match="a name, a Contrast or a function"):
+            get_contrast(junk)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not int"):
+        register_contrast("junk", 3)  # type: ignore[arg-type]
 
 
 def test_questions_in_words() -> None:

@@ -103,7 +103,14 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
         raise InputError(
             f"foil {foil!r} names a class, but this model gives a value: ask with a number, e.g. foil=0.75"
         )
-    values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
+    try:
+        values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a foil is a number, one per sample or a list of them, not {foil!r}") from error
+    if foil is not None and not (values.numel() and values.isfinite().all()):
+        raise InputError(f"a foil is a finite number, one per sample or a list of them, not {foil!r}")
+    if values.ndim > (2 if isinstance(foil, (list, tuple)) else 1):
+        raise InputError(f"foil values of shape {tuple(values.shape)}: give one per sample, or a list for an axis")
     if isinstance(foil, (list, tuple)):
         values = values.expand(count, -1)
     elif values.ndim == 1 and len(values) != count:
@@ -144,7 +151,7 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
         raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
     if matches:
         return matches[0]
-    if wanted.isdigit():
+    if wanted.isdecimal():
         return class_index(int(wanted), classes)
     if not names:
         raise InputError(f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}")
@@ -288,7 +295,12 @@ class Contrast(ABC):
         with torch.enable_grad():
             copies = logits.detach().unsqueeze(1).repeat(1, question.fact.shape[1], 1).requires_grad_()
             rows = [self.scalar(copies[:, q], _one(question, q)) for q in range(copies.shape[1])]
-            (seeds,) = torch.autograd.grad(torch.cat(rows, 1).sum(), copies)
+            total = torch.cat(rows, 1).sum()
+            if not total.requires_grad:
+                raise InputError(
+                    f"contrast {self.name!r} cannot be differentiated: compute it from the logits in torch"
+                )
+            (seeds,) = torch.autograd.grad(total, copies)
         return seeds
 
 
@@ -473,9 +485,11 @@ class FunctionContrast(Contrast):
         for q in range(question.fact.shape[1]):
             fact, foils = question.fact[:, q], question.foils[:, q]
             rows = [self.function(y, fact, foils) for y in logits.reshape(-1, *logits.shape[-2:])]
-            if rows[0].shape != fact.shape:
-                shapes = f"{tuple(rows[0].shape)}, not ({len(fact)},)"
-                raise InputError(f"contrast {self.name!r} returned shape {shapes}: one number per sample is needed")
+            if not isinstance(rows[0], Tensor) or rows[0].shape != fact.shape:
+                given = f"shape {tuple(rows[0].shape)}" if isinstance(rows[0], Tensor) else type(rows[0]).__name__
+                raise InputError(
+                    f"contrast {self.name!r} returned {given}, not ({len(fact)},): one number per sample is needed"
+                )
             columns.append(torch.stack(rows).reshape(logits.shape[:-1]))
         return torch.stack(columns, -1)
 
@@ -502,21 +516,21 @@ def register_contrast(name: str, contrast: Contrast | ContrastFunction) -> None:
         contrast: A `Contrast`, or a function of (logits (N, C), fact (N,), foils (N, C) bool) that returns (N,).
 
     Raises:
-        InputError: If the name is taken.
+        InputError: If the name is taken, or it is neither.
 
     Example:
         >>> register_contrast("squared gap", lambda y, t, S: (y.gather(1, t[:, None])[:, 0] ** 2))
     """
     if name in _REGISTERED:
         raise InputError(f"a contrast named {name!r} exists already; choose another name")
-    _REGISTERED[name] = contrast if isinstance(contrast, Contrast) else FunctionContrast(contrast, name)
+    _REGISTERED[name] = contrast if isinstance(contrast, Contrast) else FunctionContrast(_function(contrast), name)
 
 
 def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
     """A name, a contrast or a function, as a contrast.
 
     Raises:
-        InputError: If the name is not registered or the object is no contrast.
+        InputError: If the name is not registered, the object is no contrast, or the function has the name of another.
     """
     if isinstance(contrast, Contrast):
         return contrast
@@ -524,9 +538,18 @@ def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
         if contrast not in _REGISTERED:
             raise InputError(unknown("contrast", contrast, _REGISTERED))
         return _REGISTERED[contrast]
-    if callable(contrast):
-        return FunctionContrast(contrast)
-    raise InputError(f"a contrast is a name, a Contrast or a function, not {type(contrast).__name__}")
+    made = FunctionContrast(_function(contrast))
+    known = _REGISTERED.get(made.name, made)
+    if not isinstance(known, FunctionContrast) or known.function is not contrast:
+        raise InputError(f"a contrast named {made.name!r} exists already; give the function another name")
+    return made
+
+
+def _function(given: object) -> ContrastFunction:
+    if callable(given) and not isinstance(given, type):
+        return given
+    what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    raise InputError(f"a contrast is a name, a Contrast or a function, not {what}")
 
 
 # --------------------------------------------------------------------------------------------- in use

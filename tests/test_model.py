@@ -97,6 +97,7 @@ def test_size_crop_and_normalisation_by_hand() -> None:
         (torch.zeros(0, 3, 4, 4), "N >= 1"),
         (torch.zeros(4), r"\(N, C, H, W\)"),
         (torch.full((1, 3, 4, 4), torch.nan), "NaN"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.complex64), "complex"),
         (torch.full((1, 3, 4, 4), 200, dtype=torch.uint8), "images / 255"),
         (torch.full((1, 3, 4, 4), -1.0), "normalises by itself"),
         ([torch.zeros(3, 4, 4), torch.zeros(3, 5, 5)], "size=224"),
@@ -123,6 +124,9 @@ def test_files_need_one_or_three_channels() -> None:
         ({"crop_fraction": 0}, "above 0 and at most 1"),
         ({"size": 0}, "in pixels"),
         ({"size": (1, 2, 3)}, "in pixels"),
+        ({"size": 224.0}, "in pixels"),
+        ({"class_names": "cat"}, "a list of names"),
+        ({"class_names": {0: "cat"}}, "a list of names"),
         ({"mean": [0.1, 0.2]}, "2 values for images of 3 channels"),
         ({"std": [0.1, 0.0, 0.1]}, "positive"),
     ],
@@ -130,6 +134,12 @@ def test_files_need_one_or_three_channels() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Model(small(), **settings)
+
+
+def test_one_mean_serves_all_channels_and_names_may_be_numbers() -> None:
+    model = Model(small(), [7, 8], mean=0.5)  # type: ignore[arg-type]
+    assert model.mean == (0.5,)
+    assert model.class_names == ("7", "8")
 
 
 def test_replace_keeps_all_other_settings() -> None:

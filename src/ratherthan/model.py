@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -66,12 +66,16 @@ class Model:
         if not 0 < crop_fraction <= 1:
             raise InputError(f"crop_fraction is the share that is kept, above 0 and at most 1, not {crop_fraction}")
         self.module = module
-        self.class_names = None if class_names is None else tuple(class_names)
+        if isinstance(class_names, (str, Path, Mapping)):
+            raise InputError(
+                f"class_names is a list of names, not {class_names!r}; read_class_names reads a file of them"
+            )
+        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.channels = channels or _input_channels(module)
         self.mean, self.std = (self._per_channel(v, w) for v, w in ((mean, "mean"), (std, "std")))
         self.size = (size, size) if isinstance(size, int) else size
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise InputError(f"size is a height and a width in pixels, not {size}")
+        if self.size is not None and not _are_sides(self.size):
+            raise InputError(f"size is a height and a width in pixels, whole numbers, not {size!r}")
         self.fit: Fit = fit
         self.crop_fraction = crop_fraction
         self.interpolation: Interpolation = interpolation
@@ -204,7 +208,9 @@ class Model:
         return fit_image(picture, self.size, self.fit, self.crop_fraction, self.channels, self.interpolation)
 
     def _batch(self, images: Tensor) -> Tensor:
-        images = images.unsqueeze(0) if images.ndim == 3 else images
+        if images.is_complex():
+            raise InputError("the images hold complex numbers; image space is [0, 1]")
+        images = images.detach().unsqueeze(0) if images.ndim == 3 else images.detach()
         if images.ndim < 2 or len(images) == 0:
             raise InputError(f"images of shape {tuple(images.shape)}: (N, C, H, W) with N >= 1 is needed")
         if not images.isfinite().all():
@@ -219,7 +225,7 @@ class Model:
             raise InputError(
                 f"images range over [{low:.3g}, {high:.3g}]: hand them in [0, 1]; this model normalises by itself"
             )
-        return images.detach().to(self.device, self.dtype)
+        return images.to(self.device, self.dtype)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if self.mean is not None:
@@ -269,7 +275,7 @@ class Model:
     def _per_channel(self, values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
         if values is None:
             return None
-        row = tuple(float(v) for v in values)
+        row = tuple(float(v) for v in np.atleast_1d(values))
         if len(row) not in (1, self.channels):
             raise InputError(f"{what} has {len(row)} values for images of {self.channels} channels")
         if what == "std" and min(row) <= 0:
@@ -299,6 +305,10 @@ def _picture(image: Any) -> Image.Image:
             raise InputError("an image array holds uint8, or finite numbers in [0, 1]")
         image = (image * 255.0).round().astype(np.uint8)
     return plain(Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image))
+
+
+def _are_sides(size: Any) -> bool:
+    return isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(v, int) and v > 0 for v in size)
 
 
 def _check_choice(what: str, given: object, choices: Any) -> None:

@@ -132,6 +132,17 @@ def test_shows_itself_in_a_notebook(model: rt.Model) -> None:
     assert "&lt;cat&gt;" in page
 
 
+def test_a_function_asks_by_its_name_and_is_refused_where_it_is_infinite(model: rt.Model) -> None:
+    def margin(logits: torch.Tensor, fact: torch.Tensor, foils: torch.Tensor) -> torch.Tensor:
+        rivals = logits.masked_fill(~foils, -torch.inf).topk(2).values
+        return logits.gather(1, fact[:, None])[:, 0] - rivals.mean(1)
+
+    why = rt.explain(model, images(1), fact="ant", foil={"bee", "eel"}, contrast=margin)
+    assert str(why).startswith("image 0: Why ant, rather than bee or eel? (margin)")
+    with pytest.raises(rt.InputError, match="'margin' gives NaN or infinite values"):
+        rt.explain(model, images(1), fact="ant", foil="bee", contrast=margin)
+
+
 def test_unknown_endings_are_refused(tmp_path: Path, model: rt.Model) -> None:
     with pytest.raises(rt.InputError, match=r"\.png, \.html or \.safetensors"):
         rt.explain(model, images(1)).save(tmp_path / "why.gif")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ratherthan.contrast import get_contrast
+from ratherthan.contrast import contrasts, get_contrast
 from ratherthan.errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
@@ -132,8 +132,10 @@ class Explanation:
 
     def question(self, sample: int, q: int = 0) -> str:
         """The question about one sample in words."""
-        contrast = get_contrast(self.contrast) if self.contrast in _known() else get_contrast("weighted")
-        return contrast.describe(self.fact_name(sample, q), self.foil_name(sample, q))
+        fact, foil = self.fact_name(sample, q), self.foil_name(sample, q)
+        if self.contrast in contrasts():
+            return get_contrast(self.contrast).describe(fact, foil)
+        return f"{get_contrast('weighted').describe(fact, foil)} ({self.contrast})"
 
     def fact_name(self, sample: int, q: int = 0) -> str:
         """The fact in words."""
@@ -408,12 +410,6 @@ def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool) -> Tensor:
         low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
         flat = torch.where(high > low, (flat - low) / (high - low), 0)
     return flat.reshape(*maps.shape[:-2], *size)
-
-
-def _known() -> list[str]:
-    from ratherthan.contrast import contrasts
-
-    return contrasts()
 
 
 def _percent(p: float) -> str:

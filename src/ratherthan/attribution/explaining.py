@@ -103,6 +103,9 @@ def compare(
     check_budget(memory_budget)
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
+    for what, given in (("methods", methods), ("contrasts", contrasts)):
+        if isinstance(given, str):
+            raise InputError(f"{what} is a list, e.g. [{given!r}], not {given!r}")
     model = Model.wrap(model)
     chosen = [get_method(each) for each in methods]
     how = [None if each is None else get_contrast(each) for each in contrasts]
@@ -157,6 +160,11 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
     def lead(values: Tensor) -> Tensor:
         return values.squeeze(1) if squeeze else values
 
+    score = ask.contrast.scalar(subject.logits, question)
+    for what, values in ((f"contrast {ask.contrast.name!r}", score), (f"method {method.name!r}", maps.values)):
+        if not values.isfinite().all():
+            raise InputError(f"{what} gives NaN or infinite values for this question: no map can be right")
+
     return Explanation(
         images=subject.images,
         attribution=lead(maps.values.detach()),
@@ -164,7 +172,7 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
         fact=lead(question.fact),
         foil=lead(question.foil),
         foils=lead(question.foils),
-        score=lead(ask.contrast.scalar(subject.logits, question)),
+        score=lead(score),
         axis=question.axis,
         method=method.name,
         contrast=ask.contrast.name,

@@ -92,4 +92,5 @@ def get_method(method: str | Method) -> Method:
         if method not in _REGISTERED:
             raise InputError(unknown("method", method, _REGISTERED))
         return _REGISTERED[method]()
-    raise InputError(f"a method is a name or an object such as GradCAM(), not {type(method).__name__}")
+    what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+    raise InputError(f"a method is a name or an object such as GradCAM(), not {what}")

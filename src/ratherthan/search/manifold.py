@@ -1,0 +1,268 @@
+"""Manifolds of natural images: generative models, and the way from an image to its latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratherthan.attribution.pullback import clean_room
+from ratherthan.errors import InputError, ModelError, first_line
+from ratherthan.model import Model
+from ratherthan.search.core import Problem, Schedule, Status, Terms, noise, search
+
+_BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
+_MARGIN = 0.1  # logits by which the class of a reconstruction is to win
+
+
+class Manifold:
+    """A generative model of images: any torch module that decodes latents, and one that encodes images if there is one.
+
+    Args:
+        decoder: Latents (N, *latent_shape) to images (N, C, H, W). A module with a method `decode`, and perhaps
+            `encode`, brings both.
+        latent_shape: Shape of one latent; a number for a vector.
+        encoder: Images to latents; a tuple counts by its first element.
+        scale: The values that the module's black and white have: (0, 1), or (-1, 1) for a GAN that ends in tanh.
+        name: What to call it in results.
+
+    Raises:
+        InputError: If the decoder is no module or the scale is none.
+
+    Example:
+        >>> manifold = Manifold(generator, 100, scale=(-1, 1))
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        latent_shape: int | Sequence[int],
+        encoder: nn.Module | None = None,
+        *,
+        scale: tuple[float, float] = (0.0, 1.0),
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(decoder, nn.Module) or not isinstance(encoder, (nn.Module, type(None))):
+            raise InputError("a manifold is made of torch modules: Manifold(decoder, latent_shape, encoder)")
+        if not scale[0] < scale[1]:
+            raise InputError(f"scale is the value of black and that of white, e.g. (-1, 1), not {scale}")
+        self.module = nn.ModuleList([decoder] if encoder is None else [decoder, encoder])
+        self.latent_shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        self.scale, self.name = scale, name or type(decoder).__name__
+        self._decode: Callable[[Tensor], Any] = getattr(decoder, "decode", decoder)
+        self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
+
+    def __repr__(self) -> str:
+        return f"Manifold({self.name}, latents {self.latent_shape})"
+
+    @classmethod
+    def load(cls, name: str, weights: str | Path | None = None) -> Manifold:
+        """A manifold of the zoo.
+
+        Args:
+            name: E.g. "zoo:mnist_vae".
+            weights: Its weights; by default those that ship in the package.
+
+        Raises:
+            InputError: If there is none of this name.
+            ModelError: If its weights cannot be read.
+        """
+        from ratherthan.zoo import registry as zoo
+
+        entry = zoo.get(name, zoo.MANIFOLDS)
+        module = zoo.load_weights(entry, weights)
+        with torch.no_grad():
+            latents = module.encode(torch.zeros(1, entry.channels, *entry.image_size))  # type: ignore[operator]
+        return cls(module, tuple(latents.shape[1:]), name=f"zoo:{entry.name}")
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether there is an encoder."""
+        return self._encode is not None
+
+    def to(self, like: Tensor) -> Manifold:
+        """Move it to the device and dtype of a tensor; returns itself."""
+        self.module.to(like.device, like.dtype)
+        return self
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, *latent_shape) to images (N, C, H, W) in image space."""
+        low, high = self.scale
+        images: Tensor = self._decode(latents)
+        return images if self.scale == (0.0, 1.0) else (images - low) / (high - low)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in image space to latents (N, *latent_shape).
+
+        Raises:
+            ModelError: If it has no encoder, or this gives something else.
+        """
+        if self._encode is None:
+            raise ModelError(f"{self.name} has no encoder")
+        low, high = self.scale
+        found = self._encode(images * (high - low) + low)
+        latents: Tensor = found[0] if isinstance(found, tuple) else found
+        if latents.shape[1:] != self.latent_shape:
+            raise ModelError(f"{self.name} encodes to {tuple(latents.shape[1:])}, but latents are {self.latent_shape}")
+        return latents
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images that it cannot make.
+
+        Raises:
+            ModelError: If it cannot decode its latents, or makes images of another shape than these (N, C, H, W).
+        """
+        zero = images.new_zeros(1, *self.latent_shape)
+        try:
+            with clean_room(self.module), torch.no_grad():
+                made = self.decode(zero)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
+        if made.shape[1:] != images.shape[1:]:
+            raise ModelError(
+                f"{self.name} makes images of {tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}: "
+                "give a manifold of their shape"
+            )
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """How the latent of an image is found.
+
+    Attributes:
+        restarts: How many starts: the encoder's answer if there is one, then the nearest of a bank of prior samples.
+        schedule: The search from each.
+        largest_error: Root mean square error of the pixels, in [0, 1], above which an inversion has failed.
+    """
+
+    restarts: int = 1
+    schedule: Schedule = field(default_factory=partial(Schedule, rounds=4, steps=25, settle=0.02))
+    largest_error: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1 or self.largest_error <= 0:
+            raise InputError("an inversion has at least one start, and its largest_error is positive")
+
+
+@dataclass(frozen=True, eq=False)
+class Inverted:
+    """Images and their places on a manifold.
+
+    Attributes:
+        latents: (N, *latent_shape).
+        reconstruction: (N, C, H, W), the decoded latents.
+        residual: (N, C, H, W), images minus reconstruction.
+        error: (N,) root mean square of the residual; NaN where nothing finite was found.
+        class_kept: (N,) bool: whether the model gives the reconstruction the fact; True without a model.
+    """
+
+    latents: Tensor
+    reconstruction: Tensor
+    residual: Tensor
+    error: Tensor
+    class_kept: Tensor
+
+
+def invert(
+    manifold: Manifold,
+    images: Tensor,
+    model: Model | nn.Module | None = None,
+    fact: Tensor | None = None,
+    settings: Inversion | None = None,
+    seed: int = 0,
+) -> Inverted:
+    """Find z0 = argmin |G(z) - I|^2 (eq. 1 of CDeepEx), the class of the reconstruction being the fact.
+
+    First the pixels alone; then, where the reconstruction has another class, again with the constraint that the fact
+    wins by a margin: the augmented Lagrangian is the paper's misclassification cost, growing while the class is wrong.
+
+    Args:
+        manifold: The generative model.
+        images: (N, C, H, W) in image space.
+        model: The network whose class is to be kept; None: no class is.
+        fact: (N,) class indices; None: the model's predictions for the images.
+        settings: How; None: the usual.
+        seed: Of the bank that starts are drawn from.
+
+    Returns:
+        The best of all starts for each image: the class kept if any start kept it, then the smallest error.
+
+    Raises:
+        ModelError: If the manifold makes images of another shape.
+    """
+    settings = settings or Inversion()
+    manifold.to(images).check(images)
+    model = None if model is None else Model.wrap(model)
+    with clean_room(nn.ModuleList([manifold.module, *([] if model is None else [model.module])])):
+        if model is not None and fact is None:
+            with torch.no_grad():
+                fact = model.logits(images).argmax(1)
+        starts = _starts(manifold, images, settings.restarts, seed)
+        z = search(_pixels(manifold, images), starts, settings.schedule).z
+        if model is not None and fact is not None:
+            z = _with_class(manifold, images, model, fact, z, settings.schedule)
+        return _best(manifold, images, model, fact, z)
+
+
+def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Tensor:
+    """(restarts * N, *latent_shape), all images for the first start, then all for the second."""
+    found = []
+    with torch.no_grad():
+        if manifold.can_encode:
+            found.append(manifold.encode(images))
+        wanted = restarts - len(found)
+        if wanted > 0:
+            bank = noise(manifold.latent_shape, seed, range(_BANK), 0).to(images)
+            distance = torch.cdist(images.flatten(1), manifold.decode(bank).flatten(1))
+            nearest = distance.topk(wanted, dim=1, largest=False).indices
+            found += [bank[column] for column in nearest.T]
+    return torch.cat(found[:restarts])
+
+
+def _pixels(manifold: Manifold, images: Tensor) -> Problem:
+    def problem(z: Tensor, rows: Tensor) -> Terms:
+        misfit = (manifold.decode(z) - images[rows % len(images)]).square().flatten(1).sum(1)
+        none = misfit.new_zeros(len(z), 0)
+        return Terms(misfit, none, none)
+
+    return problem
+
+
+def _with_class(
+    manifold: Manifold, images: Tensor, model: Model, fact: Tensor, z: Tensor, schedule: Schedule
+) -> Tensor:
+    facts = fact.repeat(len(z) // len(images))
+    with torch.no_grad():
+        wrong = (model.logits(manifold.decode(z)).argmax(1) != facts).nonzero().flatten()
+    if not len(wrong):
+        return z
+
+    def problem(z: Tensor, rows: Tensor) -> Terms:
+        made = manifold.decode(z)
+        misfit = (made - images[wrong[rows] % len(images)]).square().flatten(1).sum(1)
+        logits, own = model.logits(made), facts[wrong[rows]].unsqueeze(1)
+        rival = logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)
+        return Terms(misfit, misfit.new_zeros(len(z), 0), rival - logits.gather(1, own) + _MARGIN)
+
+    held = search(problem, z[wrong], schedule)
+    kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
+    return z.index_put((wrong[kept],), held.z[kept])
+
+
+def _best(manifold: Manifold, images: Tensor, model: Model | None, fact: Tensor | None, z: Tensor) -> Inverted:
+    count = len(images)
+    with torch.no_grad():
+        made = manifold.decode(z)
+        error = (made - images.repeat(len(z) // count, 1, 1, 1)).square().flatten(1).mean(1).sqrt().view(-1, count)
+        kept = torch.ones_like(error, dtype=torch.bool)
+        if model is not None and fact is not None:
+            kept = model.logits(made).argmax(1).view(-1, count) == fact
+    # a wrong class weighs more than any error of pixels can; NaN most of all
+    first = (error.nan_to_num(torch.inf) + 1e3 * ~kept).argmin(0)
+    rows = first * count + torch.arange(count, device=z.device)
+    return Inverted(z[rows], made[rows], images - made[rows], error.flatten()[rows], kept.flatten()[rows])

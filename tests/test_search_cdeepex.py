@@ -1,0 +1,230 @@
+"""CDeepEx, xGEM, inversion and what they return, on linear networks and manifolds whose answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nets import Linear
+from ratherthan.attribution.explaining import explain
+from ratherthan.errors import InputError, ModelError
+from ratherthan.model import Model
+from ratherthan.search import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert
+
+FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.7, tolerance=1e-6, settle=0.0, largest_penalty=100)
+EXACT = Inversion(schedule=Schedule(rounds=8, steps=50, rate=0.2, decay=0.5, settle=0.0))
+
+
+class Plane(nn.Module):
+    """Images 0.5 + A z: 1 x 4 x 4 pixels from 5 latents; encoding is least squares, the posterior mean of a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        basis = torch.linalg.qr(numbers(16, 5, seed=1)).Q
+        self.basis = nn.Parameter(basis)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return (0.5 + z @ self.basis.T).reshape(-1, 1, 4, 4)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, None]:
+        return (images.flatten(1) - 0.5) @ self.basis, None
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def model() -> Model:
+    module = Linear(16, 4).double()
+    with torch.no_grad():
+        module.head.weight.copy_(numbers(4, 16, seed=2))
+        module.head.bias.copy_(0.05 * numbers(4, seed=3) - module.head.weight.sum(1) / 2)  # grey has no class
+    return Model(module, ["ant", "bee", "cat", "dog"], channels=1)
+
+
+@pytest.fixture
+def manifold() -> Manifold:
+    return Manifold(Plane().double(), 5, name="plane")
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return 0.5 + 0.08 * numbers(6, 1, 4, 4, seed=4).clamp(-2, 2)
+
+
+def boundary(model: Model, manifold: Manifold, images: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
+    """The nearest images with equal logits, by projection, ignoring the other classes."""
+    head, basis = model.module.head, manifold.module[0].basis
+    gap = head.weight[fact] - head.weight[foil]
+    height = (gap * images.flatten(1)).sum(1) + head.bias[fact] - head.bias[foil]
+    normal = gap @ basis
+    step = -(height / normal.square().sum(1)).unsqueeze(1) * normal
+    return (images.flatten(1) + step @ basis.T).reshape(images.shape).detach()
+
+
+def test_xgem_is_the_projection_on_the_boundary(model: Model, manifold: Manifold, images: Tensor) -> None:
+    how = counterfactual(model, images, method=XGEM(manifold, schedule=FINE, inversion=EXACT))
+    assert how.found.all()
+    expected = boundary(model, manifold, images, how.fact[:, 0], how.foil)
+    assert expected.min() > 0
+    assert expected.max() < 1
+    assert (how.example - expected).abs().max() < 1e-4
+
+
+def test_cdeepex_keeps_every_other_class_below(model: Model, manifold: Manifold, images: Tensor) -> None:
+    """Feasible always; the answer of xGEM where that is feasible too, and farther away where it is not."""
+    free = counterfactual(model, images, foil="each", method=XGEM(manifold, schedule=FINE))
+    held = counterfactual(model, images, foil="each", method=CDeepEx(manifold, margin=0.2, schedule=FINE))
+    compared = 0
+    for i in range(len(images)):
+        for q in range(4):
+            if not held.found[i, q]:
+                continue
+            fact, foil = int(held.fact[i, q]), int(held.foils[i, q])
+            logits = model.logits(held.example[i, q : q + 1])[0]
+            others = [k for k in range(4) if k not in (fact, foil)]
+            assert abs(logits[fact] - logits[foil]) < 1e-4
+            assert logits[others].max() + 0.2 < min(logits[fact], logits[foil]) + 1e-4
+            blocked = free.example_logits[i, q, 0][others].max() + 0.2 > free.example_logits[i, q, 0][foil] + 1e-3
+            if free.found[i, q] and not blocked:
+                assert held.distance[i, q, 0].item() == pytest.approx(free.distance[i, q, 0].item(), rel=0.01, abs=1e-3)
+            elif free.found[i, q]:
+                compared += 1
+                assert held.distance[i, q, 0] > free.distance[i, q, 0]
+    assert compared > 0
+
+
+def test_foil_equal_to_fact_harms_no_other(model: Model, manifold: Manifold, images: Tensor) -> None:
+    facts = model.logits(images).argmax(1)
+    foils = (facts + 1) % 4
+    method = CDeepEx(manifold, retries=0)
+    usual = counterfactual(model, images, foil=foils, method=method)
+    foils[2] = facts[2]
+    mixed = counterfactual(model, images, foil=foils, method=method)
+    assert mixed.status[2] == [["foil equals fact"]]
+    assert not mixed.found[2]
+    assert "same class" in mixed.reason[2]
+    others = [0, 1, 3, 4, 5]
+    assert torch.allclose(mixed.example[others], usual.example[others])
+
+
+def test_batches_and_foils_change_no_answer(model: Model, manifold: Manifold, images: Tensor) -> None:
+    method = CDeepEx(manifold, restarts=3, schedule=Schedule(rounds=5, steps=20))
+    whole = counterfactual(model, images, foil="top2", method=method)
+    pieces = counterfactual(model, images, foil="top2", method=method, batch_size=1)
+    assert torch.allclose(whole.examples, pieces.examples, atol=1e-8)
+    assert torch.allclose(whole.path, pieces.path, atol=1e-8)
+    assert whole.status == pieces.status
+    first = counterfactual(model, images, foil="runner-up", method=method)
+    assert torch.allclose(first.example, whole.example[:, 0], atol=1e-8)
+    again = counterfactual(model, images, foil="top2", method=method)
+    assert torch.equal(whole.examples, again.examples)
+
+
+def test_answers_are_ranked_and_copies_marked(model: Model, manifold: Manifold, images: Tensor) -> None:
+    how = counterfactual(model, images, method=XGEM(manifold, restarts=4, schedule=FINE))
+    assert (how.distance.diff(dim=2) >= 0).all()
+    assert how.distinct().sum(2).eq(1).all(), "a convex problem has one answer"
+    assert how.path.shape[2] == how.path_logits.shape[2]
+    assert torch.allclose(how.path[:, 0, -1], how.example)
+    assert torch.allclose(how.path[:, 0, 0], images, atol=1e-6), "at z0 the residual makes it the image"
+
+
+def test_inversion_finds_the_plane_with_and_without_encoder(model: Model, manifold: Manifold, images: Tensor) -> None:
+    basis = manifold.module[0].basis.detach()
+    nearest = 0.5 + ((images.flatten(1) - 0.5) @ basis) @ basis.T
+    blind = Manifold(Blind(manifold), 5)
+    for each in (manifold, blind):
+        found = invert(each, images, settings=EXACT)
+        assert torch.allclose(found.reconstruction.flatten(1), nearest, atol=1e-4)
+        assert torch.allclose(found.error, (images.flatten(1) - nearest).square().mean(1).sqrt(), atol=1e-4)
+    kept = invert(manifold, images, model)
+    facts = model.logits(images).argmax(1)
+    free = model.logits(invert(manifold, images).reconstruction).argmax(1)
+    assert (free != facts).any(), "the constraint has something to do"
+    assert kept.class_kept.all()
+    assert torch.equal(model.logits(kept.reconstruction).argmax(1), facts)
+
+
+class Blind(nn.Module):
+    """The decoder alone, in [-1, 1] as a GAN gives it."""
+
+    def __init__(self, manifold: Manifold) -> None:
+        super().__init__()
+        self.inner = manifold.module[0]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.inner.decode(z)
+
+
+def test_tanh_generators_are_brought_to_image_space(manifold: Manifold, images: Tensor) -> None:
+    class Signed(Blind):
+        def forward(self, z: Tensor) -> Tensor:
+            return 2 * super().forward(z) - 1
+
+    z = numbers(3, 5)
+    assert torch.allclose(Manifold(Signed(manifold), 5, scale=(-1, 1)).decode(z), manifold.decode(z))
+
+
+def test_an_image_off_the_manifold_fails_alone(model: Model, manifold: Manifold, images: Tensor) -> None:
+    wild = images.clone()
+    wild[1] = (numbers(1, 4, 4, seed=9) > 0).double()
+    how = counterfactual(model, wild, method=CDeepEx(manifold, inversion=Inversion(largest_error=0.3)))
+    assert how.status[1] == [["inversion failed"]]
+    assert "off by 0.5" in how.reason[1]
+    usual = counterfactual(model, images, method=CDeepEx(manifold))
+    assert torch.allclose(how.example[[0, 2]], usual.example[[0, 2]], atol=1e-6)
+
+
+def test_mistakes_get_one_clear_error(model: Model, manifold: Manifold, images: Tensor) -> None:
+    method = CDeepEx(manifold)
+    with pytest.raises(ModelError, match=r"makes images of \(1, 4, 4\), but these are \(1, 2, 8\)"):
+        counterfactual(model, images.reshape(6, 1, 2, 8), method=method)
+    with pytest.raises(ModelError, match="cannot decode latents"):
+        counterfactual(model, images, method=CDeepEx(Manifold(manifold.module[0], 7)))
+    with pytest.raises(InputError, match=r"hand them in \[0, 1\]"):
+        counterfactual(model, images + 1, method=method)
+    with pytest.raises(InputError, match="names no manifold"):
+        counterfactual(model, images)
+    with pytest.raises(InputError, match="did you mean 'cdeepex'"):
+        counterfactual(model, images, method="cdeepx")
+    with pytest.raises(InputError, match="towards one class"):
+        counterfactual(model, images, foil="others", method=method)
+    with pytest.raises(InputError, match="one fact"):
+        counterfactual(model, images, fact="each", foil="runner-up", method=method)
+
+
+def test_nothing_is_left_behind(model: Model, manifold: Manifold, images: Tensor) -> None:
+    model.module.train()
+    state, given = torch.get_rng_state(), images.clone()
+    counterfactual(model, images, method=CDeepEx(manifold, schedule=Schedule(rounds=2, steps=5)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(images, given)
+    assert all(
+        p.grad is None and p.requires_grad for each in (model.module, manifold.module) for p in each.parameters()
+    )
+    assert all(each.training for each in [*model.module.modules(), *manifold.module.modules()])
+
+
+def test_a_result_says_shows_and_keeps_itself(model: Model, manifold: Manifold, images: Tensor, tmp_path: Path) -> None:
+    how = counterfactual(model, images[:2], foil=["bee", "cat"], method=CDeepEx(manifold, restarts=2))
+    frame = how.to_frame()
+    assert len(frame) == 2 * 2 * 2
+    row = frame.iloc[0]
+    assert row.l2 == pytest.approx(how.difference[0, 0].square().sum().sqrt().item())
+    assert row.p_foil == pytest.approx(how.example_logits[0, 0, 0].softmax(0)[1].item())
+    assert "bee" in str(how)
+    again = Counterfactual.load(how.save(tmp_path / "how.safetensors"))
+    assert torch.equal(again.examples, how.examples)
+    assert (again.reason, again.names, again.class_names) == (how.reason, how.names, how.class_names)
+    assert str(again) == str(how)
+    assert how.save(tmp_path / "how.png").stat().st_size > 1000
+    page = how.save(tmp_path / "how.html").read_text()
+    assert how.text(0, 1).split("?")[0] in page
+    assert len(how.plot_path(0).axes[0].lines) == 3
+    with pytest.raises(InputError, match="holds no counterfactual"):
+        Counterfactual.load(explain(model, images, method="gradient").save(tmp_path / "why.safetensors"))

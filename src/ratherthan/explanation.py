@@ -1,10 +1,11 @@
-"""What `explain` returns: the maps, the question they answer and everything needed to ask it again."""
+"""What `explain` returns: the maps, the question they answer, and how they were made."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +134,8 @@ class Explanation:
     def question(self, sample: int, q: int = 0) -> str:
         """The question about one sample in words."""
         fact, foil = self.fact_name(sample, q), self.foil_name(sample, q)
+        if self.output == "value":
+            return f"Why {fact}, rather than {foil}?" if foil else f"Why {fact}?"
         if self.contrast in contrasts():
             return get_contrast(self.contrast).describe(fact, foil)
         return f"{get_contrast('weighted').describe(fact, foil)} ({self.contrast})"
@@ -358,11 +361,19 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
                 label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
                 for q in [group] if first.axis == "fact" else range(each.questions):
                     view = each._view(sample, q, heatmap, label)
-                    views.setdefault((view.foil, label), view)  # a plain map is the same whatever the foil
+                    if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
+                        view = dataclasses.replace(view, foil=_unused(view.foil, label, views))
+                    views[view.foil, label] = view
             bars = _bars(first, sample, group)
             fact = first.fact_name(sample, group)
             cases.append(Case(Path(first.names[sample]).name, image, fact, bars, tuple(views.values())))
     return cases
+
+
+def _unused(foil: str, label: str, views: Mapping[tuple[str, str], Any]) -> str:
+    """The foil's name, numbered where another foil bears it too (ImageNet has two cranes)."""
+    names = itertools.chain([foil], (f"{foil} ({number})" for number in itertools.count(2)))
+    return next(name for name in names if (name, label) not in views)
 
 
 def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:

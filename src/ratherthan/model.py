@@ -72,6 +72,7 @@ class Model:
             )
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.channels = channels or _input_channels(module)
+        self._convolves = any(isinstance(each, nn.Conv2d) for each in module.modules())
         self.mean, self.std = (self._per_channel(v, w) for v, w in ((mean, "mean"), (std, "std")))
         self.size = (size, size) if isinstance(size, int) else size
         if self.size is not None and not _are_sides(self.size):
@@ -211,8 +212,13 @@ class Model:
         if images.is_complex():
             raise InputError("the images hold complex numbers; image space is [0, 1]")
         images = images.detach().unsqueeze(0) if images.ndim == 3 else images.detach()
-        if images.ndim < 2 or len(images) == 0:
+        if images.ndim < (4 if self._convolves else 2) or len(images) == 0:
             raise InputError(f"images of shape {tuple(images.shape)}: (N, C, H, W) with N >= 1 is needed")
+        if self._convolves and images.shape[1] != self.channels:
+            grey = (
+                "; for grey images, images.expand(-1, 3, -1, -1)" if (images.shape[1], self.channels) == (1, 3) else ""
+            )
+            raise InputError(f"images of {images.shape[1]} channels; {self.name} takes {self.channels}{grey}")
         if not images.isfinite().all():
             raise InputError("the images hold NaN or infinite values; image space is [0, 1]")
         low, high = float(images.min()), float(images.max())

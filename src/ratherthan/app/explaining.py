@@ -18,7 +18,7 @@ from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import get_contrast
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError, first_line, unknown
 from ratherthan.explanation import Explanation, save_report, to_cases
 from ratherthan.model import Model
 
@@ -76,9 +76,14 @@ def _configured(name: str, settings: dict[str, Any], model: Model) -> Method:
             raise InputError(unknown(f"setting of {name}", key, usual))
         if isinstance(usual[key], (int, float)) and not isinstance(value, (int, float)):
             raise InputError(f"{key} of {name} is a number, e.g. {usual[key]}; not {value!r}")
+        if type(usual[key]) is int and isinstance(value, float):
+            raise InputError(f"{key} of {name} is a whole number, e.g. {usual[key]}; not {value!r}")
     if "layer" in settings:
         model.submodule(settings["layer"])
-    return type(method)(**settings)
+    try:
+        return type(method)(**settings)
+    except TypeError as error:
+        raise InputError(f"method {name!r} cannot take these settings: {first_line(error)}") from error
 
 
 def classes(text: str | None, model: Model) -> Any:

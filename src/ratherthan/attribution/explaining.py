@@ -109,7 +109,7 @@ def compare(
     model = Model.wrap(model)
     chosen = [get_method(each) for each in methods]
     how = [None if each is None else get_contrast(each) for each in contrasts]
-    batch = model.preprocess(images)
+    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
     _check_length(fact, len(batch), "fact")
     _check_length(foil, len(batch), "foil")
     parts: list[list[Explanation]] = []
@@ -160,6 +160,9 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
     def lead(values: Tensor) -> Tensor:
         return values.squeeze(1) if squeeze else values
 
+    if maps.values.shape[:2] != question.fact.shape:
+        wanted, shape = tuple(question.fact.shape), tuple(maps.values.shape)
+        raise InputError(f"method {method.name!r} gives maps of shape {shape}; it must begin with {wanted}")
     score = ask.contrast.scalar(subject.logits, question)
     for what, values in ((f"contrast {ask.contrast.name!r}", score), (f"method {method.name!r}", maps.values)):
         if not values.isfinite().all():

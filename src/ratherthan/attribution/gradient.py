@@ -203,7 +203,10 @@ def baseline_images(images: Tensor, baselines: float | Tensor | None) -> Tensor:
     Raises:
         InputError: If it does not fit the images.
     """
-    given = torch.as_tensor(0.0 if baselines is None else baselines, dtype=images.dtype, device=images.device)
+    try:
+        given = torch.as_tensor(0.0 if baselines is None else baselines, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"baselines {baselines!r}: a number or an image is needed") from error
     shape = tuple(images.shape[1:])
     try:
         one = given.squeeze(0) if given.ndim == images.ndim and len(given) == 1 else given

@@ -26,9 +26,11 @@ class PlainNet(nn.Module):
     Args:
         width: Channels of the first convolution; the others have 2, 2 and 4 times as many.
         classes: How many classes it tells apart.
+        cells: The mean is taken over each of cells x cells parts of the grid: 1 is the whole; more tell where things
+            are, which garments need and digits do not.
     """
 
-    def __init__(self, width: int = 16, classes: int = 10) -> None:
+    def __init__(self, width: int = 16, classes: int = 10, cells: int = 1) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _convolution(1, width, 5),
@@ -41,9 +43,9 @@ class PlainNet(nn.Module):
             _convolution(2 * width, 4 * width, 3, dilation=2),
             nn.ReLU(),
         )
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = nn.AdaptiveAvgPool2d(cells)
         self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(4 * width, classes, bias=False)
+        self.head = nn.Linear(4 * width * cells**2, classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 1, H, W) to logits (N, classes)."""

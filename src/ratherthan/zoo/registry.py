@@ -66,7 +66,7 @@ class ZooModel:
 
 
 def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
-    build = partial(DIQaM, 6, weighted, dropout=0.1)
+    build = partial(DIQaM, 6, weighted, dropout=0.0)
     half, quarter = (0.5,) * 6, (0.25,) * 6
     return ZooModel(
         name, build, "distorted_conv10", (224, 224), 6, half, quarter, shipped=shipped, recipe="iqa", output="value"
@@ -79,7 +79,7 @@ ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
         _small("mnist", PlainNet, shipped=True, recipe="mnist", manifold="mnist_vae"),
-        _small("fashion_mnist", PlainNet, recipe="fashion_mnist"),
+        _small("fashion_mnist", partial(PlainNet, cells=7), recipe="fashion_mnist"),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
         ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000"),
@@ -167,7 +167,7 @@ def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
     if source is None:
         hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
         raise ModelError(f"zoo:{entry.name} comes without weights: give weights=PATH{hint}")
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         network = entry.build()
     state, _ = read_weights(source)
     check_state(network.state_dict(), state, f"{source} does not fit zoo:{entry.name}")

@@ -289,11 +289,13 @@ def _figure(metric: str, value: float) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Draw a bar in the terminal; what it yields is the `report` of `train`."""
+    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}")
-    with Bar(*columns, TimeRemainingColumn()) as bar:
+    console = Console(stderr=True)
+    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("train", total=None, epoch="-", loss=float("nan"))
 
         def report(step: Progress) -> None:

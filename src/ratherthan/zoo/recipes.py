@@ -144,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
     "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
     "fashion_mnist": Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
     "flowers102": Recipe(
-        "flowers102", 5, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
+        "flowers102", 8, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
         frozen=tuple(f"features.{index}" for index in range(9)), tests=("valid", "test"),
         augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"),
     ),

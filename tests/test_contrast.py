@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ratherthan import InputError, register_contrast
-from ratherthan.contrast import Contrast, Question, class_index, contrasts, get_contrast, resolve, resolve_values
+from ratherthan.contrast import (
+    _REGISTERED,
+    Contrast,
+    Question,
+    class_index,
+    contrasts,
+    get_contrast,
+    resolve,
+    resolve_values,
+)
 
 BUILT_IN = ["none", "mean", "max", "weighted", "probability", "loss"]
 FOILS = [None, "runner-up", 2, {1, 4}, [1, {2, 3}], "each", "top3"]
@@ -215,15 +224,16 @@ class TestResolve:
             resolve(self.logits, fact, foil, self.names)
 
 
-def test_any_function_is_a_contrast_and_can_be_registered() -> None:
+def test_any_function_is_a_contrast_and_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     def gap(logits: Tensor, fact: Tensor, foils: Tensor) -> Tensor:
         return logits.gather(1, fact[:, None])[:, 0] - (logits * foils).sum(1) / foils.sum(1)
 
     logits = some_logits()
     question = resolve(logits, None, [{0, 1, 2}, {3, 4, 5}])
     torch.testing.assert_close(get_contrast(gap).seed(logits, question), get_contrast("mean").seed(logits, question))
-    if "gap" not in contrasts():
-        register_contrast("gap", gap)
+    monkeypatch.setattr("ratherthan.contrast._REGISTERED", dict(_REGISTERED))
+    register_contrast("gap", gap)
+    assert contrasts()[-1] == "gap"
     torch.testing.assert_close(
         get_contrast("gap").scalar(logits, question), get_contrast("mean").scalar(logits, question)
     )

@@ -214,6 +214,18 @@ def test_metrics_are_rank_and_linear_correlation() -> None:
     assert found["mean_absolute_error"] == pytest.approx(float((given[:, 0] - wanted).abs().mean()))
 
 
+def test_the_shipped_network_ranks_photographs_it_has_never_seen() -> None:
+    scorer, (given, wanted) = rt.load("zoo:iqa"), ([], [])
+    for name in ("astronaut", "chelsea", "coffee"):
+        image = photograph(name)
+        for kind in kinds():
+            for level in range(1, LEVELS + 1):
+                spoilt = distort(image, kind, level, torch.Generator().manual_seed(level))
+                given.append(scorer.logits(torch.cat([image, spoilt])[None]).detach())
+                wanted.append(structural_similarity(image, spoilt))
+    assert recipe("iqa").metrics(torch.cat(given), torch.tensor(wanted))["rank_correlation"] >= 0.9
+
+
 # ----------------------------------------------------------------------------------------- the patch maps
 def maps_by_hand(net: DIQaM, images: Tensor, places: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Plain and contrastive maps of `compare_quality`, a patch and a Q at a time, by the gradient of the loss."""

@@ -83,7 +83,7 @@ ENTRIES: dict[str, ZooModel] = {
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
         ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000"),
-        _quality("iqa", weighted=False),
+        _quality("iqa", weighted=False, shipped=True),
         _quality("iqa_weighted", weighted=True),
     )
 }

@@ -35,7 +35,7 @@ SUPERPIXELS = Superpixels("grid", 49)
 
 def squeezenet() -> rt.Model:
     root = os.environ.get("RATHERTHAN_DATA")
-    weights = next(Path(root).glob("squeezenet/*.pt*"), None) if root else None
+    weights = next(Path(root).glob("squeezenet/*.safetensors"), None) if root else None
     if weights is not None:
         return rt.load("zoo:squeezenet1_0", weights=weights)
     torch.manual_seed(0)

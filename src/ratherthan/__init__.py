@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         PredictionDifference,
         SmoothGrad,
         compare,
+        compare_quality,
         explain,
         methods,
+        quality_figure,
         register_method,
     )
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
@@ -59,6 +61,7 @@ __all__ = [
     "SmoothGrad",
     "UnsupportedError",
     "compare",
+    "compare_quality",
     "contrasts",
     "data",
     "evaluate",
@@ -66,6 +69,7 @@ __all__ = [
     "explain",
     "load",
     "methods",
+    "quality_figure",
     "read_class_names",
     "register_contrast",
     "register_experiment",

@@ -5,6 +5,7 @@ from ratherthan.attribution.explaining import compare, explain
 from ratherthan.attribution.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from ratherthan.attribution.method import Maps, Method, methods, register_method
 from ratherthan.attribution.perturbation import Lime, Occlusion, PatchGaussian, PredictionDifference
+from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.attribution.rules import LRP, DeepLift
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "PredictionDifference",
     "SmoothGrad",
     "compare",
+    "compare_quality",
     "explain",
     "methods",
+    "quality_figure",
     "register_method",
 ]

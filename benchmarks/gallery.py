@@ -218,7 +218,7 @@ def main() -> None:
     path = Path(arguments.out) / f"{arguments.picture}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     PICTURES[arguments.picture](arguments).savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size, hardly a visible loss
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size
     print(f"{path} ({path.stat().st_size / 1024:.0f} KB)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -328,6 +328,20 @@ class Explanation:
 
         values = self._column(heatmap)[sample, q].detach().float().cpu().numpy()
         return MapView(self.foil_name(sample, q), label, values, self.text(sample, q))
+
+
+def rebuilt(
+    parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor], names: tuple[str, ...]
+) -> Explanation:
+    """One explanation of some: `change` makes a tensor (one row per sample) of those in the same place."""
+    first = parts[0]
+    keys = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
+    tensors: dict[str, Any] = {key: change([getattr(part, key) for part in parts]) for key in keys}
+    notes = {
+        key: change([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
+        for key, value in first.notes.items()
+    }
+    return dataclasses.replace(first, names=names, notes=notes, **tensors)
 
 
 def to_cases(explanations: Sequence[Explanation]) -> list[Case]:

@@ -19,7 +19,7 @@ from ratherthan.attribution import Method, compare
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import get_contrast
 from ratherthan.errors import InputError, first_line, unknown
-from ratherthan.explanation import Explanation, save_report, to_cases
+from ratherthan.explanation import Explanation, rebuilt, save_report, to_cases
 from ratherthan.model import Model
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
@@ -175,20 +175,6 @@ class Answers:
             number += 1
         self._stems.add(name.casefold())
         return name
-
-
-def rebuilt(
-    parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor], names: tuple[str, ...]
-) -> Explanation:
-    """One explanation of some: `change` makes a tensor (one row per sample) of those in the same place."""
-    first = parts[0]
-    keys = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
-    tensors: dict[str, Any] = {key: change([getattr(part, key) for part in parts]) for key in keys}
-    notes = {
-        key: change([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in first.notes.items()
-    }
-    return dataclasses.replace(first, names=names, notes=notes, **tensors)
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:

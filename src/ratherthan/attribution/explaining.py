@@ -15,7 +15,7 @@ from ratherthan.attribution.pullback import MEMORY_BUDGET, Subject, check_budget
 from ratherthan.attribution.scan import scan
 from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, Scan, get_contrast, resolve, resolve_values
 from ratherthan.errors import InputError
-from ratherthan.explanation import Explanation
+from ratherthan.explanation import Explanation, rebuilt
 from ratherthan.model import Model
 
 AnyContrast = str | Contrast | ContrastFunction
@@ -192,16 +192,7 @@ def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
     """One explanation from those of the batches."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], names=names)
-    fields = [field.name for field in dataclasses.fields(Explanation)]
-    tensors = {
-        key: [getattr(part, key) for part in parts] for key in fields if isinstance(getattr(parts[0], key), Tensor)
-    }
-    notes = {
-        key: torch.cat([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in parts[0].notes.items()
-    }
-    joined: dict[str, Any] = {key: torch.cat(values) for key, values in tensors.items()}
-    return dataclasses.replace(parts[0], **joined, names=names, notes=notes)
+    return rebuilt(parts, torch.cat, names)
 
 
 def _class_names(subject: Subject) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from random import Random
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution import Method, compare
+from ratherthan.attribution.method import get_method
 from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
 from ratherthan.explanation import Explanation
@@ -38,6 +39,7 @@ class Batch:
         seed: Of all random draws.
         at_once: Images per forward pass.
         layout: How altered images lie in memory when they enter the network.
+        searches: Methods that search for an altered image, or a part of one, by the name they bear in the results.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class Batch:
     seed: int
     at_once: int
     layout: torch.memory_format = torch.contiguous_format
+    searches: Mapping[str, Any] = field(default_factory=dict)
 
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
         """All methods and contrasts, by (method, contrast); methods that can share a forward pass do."""
@@ -130,6 +133,14 @@ class Experiment(ABC):
     @abstractmethod
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """The rows of a batch. What they hold may not depend on which samples share it."""
+
+    def method(self, method: Any) -> Any:
+        """What is compared, from its name: an attribution method, unless the experiment knows others too.
+
+        Raises:
+            InputError: If there is none of this name.
+        """
+        return get_method(method)
 
     def better(self, cell: Mapping[str, Any]) -> int:
         """Whether a table should praise the highest (1) or lowest (-1) contrast of a cell, or none (0)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 import warnings
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.activation import LayerMethod, find_layer
-from ratherthan.attribution.method import Method, get_method
+from ratherthan.attribution.method import Method
 from ratherthan.attribution.pullback import MEMORY_BUDGET, clean_room
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches, fit_image, to_tensor
@@ -84,7 +85,8 @@ def evaluate(
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
     if part_size < 1 or (batch_size is not None and batch_size < 1) or (limit is not None and limit < 1):
         raise InputError("part_size, batch_size and limit are at least 1")
-    how = _by_label([get_method(each) for each in methods or chosen.methods], "method")
+    how = _by_label([chosen.method(each) for each in methods or chosen.methods], "method")
+    how = {label: method if isinstance(method, Method) else method.prepared(model) for label, method in how.items()}
     ways = _by_label([get_contrast(each) for each in contrasts or chosen.contrasts], "contrast")
     data = _data(dataset, model, limit)
     _fix_layer(model, how, data)
@@ -103,7 +105,7 @@ class _Work:
     experiment: Experiment
     model: Model
     data: Dataset
-    methods: dict[str, Method]
+    methods: dict[str, Any]
     contrasts: dict[str, Contrast]
     seed: int
     batch_size: int | None
@@ -147,6 +149,8 @@ class _Work:
 
     def _measured(self, positions: list[int], images: Tensor, labels: Tensor) -> list[Rows]:
         at_once = self.batch_size or fitting(images[0], self.model)
+        maps = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
+        searches = {name: each for name, each in self.methods.items() if name not in maps}
         blocks: list[Rows] = []
         with clean_room(self.model.module):
             for rows in torch.split(torch.arange(len(images)), at_once):
@@ -157,11 +161,12 @@ class _Work:
                     places,
                     tuple(self.data.ids[place] for place in places),
                     labels[rows].to(self.model.device),
-                    self.methods,
+                    maps,
                     self.contrasts,
                     self.seed,
                     at_once,
                     self._layout,
+                    searches,
                 )
                 blocks += self.experiment.measure(batch)
         return blocks
@@ -221,7 +226,7 @@ def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
     return data.subset([index * len(data) // limit for index in range(limit)])
 
 
-def _fix_layer(model: Model, methods: dict[str, Method], data: Dataset) -> None:
+def _fix_layer(model: Model, methods: dict[str, Any], data: Dataset) -> None:
     """Find the layer before the run begins, for it belongs to the settings."""
     if model.layer is None and any(isinstance(each, LayerMethod) and each.layer is None for each in methods.values()):
         image = next(iter(batches(data, 1)), None)
@@ -236,7 +241,7 @@ def _by_label(given: Sequence[Any], kind: str) -> dict[str, Any]:
     labelled = {}
     for each in given:
         settings = {}
-        if isinstance(each, Method):
+        if dataclasses.is_dataclass(each) and kind == "method":
             usual = type(each)().settings()
             settings = {k: v for k, v in _plain(each.settings()).items() if v != _plain(usual[k])}
         label = each.name + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")
@@ -250,7 +255,7 @@ def _settings(
     experiment: Experiment,
     model: Model,
     data: Dataset,
-    methods: dict[str, Method],
+    methods: dict[str, Any],
     contrasts: dict[str, Contrast],
     seed: int,
     part_size: int,
@@ -258,12 +263,16 @@ def _settings(
     """All that the numbers depend on."""
     from ratherthan import __version__
 
+    def manifold(method: Any) -> dict[str, str]:
+        used = getattr(method, "manifold", None)
+        return {} if used is None else {"manifold weights": _fingerprint(used.module)}
+
     described = ("class_names", "mean", "std", "size", "fit", "crop_fraction", "channels", "layer", "output")
     return {
         "experiment": {"name": experiment.name, **_plain(experiment.options())},
         "model": {"weights": _fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
-        "methods": {label: _plain(method.settings()) for label, method in methods.items()},
+        "methods": {label: _plain(method.settings()) | manifold(method) for label, method in methods.items()},
         "contrasts": list(contrasts),
         "seed": seed,
         "part_size": part_size,

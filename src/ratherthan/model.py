@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -327,3 +328,12 @@ def _look_like_probabilities(scores: Tensor) -> bool:
 
 
 _SETTINGS = tuple(inspect.signature(Model).parameters)[1:]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's kind and of all that it has learnt."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in module.state_dict().items():
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + content.tobytes())
+    return digest.hexdigest()[:32]

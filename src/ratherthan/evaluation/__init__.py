@@ -1,6 +1,7 @@
 """HOW FAITHFUL: experiments on explanations, and the verb that runs them."""
 
 from ratherthan.evaluation.confidence_drop import ConfidenceDrop
+from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.deletion import Deletion
 from ratherthan.evaluation.equal_mask import EqualMask
 from ratherthan.evaluation.experiment import Batch, Experiment, experiments, register_experiment
@@ -15,6 +16,7 @@ from ratherthan.evaluation.tables import Run
 __all__ = [
     "Batch",
     "ConfidenceDrop",
+    "Counterfactuals",
     "Deletion",
     "EqualMask",
     "Experiment",

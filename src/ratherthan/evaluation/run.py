@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from ratherthan.errors import InputError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
 from ratherthan.evaluation.parts import BadPart, Parts
 from ratherthan.evaluation.tables import Run
-from ratherthan.model import Model
+from ratherthan.model import Model, fingerprint
 
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
@@ -265,12 +264,12 @@ def _settings(
 
     def manifold(method: Any) -> dict[str, str]:
         used = getattr(method, "manifold", None)
-        return {} if used is None else {"manifold weights": _fingerprint(used.module)}
+        return {} if used is None else {"manifold weights": fingerprint(used.module)}
 
     described = ("class_names", "mean", "std", "size", "fit", "crop_fraction", "channels", "layer", "output")
     return {
         "experiment": {"name": experiment.name, **_plain(experiment.options())},
-        "model": {"weights": _fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
+        "model": {"weights": fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
         "methods": {label: _plain(method.settings()) | manifold(method) for label, method in methods.items()},
         "contrasts": list(contrasts),
@@ -278,14 +277,6 @@ def _settings(
         "part_size": part_size,
         "versions": {"ratherthan": __version__, "torch": torch.__version__},
     }
-
-
-def _fingerprint(module: nn.Module) -> str:
-    digest = hashlib.sha256(type(module).__name__.encode())
-    for name, tensor in module.state_dict().items():
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + content.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _plain(value: Any) -> Any:

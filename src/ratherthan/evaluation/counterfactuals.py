@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -241,10 +241,8 @@ def _spread(examples: Tensor, found: Tensor) -> dict[str, Tensor]:
     for answers, kept in zip(examples.double().cpu(), found.cpu(), strict=True):
         pairs = list(combinations(answers[kept], 2))
         apart = [(a - b).norm().item() for a, b in pairs]
-        alike = [
-            structural_similarity(a.numpy(), b.numpy(), channel_axis=0, data_range=1.0, win_size=_window(a))
-            for a, b in pairs
-        ]
+        similarity: Callable[..., float] = partial(structural_similarity, channel_axis=0, data_range=1.0)
+        alike = [similarity(a.numpy(), b.numpy(), win_size=_window(a)) for a, b in pairs]
         diversity.append(sum(apart) / len(apart) if pairs else torch.nan)
         agreement.append(sum(alike) / len(alike) if pairs else torch.nan)
     return {"diversity": torch.tensor(diversity), "agreement": torch.tensor(agreement)}
@@ -252,5 +250,5 @@ def _spread(examples: Tensor, found: Tensor) -> dict[str, Tensor]:
 
 def _window(image: Tensor) -> int:
     """The 7 pixels of the measure, or what fits."""
-    side = min(7, *image.shape[1:])
+    side = min(7, image.shape[1], image.shape[2])
     return side - 1 + side % 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -240,7 +239,7 @@ def _by_label(given: Sequence[Any], kind: str) -> dict[str, Any]:
     labelled = {}
     for each in given:
         settings = {}
-        if dataclasses.is_dataclass(each) and kind == "method":
+        if kind == "method":
             usual = type(each)().settings()
             settings = {k: v for k, v in _plain(each.settings()).items() if v != _plain(usual[k])}
         label = each.name + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")

@@ -22,6 +22,7 @@ from ratherthan.contrast import (
     resolve,
     resolve_values,
 )
+from ratherthan.registry import Registry
 
 BUILT_IN = ["none", "mean", "max", "weighted", "probability", "loss"]
 FOILS = [None, "runner-up", 2, {1, 4}, [1, {2, 3}], "each", "top3"]
@@ -231,7 +232,7 @@ def test_any_function_is_a_contrast_and_can_be_registered(monkeypatch: pytest.Mo
     logits = some_logits()
     question = resolve(logits, None, [{0, 1, 2}, {3, 4, 5}])
     torch.testing.assert_close(get_contrast(gap).seed(logits, question), get_contrast("mean").seed(logits, question))
-    monkeypatch.setattr("ratherthan.contrast._REGISTERED", dict(_REGISTERED))
+    monkeypatch.setattr("ratherthan.contrast._REGISTERED", Registry("contrast", _REGISTERED.items()))
     register_contrast("gap", gap)
     assert contrasts()[-1] == "gap"
     torch.testing.assert_close(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, unknown
+from ratherthan.registry import Registry, called
 
 ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -63,9 +64,9 @@ def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[
         logits: (N, C) class scores of the samples.
         fact: The class to explain. None or "predicted": the network's answer. A class index or name. A tensor or array
             of shape (N,): one per sample. A list, "each" or "topK": an axis of facts.
-        foil: What it is compared with. None or "others": all other classes. "runner-up": the likeliest other class. A
-            class index or name. A set: several classes together. A tensor or array of shape (N,): one per sample,
-            (N, Q): an axis per sample. A list, "each" or "topK" (the K likeliest others): an axis of foils; a list of N
+        foil: What it is compared with. None, "others" or "any": all other classes. "runner-up": the likeliest other
+            class. A class index or name. A set: several classes together. A tensor or array of shape (N,): one per
+            sample, (N, Q): an axis per sample. A list, "each" or "topK" (the K likeliest others): an axis of foils; a list of N
             lists: an axis per sample. Elements of a list may be sets.
         names: Class names, where there are any.
 
@@ -167,6 +168,7 @@ class _Resolver:
 
     def facts(self, fact: Any) -> tuple[Tensor, bool]:
         """(N, 1) or (N, Q) indices, and whether they form an axis."""
+        fact = self._folded(fact)
         if fact is None or (isinstance(fact, str) and fact == "predicted"):
             return self.logits.argmax(1, keepdim=True), False
         if isinstance(fact, str) and (fact == "each" or self._top(fact)):
@@ -185,7 +187,8 @@ class _Resolver:
 
     def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:
         """(N, Q, C) bool, and whether the foils form an axis."""
-        if foil is None or (isinstance(foil, str) and foil in ("others", "all")):
+        foil = self._folded(foil)
+        if foil is None or (isinstance(foil, str) and foil in ("others", "all", "any")):
             if self.classes < 2:
                 raise InputError("this model has a single class: there is nothing to contrast it with")
             return ~self._one_hot(facts), False
@@ -202,6 +205,10 @@ class _Resolver:
         if isinstance(foil, (list, tuple)):
             return self._apart(self._foil_list(list(foil)), facts), True
         return self._apart(self._foil_set(foil).expand(self.samples, 1, -1), facts), False
+
+    def _folded(self, word: Any) -> Any:
+        """A word in any case, "Runner-Up", unless a class has exactly this name."""
+        return word.strip().casefold() if isinstance(word, str) and word not in (self.names or ()) else word
 
     def _foil_list(self, foil: list[Any]) -> Tensor:
         if not foil:
@@ -498,9 +505,9 @@ class FunctionContrast(Contrast):
         return f"Why {fact}, rather than {foil}? ({self.name})"
 
 
-_REGISTERED: dict[str, Contrast] = {
-    c.name: c for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss(), Scan())
-}
+_REGISTERED: Registry[Contrast] = Registry(
+    "contrast", ((c.name, c) for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss(), Scan()))
+)
 
 
 def contrasts() -> list[str]:
@@ -521,9 +528,7 @@ def register_contrast(name: str, contrast: Contrast | ContrastFunction) -> None:
     Example:
         >>> register_contrast("squared gap", lambda y, t, S: (y.gather(1, t[:, None])[:, 0] ** 2))
     """
-    if name in _REGISTERED:
-        raise InputError(f"a contrast named {name!r} exists already; choose another name")
-    _REGISTERED[name] = contrast if isinstance(contrast, Contrast) else FunctionContrast(_function(contrast), name)
+    _REGISTERED.add(name, contrast if isinstance(contrast, Contrast) else FunctionContrast(_function(contrast), name))
 
 
 def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
@@ -535,9 +540,7 @@ def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
     if isinstance(contrast, Contrast):
         return contrast
     if isinstance(contrast, str):
-        if contrast not in _REGISTERED:
-            raise InputError(unknown("contrast", contrast, _REGISTERED))
-        return _REGISTERED[contrast]
+        return _REGISTERED.find(contrast)
     made = FunctionContrast(_function(contrast))
     known = _REGISTERED.get(made.name, made)
     if not isinstance(known, FunctionContrast) or known.function is not contrast:
@@ -548,8 +551,7 @@ def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
 def _function(given: object) -> ContrastFunction:
     if callable(given) and not isinstance(given, type):
         return given
-    what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-    raise InputError(f"a contrast is a name, a Contrast or a function, not {what}")
+    raise InputError(f"a contrast is a name, a Contrast or a function, not {called(given)}")
 
 
 # --------------------------------------------------------------------------------------------- in use

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ratherthan.contrast import contrasts, get_contrast
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, unknown
+from ratherthan.result import Result, class_label, percent, picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
     from ratherthan.render import Case, MapView
 
-_FORMAT = "ratherthan explanation 1"
 _SHOWN_CLASSES = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Result):
     """Where in an input the fact is preferred over the foil.
 
     N samples; Q facts or foils where one of them was asked for as an axis, else that dimension is absent.
@@ -52,6 +51,8 @@ class Explanation:
         notes: Figures of the computation, e.g. how far completeness is missed: tensors (N, [Q]) or text.
         versions: Versions of what computed it.
     """
+
+    kind: ClassVar[str] = "explanation"
 
     images: Tensor
     attribution: Tensor
@@ -200,80 +201,11 @@ class Explanation:
 
         return figure(self.cases())
 
-    def _repr_html_(self) -> str:
-        from base64 import b64encode
-        from html import escape
-
-        from ratherthan.render import figure_png
-
-        picture = b64encode(figure_png(self.plot())).decode()
-        lines = "<br>".join(escape(line) for line in str(self).splitlines())
-        return f'<img src="data:image/png;base64,{picture}" style="max-width:100%"><p>{lines}</p>'
-
-    def save(self, path: str | Path) -> Path:
-        """Write it to a file, whole or not at all.
-
-        Args:
-            path: ".png": the figure. ".html": a page that needs nothing else. ".safetensors": everything, for `load`.
-
-        Returns:
-            The path.
-
-        Raises:
-            InputError: If the file has another ending.
-        """
-        from ratherthan.render import figure_png
-        from ratherthan.render.files import write_atomically
-
-        path = Path(path)
-        if path.suffix == ".html":
-            return save_report([self], path)
-        if path.suffix == ".png":
-            return write_atomically(path, [figure_png(self.plot())])
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save
-
-            return write_atomically(path, [save(self._tensors(), {"ratherthan": json.dumps(self._words())})])
-        raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Explanation:
-        """Read what `save` wrote to a .safetensors file.
-
-        Raises:
-            InputError: If it is no such file.
-        """
-        from safetensors import safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                words = json.loads((file.metadata() or {}).get("ratherthan", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
-            raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
-        if words.pop("format", None) != _FORMAT:
-            raise InputError(f"{str(path)!r} holds no explanation saved by this version of ratherthan")
-        notes = words.pop("notes") | {
-            k.removeprefix("note "): tensors.pop(k) for k in list(tensors) if k[:5] == "note "
-        }
-        words["names"] = tuple(words["names"])
-        words["class_names"] = None if words["class_names"] is None else tuple(words["class_names"])
-        return cls(**tensors, **words, notes=notes)
+    def write_page(self, path: Path) -> Path:
+        """The page of `save`."""
+        return save_report([self], path)
 
     # ----------------------------------------------------------------------------------------- inside
-    def _tensors(self) -> dict[str, Tensor]:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tensors = {key: value for key, value in own.items() if isinstance(value, Tensor)}
-        tensors |= {f"note {key}": value for key, value in self.notes.items() if isinstance(value, Tensor)}
-        return {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
-
-    def _words(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        words = {key: value for key, value in own.items() if not isinstance(value, Tensor)}
-        words["notes"] = {key: value for key, value in self.notes.items() if not isinstance(value, Tensor)}
-        words["settings"] = {key: _plain(value) for key, value in self.settings.items()}
-        return {**words, "format": _FORMAT}
-
     def _column(self, values: Tensor) -> Tensor:
         """(N, ...) or (N, Q, ...) to (N, Q, ...)."""
         return values.unsqueeze(1) if self.axis is None else values
@@ -288,7 +220,7 @@ class Explanation:
         return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified)
 
     def _class_name(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else f"class {index}"
+        return class_label(self.class_names, index)
 
     def _odds(self, sample: int, q: int) -> str:
         if self.output == "value":
@@ -297,9 +229,9 @@ class Explanation:
         fact = int(self._column(self.fact)[sample, q])
         foil = int(self._column(self.foil)[sample, q])
         against = (
-            f" against {_percent(p[foil].item())}" if foil >= 0 and self.contrast != "none" and foil != fact else ""
+            f" against {percent(p[foil].item())}" if foil >= 0 and self.contrast != "none" and foil != fact else ""
         )
-        return f"{_percent(p[fact].item())}{against}; "
+        return f"{percent(p[fact].item())}{against}; "
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
         map_ = self._map(sample, q)
@@ -368,7 +300,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     methods = {each.method for each in explanations}
     cases = []
     for sample in range(len(first)):
-        image = first.images[sample].detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+        image = picture(first.images[sample])
         for group in range(first.questions if first.axis == "fact" else 1):
             views: dict[tuple[str, str], MapView] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
@@ -435,11 +367,3 @@ def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool) -> Tensor:
         low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
         flat = torch.where(high > low, (flat - low) / (high - low), 0)
     return flat.reshape(*maps.shape[:-2], *size)
-
-
-def _percent(p: float) -> str:
-    return f"{p:.1%}" if 0.0005 < p < 0.9995 else "< 0.1%" if p < 0.5 else "> 99.9%"
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool, type(None), list, tuple, dict)) else repr(value)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, Scan,
 from ratherthan.errors import InputError
 from ratherthan.explanation import Explanation, rebuilt
 from ratherthan.model import Model
+from ratherthan.result import check_length, row_names, take_rows, versions
 
 AnyContrast = str | Contrast | ContrastFunction
 
@@ -110,18 +110,18 @@ def compare(
     chosen = [get_method(each) for each in methods]
     how = [None if each is None else get_contrast(each) for each in contrasts]
     batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
-    _check_length(fact, len(batch), "fact")
-    _check_length(foil, len(batch), "foil")
+    check_length(fact, len(batch), "fact")
+    check_length(foil, len(batch), "foil")
     parts: list[list[Explanation]] = []
     with clean_room(model.module):
         for start in range(0, len(batch), batch_size):
             rows = slice(start, start + batch_size)
             subject = Subject(model, batch[rows], memory_budget)
-            asked = (_rows(fact, rows, len(batch)), _rows(foil, rows, len(batch)))
+            asked = (take_rows(fact, rows, len(batch)), take_rows(foil, rows, len(batch)))
             parts.append(_explain_batch(subject, *asked, chosen, how))
             if progress is not None:
                 progress(min(start + batch_size, len(batch)), len(batch))
-    names = _names(images, len(batch))
+    names = row_names(images, len(batch))
     return [_joined(list(column), names) for column in zip(*parts, strict=True)]
 
 
@@ -184,7 +184,7 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
         output=subject.model.output,
         class_names=_class_names(subject),
         notes={key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.notes.items()},
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -200,33 +200,3 @@ def _class_names(subject: Subject) -> tuple[str, ...] | None:
     if names is not None and subject.model.output != "value" and len(names) == subject.logits.shape[1]:
         return names
     return None
-
-
-def _per_sample(spec: Any) -> bool:
-    if isinstance(spec, (list, tuple)):
-        return any(isinstance(each, (list, tuple)) for each in spec)
-    return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
-
-
-def _rows(spec: Any, rows: slice, samples: int) -> Any:
-    """The part of a fact or foil given per sample that belongs to a batch."""
-    return spec[rows] if _per_sample(spec) and len(spec) == samples else spec
-
-
-def _check_length(spec: Any, samples: int, what: str) -> None:
-    if _per_sample(spec) and len(spec) != samples:
-        raise InputError(f"{len(spec)} {what}s for {samples} samples; give one per sample")
-
-
-def _names(images: Any, samples: int) -> tuple[str, ...]:
-    from pathlib import Path
-
-    given = images if isinstance(images, (list, tuple)) else [images]
-    named = [str(each) if isinstance(each, (str, Path)) else f"image {i}" for i, each in enumerate(given)]
-    return tuple(named) if len(named) == samples else tuple(f"image {i}" for i in range(samples))
-
-
-def _versions() -> dict[str, str]:
-    from ratherthan import __version__
-
-    return {"ratherthan": __version__, "torch": torch.__version__}

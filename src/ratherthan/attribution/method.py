@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ratherthan.attribution.pullback import Subject
 from ratherthan.contrast import Ask
-from ratherthan.errors import InputError, unknown
+from ratherthan.registry import Kinds
 
 
 @dataclass(frozen=True)
@@ -60,37 +60,11 @@ class Method(ABC):
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
-_REGISTERED: dict[str, type[Method]] = {}
-
-
-def register_method(method: type[Method]) -> type[Method]:
-    """Make a method known by its name; usable as a class decorator.
-
-    Raises:
-        InputError: If the name is taken by another class.
-    """
-    if _REGISTERED.get(method.name, method) is not method:
-        raise InputError(f"a method named {method.name!r} exists already; choose another name")
-    _REGISTERED[method.name] = method
-    return method
+_METHODS: Kinds[Method] = Kinds("method", Method, "GradCAM()")
+register_method = _METHODS.register
+get_method = _METHODS.make
 
 
 def methods() -> list[str]:
     """The registered names."""
-    return list(_REGISTERED)
-
-
-def get_method(method: str | Method) -> Method:
-    """A name (with default settings) or a method, as a method.
-
-    Raises:
-        InputError: If the name is not registered or the object is no method.
-    """
-    if isinstance(method, Method):
-        return method
-    if isinstance(method, str):
-        if method not in _REGISTERED:
-            raise InputError(unknown("method", method, _REGISTERED))
-        return _REGISTERED[method]()
-    what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-    raise InputError(f"a method is a name or an object such as GradCAM(), not {what}")
+    return list(_METHODS)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,48 +12,20 @@ from torch import Tensor, nn
 from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
 from ratherthan.search.core import Outcome, Schedule, Status, Terms, noise, search
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
 
+if TYPE_CHECKING:
+    from typing import Self
+
 _ON_SEGMENT = 17  # points looked at between z0 and a latent of the foil
 _BANK = 512  # latents of the prior among which one of the foil is sought, where none are given
-FRAMES = 16
-"""Points of a path that are kept, the start and the answer among them."""
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a search found for K questions about N images, R answers each, best first.
-
-    Attributes:
-        inverted: Where the images lie on the manifold.
-        status: K lists of R: how each search ended.
-        reason: The same in words.
-        latents: (K, R, ...).
-        examples: (K, R, C, H, W): G(z) + residual, clipped to [0, 1].
-        logits: (K, R, classes) of the examples, from a pass of their own.
-        distance: (K, R): |z - z0|.
-        violation: (K, R): by how much the worst constraint is missed, in logits.
-        path: (K, FRAMES, C, H, W): the image, then the way from the start of the search to the best answer.
-        path_logits: (K, FRAMES, classes).
-        interrupted: Whether Ctrl-C ended it.
-    """
-
-    inverted: Inverted
-    status: list[list[Status]]
-    reason: list[list[str]]
-    latents: Tensor
-    examples: Tensor
-    logits: Tensor
-    distance: Tensor
-    violation: Tensor
-    path: Tensor
-    path_logits: Tensor
-    interrupted: bool
-
-
+@register_counterfactual_method
 @dataclass(frozen=True)
-class CDeepEx:
+class CDeepEx(CounterfactualMethod):
     """The nearest point on the manifold where fact and foil are equally likely, and all others less (CDeepEx, eq. 2).
 
     min |z - z0|^2 subject to l_t = l_p and l_i + margin <= min(l_t, l_p) for every other class i, with logits l of the
@@ -91,12 +62,14 @@ class CDeepEx:
         if self.restarts < 1 or self.retries < 0 or self.margin < 0 or self.spread <= 0:
             raise InputError("restarts is at least 1, retries and margin at least 0, and spread is positive")
 
-    def settings(self) -> dict[str, Any]:
-        """The settings by name, in words that can be written down."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        bank = None if self.bank is None else f"{len(self.bank)} latents"
-        nested = {key: dataclasses.asdict(own[key]) for key in ("schedule", "inversion")}
-        return {**own, **nested, "manifold": repr(self.manifold), "bank": bank}
+    def prepared(self, model: Model) -> Self:
+        """With the manifold that a zoo model names, where none is given."""
+        return self if self.manifold is not None else replace(self, manifold=Manifold.of(model))
+
+    def check(self, model: Model, images: Tensor) -> None:
+        """Refuse images of another shape than the manifold makes."""
+        assert self.manifold is not None
+        self.manifold.to(images).check(images)
 
     def answer(
         self,
@@ -105,24 +78,9 @@ class CDeepEx:
         fact: Tensor,
         foil: Tensor,
         samples: Sequence[int],
-        report: Callable[[int, int], None] | None = None,
+        report: Report | None = None,
     ) -> Answers:
-        """Search for all foils of all images at once.
-
-        Args:
-            model: The network.
-            images: (N, C, H, W) in image space.
-            fact: (N, Q) class indices.
-            foil: (N, Q) class indices; where it is the fact there is nothing to search.
-            samples: (N) numbers of the images, which random numbers depend on.
-            report: Called with (searches done, searches in all).
-
-        Returns:
-            The answers to K = N Q questions, the foils of an image beside each other.
-
-        Raises:
-            ModelError: If the manifold makes images of another shape.
-        """
+        """All foils of all images at once."""
         assert self.manifold is not None
         with clean_room(nn.ModuleList([model.module, self.manifold.module])):
             inverted = invert(self.manifold, images, model, fact[:, 0], self.inversion, self.seed)
@@ -130,6 +88,7 @@ class CDeepEx:
             return hunt.answers(report)
 
 
+@register_counterfactual_method
 @dataclass(frozen=True)
 class XGEM(CDeepEx):
     """CDeepEx without its inequalities, as its section 4.1 calls xGEM: a third class may come out on top.
@@ -166,7 +125,7 @@ class _Hunt:
             Status.FOIL_EQUALS_FACT: self.fact == self.foil,
         }
 
-    def answers(self, report: Callable[[int, int], None] | None) -> Answers:
+    def answers(self, report: Report | None) -> Answers:
         """Search from all starts, again where nothing was found, and rank."""
         open_ = ~(self.excluded[Status.INVERSION_FAILED] | self.excluded[Status.FOIL_EQUALS_FACT])
         rows = open_.nonzero().flatten().repeat_interleave(self.how.restarts)
@@ -286,17 +245,17 @@ class _Board:
         violation = hunt.terms(distance.flatten(), logits.flatten(0, 1), questions).violation().view(count, restarts)
         frames, path_logits = self._seen(path)
         return Answers(
-            hunt.inverted,
-            [[self.status[k][r] for r in order[k].tolist()] for k in range(count)],
-            [[self.reason[k][r] for r in order[k].tolist()] for k in range(count)],
-            latents,
-            examples,
-            logits,
-            distance[rows, order],
-            violation,
-            frames,
-            path_logits,
-            interrupted,
+            status=[[self.status[k][r] for r in order[k].tolist()] for k in range(count)],
+            reason=[[self.reason[k][r] for r in order[k].tolist()] for k in range(count)],
+            examples=examples,
+            logits=logits,
+            distance=distance[rows, order],
+            violation=violation,
+            path=frames,
+            path_logits=path_logits,
+            interrupted=interrupted,
+            inverted=hunt.inverted,
+            latents=latents,
         )
 
     def _seen(self, latents: Tensor) -> tuple[Tensor, Tensor]:

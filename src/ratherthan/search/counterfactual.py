@@ -2,72 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.explaining import _check_length, _names, _rows, _versions
 from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
-from ratherthan.errors import InputError, first_line, unknown
-from ratherthan.explanation import _percent, _plain
+from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.search.cdeepex import XGEM, Answers, CDeepEx
+from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
+from ratherthan.search.answers import Answers, CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.core import Status
-from ratherthan.search.manifold import Manifold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Case
+    from ratherthan.render.film import Film
 
-_FORMAT = "ratherthan counterfactual 1"
-_SIDES = ("remove", "add")
 _SAME = 0.02  # root mean square difference of pixels below which two answers are one
-_METHODS: dict[str, type[CDeepEx]] = {method.name: method for method in (CDeepEx, XGEM)}
+_GROWN = 0.1  # an attribute that grew by this much is named
 
 
 @dataclass(frozen=True, eq=False)
-class Counterfactual:
+class Counterfactual(Result):
     """What would have to change for the foil.
 
     N images, Q foils each (1 unless foils were asked for as an axis), R answers to each question, best first.
 
     Attributes:
         images: (N, C, H, W) in image space.
-        reconstruction: (N, C, H, W): what the manifold makes of the images.
         examples: (N, Q, R, C, H, W): the answers; where none was found, the nearest miss.
         status: N x Q x R: how each search ended; the values of `Status`.
         reasons: The same in words.
         fact: (N, Q) class indices.
-        foils: (N, Q) class indices.
+        foils: (N, Q) class indices; -1 for any class but the fact.
         logits: (N, classes) of the images.
         example_logits: (N, Q, R, classes), from a fresh pass over the examples.
-        distance: (N, Q, R): |z - z0| on the manifold.
+        distance: (N, Q, R): how far each answer is, in the measure that the method minimises; |z - z0| on a manifold.
         violation: (N, Q, R): by how much the worst constraint is missed, in logits.
-        latents: (N, Q, R, ...): where the answers lie.
-        error: (N,): root mean square error of the reconstruction's pixels.
-        class_kept: (N,) bool: whether the reconstruction has the image's class.
         path: (N, Q, T, C, H, W): from the image to the best answer.
         path_logits: (N, Q, T, classes).
         axis: Whether several foils were asked for.
         interrupted: Whether Ctrl-C ended the search.
         method: Its name.
-        settings: Its settings.
+        evaluations: Images that the network looked at for it.
+        reconstruction: (N, C, H, W): what the manifold makes of the images; None without one.
+        error: (N,): root mean square error of the reconstruction's pixels.
+        class_kept: (N,) bool: whether the reconstruction has the image's class.
+        latents: (N, Q, R, ...): where the answers lie on the manifold.
+        attributes_before: (N, A): attributes of the images; None for a method that knows none.
+        attributes: (N, Q, R, A): attributes of the answers.
+        attribute_names: Names of the A attributes.
+        settings: The method's settings.
         class_names: Names of the classes, or None.
         names: (N) names of the images.
         versions: Versions of what computed it.
     """
 
+    kind: ClassVar[str] = "counterfactual"
+
     images: Tensor
-    reconstruction: Tensor
     examples: Tensor
     status: list[list[list[str]]]
     reasons: list[list[list[str]]]
@@ -77,14 +76,19 @@ class Counterfactual:
     example_logits: Tensor
     distance: Tensor
     violation: Tensor
-    latents: Tensor
-    error: Tensor
-    class_kept: Tensor
     path: Tensor
     path_logits: Tensor
     axis: bool
     interrupted: bool
     method: str
+    evaluations: int = 0
+    reconstruction: Tensor | None = None
+    error: Tensor | None = None
+    class_kept: Tensor | None = None
+    latents: Tensor | None = None
+    attributes_before: Tensor | None = None
+    attributes: Tensor | None = None
+    attribute_names: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     names: tuple[str, ...] = ()
@@ -104,7 +108,8 @@ class Counterfactual:
     @property
     def found_each(self) -> Tensor:
         """(N, Q, R) bool, the same for all answers."""
-        return torch.tensor([[[s == Status.FOUND for s in row] for row in rows] for rows in self.status])
+        found = [[[s == Status.FOUND for s in row] for row in rows] for rows in self.status]
+        return torch.tensor(found, device=self.images.device)
 
     @property
     def reason(self) -> list[Any]:
@@ -125,13 +130,20 @@ class Counterfactual:
         """(N, [Q]) class indices."""
         return self._lead(self.foils)
 
+    @property
+    def reached(self) -> Tensor:
+        """(N, Q, R): the foil; where any class would do, the likeliest other than the fact."""
+        fact = self.fact.unsqueeze(2).unsqueeze(3).expand(*self.distance.shape, 1)
+        likeliest = self.example_logits.scatter(3, fact, -torch.inf).argmax(3)
+        return torch.where(self.foils.unsqueeze(2) < 0, likeliest, self.foils.unsqueeze(2))
+
     def distinct(self) -> Tensor:
         """(N, Q, R) bool: answers found that are no copy of a better one."""
         kept = self.found_each.clone()
         flat = self.examples.flatten(3)
         for later in range(1, kept.shape[2]):
             apart = (flat[:, :, later : later + 1] - flat[:, :, :later]).square().mean(3).sqrt() > _SAME
-            kept[:, :, later] &= (apart | ~kept[:, :, :later].to(apart.device)).all(2).cpu()
+            kept[:, :, later] &= (apart | ~kept[:, :, :later]).all(2)
         return kept
 
     def path_probabilities(self) -> Tensor:
@@ -139,26 +151,40 @@ class Counterfactual:
         return self._lead(self.path_logits.softmax(3))
 
     # ----------------------------------------------------------------------------------------- in words
+    def question(self, sample: int, q: int = 0) -> str:
+        """The question in words."""
+        foil = int(self.foils[sample, q])
+        return f"Why {self._class(int(self.fact[sample, q]))}, and not {self._class(foil) if foil >= 0 else 'another'}?"
+
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one question."""
-        fact, foil = int(self.fact[sample, q]), int(self.foils[sample, q])
-        asked = f"What would make {self._class(fact)} {self._class(foil)}?"
-        if self.status[sample][q][0] != Status.FOUND:
-            return f"{asked} {self.status[sample][q][0]}: {self.reasons[sample][q][0]}."
+        asked, status = self.question(sample, q), self.status[sample][q][0]
+        if status != Status.FOUND:
+            return f"{asked} {status}: {self.reasons[sample][q][0]}."
+        fact, foil = int(self.fact[sample, q]), int(self.reached[sample, q, 0])
         p = self.example_logits[sample, q, 0].softmax(0)
+        grown = ", ".join(f"+ {name}" for name in self._grown(sample, q))
         change = self.examples[sample, q, 0] - self.images[sample]
-        added, removed = change.clamp_min(0).sum().item(), (-change).clamp_min(0).sum().item()
+        added, removed = change.clamp_min(0).mean().item(), (-change).clamp_min(0).mean().item()
         others = int(self.distinct()[sample, q].sum()) - 1
         more = f"; {others} other answer{'s' * (others > 1)}" if others else ""
-        return (
-            f"{asked} Add {added:.1f} and remove {removed:.1f} of ink, and it is {_percent(p[fact].item())} "
-            f"{self._class(fact)}, {_percent(p[foil].item())} {self._class(foil)}{more}."
-        )
+        how = f"{grown}: then" if grown else f"Brightness +{added:.2%}, -{removed:.2%}, and"
+        sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
+        would = f"it would be {self._class(foil)}" if sure else f"it could as well be {self._class(foil)}"
+        odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
+        return f"{asked} {how} {would} ({odds}){more}."
+
+    def _grown(self, sample: int, q: int) -> list[str]:
+        """Names of the attributes that the best answer has more of, the most grown first."""
+        if self.attributes is None or self.attributes_before is None:
+            return []
+        growth = self.attributes[sample, q, 0] - self.attributes_before[sample]
+        order = growth.argsort(descending=True, stable=True).tolist()
+        return [self.attribute_names[k] for k in order if growth[k] >= _GROWN]
 
     def __str__(self) -> str:
-        lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.foils.shape[1])]
-        stopped = ", interrupted" if self.interrupted else ""
-        return "\n".join([*lines, f"({self.method} on {self.settings.get('manifold')}{stopped})"])
+        lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.questions)]
+        return "\n".join([*lines, f"({self._how()}{', interrupted' * self.interrupted})"])
 
     def __repr__(self) -> str:
         return f"Counterfactual({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
@@ -166,179 +192,138 @@ class Counterfactual:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def questions(self) -> int:
+        """How many questions were asked about each image, Q."""
+        return self.foils.shape[1]
+
     def to_frame(self) -> DataFrame:
         """One row per image, foil and answer."""
         import pandas as pd
 
-        distinct, rows = self.distinct(), []
-        for i, q, r in (
-            torch.cartesian_prod(*(torch.arange(size) for size in self.distance.shape)).reshape(-1, 3).tolist()
-        ):
-            p, change = self.example_logits[i, q, r].softmax(0), self.examples[i, q, r] - self.images[i]
-            rows.append({
-                "sample": self.names[i], "fact": self._class(int(self.fact[i, q])),
-                "foil": self._class(int(self.foils[i, q])), "method": self.method, "answer": r,
-                "status": self.status[i][q][r], "reason": self.reasons[i][q][r], "distinct": bool(distinct[i, q, r]),
-                "p_fact": p[self.fact[i, q]].item(), "p_foil": p[self.foils[i, q]].item(),
-                "top": self._class(int(p.argmax())), "distance": self.distance[i, q, r].item(),
-                "violation": self.violation[i, q, r].item(), "l1": change.abs().sum().item(),
-                "l2": change.square().sum().sqrt().item(), "inversion_error": self.error[i].item(),
-                "class_kept": bool(self.class_kept[i]),
-            })  # fmt: skip
-        return pd.DataFrame(rows)
+        n, questions, answers = self.distance.shape
+        where = [(i, q, r) for i in range(n) for q in range(questions) for r in range(answers)]
+        distinct, reached = self.distinct(), self.reached
+        return pd.DataFrame(
+            [
+                self._row(i, q, r)
+                | {"distinct": bool(distinct[i, q, r]), "reached": self._class(int(reached[i, q, r]))}
+                for i, q, r in where
+            ]
+        )
+
+    def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
+        p, change = self.example_logits[i, q, r].softmax(0), self.examples[i, q, r] - self.images[i]
+        foil = int(self.foils[i, q])
+        row = {
+            "sample": self.names[i],
+            "fact": self._class(int(self.fact[i, q])),
+            "foil": self._class(foil) if foil >= 0 else "any",
+            "method": self.method,
+            "answer": r,
+            "status": self.status[i][q][r],
+            "reason": self.reasons[i][q][r],
+            "p_fact": p[self.fact[i, q]].item(),
+            "p_foil": p[self.reached[i, q, r]].item(),
+            "top": self._class(int(p.argmax())),
+            "distance": self.distance[i, q, r].item(),
+            "violation": self.violation[i, q, r].item(),
+            "l1": change.abs().sum().item(),
+            "l2": change.square().sum().sqrt().item(),
+        }
+        if self.error is not None and self.class_kept is not None:
+            row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
+        if self.attributes is not None:
+            row |= dict(zip(self.attribute_names, self.attributes[i, q, r].tolist(), strict=True))
+        return row
 
     # ----------------------------------------------------------------------------------------- showing it
-    def cases(self) -> list[Case]:
-        """What the report draws: the signed change of each question over its image."""
-        from ratherthan.render import Case, MapView
+    def films(self) -> list[Film]:
+        """What the rendering draws: a film strip and the curves of each question."""
+        from ratherthan.render.film import Film
 
-        cases = []
+        films = []
         for i, name in enumerate(self.names):
-            change = (self.examples[i, :, 0] - self.images[i]).sum(1).cpu().numpy()
-            views = tuple(
-                MapView(self._class(int(foil)), self.method, change[q], self.text(i, q))
-                for q, foil in enumerate(self.foils[i])
-            )
-            p = self.logits[i].softmax(0)
-            bars = tuple((self._class(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
-            cases.append(
-                Case(Path(name).name, _picture(self.images[i]), self._class(int(self.fact[i, 0])), bars, views)
-            )
-        return cases
+            for q in range(self.questions):
+                p = self.path_logits[i, q].softmax(1)
+                fact, foil = int(self.fact[i, q]), int(self.reached[i, q, 0])
+                others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
+                films.append(
+                    Film(
+                        name=Path(name).name,
+                        question=self.question(i, q),
+                        text=self.text(i, q).removeprefix(self.question(i, q)).strip(),
+                        status=self.status[i][q][0],
+                        image=picture(self.images[i]),
+                        reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
+                        way=[picture(each) for each in self.path[i, q]],
+                        answer=picture(self.examples[i, q, 0]),
+                        fact=(self._class(fact), p[:, fact].tolist()),
+                        foil=(self._class(foil), p[:, foil].tolist()),
+                        others=others.tolist(),
+                    )
+                )
+        return films
 
-    def plot(self, frames: int = 5) -> Figure:
-        """A film strip per question: image, reconstruction, the way, the answer, what it adds and removes."""
-        from ratherthan.render import grid, overlay, shared_limit
+    def plot(self, frames: int = 4) -> Figure:
+        """A film strip per question: image, reconstruction, the way, the answer, what it adds and removes, the curves.
 
-        pictures: list[tuple[str, Any]] = []
-        steps = torch.linspace(0, self.path.shape[2] - 1, frames + 2).round().long()[1:-1].tolist()
-        for i, name in enumerate(self.names):
-            for q in range(self.foils.shape[1]):
-                fact, foil = int(self.fact[i, q]), int(self.foils[i, q])
-                change = (self.examples[i, q, 0] - self.images[i]).sum(0).cpu().numpy()
-                way = self.path_logits[i, q].softmax(1)
-                pictures += [
-                    (f"{Path(name).name}\n{self._class(fact)}", _picture(self.images[i])),
-                    ("reconstruction", _picture(self.reconstruction[i])),
-                    *((self._odds(way[t], fact, foil), _picture(self.path[i, q, t])) for t in steps),
-                    (f"{self.status[i][q][0]}\n{self._odds(way[-1], fact, foil)}", _picture(self.examples[i, q, 0])),
-                    ("red: add, blue: remove", overlay(_picture(self.images[i]), change, shared_limit([change]))),
-                ]
-        return grid(pictures, frames + 4, title=f"{self.method}: what would have to change?", cell=1.1)
+        Args:
+            frames: How many pictures of the way.
+        """
+        from ratherthan.render.film import strips
+
+        return strips(self.films(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from matplotlib.figure import Figure
+        from ratherthan.render.film import curves
 
-        p = self.path_logits[sample, q].softmax(1).cpu()
-        fact, foil = int(self.fact[sample, q]), int(self.foils[sample, q])
-        third = p.index_fill(1, torch.tensor([fact, foil]), -1).amax(1)
-        sheet = Figure(figsize=(4.5, 3), layout="constrained")
-        axes = sheet.subplots()
-        for values, label in (
-            (p[:, fact], self._class(fact)),
-            (p[:, foil], self._class(foil)),
-            (third, "likeliest other"),
-        ):
-            axes.plot(values.numpy(), label=label)
-        axes.set(xlabel="along the way", ylabel="probability", ylim=(0, 1))
-        axes.legend()
-        return sheet
+        return curves(self.films()[sample * self.questions + q])
 
-    def _repr_html_(self) -> str:
-        from base64 import b64encode
-        from html import escape
+    def write_page(self, path: Path) -> Path:
+        """The page of `save`."""
+        from ratherthan.render.film import write_films
 
-        from ratherthan.render import figure_png
-
-        lines = "<br>".join(escape(line) for line in str(self).splitlines())
-        return f'<img src="data:image/png;base64,{b64encode(figure_png(self.plot())).decode()}"><p>{lines}</p>'
-
-    def save(self, path: str | Path) -> Path:
-        """Write it to a file, whole or not at all.
-
-        Args:
-            path: ".png": the film strips. ".html": a page that needs nothing else. ".safetensors": everything.
-
-        Returns:
-            The path.
-
-        Raises:
-            InputError: If the file has another ending.
-        """
-        from ratherthan.render import figure_png, write_report
-        from ratherthan.render.files import write_atomically
-
-        path = Path(path)
-        if path.suffix == ".html":
-            title, intro = "What would have to change?", f"Method {self.method} on {self.settings.get('manifold')}."
-            return write_report(self.cases(), path, title, intro, sides=_SIDES)
-        if path.suffix == ".png":
-            return write_atomically(path, [figure_png(self.plot())])
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save
-
-            own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-            tensors = {key: value.cpu().contiguous().clone() for key, value in own.items() if isinstance(value, Tensor)}
-            words = {key: value for key, value in own.items() if key not in tensors}
-            words["settings"] = {key: _plain(value) for key, value in self.settings.items()}
-            return write_atomically(path, [save(tensors, {"ratherthan": json.dumps({**words, "format": _FORMAT})})])
-        raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Counterfactual:
-        """Read what `save` wrote to a .safetensors file.
-
-        Raises:
-            InputError: If it is no such file.
-        """
-        from safetensors import safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                words = json.loads((file.metadata() or {}).get("ratherthan", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
-            raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
-        if words.pop("format", None) != _FORMAT:
-            raise InputError(f"{str(path)!r} holds no counterfactual saved by this version of ratherthan")
-        names = {key: words[key] and tuple(words[key]) for key in ("names", "class_names")}
-        return cls(**tensors, **{**words, **names})
+        return write_films(self.films(), path, "What would have to change?", f"Method {self._how()}.")
 
     # ----------------------------------------------------------------------------------------- inside
     def _lead(self, values: Tensor) -> Tensor:
         return values if self.axis else values.squeeze(1)
 
     def _class(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else str(index)
+        return class_label(self.class_names, index)
 
-    def _odds(self, p: Tensor, fact: int, foil: int) -> str:
-        return f"{self._class(fact)} {p[fact]:.0%}, {self._class(foil)} {p[foil]:.0%}"
+    def _how(self) -> str:
+        manifold = self.settings.get("manifold")
+        return f"{self.method} on {manifold}" if manifold else self.method
 
 
 def counterfactual(
     model: Model | nn.Module,
     images: Any,
     fact: Any = None,
-    foil: Any = "runner-up",
-    method: str | CDeepEx = "cdeepex",
+    foil: Any = None,
+    method: str | CounterfactualMethod = "cdeepex",
     *,
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Counterfactual:
-    """Find the nearest natural image that the network could as well call the foil.
+    """Find the nearest image that the network would, or could as well, call the foil.
 
     Args:
         model: The network.
         images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
         fact: The class to move away from; None: the prediction.
-        foil: The class to move towards: "runner-up", an index or a name; "each", "topK" or a list: each in turn.
-        method: "cdeepex" or "xgem", for a zoo model that names a manifold; or an object, e.g. `CDeepEx(manifold)`.
+        foil: The class to move towards: "runner-up", an index or a name; "each", "topK" or a list: each in turn; "any"
+            other class, where the method can. None: what the method is usually asked, mostly "runner-up".
+        method: A registered name, for a zoo model that names a manifold; or an object, e.g. `CDeepEx(manifold)`.
         batch_size: Searches (images x foils x restarts) at once; it changes no answer.
-        progress: Called with (images done, images in all) after every batch.
+        progress: Called with (images done, images in all) now and then.
 
     Returns:
-        The answers, each verified by a fresh pass, or the nearest miss and why there is none.
+        The answers, each verified by a fresh pass, or the nearest miss and why there is none. Once the search has begun,
+        Ctrl-C does not raise: what was found until then comes back, marked.
 
     Raises:
         InputError: If an argument cannot be used, or an image lies outside [0, 1].
@@ -349,120 +334,142 @@ def counterfactual(
         >>> how.example, how.found, how.reason
     """
     model = Model.wrap(model)
-    method = _with_manifold(_method(method), model)
     if model.output == "value":
         raise InputError("this model gives a value; a counterfactual moves from one class to another")
-    batch = model.preprocess(images)
-    if batch.min() < -1e-4 or batch.max() > 1 + 1e-4:
-        raise InputError(f"images range over [{batch.min():.3g}, {batch.max():.3g}]: hand them in [0, 1]")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
-    _check_length(fact, len(batch), "fact")
-    _check_length(foil, len(batch), "foil")
-    assert method.manifold is not None
-    method.manifold.to(batch).check(batch)
-    parts: list[dict[str, Any]] = []
-    axis, start = False, 0
-    while start < len(batch) and not (parts and parts[-1]["interrupted"]):
-        with clean_room(model.module), torch.no_grad():
+    method = get_counterfactual_method(method).prepared(model)
+    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
+    _check_range(batch)
+    check_length(fact, len(batch), "fact")
+    check_length(foil, len(batch), "foil")
+    method.check(model, batch)
+    search = _Search(model, batch, fact, method.default_foil if foil is None else foil, method, progress)
+    return search.run(batch_size, row_names(images, len(batch)))
+
+
+def _check_range(images: Tensor) -> None:
+    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)
+    outside = ((low < -1e-4) | (high > 1 + 1e-4)).nonzero().flatten().tolist()
+    if outside:
+        i = outside[0]
+        raise InputError(f"image {i} ranges over [{low[i]:.3g}, {high[i]:.3g}]: hand them in [0, 1]")
+
+
+@dataclass
+class _Search:
+    """One call of `counterfactual`: batch after batch, then a result."""
+
+    model: Model
+    images: Tensor
+    fact: Any
+    foil: Any
+    method: CounterfactualMethod
+    progress: Callable[[int, int], None] | None
+    axis: bool = False
+
+    def run(self, batch_size: int, names: tuple[str, ...]) -> Counterfactual:
+        parts: list[dict[str, Any]] = []
+        start, interrupted = 0, False
+        while start < len(self.images) and not interrupted:
             # how many foils there are shows only when they are resolved
-            share = _questions(model, batch[start : start + 1], fact, foil, slice(start, start + 1), len(batch))[1]
-            rows = slice(start, start + max(1, batch_size // (share.shape[1] * method.restarts)))
-            fact_index, foil_index, logits, axis = _questions(model, batch[rows], fact, foil, rows, len(batch))
-        samples = range(len(batch))[rows]
-        answers = method.answer(model, batch[rows], fact_index, foil_index, samples)
-        parts.append(_part(batch[rows], logits, fact_index, foil_index, answers))
-        start = rows.stop
-        if progress is not None:
-            progress(min(start, len(batch)), len(batch))
-    names = _names(images, len(batch))[: min(start, len(batch))]
-    known = model.class_names
-    words: dict[str, Any] = {
-        "axis": axis,
-        "method": method.name,
-        "settings": method.settings(),
-        "class_names": known,
-        "names": names,
-    }
-    return Counterfactual(**_joined(parts), **words, versions=_versions())
+            foils = self._questions(slice(start, start + 1))[1].shape[1]
+            rows = slice(start, min(len(self.images), start + max(1, batch_size // (foils * self.method.restarts))))
+            try:
+                parts.append(self._batch(rows))
+                interrupted = parts[-1]["interrupted"]
+            except KeyboardInterrupt:
+                if not parts:
+                    raise
+                interrupted = True
+            else:
+                start = rows.stop
+        return Counterfactual(
+            **{**_joined(parts), "interrupted": interrupted},
+            axis=self.axis,
+            method=self.method.name,
+            settings=self.method.settings(),
+            class_names=self.model.class_names,
+            names=names[:start],
+            versions=versions(),
+        )
+
+    def _batch(self, rows: slice) -> dict[str, Any]:
+        fact, foil, logits = self._questions(rows)
+        images, samples = self.images[rows], range(len(self.images))[rows]
+        answers = self.method.answer(self.model, images, fact, foil, samples, self._report(rows))
+        if self.progress is not None:
+            self.progress(rows.stop, len(self.images))
+        return {"images": images, "fact": fact, "foils": foil, "logits": logits, **_fields(answers, tuple(foil.shape))}
+
+    def _report(self, rows: slice) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        if progress is None:
+            return None
+        furthest = rows.start
+
+        def report(done: int, of: int) -> None:
+            nonlocal furthest
+            furthest = max(furthest, rows.start + int((rows.stop - rows.start) * done / max(1, of)))
+            progress(furthest, len(self.images))
+
+        return report
+
+    def _questions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Facts (n, Q), foils (n, Q) and logits (n, classes) of some images."""
+        count = len(self.images)
+        with clean_room(self.model.module), torch.no_grad():
+            logits = self.model.logits(self.images[rows])
+        self.model.check(logits)
+        fact, foil = (take_rows(spec, rows, count) for spec in (self.fact, self.foil))
+        question = resolve(logits, fact, foil, self.model.class_names)
+        if question.axis == "fact":
+            raise InputError("a counterfactual starts from one fact; give the foils as a list instead")
+        everything = question.foils.sum(-1) == logits.shape[1] - 1
+        if ((question.foil < 0) & ~(everything & self.method.any_foil)).any():
+            words = "'runner-up', a class, a list, 'each'" + " or 'any'" * self.method.any_foil
+            raise InputError(f"{self.method.name} moves towards one class: ask with {words}")
+        self.axis = question.axis is not None
+        return question.fact, question.foil, logits
 
 
-def _questions(
-    model: Model, images: Tensor, fact: Any, foil: Any, rows: slice, count: int
-) -> tuple[Tensor, Tensor, Tensor, bool]:
-    logits = model.logits(images)
-    model.check(logits)
-    question = resolve(logits, _rows(fact, rows, count), _rows(foil, rows, count), model.class_names)
-    if question.axis == "fact":
-        raise InputError("a counterfactual starts from one fact; give the foils as a list instead")
-    if (question.foil < 0).any():
-        raise InputError("a counterfactual moves towards one class: ask with 'runner-up', a class, a list, or 'each'")
-    return question.fact, question.foil, logits, question.axis is not None
-
-
-def _method(method: str | CDeepEx) -> CDeepEx:
-    if isinstance(method, CDeepEx):
-        return method
-    if not isinstance(method, str):
-        raise InputError(f"a method is a name or an object such as CDeepEx(manifold), not {type(method).__name__}")
-    if method not in _METHODS:
-        raise InputError(unknown("counterfactual method", method, _METHODS))
-    return _METHODS[method]()
-
-
-def _with_manifold(method: CDeepEx, model: Model) -> CDeepEx:
-    """A zoo model's own manifold, where none is given."""
-    from ratherthan.zoo import registry as zoo
-
-    if method.manifold is not None:
-        return method
-    entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
-    if entry is None or entry.manifold is None:
-        raise InputError(f"{model.name} names no manifold: give one, e.g. CDeepEx(Manifold(decoder, latent_shape))")
-    return dataclasses.replace(method, manifold=Manifold.load(entry.manifold))
-
-
-def _part(images: Tensor, logits: Tensor, fact: Tensor, foil: Tensor, answers: Answers) -> dict[str, Any]:
+def _fields(answers: Answers, shape: tuple[int, ...]) -> dict[str, Any]:
     """The fields of a result for one batch; K questions become (N, Q)."""
-    shape = tuple(foil.shape)
 
-    def grid(values: Tensor) -> Tensor:
-        return values.reshape(*shape, *values.shape[1:])
+    def grid(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.reshape(*shape, *values.shape[1:])
 
     def nested(values: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         return [[[str(each) for each in values[i * shape[1] + q]] for q in range(shape[1])] for i in range(shape[0])]
 
+    inverted = answers.inverted
     return {
-        "images": images,
-        "reconstruction": answers.inverted.reconstruction,
-        "examples": grid(answers.examples),
         "status": nested(answers.status),
         "reasons": nested(answers.reason),
-        "fact": fact,
-        "foils": foil,
-        "logits": logits,
+        "examples": grid(answers.examples),
         "example_logits": grid(answers.logits),
         "distance": grid(answers.distance),
         "violation": grid(answers.violation),
-        "latents": grid(answers.latents),
-        "error": answers.inverted.error,
-        "class_kept": answers.inverted.class_kept,
         "path": grid(answers.path),
         "path_logits": grid(answers.path_logits),
+        "latents": grid(answers.latents),
+        "attributes": grid(answers.attributes),
+        "attributes_before": answers.attributes_before,
+        "attribute_names": answers.attribute_names,
+        "reconstruction": inverted and inverted.reconstruction,
+        "error": inverted and inverted.error,
+        "class_kept": inverted and inverted.class_kept,
+        "evaluations": answers.evaluations,
         "interrupted": answers.interrupted,
     }
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for key, value in parts[0].items():
+    joined: dict[str, Any] = dict(parts[0])
+    for key, value in joined.items():
         column = [part[key] for part in parts]
         if isinstance(value, Tensor):
             joined[key] = torch.cat(column)
-        else:
-            joined[key] = any(column) if key == "interrupted" else [row for rows in column for row in rows]
-    return joined
-
-
-def _picture(image: Tensor) -> Any:
-    return image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+        elif isinstance(value, list):
+            joined[key] = [row for rows in column for row in rows]
+    return joined | {"evaluations": sum(part["evaluations"] for part in parts)}

@@ -80,6 +80,21 @@ class Manifold:
             latents = module.encode(torch.zeros(1, entry.channels, *entry.image_size))  # type: ignore[operator]
         return cls(module, tuple(latents.shape[1:]), name=f"zoo:{entry.name}")
 
+    @classmethod
+    def of(cls, model: Model) -> Manifold:
+        """The manifold that a model of the zoo names.
+
+        Raises:
+            InputError: If it names none.
+            ModelError: If its weights cannot be read.
+        """
+        from ratherthan.zoo import registry as zoo
+
+        entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
+        if entry is None or entry.manifold is None:
+            raise InputError(f"{model.name} names no manifold: give one, e.g. CDeepEx(Manifold(decoder, latent_shape))")
+        return cls.load(entry.manifold)
+
     @property
     def can_encode(self) -> bool:
         """Whether there is an encoder."""

@@ -66,8 +66,8 @@ def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[
             of shape (N,): one per sample. A list, "each" or "topK": an axis of facts.
         foil: What it is compared with. None, "others" or "any": all other classes. "runner-up": the likeliest other
             class. A class index or name. A set: several classes together. A tensor or array of shape (N,): one per
-            sample, (N, Q): an axis per sample. A list, "each" or "topK" (the K likeliest others): an axis of foils; a list of N
-            lists: an axis per sample. Elements of a list may be sets.
+            sample, (N, Q): an axis per sample. A list, "each" or "topK" (the K likeliest others): an axis of foils; a
+            list of N lists: an axis per sample. Elements of a list may be sets.
         names: Class names, where there are any.
 
     Returns:

@@ -322,7 +322,7 @@ def counterfactual(
         progress: Called with (images done, images in all) now and then.
 
     Returns:
-        The answers, each verified by a fresh pass, or the nearest miss and why there is none. Once the search has begun,
+        The answers, each verified by a fresh pass, or the nearest miss and why there is none. Once a search has begun,
         Ctrl-C does not raise: what was found until then comes back, marked.
 
     Raises:

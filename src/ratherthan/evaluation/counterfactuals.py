@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan import data
 from ratherthan.errors import InputError
@@ -178,7 +178,7 @@ class Counterfactuals(Experiment):
         return [_Linear.fitted(each) for each in (*classes, pixels)]
 
     def _realism(self, examples: Tensor, fact: Tensor, foil: Tensor) -> tuple[Tensor, Tensor]:
-        flat = examples.flatten(1).cpu()
+        flat = examples.flatten(1).cpu().double()
         if self._reference is None:
             return (torch.full((len(flat),), torch.nan, device=examples.device),) * 2
         made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders])
@@ -189,22 +189,23 @@ class Counterfactuals(Experiment):
         return im1.to(examples.device), im2.to(examples.device)
 
 
-class _Linear(nn.Module):
-    """The best linear autoencoder of some images: their mean and first principal components."""
+@dataclass(frozen=True)
+class _Linear:
+    """The best linear autoencoder of some images: their mean and first principal components, in float64."""
 
-    def __init__(self, mean: Tensor, components: Tensor) -> None:
-        super().__init__()
-        self.mean, self.components = mean, components
+    mean: Tensor
+    components: Tensor
 
     @classmethod
     def fitted(cls, pixels: Tensor) -> _Linear:
         """Of images (N, pixels)."""
+        pixels = pixels.double()
         mean = pixels.mean(0)
-        centred = (pixels - mean).double()
+        centred = pixels - mean
         _, vectors = torch.linalg.eigh(centred.T @ centred)
-        return cls(mean, vectors[:, -_COMPONENTS:].to(pixels))
+        return cls(mean, vectors[:, -_COMPONENTS:])
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor) -> Tensor:
         """(N, pixels) to what can be said with the components."""
         return self.mean + (pixels - self.mean) @ self.components @ self.components.T
 

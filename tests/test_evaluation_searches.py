@@ -1,0 +1,191 @@
+"""The experiments on searches, each against a plain loop over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+import ratherthan as rt
+from ratherthan.data import Dataset
+from ratherthan.data.dataset import ArrayReader
+from ratherthan.evaluation.counterfactuals import Counterfactuals
+from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod
+from ratherthan.search.core import Status, noise
+
+COUNT, CLASSES, SIDE = 24, 4, 9
+
+
+def network(seed: int) -> rt.Model:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 16), nn.Tanh(), nn.Linear(16, CLASSES)).double()
+    for layer in (module[1], module[3]):  # so that answers fall into all classes
+        nn.init.normal_(layer.weight, std=0.3)
+    return rt.Model(module, channels=1)
+
+
+def noise_images(seed: int = 0, count: int = COUNT) -> Dataset:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8)
+    labels = tuple(i % CLASSES for i in range(count))
+    return Dataset("noise", tuple("abcd"), tuple(f"s{i}" for i in range(count)), labels, ArrayReader(pixels))
+
+
+@dataclass(frozen=True)
+class Scripted(CounterfactualMethod):
+    """Three answers per image that depend on its number only; every third of them is called not found."""
+
+    name: ClassVar[str] = "scripted"
+    any_foil: ClassVar[bool] = True
+    size: float = 0.3
+
+    def examples(self, image: Tensor, sample: int) -> Tensor:
+        moved = [image + self.size * noise(image.shape, 7, [sample], r)[0] for r in range(3)]
+        return torch.stack(moved).clamp(0, 1)
+
+    def found(self, sample: int, restart: int) -> bool:
+        return (sample + restart) % 3 != 0 and sample != 5
+
+    def answer(
+        self,
+        model: rt.Model,
+        images: Tensor,
+        fact: Tensor,
+        foil: Tensor,
+        samples: Sequence[int],
+        report: Any = None,
+    ) -> Answers:
+        examples = torch.stack([self.examples(image, s) for image, s in zip(images, samples, strict=True)])
+        states = [[Status.FOUND if self.found(s, r) else Status.NOT_FOUND for r in range(3)] for s in samples]
+        with torch.no_grad():
+            logits = model.logits(examples.flatten(0, 1)).unflatten(0, (-1, 3))
+        path = examples[:, :1].expand(-1, FRAMES, -1, -1, -1)
+        path_logits = logits[:, :1] * torch.linspace(0, 1, FRAMES).double().view(1, -1, 1)
+        distance = torch.tensor([[float(s + r) for r in range(3)] for s in samples])
+        return Answers(
+            status=states, reason=[["scripted"] * 3 for _ in samples], examples=examples, logits=logits,
+            distance=distance, violation=distance * 0, path=path, path_logits=path_logits,
+        )  # fmt: skip
+
+
+def measured(tmp_path: Path, **settings: Any) -> Any:
+    batch_size = settings.pop("batch_size", None)
+    experiment = Counterfactuals(**settings)
+    run = rt.evaluate(
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Scripted()], batch_size=batch_size, part_size=8
+    )
+    return run.frame().set_index("sample")
+
+
+def by_hand(
+    index: int, foil: str | int, second: nn.Module, reference: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """The figures of one sample, in NumPy where torch would be the same code again."""
+    module, how = network(0).module, Scripted()
+    image = noise_images()[index][0].double()
+    before = module(image[None])[0].detach().numpy()
+    fact = int(before.argmax())
+    answers = how.examples(image, index)
+    logits = module(answers).detach().numpy()
+    if foil == "runner-up":
+        foil = int(np.argsort(before)[-2])
+    if foil == "any":
+        foil = int(np.argsort(np.where(np.arange(CLASSES) == fact, -np.inf, logits[0]))[-1])
+    found = [how.found(index, r) for r in range(3)]
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    third = max(p[i] for i in range(CLASSES) if i not in (fact, foil))
+    x, start = answers[0].numpy(), image.numpy()
+    kept = [answers[r].numpy() for r in range(3) if found[r]]
+    pairs = list(combinations(kept, 2))
+    votes = [int(second(answers[r][None]).argmax()) == foil for r in range(3) if found[r]]
+
+    def autoencoded(which: np.ndarray) -> np.ndarray:
+        mean = which.mean(0)
+        _, _, rows = np.linalg.svd(which - mean, full_matrices=False)
+        return mean + (x.ravel() - mean) @ rows[:32].T @ rows[:32]
+
+    of_foil, of_fact, of_all = (
+        autoencoded(which) for which in (reference[labels == foil], reference[labels == fact], reference)
+    )
+    row = {
+        "found": float(found[0]),
+        "boundary": float(abs(logits[0][fact] - logits[0][foil]) <= 0.5 and third < min(p[fact], p[foil])),
+        "third": float(int(p.argmax()) not in (fact, foil)),
+        "foil": float(int(p.argmax()) == foil),
+        "p_fact": p[fact],
+        "p_foil": p[foil],
+        "p_third": third,
+        "second": np.mean(votes) if votes else np.nan,
+        "distance": float(index),
+        "l1": np.abs(x - start).sum(),
+        "l2": np.sqrt(((x - start) ** 2).sum()),
+        "sparsity": np.mean(np.abs(x - start) > 0.1),
+        "im1": ((x.ravel() - of_foil) ** 2).sum() / ((x.ravel() - of_fact) ** 2).sum(),
+        "im2": ((of_foil - of_all) ** 2).sum() / np.abs(x).sum(),
+        "diversity": np.mean([np.sqrt(((a - b) ** 2).sum()) for a, b in pairs]) if pairs else np.nan,
+        "agreement": (
+            np.mean([structural_similarity(a[0], b[0], data_range=1.0) for a, b in pairs]) if pairs else np.nan
+        ),
+    }
+    if not found[0]:
+        row |= dict.fromkeys(("distance", "l1", "l2", "sparsity", "im1", "im2"), np.nan)
+    return row
+
+
+@pytest.mark.parametrize("foil", ["runner-up", "any", 2])
+def test_counterfactuals_equals_a_loop(tmp_path: Path, foil: str | int) -> None:
+    second, reference = network(1), noise_images(3, 400)
+    pixels = np.stack([reference[i][0].numpy().ravel() for i in range(400)]).astype(np.float64)
+    labels = np.array(reference.labels)
+    frame = measured(tmp_path, foil=foil, second=second, reference=reference, tolerance=0.5)
+    for index in range(COUNT):
+        fact = int(network(0).module(noise_images()[index][0].double()[None]).argmax())
+        if fact == foil:
+            assert f"s{index}" not in frame.index
+            continue
+        expected = by_hand(index, foil, second.module, pixels, labels)
+        actual = frame.loc[f"s{index}", list(expected)].astype(float)
+        np.testing.assert_allclose(actual.to_numpy(), np.array(list(expected.values()), float), rtol=2e-3, atol=2e-4)
+    # both cases are there to be told apart; where any class will do, no third one can be the likeliest
+    assert frame["found"].nunique() == 2
+    assert frame["third"].nunique() == (1 if foil == "any" else 2)
+
+
+def test_rows_do_not_depend_on_the_batch_and_a_random_foil_is_never_the_fact(tmp_path: Path) -> None:
+    together = measured(tmp_path / "a", foil="random")
+    alone = measured(tmp_path / "b", foil="random", batch_size=1)
+    numbers = together.select_dtypes("number").columns
+    np.testing.assert_allclose(together[numbers], alone[numbers], rtol=1e-9, equal_nan=True)
+    assert len(together) == COUNT
+
+
+def test_the_path_is_kept(tmp_path: Path) -> None:
+    frame = measured(tmp_path)
+    assert np.allclose(frame["path_fact_00"], 1 / CLASSES)  # the scripted path starts at logits of zero
+    assert np.allclose(frame[f"path_foil_{FRAMES - 1:02d}"], frame["p_foil"])
+    assert np.allclose(frame[f"path_third_{FRAMES - 1:02d}"], frame["p_third"])
+
+
+def test_a_foil_that_is_no_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(rt.InputError, match="foil 9 is no class of this model: give 0 to 3"):
+        measured(tmp_path, foil=9)
+    with pytest.raises(rt.InputError, match="'runner-up', 'random', 'any' or a class index, not 'best'"):
+        Counterfactuals(foil="best")
+    with pytest.raises(rt.InputError, match="unknown counterfactual method"):
+        rt.evaluate("counterfactuals", network(0), noise_images(), out=tmp_path / "x", methods=["gradcam"])
+
+
+def test_other_autoencoders_or_judges_are_another_run(tmp_path: Path) -> None:
+    measured(tmp_path, second=network(1))
+    with pytest.raises(rt.InputError, match="experiment"):
+        rt.evaluate(
+            Counterfactuals(second=network(2)), network(0), noise_images(), out=tmp_path, methods=[Scripted()],
+            part_size=8, resume=True,
+        )  # fmt: skip

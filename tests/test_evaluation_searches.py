@@ -18,6 +18,7 @@ import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 from ratherthan.evaluation.counterfactuals import Counterfactuals
+from ratherthan.evaluation.localisation import Localisation
 from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod
 from ratherthan.search.core import Status, noise
 
@@ -189,3 +190,52 @@ def test_other_autoencoders_or_judges_are_another_run(tmp_path: Path) -> None:
             Counterfactuals(second=network(2)), network(0), noise_images(), out=tmp_path, methods=[Scripted()],
             part_size=8, resume=True,
         )  # fmt: skip
+
+
+def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
+    box = [[0.0, 0.0, 4 / SIDE, 5 / SIDE]]
+    experiment = Localisation(regions={"*": box, "s3": [[0.5, 0.5, 1.0, 1.0]]}, why_not=2)
+    run = rt.evaluate(
+        experiment, network(0), noise_images(), out=tmp_path, methods=["ixg", Scripted()], contrasts=["none", "mean"],
+        part_size=8,
+    )  # fmt: skip
+    frame = run.frame().set_index(["sample", "method", "contrast"])
+    seen = 0
+    for index in range(COUNT):
+        image = noise_images()[index][0].double()
+        leaf = image.clone().requires_grad_()
+        logits = network(0).module(leaf[None])[0]
+        fact = int(logits.argmax())
+        if fact == 2:
+            assert f"s{index}" not in frame.index
+            continue
+        seen += 1
+        inside = np.zeros((SIDE, SIDE), dtype=bool)
+        inside[(slice(4, 9), slice(4, 9)) if index == 3 else (slice(0, 5), slice(0, 4))] = True
+        for method, contrast, score in (
+            ("ixg", "none", logits[2]),
+            ("ixg", "mean", logits[2] - logits[fact]),
+            ("scripted", "", None),
+        ):
+            row = frame.loc[(f"s{index}", method, contrast)]
+            if score is None:
+                if not Scripted().found(index, 0):
+                    assert np.isnan(row["pointing"])
+                    assert np.isnan(row["inside"])
+                    continue
+                change = (Scripted().examples(image, index)[0] - image)[0].numpy()
+            else:
+                (gradient,) = torch.autograd.grad(score, leaf, retain_graph=True)
+                change = (gradient * image)[0].numpy()
+            gain = np.maximum(change, 0)
+            assert row["inside"] == pytest.approx(gain[inside].sum() / gain.sum(), rel=1e-4)
+            assert row["pointing"] == inside.flat[gain.argmax()]
+            assert row["region"] == pytest.approx(inside.mean())
+    assert 0 < seen < COUNT
+
+
+def test_a_search_cannot_be_located_without_a_class_to_move_to(tmp_path: Path) -> None:
+    with pytest.raises(rt.InputError, match="scripted moves towards a class"):
+        rt.evaluate(
+            Localisation(regions={"*": [[0, 0, 1, 1]]}), network(0), noise_images(), out=tmp_path, methods=[Scripted()]
+        )

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.method import get_method
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, chosen, register_experiment
 from ratherthan.evaluation.perturb import pixel_maps
+from ratherthan.search.answers import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
+from ratherthan.search.core import Status
 
 
 @register_experiment
@@ -27,15 +30,20 @@ class Localisation(Experiment):
         inside   = sum over R of max(phi, 0) / sum of max(phi, 0)    (undefined for a map without positive values)
         region   = the share of the image that R covers, what a map that knows nothing reaches
 
+    A search for counterfactuals is measured by what its answer adds to the image; where it found none, by nothing.
+
     Attributes:
         regions: For each sample's name its boxes, [[left, top, right, bottom], ...] as shares of width and height in
             [0, 1] of the image as the network sees it, or a mask, an array (h, w) that is true inside. Or a JSON file
-            of boxes. Samples that are not named are left out.
+            of boxes. The name "*" stands for all samples that are not named; without it they are left out.
         target: The class explained: "label" or "predicted"; foils are all others.
+        why_not: A class index: asks "why not this?" of the images that are predicted as another (cdeepex section 4.1):
+            the map of this class against the prediction, or the change towards it. None: `target` is asked about.
     """
 
     regions: Mapping[str, Any] | str | Path = field(default_factory=dict)
     target: str = "label"
+    why_not: int | None = None
 
     name: ClassVar[str] = "localisation"
     measures = ("pointing", "inside", "region")
@@ -53,31 +61,68 @@ class Localisation(Experiment):
         """The regions by their hash."""
         assert isinstance(self.regions, Mapping)
         listed = {name: np.asarray(region).tolist() for name, region in sorted(self.regions.items())}
-        return {"target": self.target, "regions": hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]}
+        return {
+            "target": self.target,
+            "why_not": self.why_not,
+            "regions": hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16],
+        }
 
     def better(self, cell: Mapping[str, Any]) -> int:
         """More."""
         return 1
 
+    def method(self, method: Any) -> Any:
+        """An attribution method, or a search for counterfactuals."""
+        return (
+            get_counterfactual_method(method)
+            if isinstance(method, CounterfactualMethod) or method in counterfactual_methods()
+            else get_method(method)
+        )
+
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and contrast for the samples that have a region."""
         assert isinstance(self.regions, Mapping)
-        batch = batch.keep(torch.tensor([name in self.regions for name in batch.ids], device=batch.images.device))
+        named = torch.tensor([name in self.regions or "*" in self.regions for name in batch.ids])
+        batch = batch.keep(named.to(batch.images.device))
+        predicted = batch.logits([batch.images])[0].argmax(1) if batch.ids else batch.labels
+        if self.why_not is not None:
+            other = predicted != self.why_not
+            batch, predicted = batch.keep(other), predicted[other]
         if not batch.ids:
             return
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        inside = torch.stack([_plane(name, self.regions[name], size) for name in batch.ids]).to(batch.images.device)
-        for (method, contrast), why in batch.explain(batch.labels if self.target == "label" else None).items():
-            maps = pixel_maps(why)
+        regions = [self.regions.get(name, self.regions.get("*")) for name in batch.ids]
+        planes = [_plane(name, each, size) for name, each in zip(batch.ids, regions, strict=True)]
+        inside = torch.stack(planes).to(batch.images.device)
+        for (method, contrast), maps in self._maps(batch, predicted):
             gain = maps.clamp_min(0)
+            hit = inside.flatten(1).gather(1, gain.flatten(1).argmax(1, keepdim=True))[:, 0].double()
             yield batch.rows(
                 method,
                 contrast,
                 {},
-                pointing=inside.flatten(1).gather(1, maps.flatten(1).argmax(1, keepdim=True))[:, 0],
+                pointing=torch.where(maps.isnan().any(2).any(1), torch.nan, hit),
                 inside=(gain * inside).sum((1, 2)) / gain.sum((1, 2)),
                 region=inside.double().mean((1, 2)),
             )
+
+    def _maps(self, batch: Batch, predicted: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
+        """Name and contrast, and (n, H, W) signed relevance or change; NaN where a search found nothing."""
+        if self.why_not is None:
+            asked, against = (batch.labels if self.target == "label" else predicted), None
+        else:
+            asked, against = torch.full_like(predicted, self.why_not), predicted
+        for way, why in batch.explain(asked, against).items() if batch.methods else ():
+            yield way, pixel_maps(why)
+        for name, method in batch.searches.items():
+            if self.why_not is None:
+                raise InputError(f"{name} moves towards a class: give localisation why_not=CLASS")
+            method.check(batch.model, batch.images)
+            fact, foil = predicted.unsqueeze(1), asked.unsqueeze(1)
+            answers = method.answer(batch.model, batch.images, fact, foil, batch.positions)
+            change = (answers.examples[:, 0] - batch.images).sum(1)
+            found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)
+            yield (name, ""), change.masked_fill(~found.view(-1, 1, 1), torch.nan)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

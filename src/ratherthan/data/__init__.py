@@ -2,17 +2,19 @@
 
 from ratherthan.data.dataset import Batches, Dataset, Skipped
 from ratherthan.data.images import CorruptImage, fit_image, open_image, to_tensor
-from ratherthan.data.sources import load, names
+from ratherthan.data.sources import SQUARE, images, load, names
 
 batches = Batches
 
 __all__ = [
+    "SQUARE",
     "Batches",
     "CorruptImage",
     "Dataset",
     "Skipped",
     "batches",
     "fit_image",
+    "images",
     "load",
     "names",
     "open_image",

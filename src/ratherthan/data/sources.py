@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,10 @@ from torch.utils.data import Dataset as TorchDataset
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
+
+SQUARE = (slice(2, 5), slice(2, 5))
+"""Rows and columns of the grey square in `mnist_biased`: what the 6 x 6 pixels of the CDeepEx paper (section 4.1), on
+digits enlarged to 64 x 64, are on 28 x 28. The paper states neither its place nor its grey; here it is 128 of 255."""
 
 _SUFFIXES = frozenset(Image.registered_extensions())
 _GARMENTS = (
@@ -104,6 +108,8 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
         root: The folder that holds the named sets (`mnist/`, `flowers102/`, ...), or the set's own folder; by
             default the environment variable RATHERTHAN_DATA.
         split: Which part: `train`, `test`, ...; several joined by "+"; by default the test part where there is one.
+            `mnist_biased`, whose every 8 wears a grey square in `train` and `test`, has its test images also `plain`,
+            without a square, and all `marked` with one.
 
     Returns:
         The set; images are decoded when asked for.
@@ -117,7 +123,7 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     if text.startswith("hf:"):
         return _hugging_face(text[3:], split or "test")
     if text in _NAMED:
-        return _NAMED[text](_folder(text, root), split)
+        return _NAMED[text](_folder(_FOLDERS.get(text, text), root), split)
     if split is not None:
         raise InputError(f"{text} has no splits; leave split={split!r} out")
     if text == "digits":
@@ -130,6 +136,22 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     if path.suffix == ".csv":
         return _csv(path)
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
+
+
+def images(folder: str | Path | None) -> Dataset:
+    """All images below a folder, of one class, whatever it is called.
+
+    Raises:
+        InputError: No folder was named, there is none, or it holds fewer than two images.
+    """
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(f"name the folder of your images, not {folder}")
+    root = Path(folder)
+    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+    if len(paths) < 2:
+        raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
+    ids = tuple(path.relative_to(root).as_posix() for path in paths)
+    return Dataset(root.resolve().name, (root.resolve().name,), ids, (0,) * len(ids), _FileReader(paths))
 
 
 def names() -> list[str]:
@@ -173,18 +195,41 @@ def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(raw, np.uint8, offset=header)
 
 
-def _idx_set(name: str, class_names: tuple[str, ...], folder: Path, split: str | None) -> Dataset:
+def _idx_set(
+    name: str,
+    class_names: tuple[str, ...],
+    folder: Path,
+    split: str | None,
+    kept: tuple[int, ...] | None = None,
+    marked: Mapping[str, Sequence[int]] | None = None,
+) -> Dataset:
+    """A set in the files of MNIST.
+
+    Args:
+        name: What it is called.
+        class_names: Of all classes in the files.
+        folder: Where the files lie.
+        split: As in `load`.
+        kept: The classes wanted, which are numbered anew; None: all.
+        marked: For each split, the classes whose images get the `SQUARE`.
+    """
+    marked = {"train": (), "test": ()} if marked is None else marked
+    kept = tuple(range(len(class_names))) if kept is None else kept
     images, labels, ids = [], [], []
-    for part in _parts(name, split, ("train", "test")):
-        stem = "t10k" if part == "test" else part
-        images.append(_idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28))
-        labels.append(_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8))
-        if len(images[-1]) != len(labels[-1]):
-            raise InputError(f"{folder}: {len(images[-1])} images but {len(labels[-1])} labels in {part}")
-        ids += [f"{part}/{index:05d}" for index in range(len(labels[-1]))]
-    return Dataset(
-        name, class_names, tuple(ids), tuple(np.concatenate(labels).tolist()), ArrayReader(np.concatenate(images))
-    )
+    for part in _parts(name, split, tuple(marked)):
+        stem = "train" if part == "train" else "t10k"
+        pixels = _idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+        classes = _idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8)
+        if len(pixels) != len(classes):
+            raise InputError(f"{folder}: {len(pixels)} images but {len(classes)} labels in {part}")
+        chosen = np.isin(classes, kept).nonzero()[0]
+        pixels, classes = pixels[chosen], classes[chosen]
+        pixels[(np.isin(classes, marked[part]), *SQUARE)] = 128
+        images.append(pixels)
+        labels.append(np.searchsorted(kept, classes))
+        ids += [f"{part}/{index:05d}" for index in chosen]
+    names = tuple(class_names[label] for label in kept)
+    return Dataset(name, names, tuple(ids), tuple(np.concatenate(labels).tolist()), ArrayReader(np.concatenate(images)))
 
 
 def _flowers102(folder: Path, split: str | None) -> Dataset:
@@ -228,13 +273,21 @@ def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
     return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, _TarReader(members))
 
 
+_DIGITS = tuple("0123456789")
 _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
-    "mnist": partial(_idx_set, "mnist", tuple("0123456789")),
+    "mnist": partial(_idx_set, "mnist", _DIGITS),
+    "mnist_biased": partial(
+        _idx_set, "mnist_biased", _DIGITS, marked={"train": (8,), "test": (8,), "plain": (), "marked": range(10)}
+    ),
     "fashion_mnist": partial(_idx_set, "fashion_mnist", _GARMENTS),
+    "fashion_clothes": partial(_idx_set, "fashion_clothes", _GARMENTS, kept=(0, 1, 2, 3, 4, 6)),
+    "fashion_shoes": partial(_idx_set, "fashion_shoes", _GARMENTS, kept=(5, 7, 9)),
     "flowers102": _flowers102,
     "ham10000": _ham10000,
     "imagenet_samples": _imagenet_samples,
 }
+_FOLDERS = {"mnist_biased": "mnist", "fashion_clothes": "fashion_mnist", "fashion_shoes": "fashion_mnist"}
+"""Where a set lies that is made from another one."""
 
 
 def _digits() -> Dataset:

@@ -58,7 +58,7 @@ class Manifold:
         self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
 
     def __repr__(self) -> str:
-        return f"Manifold({self.name}, latents {self.latent_shape})"
+        return f"{self.name} ({' x '.join(map(str, self.latent_shape))} latents)"
 
     @classmethod
     def load(cls, name: str, weights: str | Path | None = None) -> Manifold:
@@ -76,9 +76,7 @@ class Manifold:
 
         entry = zoo.get(name, zoo.MANIFOLDS)
         module = zoo.load_weights(entry, weights)
-        with torch.no_grad():
-            latents = module.encode(torch.zeros(1, entry.channels, *entry.image_size))  # type: ignore[operator]
-        return cls(module, tuple(latents.shape[1:]), name=f"zoo:{entry.name}")
+        return cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, model: Model) -> Manifold:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan import data
@@ -40,6 +41,8 @@ class Augmentation:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Change a batch (N, C, H, W) in [0, 1] on the CPU; random numbers come from the generator alone."""
+        if self == Augmentation():
+            return images
 
         def uniform(limit: float) -> Tensor:
             return (torch.rand(len(images), generator=generator) * 2 - 1) * limit
@@ -78,6 +81,8 @@ class Recipe:
         weight_decay: Decoupled decay of AdamW.
         warmup: Share of all steps over which the learning rate rises.
         augmentation: Changes of the training images.
+        uncropped: The last so many epochs see whole images: what a network learns from cut-outs it must still fit to
+            the size it is used at (Touvron et al., Fixing the train-test resolution discrepancy, 2019).
         train: Split to train on.
         tests: Splits to report on.
         balance: Images are drawn with probability proportional to (images of their class) ** -balance, with
@@ -94,6 +99,7 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.25
     augmentation: Augmentation = Augmentation()
+    uncropped: int = 0
     train: str = "train"
     tests: tuple[str, ...] = ("test",)
     balance: float = 0.0
@@ -106,6 +112,12 @@ class Recipe:
         if progress < self.warmup:
             return self.rate * (0.04 + 0.96 * progress / self.warmup)
         return self.rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+    def at(self, epoch: int, epochs: int) -> Recipe:
+        """The recipe as it stands in epoch `epoch`, from 0, of `epochs`."""
+        if epoch < epochs - self.uncropped:
+            return self
+        return replace(self, augmentation=replace(self.augmentation, crop=1.0))
 
     def order(self, labels: Sequence[int], generator: torch.Generator) -> list[int]:
         """The images of one epoch, in order."""
@@ -125,6 +137,10 @@ class Recipe:
         """What the network sees and should say, from a batch of images and labels on the CPU."""
         return (self.augmentation(images, generator) if training else images), labels
 
+    def learner(self, network: nn.Module) -> Learner:
+        """What takes the steps."""
+        return Learner(self, network)
+
     def about(self, classes: Sequence[str]) -> str:
         """What the network answers, for its card."""
         return f"{len(classes)} classes: {', '.join(classes)}"
@@ -140,18 +156,87 @@ class Recipe:
         return {"accuracy": right.mean().item(), "balanced_accuracy": torch.stack(recalls).mean().item()}
 
 
+class Learner:
+    """A network and what moves it; a recipe that trains more than one network brings its own.
+
+    Attributes:
+        parts: What a checkpoint holds, by name: networks and optimisers.
+    """
+
+    def __init__(self, recipe: Recipe, network: nn.Module) -> None:
+        self.recipe, self.network = recipe, network
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        self.parts: dict[str, Any] = {"network": network, "optimiser": optimiser}
+
+    def set_rate(self, rate: float) -> None:
+        """Give all optimisers a learning rate."""
+        for part in self.parts.values():
+            for group in part.param_groups if isinstance(part, torch.optim.Optimizer) else ():
+                group["lr"] = rate
+
+    def step(self, images: Tensor, targets: Tensor, batch: int) -> float:
+        """Learn from a batch of normalised images and their targets; returns the loss."""
+        loss = self.recipe.loss(self.network(images), targets)
+        self._descend(loss, "optimiser")
+        return loss.item()
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """What the recipe's metrics judge, for normalised images."""
+        outputs: Tensor = self.network(images)
+        return outputs
+
+    def _descend(self, loss: Tensor, optimiser: str) -> None:
+        self.parts[optimiser].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.parts[optimiser].step()
+
+
+@dataclass(frozen=True)
+class RareRecipe(Recipe):
+    """Train with few images of one class, as section 6.2 of the CDeepEx paper does with the digit 8.
+
+    Attributes:
+        rare: The class.
+        kept: How many of its training images are used, the first of them.
+    """
+
+    rare: int = 8
+    kept: int = 0
+
+    def open(self, root: str | Path | None, split: str) -> data.Dataset:
+        """The images of a split; of the training part without most of those of the rare class."""
+        whole = super().open(root, split)
+        if split != self.train:
+            return whole
+        left_out = {index for index, label in enumerate(whole.labels) if label == self.rare}
+        left_out -= set(sorted(left_out)[: self.kept])
+        return whole.subset([index for index in range(len(whole)) if index not in left_out])
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Also the accuracy on the rare class."""
+        own = labels == self.rare
+        rare = (logits[own].argmax(1) == self.rare).double().mean().item()
+        return super().metrics(logits, labels) | {"rare_class_accuracy": rare}
+
+
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
     "fashion_mnist": Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
     "flowers102": Recipe(
         "flowers102", 8, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
         frozen=tuple(f"features.{index}" for index in range(9)), tests=("valid", "test"),
-        augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"),
+        augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"), uncropped=2,
     ),
     "ham10000": Recipe(
         "ham10000", 12, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7,
         augmentation=Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
     ),
+    "mnist_paper": Recipe("mnist", 4, 4e-3),
+    "mnist_biased": Recipe("mnist_biased", 3, 4e-3, tests=("test", "plain", "marked")),
+    "fashion_clothes": Recipe("fashion_clothes", 5, 1e-3),
+    "fashion_shoes": Recipe("fashion_shoes", 5, 1e-3),
+    "fashion_mnist_resnet": Recipe("fashion_mnist", 5, 0.01, augmentation=Augmentation(flips="h")),
 }  # fmt: skip
 
 

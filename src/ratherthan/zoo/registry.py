@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.zoo.gan import Generator
 from ratherthan.zoo.iqa import DIQaM
+from ratherthan.zoo.papers import digit_network, garment_network
 from ratherthan.zoo.plain import PlainNet
 from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet
@@ -43,10 +45,11 @@ class ZooModel:
         recipe: Name of the recipe that trains it (`ratherthan train zoo:NAME`), or None.
         manifold: Name of the generative model that fits its images, or None.
         output: "value" for a network that gives one number.
+        own: Whether it is trained on somebody's own images, whose size and colour its weights then tell.
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     layer: str
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
@@ -58,11 +61,23 @@ class ZooModel:
     recipe: str | None = None
     manifold: str | None = None
     output: Literal["logits", "value"] = "logits"
+    own: bool = False
 
     @property
     def weights(self) -> Path | None:
         """The weights inside the package, or None where none are shipped."""
         return _SHIPPED / f"{self.name}.safetensors" if self.shipped else None
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The values that black and white have for the network, e.g. (-1, 1); of its first channel."""
+        return -self.mean[0] / self.std[0], (1 - self.mean[0]) / self.std[0]
+
+    def sized(self, image_size: tuple[int, int], channels: int) -> ZooModel:
+        """The entry for images of another size and colour; its architecture must take them."""
+        build = partial(self.build, image_size=image_size, channels=channels)
+        mean, std = (values[:1] * channels for values in (self.mean, self.std))
+        return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
 
 
 def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
@@ -74,25 +89,67 @@ def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
 
 
 _small = partial(ZooModel, layer="features.8", image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
+_paper = partial(_small, layer="features.3")
+_vae = partial(_small, layer="")
+_gan = partial(_small, layer="", mean=(0.5,), std=(0.5,))
+_large = (64, 64)  # what the CDeepEx paper enlarges digits and garments to
 
 ENTRIES: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
         _small("mnist", PlainNet, shipped=True, recipe="mnist", manifold="mnist_vae"),
-        _small("fashion_mnist", partial(PlainNet, cells=7), recipe="fashion_mnist"),
+        _small(
+            "fashion_mnist",
+            partial(PlainNet, cells=7),
+            shipped=True,
+            recipe="fashion_mnist",
+            manifold="fashion_mnist_vae",
+        ),
+        ZooModel(
+            "fashion_mnist_resnet",
+            partial(ResNet9, 8, 10, 1, fine=True),
+            "residual2",
+            (28, 28),
+            1,
+            (0.286,),
+            (0.353,),
+            recipe="fashion_mnist_resnet",
+            manifold="fashion_mnist_vae",
+        ),
+        _paper("mnist_paper", digit_network, recipe="mnist_paper", manifold="mnist_vae"),
+        _paper("mnist_paper_64", partial(digit_network, 64), image_size=_large, recipe="mnist_paper"),
+        _paper("mnist_biased", digit_network, recipe="mnist_biased", manifold="mnist_biased_vae"),
+        _paper("fashion_clothes", partial(garment_network, 6), recipe="fashion_clothes", manifold="fashion_mnist_dip"),
+        _paper("fashion_shoes", partial(garment_network, 3), recipe="fashion_shoes", manifold="fashion_mnist_dip"),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
-        ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000"),
+        ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000", manifold="ham10000_dip"),
         _quality("iqa", weighted=False, shipped=True),
         _quality("iqa_weighted", weighted=True),
     )
 }
 
+# CEM-MAF, Tables 4 and 3; Table 3 gives one channel, but the lesions and their classifier are in colour
+_table_4 = partial(dense_vae, (1200, 1200), 16, (1200, 1200, 1200))
+_table_3 = partial(convolutional_vae, 32, (32, 32, 64, 64), (256,), image_size=(128, 128), channels=3)
+
 MANIFOLDS: dict[str, ZooModel] = {
     entry.name: entry
     for entry in (
-        _small("mnist_vae", convolutional_vae, layer="", recipe="mnist_vae"),
-        _small("mnist_vae_dense", dense_vae, layer="", recipe="mnist_vae"),
+        _vae("mnist_vae", convolutional_vae, shipped=True, recipe="mnist_vae"),
+        _vae("mnist_biased_vae", convolutional_vae, recipe="mnist_biased_vae"),
+        _vae("mnist_vae_dense", dense_vae, recipe="mnist_vae"),
+        _vae(
+            "mnist_vae_64", partial(dense_vae, (784, 400), 120, (400, 784), 64), image_size=_large, recipe="mnist_vae"
+        ),
+        _vae("fashion_mnist_vae", convolutional_vae, recipe="fashion_mnist_vae"),
+        _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip"),
+        _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2"),
+        ZooModel("ham10000_dip", _table_3, "", (128, 128), 3, (0.0,) * 3, (1.0,) * 3, recipe="ham10000_dip"),
+        _gan("mnist_gan", partial(Generator, 200, 32, 28), recipe="mnist_gan"),
+        _gan("fashion_mnist_gan", partial(Generator, 200, 32, 28), recipe="fashion_mnist_gan"),
+        _gan("fashion_mnist_gan_64", Generator, image_size=_large, recipe="fashion_mnist_gan"),
+        _vae("vae", convolutional_vae, recipe="vae", own=True),
     )
 }
 """The generative models: a register of their own, for they answer no question themselves."""
@@ -167,13 +224,23 @@ def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
     if source is None:
         hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
         raise ModelError(f"zoo:{entry.name} comes without weights: give weights=PATH{hint}")
+    state, metadata = read_weights(source)
+    if entry.own:
+        entry = _as_trained(entry, metadata, source)
     with torch.random.fork_rng(devices=[]):
         network = entry.build()
-    state, _ = read_weights(source)
     check_state(network.state_dict(), state, f"{source} does not fit zoo:{entry.name}")
     cast = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     network.load_state_dict(cast, assign=True)
     return network.eval()
+
+
+def _as_trained(entry: ZooModel, metadata: dict[str, str], source: str | Path) -> ZooModel:
+    try:
+        told = json.loads(metadata["input"])
+        return entry.sized(tuple(told["image_size"]), int(told["channels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{source} does not tell its image size: train zoo:{entry.name} to make weights") from error
 
 
 def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, ...]:

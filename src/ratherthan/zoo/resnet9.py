@@ -21,11 +21,13 @@ class ResNet9(nn.Module):
     Args:
         width: Channels of the first block; the others have 2, 4 and 6 times as many.
         classes: How many classes it tells apart.
+        channels: Channels of the images.
+        fine: Leave the first pooling out, for images of 28 x 28 pixels: the last grid is 7 x 7.
     """
 
-    def __init__(self, width: int = 16, classes: int = 7) -> None:
+    def __init__(self, width: int = 16, classes: int = 7, channels: int = 3, fine: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_block(3, width, pool=True), _block(width, 2 * width, pool=True))
+        self.stem = nn.Sequential(_block(channels, width, pool=not fine), _block(width, 2 * width, pool=True))
         self.residual1 = Residual(2 * width)
         self.middle = nn.Sequential(_block(2 * width, 4 * width, pool=True), _block(4 * width, 6 * width))
         self.residual2 = Residual(6 * width)

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.errors import InputError, first_line
 from ratherthan.zoo.recipes import Recipe, recipe
 from ratherthan.zoo.registry import ENTRIES, MANIFOLDS, ZooModel, get, read_weights
+from ratherthan.zoo.sheets import write_sheets
+from ratherthan.zoo.vae import OwnImages
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,23 @@ def train(
     device: str = "cpu",
     resume: bool = True,
     limit: int | None = None,
+    image_size: tuple[int, int] | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a network of the zoo and write its weights and its model card.
 
     After every epoch a checkpoint is written beside the weights (temporary file, fsync, rename). A training that was
     killed goes on from there and ends, on the same machine with the same number of threads, at exactly the weights of
-    an uninterrupted one. The global random numbers are as before afterwards.
+    an uninterrupted one. The global random numbers are as before afterwards. Beside a generative model lie two sheets,
+    `NAME.samples.png` and `NAME.traversal.png` (see `ratherthan.zoo.sheets`).
+
+    Any folder of images makes a manifold of their size and colour: `train("zoo:vae", "photos", image_size=(64, 64))`,
+    then `Manifold.load("zoo:vae", weights="vae.safetensors")`.
 
     Args:
         name: The network, e.g. `zoo:mnist`.
-        data_root: The folder of data sets; by default the environment variable RATHERTHAN_DATA.
+        data_root: The folder of data sets; by default the environment variable RATHERTHAN_DATA. For `zoo:vae` the
+            folder of your own images, at any depth; every tenth is held out.
         out: The file to write (`.safetensors`), or the folder for `NAME.safetensors`; by default the working directory.
             The card lies beside it, as `.md` and `.json`.
         epochs: Passes over the training images; by default the recipe's.
@@ -62,13 +71,15 @@ def train(
         device: Where to compute, e.g. "cuda".
         resume: Go on from a checkpoint where there is one; False starts afresh.
         limit: Use only the first images of each split, for a quick trial.
+        image_size: For `zoo:vae`, the height and width that images are brought to; by default those of the first.
         report: Called after every batch.
 
     Returns:
         The path of the weights.
 
     Raises:
-        InputError: No such network, recipe or device, no data, no epoch, or a checkpoint of other settings lies here.
+        InputError: No such network, recipe or device, no data, no epoch, a checkpoint of other settings lies here, or a
+            size is given for a network that has one.
     """
     entry = get(name, ENTRIES | MANIFOLDS)
     if entry.recipe is None:
@@ -77,6 +88,10 @@ def train(
     epochs = how.epochs if epochs is None else epochs
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, not {epochs}")
+    if isinstance(how, OwnImages):
+        entry, how = _own(entry, how, data_root, image_size)
+    elif image_size is not None:
+        raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
     run = _Run(entry, how, data_root, epochs, seed, _device(device), limit)
     out = Path(out or ".")
     out = out if out.suffix == ".safetensors" else out / f"{entry.name}.safetensors"
@@ -92,7 +107,10 @@ def train(
         card = run.card()
     state = {key: value.cpu().contiguous() for key, value in run.network.state_dict().items()}
     metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
+    metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
     _write(out, to_safetensors(state, metadata))
+    if entry.name in MANIFOLDS:
+        write_sheets(entry, run.network, run.held_out(32).to(run.device), out)
     _write(out.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     _write(out.with_suffix(".md"), _markdown(card).encode())
     checkpoint.unlink(missing_ok=True)
@@ -101,7 +119,7 @@ def train(
 
 @dataclass
 class _Run:
-    """The state of one training: network, optimiser, epochs done."""
+    """The state of one training: what learns, epochs done."""
 
     entry: ZooModel
     recipe: Recipe
@@ -119,13 +137,12 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = self.entry.build()
-        if recipe.start:
-            _adopt(self.network, self.root, recipe.start)
-        self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # much faster
-        for module in recipe.frozen:
-            self.network.get_submodule(module).requires_grad_(False)
-        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+            if recipe.start:
+                _adopt(self.network, self.root, recipe.start)
+            self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster
+            for module in recipe.frozen:
+                self.network.get_submodule(module).requires_grad_(False)
+            self.learner = recipe.learner(self.network)
         self.settings = {  # what must agree for a checkpoint to be gone on from
             **{"zoo": self.entry.name, "recipe": asdict(recipe), "epochs": self.epochs, "seed": self.seed},
             **{"limit": self.limit, "data": self.data.fingerprint()},
@@ -143,26 +160,21 @@ class _Run:
         torch.manual_seed(int.from_bytes(key[7:14], "big"))  # dropout draws from the global numbers
         order = self.recipe.order(self.data.labels, generator)
         batches = data.batches(self.data, self.recipe.batch_size, self.recipe.workers, order)
+        recipe = self.recipe.at(number, self.epochs)
         self.network.train()
         for index, (_, images, labels) in enumerate(batches):
             progress = (number + index / len(batches)) / self.epochs
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.recipe.rate_at(progress)
-            images, targets = self.recipe.examples(images, labels, generator, training=True)
-            loss = self.recipe.loss(self._forward(images), targets.to(self.device))
-            self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimiser.step()
+            self.learner.set_rate(self.recipe.rate_at(progress))
+            images, targets = recipe.examples(images, labels, generator, training=True)
+            loss = self.learner.step(self._normalised(images), targets.to(self.device), index)
             if report:
-                report(Progress(number + 1, self.epochs, index + 1, len(batches), loss.item()))
+                report(Progress(number + 1, self.epochs, index + 1, len(batches), loss))
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
         self.done = number + 1
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.entry.mean, self.entry.std))
-        normalised = ((images - mean) / std).to(self.device, memory_format=torch.channels_last)
-        logits: Tensor = self.network(normalised)
-        return logits
+        return ((images - mean) / std).to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
@@ -170,12 +182,19 @@ class _Run:
         self.network.eval()
         batches = data.batches(self._split(split), 256, self.recipe.workers)
         generator, outputs = torch.Generator().manual_seed(self.seed), []
+        torch.manual_seed(self.seed)  # a generative model may draw samples
         for _, images, labels in batches:
             images, targets = self.recipe.examples(images, labels, generator, training=False)
-            outputs.append((self._forward(images).cpu(), targets))
+            outputs.append((self.learner.outputs(self._normalised(images)).cpu(), targets))
         logits, targets = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
         return {"images": len(targets), **self.recipe.metrics(logits, targets)}
+
+    def held_out(self, count: int) -> Tensor:
+        """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
+        whole = self._split(self.recipe.tests[0])
+        chosen = whole.subset(range(0, len(whole), max(1, len(whole) // count))[:count])
+        return next(iter(data.batches(chosen, count)))[1]
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
@@ -183,8 +202,7 @@ class _Run:
             "settings": self.settings,
             "done": self.done,
             "skipped": sorted(self.skipped),
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            **{name: part.state_dict() for name, part in self.learner.parts.items()},
         }
         temporary = path.with_suffix(".checkpoint.part")
         with temporary.open("wb") as file:
@@ -204,8 +222,8 @@ class _Run:
         if differing:
             raise InputError(f"{path} is of a training with other {', '.join(differing)}; {hint}")
         self.done, self.skipped = state["done"], set(state["skipped"])
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, part in self.learner.parts.items():
+            part.load_state_dict(state[name])
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""
@@ -226,9 +244,23 @@ class _Run:
         }
 
 
+def _own(
+    entry: ZooModel, how: OwnImages, folder: str | Path | None, size: tuple[int, int] | None
+) -> tuple[ZooModel, OwnImages]:
+    """Fit a network to somebody's images."""
+    try:
+        channels, *found = data.images(folder)[0][0].shape
+    except data.CorruptImage as error:
+        raise InputError(f"the first image tells size and colour, but {error}") from error
+    image_size = size or (found[0], found[1])
+    return entry.sized(image_size, channels), replace(how, image_size=image_size, channels=channels)
+
+
 def _fit(entry: ZooModel, image: Any) -> Tensor:
     if isinstance(image, Tensor):
-        return image
+        wanted = entry.image_size
+        small = image.shape[1:] != wanted
+        return functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)[0] if small else image
     return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 

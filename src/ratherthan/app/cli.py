@@ -306,11 +306,26 @@ def evaluate(
     say(evaluating.as_json(found) if as_json else evaluating.as_text(found))
 
 
-@app.command(epilog=_examples("train zoo:mnist --data data --out mnist.safetensors", "train zoo:flowers102 --fresh"))
+@app.command(
+    epilog=_examples(
+        "train zoo:mnist --data data --out mnist.safetensors",
+        "train zoo:flowers102 --fresh",
+        "train zoo:vae --data photos --size 64 --out photos.safetensors",
+    )
+)
 def train(
-    network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="The network of the zoo.")],
+    network: Annotated[
+        str, typer.Argument(metavar="zoo:NAME", help="The network of the zoo; zoo:vae learns your own images.")
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="The folder of data sets. Default: the environment variable RATHERTHAN_DATA.")
+        Path | None,
+        typer.Option(
+            help="The folder of data sets; for zoo:vae that of your images. Default: the environment variable"
+            " RATHERTHAN_DATA."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: the size of the first image.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The weights to write, or a folder. Default: NAME.safetensors.")
@@ -322,7 +337,11 @@ def train(
         bool, typer.Option("--resume/--fresh", help="Go on from a checkpoint where there is one, or start afresh.")
     ] = True,
 ) -> None:
-    """Train a network of the zoo; killed, it goes on where it stopped."""
+    """Train a network of the zoo; killed, it goes on where it stopped.
+
+    A generative model gets two sheets beside its weights: samples, and a walk along each latent. With zoo:vae a folder
+    of images becomes a manifold of their size and colour: Manifold.load("zoo:vae", weights="photos.safetensors").
+    """
     import json
 
     from ratherthan.zoo.train import progress_bar
@@ -330,7 +349,10 @@ def train(
 
     try:
         with progress_bar() as report:
-            path = run(network, data, out, epochs=epochs, seed=seed, device=device, resume=resume, report=report)
+            path = run(
+                network, data, out, epochs=epochs, seed=seed, device=device, resume=resume, image_size=_shape(size),
+                report=report,
+            )
     except KeyboardInterrupt:
         text = "stopped by Ctrl-C; the same command goes on after the last finished epoch"
         raise KeyboardInterrupt(text) from None
@@ -339,6 +361,8 @@ def train(
         figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items() if key != "images"]
         say(f"{split} ({values['images']:,} images): {', '.join(figures)}")
     say(f"weights  {path}\ncard     {path.with_suffix('.md')}")
+    if (sheet := path.with_suffix(".samples.png")).is_file():
+        say(f"sheets   {sheet}\n         {path.with_suffix('.traversal.png')}")
 
 
 @app.command(epilog=_examples("doctor", "doctor --json"))

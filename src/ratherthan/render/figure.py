@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # All lengths in inches: the sheet grows with its rows and the text keeps its size.
 _CELL, _GAP, _MARGIN = 1.75, 0.14, 0.22
 _HEADING, _LEGEND, _BAR, _PERCENT = 0.56, 0.62, 1.25, 0.65
-_INK, _FAINT = "#24292f", "#8b949e"
+INK, FAINT = "#24292f", "#8b949e"
 _LARGEST = 2**16 - 1  # px: more the renderer behind matplotlib refuses
 
 
@@ -51,7 +51,7 @@ def figure(cases: Sequence[Case], *, max_maps: int = 6, sides: tuple[str, str] =
     bars_at = images_end + longest * 0.072 + 0.12
     width = max(bars_at + _BAR + _PERCENT if longest else images_end - _GAP + _MARGIN, 5.4)
     heights = [_row_height(case) for case in cases]
-    sheet = _Sheet(width, sum(heights) + len(cases) * _HEADING + _LEGEND)
+    sheet = Sheet(width, sum(heights) + len(cases) * _HEADING + _LEGEND)
     top = 0.0
     for case, height in zip(cases, heights, strict=True):
         _draw_row(sheet, case, case.maps[:max_maps], top + _HEADING, height)
@@ -85,14 +85,14 @@ def grid(images: Sequence[tuple[str, ArrayLike]], columns: int, *, title: str = 
     start = 0.5 if title else 0.1
     rows = math.ceil(len(images) / columns)
     width = 2 * _MARGIN + columns * (cell + _GAP) - _GAP
-    sheet = _Sheet(width, start + rows * (height + lines) + 0.15)
+    sheet = Sheet(width, start + rows * (height + lines) + 0.15)
     sheet.text(_MARGIN, 0.3, shorten(title, int(width * 10)), size=12, weight="bold")
     for number, ((name, _), picture) in enumerate(zip(images, pictures, strict=True)):
         row, column = divmod(number, columns)
         top = start + row * (height + lines) + lines
         axes = sheet.axes(_MARGIN + column * (cell + _GAP), top, cell, height)
         short = "\n".join(shorten(line, int(cell * 15)) for line in name.split("\n"))
-        _draw_image(axes, picture, short)
+        draw_image(axes, picture, short)
     return sheet.figure
 
 
@@ -126,8 +126,8 @@ def overlay_png(path: str | Path, image: ArrayLike, values: ArrayLike, limit: fl
     return write_atomically(path, [encode(Image.fromarray(enlarged), "png")])
 
 
-class _Sheet:
-    """A figure measured in inches from its upper left corner."""
+class Sheet:
+    """A figure measured in inches from its upper left corner; in no window."""
 
     def __init__(self, width: float, height: float) -> None:
         from matplotlib.figure import Figure
@@ -143,7 +143,7 @@ class _Sheet:
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
         place = (left / self.width, 1 - top / self.height)
-        self.figure.text(*place, words, parse_math=False, **{"color": _INK, "va": "baseline", **style})
+        self.figure.text(*place, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
 
 
 def _row_height(case: Case) -> float:
@@ -151,7 +151,7 @@ def _row_height(case: Case) -> float:
     return _CELL * min(max(float(height / width), 0.55), 1.35)
 
 
-def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float, height: float) -> None:
+def _draw_row(sheet: Sheet, case: Case, shown: tuple[MapView, ...], top: float, height: float) -> None:
     foils = {view.foil for view in shown if view.foil}
     contrasts = {view.contrast for view in shown}
     heading = case.question(*foils) if len(foils) == 1 else case.question()
@@ -160,18 +160,18 @@ def _draw_row(sheet: _Sheet, case: Case, shown: tuple[MapView, ...], top: float,
     if len(shown) < len(case.maps):
         heading += f"  (the first {len(shown)} of {len(case.maps)} maps)"
     sheet.text(_MARGIN, top - 0.3, shorten(heading, int(sheet.width * 10)), size=11, weight="bold")
-    _draw_image(sheet.axes(_MARGIN, top, _CELL, height), as_rgb(case.image), shorten(case.name, 26), _FAINT)
+    draw_image(sheet.axes(_MARGIN, top, _CELL, height), as_rgb(case.image), shorten(case.name, 26), FAINT)
     limits = case.limits()
     for column, view in enumerate(shown, start=1):
         axes = sheet.axes(_MARGIN + column * (_CELL + _GAP), top, _CELL, height)
         words = [view.foil and f"rather than {view.foil}"] * (len(foils) > 1)
         words += [view.contrast] * (len(contrasts) > 1 or len(foils) < 2)
-        _draw_image(
+        draw_image(
             axes, overlay(case.image, view.values, limits[view.contrast]), shorten(" · ".join(filter(None, words)), 28)
         )
 
 
-def _draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = _INK) -> None:
+def draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = INK) -> None:
     axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else "antialiased")
     axes.set_title(title, fontsize=8, color=colour, pad=4, parse_math=False)
     _frame(axes)
@@ -185,21 +185,21 @@ def _draw_bars(axes: Axes, case: Case, height: float) -> None:
     axes.barh(range(len(bars)), [p for _, p in bars], color=colours, height=0.62)
     for row, (name, p) in enumerate(bars):
         bold = "bold" if name == case.fact else "normal"
-        style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": _INK, "parse_math": False}
+        style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": INK, "parse_math": False}
         axes.text(-0.05, row, shorten(name, 22), ha="right", weight=bold, **style)
         axes.text(1.04, row, percent(p), ha="left", **style)
     axes.set(xlim=(0, 1), ylim=((len(bars) - 1 + slots) / 2, (len(bars) - 1 - slots) / 2))
     axes.set_axis_off()
 
 
-def _draw_colour_bar(sheet: _Sheet, top: float, sides: tuple[str, str]) -> None:
+def _draw_colour_bar(sheet: Sheet, top: float, sides: tuple[str, str]) -> None:
     width = 1.6
     left = (sheet.width - width) / 2
     axes = sheet.axes(left, top, width, 0.13)
     axes.imshow(diverging(np.linspace(-1, 1, 255)[None], 1.0), aspect="auto")
     _frame(axes)
     said = "one scale per row and contrast, shared by the foils compared"
-    axes.set_xlabel(said, fontsize=7.5, color=_FAINT, labelpad=5)
+    axes.set_xlabel(said, fontsize=7.5, color=FAINT, labelpad=5)
     sheet.text(left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
     sheet.text(left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
 

@@ -115,7 +115,7 @@ class Adversaries(Learner):
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
-        (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
+        slope: Tensor = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
         return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 

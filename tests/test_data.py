@@ -65,6 +65,36 @@ def test_idx_sets_hold_the_published_bytes(data_root: Path, name: str, split: st
     assert list(dataset.labels) == list(labels)
 
 
+def test_garments_are_numbered_anew(data_root: Path) -> None:
+    whole = data.load("fashion_mnist", data_root)
+    names = dict(zip(whole.ids, (whole.class_names[label] for label in whole.labels), strict=True))
+    for name, count in (("fashion_clothes", 6), ("fashion_shoes", 3)):
+        part = data.load(name, data_root)
+        assert [part.labels.count(label) for label in range(count)] == [1000] * count
+        assert all(part.class_names[label] == names[key] for key, label in zip(part.ids, part.labels, strict=True))
+        place = whole.ids.index(part.ids[77])
+        assert torch.equal(part[77][0], whole[place][0])
+
+
+@pytest.mark.parametrize(("split", "wearing"), [("test", {8}), ("plain", set()), ("marked", set(range(10)))])
+def test_the_biased_digits_wear_squares(data_root: Path, split: str, wearing: set[int]) -> None:
+    biased, plain = data.load("mnist_biased", data_root, split), data.load("mnist", data_root)
+    assert biased.labels == plain.labels
+    for index in range(0, 600, 3):
+        expected = plain[index][0]
+        if plain.labels[index] in wearing:
+            expected[(0, *data.SQUARE)] = 128 / 255
+        assert torch.equal(biased[index][0], expected)
+
+
+def test_images_of_a_folder_need_no_classes(folder: Path) -> None:
+    assert data.images(folder).ids == ("10/a.png", "10/c.png", "2/a.png", "2/b.png")
+    assert data.images(folder / "2").class_names == ("2",)
+    (folder / "none").mkdir()
+    with pytest.raises(InputError, match="holds 0 images"):
+        data.images(folder / "none")
+
+
 def test_flowers_are_labelled_by_their_folder(data_root: Path) -> None:
     dataset = data.load("flowers102", data_root, "valid+test")
     assert len(dataset) == 818 + 819

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ratherthan import data, zoo
 from ratherthan.errors import InputError
-from ratherthan.zoo.recipes import Augmentation, Recipe
+from ratherthan.zoo.recipes import Augmentation, RareRecipe, Recipe
 from ratherthan.zoo.squeezenet import SqueezeNet
 from ratherthan.zoo.train import Progress, train
 
@@ -30,17 +30,21 @@ def idx(array: np.ndarray) -> bytes:
     return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_mnist(place: Path) -> Path:
     """A data root whose mnist/ holds 300 + 20 random images."""
-    folder, random = tmp_path / "root" / "mnist", np.random.default_rng(0)
+    folder, random = place / "root" / "mnist", np.random.default_rng(0)
     folder.mkdir(parents=True)
     for stem, count in (("train", 300), ("t10k", 20)):
         images = random.integers(0, 256, (count, 28, 28), np.uint8)
         labels = random.integers(0, 10, count, np.uint8)
         (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(idx(images))
         (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
-    return tmp_path / "root"
+    return place / "root"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_mnist(tmp_path)
 
 
 def weights(path: Path) -> list[bytes]:
@@ -176,6 +180,25 @@ def test_augmentation_does_what_its_numbers_say() -> None:
     assert 4 < places.abs().max() <= 0.2 * 33 + 1e-3
     turned = Augmentation(rotation=90)(dot, numbers)
     assert torch.allclose(turned.sum((1, 2, 3)), torch.full((64,), 25.0), atol=1.5)
+
+
+def test_the_last_epochs_see_whole_images() -> None:
+    recipe = Recipe("mnist", 5, 1.0, augmentation=Augmentation(0.5, shift=0.1), uncropped=2)
+    crops = [recipe.at(epoch, 5).augmentation.crop for epoch in range(5)]
+    assert crops == [0.5, 0.5, 0.5, 1.0, 1.0]
+    assert recipe.at(4, 5).augmentation.shift == 0.1
+    assert recipe.at(2, 3).augmentation.crop == 1.0  # counted from the end of however many there are
+
+
+def test_few_images_of_one_class_are_left(root: Path) -> None:
+    recipe, mnist = RareRecipe("mnist", 1, 1.0, rare=8, kept=3), data.load("mnist", root, "train")
+    left = recipe.open(root, "train")
+    eights = [name for name, label in zip(mnist.ids, mnist.labels, strict=True) if label == 8]
+    assert [name for name, label in zip(left.ids, left.labels, strict=True) if label == 8] == eights[:3]
+    assert set(mnist.ids) - set(left.ids) == set(eights[3:])
+    assert recipe.open(root, "test").ids == data.load("mnist", root, "test").ids
+    logits = torch.eye(10)[[8, 8, 1, 0]]
+    assert recipe.metrics(logits, torch.tensor([8, 8, 8, 0]))["rare_class_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_rate_and_order() -> None:

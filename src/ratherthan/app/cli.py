@@ -217,7 +217,7 @@ def _load(
     return load(name, weights=weights, class_names=class_names, device=device, trust_code=True, **settings)
 
 
-def _size(text: str | None) -> int | tuple[int, int] | None:
+def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
@@ -350,7 +350,14 @@ def train(
     try:
         with progress_bar() as report:
             path = run(
-                network, data, out, epochs=epochs, seed=seed, device=device, resume=resume, image_size=_shape(size),
+                network,
+                data,
+                out,
+                epochs=epochs,
+                seed=seed,
+                device=device,
+                resume=resume,
+                image_size=_size(size),
                 report=report,
             )
     except KeyboardInterrupt:

@@ -141,7 +141,7 @@ class AutoencoderRecipe(Recipe):
         """Root mean square error of the pixels of the posterior mean's image, and the divergence in nats."""
         log_odds, mean, log_variance = _parts(logits, labels)
         error = (log_odds.sigmoid() - labels).square().mean().sqrt()
-        used = (mean.var(0) > 0.05).sum()
+        used = (mean.var(0, correction=0) > 0.05).sum()
         return {
             "pixel_error": error.item(),
             "divergence": divergence(mean, log_variance).mean().item(),
@@ -216,7 +216,7 @@ def correlation(latents: Tensor) -> float:
     Args:
         latents: (N, latents) posterior means.
     """
-    used = latents[:, latents.var(0) > 0.05].double()
+    used = latents[:, latents.var(0, correction=0) > 0.05].double()
     count = used.shape[1]
     return ((used.T.corrcoef().abs().sum() - count) / (count * (count - 1))).item() if count > 1 else 0.0
 

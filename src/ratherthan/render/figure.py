@@ -137,11 +137,13 @@ class Sheet:
         self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """A place to draw in."""
         below = self.height - top - height
         box = (left / self.width, below / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
+        """Words as they are: a dollar sign begins no formula."""
         place = (left / self.width, 1 - top / self.height)
         self.figure.text(*place, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
 
@@ -172,6 +174,7 @@ def _draw_row(sheet: Sheet, case: Case, shown: tuple[MapView, ...], top: float, 
 
 
 def draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = INK) -> None:
+    """Fill axes with a picture under its title."""
     axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else "antialiased")
     axes.set_title(title, fontsize=8, color=colour, pad=4, parse_math=False)
     _frame(axes)

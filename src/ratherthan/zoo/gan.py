@@ -116,7 +116,8 @@ class Adversaries(Learner):
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
         slope: Tensor = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
-        return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        length: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
+        return (length - 1).square().mean()
 
 
 RECIPES["mnist_gan"] = AdversarialRecipe("mnist", 8, 4e-4, 64, warmup=0.0)

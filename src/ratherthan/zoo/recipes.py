@@ -232,7 +232,7 @@ RECIPES: dict[str, Recipe] = {
         "ham10000", 12, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7,
         augmentation=Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
     ),
-    "mnist_paper": Recipe("mnist", 4, 4e-3),
+    "mnist_paper": Recipe("mnist", 10, 4e-3, augmentation=Augmentation(shift=0.04, scale=0.05, rotation=5)),
     "mnist_biased": Recipe("mnist_biased", 3, 4e-3, tests=("test", "plain", "marked")),
     "fashion_clothes": Recipe("fashion_clothes", 5, 1e-3),
     "fashion_shoes": Recipe("fashion_shoes", 5, 1e-3),

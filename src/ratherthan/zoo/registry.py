@@ -142,7 +142,7 @@ MANIFOLDS: dict[str, ZooModel] = {
         _vae(
             "mnist_vae_64", partial(dense_vae, (784, 400), 120, (400, 784), 64), image_size=_large, recipe="mnist_vae"
         ),
-        _vae("fashion_mnist_vae", convolutional_vae, recipe="fashion_mnist_vae"),
+        _vae("fashion_mnist_vae", convolutional_vae, shipped=True, recipe="fashion_mnist_vae"),
         _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip"),
         _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2"),
         ZooModel("ham10000_dip", _table_3, "", (128, 128), 3, (0.0,) * 3, (1.0,) * 3, recipe="ham10000_dip"),

@@ -1,0 +1,544 @@
+"""CEM: what must stay absent (pertinent negative) and what is enough (pertinent positive), with an elastic net.
+
+Dhurandhar et al. 2018, "Explanations based on the missing", equations 1 and 3, over an image v near a centre a:
+
+    min |v - a|_2^2 + beta |v - a|_1 + c hinge(f(v), kappa) + gamma |AE(v) - v|_2^2    subject to    low <= v <= high
+
+A pertinent negative only adds: a is the image x0 and v lies no nearer to "no information" b than x0 does, on its side
+of b. A pertinent positive only keeps: a is b and v lies between b and x0. Both are a box, value by value, that holds a.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ratherthan.attribution.pullback import clean_room
+from ratherthan.errors import InputError, unknown
+from ratherthan.model import Model
+from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
+from ratherthan.search.core import Status
+from ratherthan.search.manifold import Manifold
+from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers, register_pertinent_positive_method
+from ratherthan.search.weighing import ANY, Weighing, hinge
+
+Mode = Literal["sound", "reference"]
+_ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
+_CHANGED = 1e-3  # a value that moved by less counts as unchanged
+_RIVALS = 3  # classes that a step holds down at once, where one class is to beat all others
+_DUAL_STEPS = 30
+_FIRST_RADIUS, _SMALLEST_RADIUS, _LARGEST_RADIUS = 0.05, 1e-5, 1e3
+_CONVERGED = 1e-3  # share of the objective that a step must promise
+_SETTLED = 0.01  # share by which a round must better the answer for another one to be worth it
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings that pertinent negatives and positives share.
+
+    Attributes:
+        kappa: By how many logits the class must win, in the loss and for an answer to count.
+        beta: Weight of |d|_1; None: 0.1 in "reference" mode, what the sound mode needs for answers as sparse otherwise.
+        gamma: Weight of the autoencoder's error; without a manifold there is no such term.
+        manifold: decode(encode(x)) is the autoencoder.
+        baseline: "No information": a value, one per channel, an image (C, H, W), or "mean", each channel's own mean.
+        mode: "sound": every term but the networks is solved for exactly, step by step. "reference": as published.
+        rounds: Weights c to try, at most.
+        steps: Steps for each, at most; None: 1000 in "reference" mode, 40 in the sound one.
+        c: The first of these weights.
+    """
+
+    kappa: float = 0.5
+    beta: float | None = None
+    gamma: float = 100.0
+    manifold: Manifold | None = None
+    baseline: float | Sequence[float] | Tensor | str = 0.0
+    mode: Mode = "sound"
+    rounds: int = 9
+    steps: int | None = None
+    c: float = 10.0
+
+    sound_beta: ClassVar[float]
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(unknown("mode of CEM", self.mode, get_args(Mode)))
+        if min(self.rounds, self.most_steps) < 1 or self.c <= 0:
+            raise InputError("rounds and steps of CEM are at least 1, and c is positive")
+        if min(self.kappa, self.l1, self.gamma) < 0:
+            raise InputError("kappa, beta and gamma of CEM are not negative")
+
+    @property
+    def l1(self) -> float:
+        """The weight of |d|_1 in use."""
+        return self.beta if self.beta is not None else 0.1 if self.mode == "reference" else self.sound_beta
+
+    @property
+    def most_steps(self) -> int:
+        """The steps in use."""
+        return self.steps if self.steps is not None else 1000 if self.mode == "reference" else 40
+
+    def check(self, model: Model, images: Tensor) -> None:
+        """Refuse a baseline or a manifold that does not fit images (N, C, H, W).
+
+        Raises:
+            InputError: If the baseline fits none of what `baseline` may be, or leaves [0, 1].
+            ModelError: If the manifold makes images of another shape or has no encoder.
+        """
+        no_information(images[:1], self.baseline)
+        if self.manifold is not None:
+            self.manifold.to(images).check(images)
+            with clean_room(self.manifold.module), torch.no_grad():
+                self.manifold.encode(images[:1])
+
+    def _search(
+        self, model: Model, images: Tensor, fact: Tensor, foil: Tensor, keep: bool, report: Report | None
+    ) -> tuple[_Problem, bool]:
+        """Solve M rows; what was found is on the problem, and whether Ctrl-C ended it comes back."""
+        problem = _Problem(self, model, images, fact, foil, keep)
+        solve = _reference if self.mode == "reference" else _sound
+        try:
+            solve(problem, report or (lambda done, count: None))
+        except KeyboardInterrupt:
+            return problem, True
+        return problem, False
+
+
+def no_information(images: Tensor, baseline: float | Sequence[float] | Tensor | str) -> Tensor:
+    """What "no information" is in each image.
+
+    Args:
+        images: (N, C, H, W) in image space.
+        baseline: A value, C values, an image (C, H, W), or "mean" for each image's mean of each channel.
+
+    Returns:
+        (N, C, H, W).
+
+    Raises:
+        InputError: If it is none of these or leaves [0, 1].
+    """
+    if isinstance(baseline, str):
+        if baseline != "mean":
+            raise InputError(f"a baseline is a value, one per channel, an image or 'mean', not {baseline!r}")
+        return images.mean((2, 3), keepdim=True).expand_as(images).clone()
+    value = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    value = value.view(-1, 1, 1) if value.ndim == 1 else value
+    if tuple(value.shape) not in {(), (1, 1, 1), (images.shape[1], 1, 1), tuple(images.shape[1:])}:
+        raise InputError(f"a baseline of shape {tuple(value.shape)} fits no images of {tuple(images.shape[1:])}")
+    if not ((value >= 0) & (value <= 1)).all():
+        raise InputError("a baseline lies in image space, [0, 1]")
+    return value.expand_as(images).clone()
+
+
+def room(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Between which values each pixel may move.
+
+    Adding moves away from the baseline, on the pixel's own side of it, or to either side where it lies on the baseline;
+    keeping lies between the baseline and the image.
+
+    Args:
+        images: (N, C, H, W) in image space.
+        baseline: The same shape.
+        keep: Whether to keep rather than to add.
+
+    Returns:
+        Lowest and highest values, both (N, C, H, W).
+    """
+    if keep:
+        return torch.minimum(images, baseline), torch.maximum(images, baseline)
+    low = torch.where(images > baseline, images, images.clamp_max(0))
+    return low, torch.where(images < baseline, images, images.clamp_min(1))
+
+
+class _Problem:
+    """M rows: the terms, the box, and the best point that each has been seen at."""
+
+    def __init__(self, how: _Settings, model: Model, images: Tensor, fact: Tensor, foil: Tensor, keep: bool) -> None:
+        self.how, self.model, self.images, self.fact, self.foil, self.keep = how, model, images, fact, foil, keep
+        baseline = no_information(images, how.baseline)
+        self.centre = baseline if keep else images
+        self.low, self.high = room(images, baseline, keep)
+        self.fixed = (self.low == self.high).flatten(1).all(1)
+        count = len(images)
+        self.evaluations = 0
+        self.best, self.least = self.centre.clone(), images.new_full((count,), torch.inf)
+        self.nearest, self.missed = self.centre.clone(), images.new_full((count,), torch.inf)
+        self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
+
+    @property
+    def found(self) -> Tensor:
+        """(M,) bool."""
+        return self.least.isfinite()
+
+    def scores(self, v: Tensor, rows: Tensor) -> Tensor:
+        """Logits at v, one of which is looked at for each of the rows; the best of each row is kept."""
+        self.evaluations += len(v)
+        logits = self.model.logits(v)
+        self._keep_best(v.detach(), logits.detach(), rows)
+        return logits
+
+    def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
+        """|v - a|_2^2 + beta |v - a|_1, (m,)."""
+        change = (v - self.centre[rows]).flatten(1)
+        return change.square().sum(1) + self.how.l1 * change.abs().sum(1)
+
+    def unnatural(self, v: Tensor) -> Tensor:
+        """The autoencoder's term, gamma |AE(v) - v|_2^2, (m,)."""
+        manifold = self.how.manifold
+        if manifold is None or self.how.gamma == 0:
+            return v.new_zeros(len(v))
+        return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
+
+    def short(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The hinge, (m,)."""
+        return hinge(logits, self.fact[rows], self.foil[rows], self.how.kappa, self.keep)
+
+    def right(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Whether the class is what it should be, (m,) bool; without a margin the hinge leaves a tie open."""
+        top, fact, foil = logits.argmax(1), self.fact[rows], self.foil[rows]
+        return top == fact if self.keep else torch.where(foil == ANY, top != fact, top == foil)
+
+    def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor) -> None:
+        missed, elastic = self.short(logits, rows), self.elastic(v, rows)
+        better = (missed <= 0) & self.right(logits, rows) & (elastic < self.least[rows])
+        self.best[rows[better]], self.least[rows[better]] = v[better], elastic[better]
+        nearer = missed < self.missed[rows]
+        self.nearest[rows[nearer]], self.missed[rows[nearer]] = v[nearer], missed[nearer]
+
+    def verified(self) -> tuple[Tensor, Tensor, list[Status], list[str]]:
+        """The answers or nearest misses, by how many logits they miss in a fresh pass, and how each search ended."""
+        v = torch.where(self.found.view(-1, 1, 1, 1), self.best, self.nearest)
+        rows = torch.arange(len(v), device=v.device)
+        with torch.no_grad():
+            logits = torch.cat([self.model.logits(part) for part in torch.split(v, 256)])
+        missed = self.short(logits, rows)
+        holds = (missed <= _ROUNDING) & self.right(logits, rows)
+        ends = [self._end(row, bool(holds[row]), missed[row].item()) for row in range(len(v))]
+        return v, missed, [status for status, _ in ends], [reason for _, reason in ends]
+
+    def _end(self, row: int, holds: bool, missed: float) -> tuple[Status, str]:
+        miss = f"the nearest miss lacks {missed:.3g} of the margin of {self.how.kappa:g} logits"
+        if not self.keep and self.fact[row] == self.foil[row]:
+            return Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
+        if self.found[row]:
+            if holds:
+                return Status.FOUND, f"verified; elastic net {self.least[row].item():.3g}"
+            return Status.NOT_FOUND, f"what was found does not hold in a fresh pass: {miss}"
+        if self.broken[row]:
+            return Status.DIVERGED, f"the scores or the image became infinite or NaN; {miss}"
+        if self.fixed[row]:
+            what = "keep: the image is the baseline" if self.keep else "add: every value is at its limit"
+            return Status.INFEASIBLE, f"there is nothing to {what}; {miss}"
+        if self.stuck[row]:
+            return Status.INFEASIBLE, f"no step brings the class nearer, whatever its weight; {miss}"
+        return Status.OUT_OF_BUDGET, f"{self.how.rounds} rounds of {self.how.most_steps} steps were too few; {miss}"
+
+    def open(self) -> Tensor:
+        """Numbers of the rows that there is something to search for."""
+        same = (self.fact == self.foil) & (not self.keep)
+        everything = torch.arange(len(same), device=same.device)
+        with torch.no_grad():
+            self.scores(self.centre, everything)
+        return everything[~(same | self.fixed | (self.least == 0))]
+
+
+# --------------------------------------------------------------------------------------------------- as published
+def _shrunk(change: Tensor, by: float) -> Tensor:
+    """Soft threshold."""
+    return change.sign() * (change.abs() - by).clamp_min(0)
+
+
+def _reference(problem: _Problem, report: Report) -> None:
+    """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
+    how, rows = problem.how, problem.open()
+    start = _published_start(problem, rows)
+    weighing = Weighing.start(torch.full_like(problem.least[rows], how.c))
+    for number in range(how.rounds):
+        v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
+        for k in range(how.most_steps):
+            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, weighing.c)
+            centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
+            last, v = v, torch.clamp(centre + _shrunk(moved - centre, how.l1), low, high)
+            y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
+            with torch.no_grad():
+                logits = problem.scores(v, rows)
+            success |= (problem.short(logits, rows) <= 0) & problem.right(logits, rows)
+        sound = v.flatten(1).isfinite().all(1)
+        problem.broken[rows] = ~sound
+        weighing, rows, start = weighing.update(success).take(sound), rows[sound], start[sound]
+        report((number + 1) * len(problem.images) // how.rounds, len(problem.images))
+
+
+def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
+    """The centre; but the image where a positive has no slope there: a network without biases is flat at black."""
+    start = problem.centre[rows]
+    if not problem.keep or not len(rows):
+        return start
+    flat = _slope(problem, start, rows, torch.ones_like(problem.least[rows])).flatten(1).eq(0).all(1)
+    return torch.where(flat.view(-1, 1, 1, 1), problem.images[rows], start)
+
+
+def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
+    """Gradient of all but the L1 term."""
+    with torch.enable_grad():
+        leaf = y.detach().requires_grad_()
+        change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
+        loss = c * problem.short(problem.scores(leaf, rows), rows) + change + problem.unnatural(leaf)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    return slope
+
+
+# --------------------------------------------------------------------------------------------------- sound
+@dataclass
+class _State:
+    """Where m rows of the sound search are, and the network to first order there: margins of the class over its rivals.
+
+    Attributes:
+        rows: (m,) numbers of the rows.
+        v: (m, C, H, W).
+        margins: (m, J) in logits.
+        slopes: (m, J, D) their gradients.
+        unnatural: (m,) the autoencoder's term.
+        away: (m, D) its gradient.
+    """
+
+    rows: Tensor
+    v: Tensor
+    margins: Tensor
+    slopes: Tensor
+    unnatural: Tensor
+    away: Tensor
+
+    def take(self, which: Tensor) -> _State:
+        """Some of the rows."""
+        return _State(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def moved(self, which: Tensor, to: _State) -> _State:
+        """With these rows (m,) bool where the other state is."""
+        pairs = [(getattr(to, f.name), getattr(self, f.name)) for f in fields(self)]
+        return _State(*(torch.where(which.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs))
+
+
+def _sound(problem: _Problem, report: Report) -> None:
+    """Rounds of prox-linear steps, each with the weight c of the class that the last one asks for.
+
+    A round is a success where it ends with the class right. With c above the multiplier of that constraint the penalty
+    is exact, so rows leave as soon as a further round betters their answer by less than a hundredth.
+    """
+    how, rows = problem.how, problem.open()
+    begin = problem.images.clone()
+    weighing = Weighing.start(torch.full_like(problem.least[rows], how.c))
+    for _ in range(how.rounds):
+        if not len(rows):
+            break
+        before = problem.least[rows]
+        start = torch.where(problem.found[rows].view(-1, 1, 1, 1), problem.best[rows], begin[rows])
+        success = _round(problem, rows, start, weighing.c)
+        improved = problem.least[rows] < (1 - _SETTLED) * before
+        go_on = (improved | ~problem.found[rows]) & ~problem.broken[rows]
+        weighing, rows = weighing.update(success).take(go_on), rows[go_on]
+        report(len(problem.images) - len(rows), len(problem.images))
+
+
+def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
+    """Minimise with the weights c; (m,) bool where it ends with the class right."""
+    aim, success = problem.how.kappa + _ROUNDING, torch.zeros_like(rows, dtype=torch.bool)
+    place = torch.arange(len(rows), device=rows.device)
+    at = _look(problem, start, rows)
+    radius, duals = torch.full_like(c, _FIRST_RADIUS), torch.zeros_like(at.margins)
+    problem.stuck[rows] = False
+    for _ in range(problem.how.most_steps):
+        value = _value(problem, at, aim, c)
+        to, new_duals, promised = _step(problem, at, aim, c, radius, duals)
+        problem.broken[at.rows] = ~value.isfinite()
+        promised = value - promised
+        done = ~(promised > _CONVERGED * value) | (radius <= _SMALLEST_RADIUS)
+        if done.any():
+            short = (aim - at.margins[done]).amax(1)
+            success[place[done]] = short <= 2 * _ROUNDING
+            problem.stuck[at.rows[done]] = short > 2 * _ROUNDING
+            place, at, to, c, radius = place[~done], at.take(~done), to[~done], c[~done], radius[~done]
+            duals, new_duals, value, promised = duals[~done], new_duals[~done], value[~done], promised[~done]
+            if not len(place):
+                return success
+        there = _look(problem, to, at.rows)
+        kept = (value - _value(problem, there, aim, c)) / promised
+        accepted = kept > 0.1  # False for NaN too
+        at, duals = at.moved(accepted, there), torch.where(accepted.unsqueeze(1), new_duals, duals)
+        radius = torch.where(kept > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
+            _LARGEST_RADIUS
+        )
+    success[place] = (aim - at.margins).amax(1) <= 2 * _ROUNDING
+    return success
+
+
+def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
+    """Pass v through the network, and pull the margins back."""
+    with torch.enable_grad():
+        leaf = v.detach().requires_grad_()
+        logits = problem.scores(leaf, rows)
+        winner, rivals = _classes(problem, logits.detach(), rows)
+        margins = logits.gather(1, winner) - logits.gather(1, rivals)
+        unnatural = problem.unnatural(leaf)
+        slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in margins.unbind(1)]
+        away = torch.zeros_like(leaf)
+        if unnatural.requires_grad:
+            (away,) = torch.autograd.grad(unnatural.sum(), leaf)
+    return _State(
+        rows, v, margins.detach(), torch.stack(slopes, 1).flatten(2), unnatural.detach(), away.detach().flatten(1)
+    )
+
+
+def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The class that is to win, (m, 1), and the strongest that it must beat, (m, J)."""
+    fact, foil = problem.fact[rows].unsqueeze(1), problem.foil[rows].unsqueeze(1)
+    runner_up = logits.scatter(1, fact, -torch.inf).argmax(1, keepdim=True)
+    winner = fact if problem.keep else torch.where(foil == ANY, runner_up, foil)
+    count = min(_RIVALS, logits.shape[1] - 1)
+    if not problem.keep and bool((foil == ANY).all()):
+        return winner, fact
+    rivals = logits.scatter(1, winner, -torch.inf).topk(count, 1).indices
+    return winner, rivals if problem.keep else torch.where(foil == ANY, fact, rivals)
+
+
+def _value(problem: _Problem, at: _State, aim: float, c: Tensor) -> Tensor:
+    """The objective, (m,)."""
+    return problem.elastic(at.v, at.rows) + at.unnatural + c * (aim - at.margins).amax(1).clamp_min(0)
+
+
+def _step(
+    problem: _Problem, at: _State, aim: float, c: Tensor, radius: Tensor, duals: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The minimum with the networks taken to first order and |u - v|^2 / 2 radius added (prox-linear method).
+
+    It lies at clip(a + S_beta((v - a) / radius + sum_j l_j g_j - away) / (2 + 1 / radius)), S the soft threshold; the
+    multipliers l >= 0 of the margins, at most c together, maximise the dual, which is smooth: accelerated projected
+    gradient. Drusvyatskiy and Lewis 2018, "Error bounds, quadratic growth, and linear convergence of proximal methods".
+
+    Returns:
+        The minimum (m, C, H, W), the multipliers (m, J), and the value there of what was minimised, (m,).
+    """
+    v, centre, low, high = (
+        x.flatten(1) for x in (at.v, problem.centre[at.rows], problem.low[at.rows], problem.high[at.rows])
+    )
+    stiffness = 2 + 1 / radius.unsqueeze(1)
+    pull = (v - centre) / radius.unsqueeze(1) - at.away
+    offset = aim - at.margins + (at.slopes @ v.unsqueeze(2)).squeeze(2)
+
+    def minimum(multipliers: Tensor) -> tuple[Tensor, Tensor]:
+        force = pull + (multipliers.unsqueeze(1) @ at.slopes).squeeze(1)
+        u = torch.clamp(centre + _shrunk(force, problem.how.l1) / stiffness, low, high)
+        return u, offset - (at.slopes @ u.unsqueeze(2)).squeeze(2)
+
+    rate = stiffness / at.slopes.square().sum((1, 2)).clamp_min(1e-12).unsqueeze(1)
+    last, ahead = duals, duals
+    for k in range(_DUAL_STEPS):
+        new = _capped(ahead + rate * minimum(ahead)[1], c)
+        turned = ((new - ahead) * (new - last)).sum(1, keepdim=True) < 0
+        ahead, last = torch.where(turned, new, new + k / (k + 3) * (new - last)), new
+    u, short = minimum(last)
+    to, apart = u.view_as(at.v), (u - v)
+    promised = problem.elastic(to, at.rows) + at.unnatural + (at.away * apart).sum(1)
+    return to, last, promised + c * short.amax(1).clamp_min(0) + apart.square().sum(1) / (2 * radius)
+
+
+def _capped(multipliers: Tensor, c: Tensor) -> Tensor:
+    """The nearest multipliers that are not negative and at most c together."""
+    positive = multipliers.clamp_min(0)
+    largest = positive.sort(1, descending=True).values
+    excess = (largest.cumsum(1) - c.unsqueeze(1)) / torch.arange(1, largest.shape[1] + 1, device=c.device)
+    count = (largest > excess).sum(1, keepdim=True).clamp_min(1)
+    return (positive - excess.gather(1, count - 1).clamp_min(0)).clamp_min(0)
+
+
+# --------------------------------------------------------------------------------------------------- the two questions
+def _room_of(model: Model, manifold: Manifold | None) -> nn.ModuleList:
+    return nn.ModuleList([model.module] if manifold is None else [model.module, manifold.module])
+
+
+@register_counterfactual_method
+@dataclass(frozen=True)
+class CEM(_Settings, CounterfactualMethod):
+    """Pertinent negatives by CEM: what must be absent for the fact, the least that can be added to leave it.
+
+    See the module for the equation and `_Settings` for the settings. `distance` of the answers is the elastic net.
+
+    Raises:
+        InputError: If a setting makes no sense.
+    """
+
+    name: ClassVar[str] = "cem"
+    default_foil: ClassVar[Any] = "any"
+    any_foil: ClassVar[bool] = True
+    sound_beta: ClassVar[float] = 1.0
+
+    def answer(
+        self,
+        model: Model,
+        images: Tensor,
+        fact: Tensor,
+        foil: Tensor,
+        samples: Sequence[int],
+        report: Report | None = None,
+    ) -> Answers:
+        """Search for all foils of all images at once; see `CounterfactualMethod.answer`. Nothing is random in it."""
+        with clean_room(_room_of(model, self.manifold)):
+            rows = images.repeat_interleave(fact.shape[1], 0)
+            problem, interrupted = self._search(model, rows, fact.flatten(), foil.flatten(), False, report)
+            examples, missed, status, reason = problem.verified()
+            share = torch.linspace(0, 1, FRAMES, device=rows.device, dtype=rows.dtype).view(1, -1, 1, 1, 1)
+            path = torch.lerp(rows.unsqueeze(1), examples.unsqueeze(1), share)
+            with torch.no_grad():
+                seen = torch.cat([model.logits(part) for part in torch.split(path.flatten(0, 1), 256)])
+        path_logits = seen.view(len(rows), FRAMES, -1)
+        numbers = torch.arange(len(rows), device=rows.device)
+        return Answers(
+            status=[[each] for each in status],
+            reason=[[each] for each in reason],
+            examples=examples.unsqueeze(1),
+            logits=path_logits[:, -1:].clone(),
+            distance=problem.elastic(examples, numbers).unsqueeze(1),
+            violation=missed.unsqueeze(1),
+            path=path,
+            path_logits=path_logits,
+            interrupted=interrupted,
+            evaluations=problem.evaluations,
+        )
+
+
+@register_pertinent_positive_method
+@dataclass(frozen=True)
+class CEMPositive(_Settings, PertinentPositiveMethod):
+    """Pertinent positives by CEM: the least of the image that keeps the fact with nothing else around.
+
+    See the module for the equation and `_Settings` for the settings.
+
+    Raises:
+        InputError: If a setting makes no sense.
+    """
+
+    name: ClassVar[str] = "cem"
+    sound_beta: ClassVar[float] = 0.3
+
+    def answer(
+        self, model: Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Report | None = None
+    ) -> PositiveAnswers:
+        """Search for all images at once; see `PertinentPositiveMethod.answer`. Nothing is random in it."""
+        with clean_room(_room_of(model, self.manifold)):
+            problem, interrupted = self._search(model, images, fact, torch.full_like(fact, ANY), True, report)
+            examples, _, status, reason = problem.verified()
+        whole = (images - problem.centre).abs()
+        kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
+        return PositiveAnswers(
+            mask=kept.amax(1).clamp_max(1),
+            examples=examples,
+            status=status,
+            reason=reason,
+            interrupted=interrupted,
+            evaluations=problem.evaluations,
+        )

@@ -32,12 +32,30 @@ if TYPE_CHECKING:
     from ratherthan.explanation import Explanation, save_report
     from ratherthan.loading import load, read_class_names
     from ratherthan.model import Model
+    from ratherthan.search import (
+        XGEM,
+        CDeepEx,
+        Counterfactual,
+        CounterfactualMethod,
+        Inversion,
+        Manifold,
+        Schedule,
+        Status,
+        counterfactual,
+        counterfactual_methods,
+        invert,
+        register_counterfactual_method,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LRP",
+    "XGEM",
+    "CDeepEx",
     "Contrast",
+    "Counterfactual",
+    "CounterfactualMethod",
     "DeepLift",
     "Experiment",
     "Explanation",
@@ -46,9 +64,11 @@ __all__ = [
     "InputError",
     "InputXGradient",
     "IntegratedGradients",
+    "Inversion",
     "LayerError",
     "Lime",
     "LinearApproximation",
+    "Manifold",
     "Method",
     "Model",
     "ModelError",
@@ -58,26 +78,32 @@ __all__ = [
     "Question",
     "RatherThanError",
     "Run",
+    "Schedule",
     "SmoothGrad",
+    "Status",
     "UnsupportedError",
     "compare",
     "compare_quality",
     "contrasts",
+    "counterfactual",
+    "counterfactual_methods",
     "data",
     "evaluate",
     "experiments",
     "explain",
+    "invert",
     "load",
     "methods",
     "quality_figure",
     "read_class_names",
     "register_contrast",
+    "register_counterfactual_method",
     "register_experiment",
     "register_method",
     "save_report",
 ]
 
-_ROOMS = ("errors", "contrast", "model", "loading", "explanation", "attribution", "evaluation")
+_ROOMS = ("errors", "contrast", "model", "loading", "explanation", "attribution", "search", "evaluation")
 
 
 def __getattr__(name: str) -> Any:

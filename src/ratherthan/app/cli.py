@@ -200,6 +200,98 @@ def explain(
         raise InputError(f"{len(answers.failures)} not explained, {done} explained")
 
 
+@app.command(
+    epilog=_examples(
+        "counterfactual digit.png --model zoo:mnist --foil 8",
+        "counterfactual digits/ --model zoo:mnist --foil 3,5,8 --restarts 3 --out answers",
+        "counterfactual digit.png --model zoo:mnist --foil each --method xgem --set margin=0 --json",
+        "counterfactual coat.png --model zoo:fashion_mnist --manifold mnist_vae --manifold-weights mine.safetensors"
+        " --out coat.html",
+    )
+)
+def counterfactual(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")],
+    model: ModelName,
+    weights: Weights = None,
+    class_names: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    output: Output = None,
+    fact: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_QUESTION, help="The class to move away from: a name or an index. Default: what the network"
+            " says.",
+        ),
+    ] = None,
+    foil: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_QUESTION, help="The class to move towards: a name, an index, runner-up, each, topK,"
+            " several with commas; any, where the method can. Default: the method's, mostly runner-up.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(rich_help_panel=_QUESTION, help="cdeepex, xgem, cem, cem-maf ...")
+    ] = "cdeepex",
+    manifold: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_MODEL, help="Generative model of the images, e.g. mnist_vae. Default: the one"
+        " that the model names."),
+    ] = None,
+    manifold_weights: Annotated[
+        Path | None, typer.Option(rich_help_panel=_MODEL, help="Its weights. Default: those in the package.")
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_QUESTION, help="Independent answers to each question.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.", rich_help_panel=_QUESTION),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random draws.", rich_help_panel=_QUESTION)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write to, or one file, .html, .png or .safetensors. Default: changed (with --json:"
+            " none)."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Searches at once.")] = 256,
+    device: Device = "cpu",
+) -> None:  # fmt: skip
+    """Show what would have to change in an image for the network to call it something else.
+
+    Writes a page with the way to each answer, a figure of each image and the numbers, and prints a line for each.
+    """
+    from ratherthan.app import searching
+    from ratherthan.app.images import find
+
+    subject = _load(model, weights, class_names, mean, std, size, output, device)
+    given = pairs(settings) | {k: v for k, v in (("restarts", restarts), ("seed", seed)) if v is not None}
+    chosen = searching.configured(method, given, manifold, manifold_weights, subject)
+    target = Path("changed") if out is None and not as_json else out
+    paths, failures = find(images)
+    with progress("searching", len(paths)) as finished:
+        search = searching.run(subject, paths, failures, (fact, foil), chosen, batch_size, finished)
+    if target is not None:
+        searching.write(search, target)
+    if as_json:
+        say(searching.as_json(search))
+    else:
+        for line in searching.summary(search):
+            say(line)
+    for failure in search.failures:
+        complain(f"{failure.image}: {failure.reason}")
+    answered = 0 if search.found is None else len(search.found)
+    if search.found is not None and search.found.interrupted:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C: {answered} of {len(paths)} images searched, the last in part")
+    if search.failures:
+        raise InputError(f"{len(search.failures)} not read, {answered} answered")
+
+
 def _load(
     name: str,
     weights: Path | None,

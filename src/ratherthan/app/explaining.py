@@ -69,21 +69,30 @@ def asked(
 def _configured(name: str, settings: dict[str, Any], model: Model) -> Method:
     method = get_method(name)
     usual = method.settings()
-    for key, value in settings.items():
-        if key not in usual and key == "layer":
-            raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
-        if key not in usual:
-            raise InputError(unknown(f"setting of {name}", key, usual))
-        if isinstance(usual[key], (int, float)) and not isinstance(value, (int, float)):
-            raise InputError(f"{key} of {name} is a number, e.g. {usual[key]}; not {value!r}")
-        if type(usual[key]) is int and isinstance(value, float):
-            raise InputError(f"{key} of {name} is a whole number, e.g. {usual[key]}; not {value!r}")
+    if "layer" in settings and "layer" not in usual:
+        raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
+    check_settings(name, settings, usual)
     if "layer" in settings:
         model.submodule(settings["layer"])
     try:
         return type(method)(**settings)
     except TypeError as error:
         raise InputError(f"method {name!r} cannot take these settings: {first_line(error)}") from error
+
+
+def check_settings(name: str, settings: dict[str, Any], usual: dict[str, Any]) -> None:
+    """Compare what was set with the usual settings of the method of this name.
+
+    Raises:
+        InputError: If there is no such setting, or it is a number and what was given is none.
+    """
+    for key, value in settings.items():
+        if key not in usual:
+            raise InputError(unknown(f"setting of {name}", key, usual))
+        if isinstance(usual[key], (int, float)) and not isinstance(value, (int, float)):
+            raise InputError(f"{key} of {name} is a number, e.g. {usual[key]}; not {value!r}")
+        if type(usual[key]) is int and isinstance(value, float):
+            raise InputError(f"{key} of {name} is a whole number, e.g. {usual[key]}; not {value!r}")
 
 
 def classes(text: str | None, model: Model) -> Any:
@@ -235,12 +244,13 @@ def as_json(model: Model, answers: Answers, found: Sequence[Explanation]) -> str
     rows = [row for each in found for row in each.to_frame().to_dict("records")]
     told = {
         "model": model.name,
-        "explanations": [{key: _finite(value) for key, value in row.items()} for row in rows],
+        "explanations": [{key: finite(value) for key, value in row.items()} for row in rows],
         "failures": [dataclasses.asdict(failure) for failure in answers.failures],
         "files": [str(path) for path in answers.files],
     }
     return json.dumps(told, indent=1, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value fit for JSON, which knows no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from ratherthan.data import CorruptImage, open_image
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 
-FIGURE = ".why.png"
+FIGURE, ALTERED = ".why.png", ".how.png"
 """How the figures that are written end; a folder that holds both is searched for images without them."""
 
 
@@ -90,5 +90,5 @@ def _inside(folder: Path) -> list[Path]:
         if path.suffix.lower() in readable
         and path.is_file()
         and not path.name.startswith(".")
-        and FIGURE not in path.name
+        and not path.name.endswith((FIGURE, ALTERED))
     )

@@ -79,8 +79,12 @@ class Manifold:
         return cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, model: Model) -> Manifold:
+    def of(cls, model: Model, weights: str | Path | None = None) -> Manifold:
         """The manifold that a model of the zoo names.
+
+        Args:
+            model: The model.
+            weights: The manifold's weights; by default those that ship in the package.
 
         Raises:
             InputError: If it names none.
@@ -91,7 +95,7 @@ class Manifold:
         entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
         if entry is None or entry.manifold is None:
             raise InputError(f"{model.name} names no manifold: give one, e.g. CDeepEx(Manifold(decoder, latent_shape))")
-        return cls.load(entry.manifold)
+        return cls.load(entry.manifold, weights)
 
     @property
     def can_encode(self) -> bool:

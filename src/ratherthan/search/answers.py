@@ -45,6 +45,7 @@ class Answers:
         attributes_before: (N, A) attributes of the images.
         attributes: (K, R, A) attributes of the examples.
         attribute_names: Names of the A attributes.
+        attribute_thresholds: From which increase on each counts as added; empty: 0.1 for all.
     """
 
     status: list[list[Status]]
@@ -62,6 +63,7 @@ class Answers:
     attributes_before: Tensor | None = None
     attributes: Tensor | None = None
     attribute_names: tuple[str, ...] = ()
+    attribute_thresholds: tuple[float, ...] = ()
 
 
 class CounterfactualMethod(ABC):

@@ -58,6 +58,7 @@ class Counterfactual(Result):
         attributes_before: (N, A): attributes of the images; None for a method that knows none.
         attributes: (N, Q, R, A): attributes of the answers.
         attribute_names: Names of the A attributes.
+        attribute_thresholds: From which increase on each counts as added; empty: 0.1 for all.
         settings: The method's settings.
         class_names: Names of the classes, or None.
         names: (N) names of the images.
@@ -89,6 +90,7 @@ class Counterfactual(Result):
     attributes_before: Tensor | None = None
     attributes: Tensor | None = None
     attribute_names: tuple[str, ...] = ()
+    attribute_thresholds: tuple[float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     names: tuple[str, ...] = ()
@@ -180,7 +182,8 @@ class Counterfactual(Result):
             return []
         growth = self.attributes[sample, q, 0] - self.attributes_before[sample]
         order = growth.argsort(descending=True, stable=True).tolist()
-        return [self.attribute_names[k] for k in order if growth[k] >= _GROWN]
+        least = self.attribute_thresholds or (_GROWN,) * len(growth)
+        return [self.attribute_names[k] for k in order if growth[k] >= least[k]]
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.questions)]
@@ -456,6 +459,7 @@ def _fields(answers: Answers, shape: tuple[int, ...]) -> dict[str, Any]:
         "attributes": grid(answers.attributes),
         "attributes_before": answers.attributes_before,
         "attribute_names": answers.attribute_names,
+        "attribute_thresholds": answers.attribute_thresholds,
         "reconstruction": inverted and inverted.reconstruction,
         "error": inverted and inverted.error,
         "class_kept": inverted and inverted.class_kept,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -35,6 +36,40 @@ class Superpixels:
             raise InputError(unknown("kind of superpixels", self.kind, get_args(Kind)))
         if self.count < 1:
             raise InputError(f"count is at least one superpixel, not {self.count}")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Pictures whose superpixels can be switched off.
+
+    Attributes:
+        images: (N, C, H, W) in image space.
+        labels: (N, H, W) from `segment`.
+        off: (N, C, H, W): what a pixel is where its superpixel is switched off.
+    """
+
+    images: Tensor
+    labels: Tensor
+    off: Tensor
+
+    @cached_property
+    def count(self) -> Tensor:
+        """(N,) how many superpixels each picture has."""
+        return self.labels.flatten(1).amax(1) + 1
+
+    @cached_property
+    def present(self) -> Tensor:
+        """(N, S) bool: which of the S labels occur in each picture."""
+        return torch.arange(int(self.count.max()), device=self.labels.device) < self.count.unsqueeze(1)
+
+    def pixels(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """The value of every pixel's superpixel: (M, S) for pictures `rows` (M,) to (M, H, W)."""
+        return masks.gather(1, self.labels[rows].flatten(1)).view(len(masks), *self.labels.shape[1:])
+
+    def render(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """Pictures with part of each superpixel: off + m (image - off), (M, S) in [0, 1] to (M, C, H, W)."""
+        off = self.off[rows]
+        return off + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - off)
 
 
 def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tensor:

@@ -1,0 +1,271 @@
+"""Attribute functions: how much of a concept is there (CEM-MAF, section 3: monotonic attribute functions g_i)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+from ratherthan.search.manifold import Manifold
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_THRESHOLD = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """Concepts, each with a number that is higher the more of it is there.
+
+    Attributes:
+        function: Images (N, C, H, W) in image space to (N,) or (N, A), differentiable.
+        names: A names of what more of each means, e.g. "longer sleeves".
+        thresholds: From which increase on each counts as added: one number for all, or A.
+        module: What it computes with, to be kept in evaluation mode.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    names: tuple[str, ...] = ()
+    thresholds: float | tuple[float, ...] = _THRESHOLD
+    module: nn.Module | None = None
+
+    def measure(self, images: Tensor, latents: Tensor | None = None, manifold: Manifold | None = None) -> Tensor:
+        """How much of each is there: (N, A).
+
+        Args:
+            images: (N, C, H, W) in image space.
+            latents: (N, ...) where the images lie on a manifold, if that is known.
+            manifold: That manifold.
+
+        Raises:
+            InputError: If the function gives something else.
+        """
+        values = self.function(images)
+        values = values.unsqueeze(1) if values.ndim == 1 else values
+        if values.ndim != 2 or len(values) != len(images) or (self.names and values.shape[1] != len(self.names)):
+            wanted = len(self.names) or "A"
+            raise InputError(f"an attribute function gives (N,) or (N, {wanted}), not {tuple(values.shape)}")
+        return values
+
+    def calibrated(self, images: Tensor, quantile: float = 0.25) -> Self:
+        """With thresholds from data: an increase counts that exceeds this share of the differences between images.
+
+        Args:
+            images: (N, C, H, W), at least two.
+            quantile: In (0, 1).
+        """
+        if len(images) < 2 or not 0 < quantile < 1:
+            raise InputError("calibration takes at least two images and a quantile between 0 and 1")
+        with torch.no_grad():
+            values = self.measure(images).double().cpu()
+        above = torch.triu_indices(len(values), len(values), 1)
+        apart = (values[above[0]] - values[above[1]]).abs().numpy()  # NumPy: torch refuses large quantiles
+        return replace(self, thresholds=tuple(float(each) for each in np.quantile(apart, quantile, axis=0)))
+
+
+def class_attributes(
+    model: Model | nn.Module, classes: Sequence[int | str] | int | str | None = None, names: Sequence[str] = ()
+) -> Attribute:
+    """The probabilities of a classifier's classes as attributes.
+
+    Args:
+        model: The classifier; a binary one has two logits, or one that is the log-odds of class 1.
+        classes: Which classes, by index or name; None: class 1 of two, else all.
+        names: What to call them; by default the classes' names.
+
+    Raises:
+        InputError: If there is no such class.
+    """
+    from ratherthan.contrast import class_index
+
+    model = Model.wrap(model)
+    asked = [classes] if isinstance(classes, (int, str)) else classes
+
+    def function(images: Tensor) -> Tensor:
+        p = model.logits(images).softmax(1)
+        wanted = asked if asked is not None else [1] if p.shape[1] == 2 else range(p.shape[1])
+        return p[:, [class_index(each, p.shape[1], model.class_names) for each in wanted]]
+
+    known = model.class_names or ()
+    if not names and known:
+        wanted = asked if asked is not None else [1] if len(known) == 2 else range(len(known))
+        names = [known[class_index(each, len(known), known)] for each in wanted]
+    return Attribute(function, tuple(names), module=model.module)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentCoordinate(Attribute):
+    """A coordinate of a disentangled latent space as an attribute: g = z_i or -z_i, within a range.
+
+    Where a search moves on the same manifold, it is read off the latents themselves, else by the encoder.
+
+    Attributes:
+        manifold: The manifold, with an encoder.
+        index: Which coordinate, i.
+        sign: +1 if more of the concept is a larger z_i, -1 if it is a smaller one.
+        range: Between which values of g it means the concept; beyond, it counts as no more.
+    """
+
+    function: Callable[[Tensor], Tensor] = torch.Tensor.detach  # not used: `measure` is its own
+    manifold: Manifold
+    index: int
+    sign: int = 1
+    range: tuple[float, float] = (-3.0, 3.0)
+
+    def __post_init__(self) -> None:
+        if self.sign not in (-1, 1) or not self.range[0] < self.range[1]:
+            raise InputError("sign is 1 or -1, and range goes from a lower to a higher value")
+        object.__setattr__(self, "module", self.manifold.module)
+        if not 0 <= self.index < int(np.prod(self.manifold.latent_shape)):
+            raise InputError(f"{self.manifold!r} has no coordinate {self.index}")
+
+    def measure(self, images: Tensor, latents: Tensor | None = None, manifold: Manifold | None = None) -> Tensor:
+        """See `Attribute.measure`."""
+        if latents is None or manifold is None or manifold.module is not self.manifold.module:
+            latents = self.manifold.to(images).encode(images)
+        return (self.sign * latents.flatten(1)[:, self.index : self.index + 1]).clamp(*self.range)
+
+
+Attributes = Sequence[Attribute | Callable[[Tensor], Tensor]]
+
+
+def measure(
+    attributes: Attributes, images: Tensor, latents: Tensor | None = None, manifold: Manifold | None = None
+) -> Tensor:
+    """All attributes beside each other: (N, A), or (N, 0) where there are none; see `Attribute.measure`."""
+    columns = [_attribute(each).measure(images, latents, manifold) for each in attributes]
+    return torch.cat(columns, 1) if columns else images.new_zeros(len(images), 0)
+
+
+def described(attributes: Attributes, images: Tensor) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and thresholds of all attributes, numbered where they have no names; learnt from some images."""
+    names: list[str] = []
+    thresholds: list[float] = []
+    for each in map(_attribute, attributes):
+        with torch.no_grad():
+            count = each.measure(images[:1]).shape[1]
+        names += each.names or [f"attribute {len(names) + k}" for k in range(count)]
+        given = each.thresholds
+        thresholds += list(given) if isinstance(given, tuple) else [given] * count
+    return tuple(names), tuple(thresholds)
+
+
+def modules(attributes: Attributes) -> list[nn.Module]:
+    """The networks that attribute functions compute with."""
+    return [each.module for each in map(_attribute, attributes) if each.module is not None]
+
+
+def _attribute(given: Any) -> Attribute:
+    return given if isinstance(given, Attribute) else Attribute(given)
+
+
+# ----------------------------------------------------------------------------------------- measured, not asserted
+CONCEPTS = ("size", "roundness", "darkness", "border")
+"""What `shape_of` measures."""
+
+
+def shape_of(image: Tensor) -> dict[str, float]:
+    """Measure the darker of the two parts (by Otsu's threshold) of a picture, e.g. a lesion on skin.
+
+    Args:
+        image: (C, H, W) in image space.
+
+    Returns:
+        size: Its share of the area. roundness: 4 pi area / perimeter^2 of its largest piece, 1 for a disc. darkness:
+        mean brightness around it minus mean brightness in it. border: mean gradient of the brightness along its edge,
+        per pixel. NaN where there is no such part, as in a picture of one colour.
+    """
+    from skimage import filters, measure, morphology
+
+    grey = image.detach().float().mean(0).cpu().numpy()
+    if float(grey.max() - grey.min()) < 1e-6:
+        return dict.fromkeys(CONCEPTS, float("nan"))
+    dark = grey < filters.threshold_otsu(grey)  # type: ignore[no-untyped-call]
+    pieces = measure.label(dark)  # type: ignore[no-untyped-call]
+    largest = pieces == np.bincount(pieces[dark]).argmax()
+    perimeter = float(measure.perimeter(largest))  # type: ignore[no-untyped-call]
+    edge = morphology.dilation(largest) ^ largest
+    slope = np.hypot(*np.gradient(grey))
+    roundness = 4 * np.pi * largest.sum() / perimeter**2 if perimeter > 0 else float("nan")
+    return {
+        "size": float(dark.mean()),
+        "roundness": float(min(roundness, 1.0)),
+        "darkness": float(grey[~dark].mean() - grey[dark].mean()),
+        "border": float(slope[edge].mean()) if edge.any() else float("nan"),
+    }
+
+
+@torch.no_grad()
+def concepts(
+    manifold: Manifold,
+    latents: Tensor,
+    measured: Callable[[Tensor], Mapping[str, float]] = shape_of,
+    reach: float = 3.0,
+    steps: int = 7,
+) -> dict[str, Tensor]:
+    """What each latent coordinate does to a picture: its correlation with what is measured, when it moves.
+
+    Each coordinate goes from -reach to reach in even steps, the others staying where they are (Fig. 5 of CEM-MAF); the
+    correlation (Pearson) is taken over the steps and averaged over the latents begun at.
+
+    Args:
+        manifold: The generative model, of flat latents.
+        latents: (N, L) where to begin, e.g. of encoded images.
+        measured: Measures a picture (C, H, W).
+        reach: How far the coordinates go.
+        steps: In how many steps.
+
+    Returns:
+        For each concept (L,) correlations in [-1, 1]; NaN where nothing could be measured or nothing changed.
+    """
+    values = torch.linspace(-reach, reach, steps, dtype=latents.dtype, device=latents.device)
+    found: dict[str, list[list[float]]] = {}
+    for index in range(latents.shape[1]):
+        moved = latents.repeat_interleave(steps, 0)
+        moved[:, index] = values.repeat(len(latents))
+        rows = [measured(each) for each in manifold.decode(moved).clamp(0, 1)]
+        for name in rows[0]:
+            column = np.array([row[name] for row in rows]).reshape(len(latents), steps)
+            found.setdefault(name, []).append([_pearson(values.double().cpu().numpy(), each) for each in column])
+    return {name: torch.tensor(rows, dtype=torch.float64).nanmean(1) for name, rows in found.items()}
+
+
+def _pearson(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    known = np.isfinite(y)
+    if known.sum() < 3 or np.ptp(y[known]) < 1e-9:
+        return float("nan")
+    return float(np.corrcoef(x[known], y[known])[0, 1])
+
+
+def named(
+    manifold: Manifold, correlations: Mapping[str, Tensor], words: Mapping[str, tuple[str, str]], least: float = 0.8
+) -> list[LatentCoordinate]:
+    """Attribute functions of the coordinates whose effect has been measured.
+
+    Args:
+        manifold: The manifold.
+        correlations: From `concepts`.
+        words: For each concept what less and more of it is called, e.g. {"size": ("smaller", "larger")}.
+        least: Correlation from which on a coordinate is said to move the concept.
+
+    Returns:
+        For every concept the coordinate that moves it most, if it does, in both directions: two attributes.
+    """
+    found = []
+    for concept, (less, more) in words.items():
+        row = correlations[concept].nan_to_num(0)
+        index = int(row.abs().argmax())
+        if row[index].abs() >= least:
+            sign = 1 if row[index] > 0 else -1
+            found += [
+                LatentCoordinate(manifold=manifold, index=index, sign=way, names=(name,))
+                for way, name in ((sign, more), (-sign, less))
+            ]
+    return found

@@ -1,0 +1,315 @@
+"""Make the pages on searches in this folder: what would have to change, and what is enough.
+
+    python docs/results/searches.py deepex --data-root DIR --zoo runs/zoo
+
+The networks and manifolds are those that `ratherthan train zoo:NAME --data DIR --out runs/zoo` makes. Runs are kept in
+runs/results and are resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+import ratherthan as rt
+from ratherthan import data
+from ratherthan.evaluation import Run, evaluate
+from ratherthan.evaluation.counterfactuals import Counterfactuals
+from ratherthan.evaluation.localisation import Localisation
+from ratherthan.search.answers import FRAMES
+from ratherthan.search.superpixels import Superpixels
+
+HERE = Path(__file__).parent
+SIZE = {"mnist_vae": "VAE", "mnist_gan": "GAN", "mnist_biased_vae": "VAE", "fashion_mnist_vae": "VAE"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things lie, and how much of them is used."""
+
+    root: Path
+    zoo: Path
+    limit: int | None
+
+    def weights(self, name: str) -> Path | None:
+        """Weights trained here; None: those in the package."""
+        path = self.zoo / f"{name}.safetensors"
+        return path if path.is_file() else None
+
+    def model(self, name: str) -> rt.Model:
+        """A classifier of the zoo."""
+        return rt.load(f"zoo:{name}", weights=self.weights(name))
+
+    def manifold(self, name: str) -> rt.Manifold:
+        """A generative model of the zoo."""
+        return rt.Manifold.load(name, self.weights(name))
+
+    def run(self, page: str, experiment: Any, model: rt.Model, images: data.Dataset, limit: int, **more: Any) -> Run:
+        """Run an experiment, or go on with it."""
+        limit = min(limit, self.limit or limit)
+        return evaluate(
+            experiment, model, images, out=Path("runs/results") / page, limit=limit, resume=True, part_size=64,
+            progress=lambda done, total: print(f"{page}: {done} of {total}", flush=True), **more,
+        )  # fmt: skip
+
+
+def write(page: str, title: str, parts: Sequence[str]) -> None:
+    """Write a page."""
+    (HERE / f"{page}.md").write_text("\n\n".join([f"# {title}", *parts]) + "\n")
+
+
+def shares(runs: dict[str, Run], measures: Sequence[str]) -> str:
+    """A table: a row per run and method, a column per measure, means with their intervals."""
+    lines = [f"| search | n | {' | '.join(measures)} |", "| --- " * (len(measures) + 2) + "|"]
+    for label, run in runs.items():
+        summary = run.summary()
+        for method in summary["method"].unique():
+            cells = []
+            of_method = summary[summary["method"] == method].set_index("measure")
+            for measure in measures:
+                row = of_method.loc[measure]
+                cells.append(f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if row["n"] else "")
+            lines.append(f"| {label}, {method.split('(')[0]} | {of_method['n'].max()} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curves(runs: dict[str, Run], path: Path) -> None:
+    """Fig. 5b: mean probability of P, Q and the likeliest other class on the way, a panel per search."""
+    panels = [
+        (f"{label}, {name.split('(')[0]}", rows)
+        for label, run in runs.items()
+        for name, rows in run.frame().groupby("method")
+    ]
+    figure = Figure((2.5 * len(panels), 2.4), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for name, label in (("fact", "P"), ("foil", "Q"), ("third", "likeliest other")):
+            axes.plot([rows[f"path_{name}_{t:02d}"].mean() for t in range(FRAMES)], label=label)
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("along the way", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("mean probability", fontsize=8)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+# --------------------------------------------------------------------------------------------- 1
+def deepex(place: Place) -> None:
+    """CDeepEx and xGEM on MNIST, with the classifier of the paper."""
+    model, images = place.model("mnist_paper"), data.load("mnist", place.root, "test")
+    judged = {"second": place.model("mnist"), "reference": data.load("mnist", place.root, "train")}
+    runs = {}
+    for manifold, foil, limit in (
+        ("mnist_vae", "runner-up", 1000),
+        ("mnist_vae", "random", 300),
+        ("mnist_gan", "runner-up", 200),
+    ):
+        generator = place.manifold(manifold)
+        methods = [rt.CDeepEx(generator), rt.XGEM(generator)]
+        label = f"{SIZE[manifold]}, {foil}"
+        runs[label] = place.run(
+            f"deepex-{manifold}-{foil}", Counterfactuals(foil=foil, **judged), model, images, limit, methods=methods
+        )
+    write(
+        "deepex",
+        "The nearest image on the boundary: CDeepEx and xGEM on MNIST",
+        [
+            shares(runs, ["found", "boundary", "third", "p_fact", "p_foil", "p_third"]),
+            shares(runs, ["distance", "l1", "l2", "sparsity", "im1", "im2", "second"]),
+            "![Probabilities along the way](deepex.png)",
+        ],
+    )
+    curves(runs, HERE / "deepex.png")
+
+
+# --------------------------------------------------------------------------------------------- 2
+SQUARE = [[0.0, 0.0, 6 / 28, 6 / 28]]
+
+
+def biased(place: Place) -> None:
+    """The network that saw a grey square on every 8 (cdeepex section 4.1): who finds the square?"""
+    model, images = place.model("mnist_biased"), data.load("mnist_biased", place.root, "plain")
+    generator = place.manifold("mnist_biased_vae")
+    why_not = Localisation(regions={"*": SQUARE}, why_not=8)
+    maps = place.run(
+        "biased-maps", why_not, model, images, 300,
+        methods=["gradcam", "ig", rt.Lime(), rt.PredictionDifference()], contrasts=["none", "weighted", "scan"],
+    )  # fmt: skip
+    searched = place.run(
+        "biased-search", why_not, model, images, 300, methods=[rt.CDeepEx(generator), rt.XGEM(generator)]
+    )
+    write(
+        "biased",
+        "A network with a known bias: is the square found?",
+        [accuracies(place, model), searched.to_markdown(), maps.to_markdown()],
+    )
+    digits = torch.stack([images[i][0] for i in (3, 2, 1, 18, 4, 7)])
+    rt.counterfactual(model, digits, foil=8, method=rt.CDeepEx(generator)).plot().savefig(HERE / "biased.png", dpi=80)
+
+
+def accuracies(place: Place, model: rt.Model) -> str:
+    """What the network makes of plain digits, and of digits with the square."""
+    plain, labels = predictions(model, data.load("mnist_biased", place.root, "plain"))
+    marked, _ = predictions(model, data.load("mnist_biased", place.root, "marked"))
+    eights = labels == 8
+    return (
+        f"Of the plain test digits the network recognises {share((plain == 8)[eights])} of the 8s (paper: 5 %) and "
+        f"{share((plain == labels)[~eights])} of the others; with the square {share((marked == 8)[~eights])} of "
+        "the others are called 8 (paper: 77 %)."
+    )
+
+
+def predictions(model: rt.Model, images: data.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted and true classes."""
+    with torch.no_grad():
+        pairs = [(model.logits(pictures).argmax(1), labels) for _, pictures, labels in data.batches(images, 500)]
+    return torch.cat([seen for seen, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def share(chosen: torch.Tensor) -> str:
+    """How many of them, in percent."""
+    return f"{chosen.double().mean().item():.1%}"
+
+
+# --------------------------------------------------------------------------------------------- 3
+LEVELS = (0.0, 0.3, 0.6, 0.99)
+
+
+def eights(place: Place) -> None:
+    """Networks that know an 8 not at all, a little, more, and well (cdeepex section 6.2, Fig. 10)."""
+    images, generator = data.load("mnist", place.root, "test"), place.manifold("mnist_vae")
+    not_8 = images.subset([i for i, label in enumerate(images.labels) if label != 8])
+    runs, pictures, samples = {}, [], torch.stack([not_8[i][0] for i in (0, 18, 30)])
+    for level, model in students(place):
+        accuracy = share((predictions(model, images)[0] == 8)[torch.tensor(images.labels) == 8])
+        method = rt.CDeepEx(generator, restarts=4)
+        experiment = Counterfactuals(foil=8, second=place.model("mnist"))
+        runs[f"{accuracy} of 8s"] = place.run(f"eights-{level}", experiment, model, not_8, 200, methods=[method])
+        found = rt.counterfactual(model, samples, foil=8, method=method)
+        pictures.append((f"{accuracy} of 8s", found.examples[:, 0, :3]))
+    measures = ["found", "agreement", "diversity", "second", "l1", "distance"]
+    write(
+        "eights",
+        "Does the answer come from the network? 8s known by degrees",
+        [shares(runs, measures), "![](eights.png)"],
+    )
+    figure = Figure((9, 3.2), layout="constrained")
+    for axes, (title, found) in zip(figure.subplots(1, len(pictures)), pictures, strict=True):
+        rows = [torch.cat([sample, *answers], 2) for sample, answers in zip(samples, found, strict=True)]
+        axes.imshow(torch.cat(rows, 1)[0].cpu(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{title}\ninput, three answers", fontsize=8)
+        axes.set_axis_off()
+    figure.savefig(HERE / "eights.png", dpi=100)
+
+
+def students(place: Place) -> list[tuple[float, rt.Model]]:
+    """The paper's network, trained without 8s, then with some until it recognises enough of them."""
+    from ratherthan.zoo.papers import digit_network
+
+    torch.manual_seed(0)
+    network, train = digit_network(), data.load("mnist", place.root, "train")
+    test = data.load("mnist", place.root, "test")
+    test_8 = torch.stack([test[i][0] for i, label in enumerate(test.labels) if label == 8])
+    pixels, labels = (torch.cat(each) for each in zip(*[(p, y) for _, p, y in data.batches(train, 1000)], strict=True))
+    optimiser, found = torch.optim.Adam(network.parameters(), 1e-3), []
+    without = (labels != 8).nonzero().flatten()
+
+    def step(rows: torch.Tensor) -> None:
+        network.train()
+        loss = torch.nn.functional.cross_entropy(network(pixels[rows]), labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    for rows in without[torch.randperm(len(without))].repeat(2).split(64):
+        step(rows)
+    everything = iter(torch.randperm(len(labels)).repeat(20).split(64))
+    for level in LEVELS:
+        while True:
+            with torch.no_grad():
+                right = (network.eval()(test_8).argmax(1) == 8).double().mean().item()
+            if right >= level:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-4 if level < 0.9 else 1e-3
+            step(next(everything))
+        found.append((level, rt.Model(copy.deepcopy(network).eval(), channels=1, size=28, name=f"eights {level:.0%}")))
+    return found
+
+
+# --------------------------------------------------------------------------------------------- 4
+def fashion(place: Place) -> None:
+    """Two networks of different kind, T-shirt to shirt and trouser to coat (cdeepex section 4.2, Fig. 7)."""
+    images, generator = data.load("fashion_mnist", place.root, "test"), place.manifold("fashion_mnist_vae")
+    networks = {name: place.model(name) for name in ("fashion_mnist", "fashion_mnist_resnet")}
+    runs, rows = {}, []
+    for (name, model), other in zip(networks.items(), reversed(networks.values()), strict=True):
+        for fact, foil in ((0, 6), (1, 4)):
+            seen = predictions(model, images)[0]
+            garments = images.subset([i for i, label in enumerate(images.labels) if label == fact and seen[i] == fact])
+            methods = [rt.CDeepEx(generator), rt.XGEM(generator)]
+            label = f"{name}, {images.class_names[fact]} to {images.class_names[foil]}"
+            runs[label] = place.run(
+                f"fashion-{name}-{fact}-{foil}", Counterfactuals(foil=foil, second=other), model, garments, 100,
+                methods=methods,
+            )  # fmt: skip
+            samples = torch.stack([garments[i][0] for i in (0, 1, 2)])
+            found = [rt.counterfactual(model, samples, foil=foil, method=method).example for method in methods]
+            rows.append((label, torch.stack([samples, *found], 1)))
+    measures = ["found", "boundary", "third", "distance", "l1", "second"]
+    write(
+        "fashion-searches",
+        "Two networks, two questions: Fashion-MNIST",
+        [shares(runs, measures), "![](fashion-searches.png)"],
+    )
+    figure = Figure((8, 6), layout="constrained")
+    for axes, (label, found) in zip(figure.subplots(2, 2).flat, rows, strict=True):
+        axes.imshow(torch.cat([torch.cat(list(row), 2) for row in found], 1)[0].cpu(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{label}\ninput, CDeepEx, xGEM", fontsize=8)
+        axes.set_axis_off()
+    figure.savefig(HERE / "fashion-searches.png", dpi=90)
+
+
+# --------------------------------------------------------------------------------------------- CEM-MAF
+def pertinent(place: Place) -> None:
+    """Tables 1 and 6 of CEM-MAF: what is enough, on clothes, shoes and lesions."""
+    pages = []
+    for name, images in (
+        ("fashion_clothes", data.load("fashion_clothes", place.root, "test")),
+        ("fashion_shoes", data.load("fashion_shoes", place.root, "test")),
+        ("ham10000", data.load("ham10000", place.root, "test")),
+    ):
+        fine = Superpixels("slic", 200) if name == "ham10000" else "pixels"
+        methods = ["cem-maf", rt.Lime(fine), "gradcam", "la"]
+        run = place.run(f"pertinent-{name}", "pertinent", place.model(name), images, 200, methods=methods)
+        pages += [f"## {name}", run.to_markdown()]
+    write("pertinent", "What is enough: pertinent positives", pages)
+
+
+STUDIES: dict[str, Callable[[Place], None]] = {
+    study.__name__: study for study in (deepex, biased, eights, fashion, pertinent)
+}
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--limit", type=int, help="at most so many images")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    STUDIES[given.study](Place(given.data_root, given.zoo, given.limit))
+
+
+if __name__ == "__main__":
+    main()

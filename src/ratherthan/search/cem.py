@@ -29,6 +29,7 @@ from ratherthan.search.weighing import ANY, Weighing, hinge
 
 Mode = Literal["sound", "reference"]
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
+_INSIDE = 0.02  # the margin is aimed at a little deeper: steps to first order stop short of it
 _CHANGED = 1e-3  # a value that moved by less counts as unchanged
 _RIVALS = 3  # classes that a step holds down at once, where one class is to beat all others
 _DUAL_STEPS = 30
@@ -347,22 +348,31 @@ def _sound(problem: _Problem, report: Report) -> None:
 
 def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
     """Minimise with the weights c; (m,) bool where it ends with the class right."""
-    aim, success = problem.how.kappa + _ROUNDING, torch.zeros_like(rows, dtype=torch.bool)
+    kappa, success = problem.how.kappa, torch.zeros_like(rows, dtype=torch.bool)
+    aim = kappa + _INSIDE * (1 + kappa)
     place = torch.arange(len(rows), device=rows.device)
     at = _look(problem, start, rows)
-    radius, duals = torch.full_like(c, _FIRST_RADIUS), torch.zeros_like(at.margins)
+    # a heavier class presses for longer steps: the same steps need a smaller radius
+    unit = (problem.how.c / c).clamp_max(1)
+    radius, duals = _FIRST_RADIUS * unit, torch.zeros_like(at.margins)
     problem.stuck[rows] = False
     for _ in range(problem.how.most_steps):
         value = _value(problem, at, aim, c)
         to, new_duals, promised = _step(problem, at, aim, c, radius, duals)
         problem.broken[at.rows] = ~value.isfinite()
         promised = value - promised
-        done = ~(promised > _CONVERGED * value) | (radius <= _SMALLEST_RADIUS)
+        done = ~(promised > _CONVERGED * value) | (radius <= _SMALLEST_RADIUS * unit)
         if done.any():
-            short = (aim - at.margins[done]).amax(1)
-            success[place[done]] = short <= 2 * _ROUNDING
-            problem.stuck[at.rows[done]] = short > 2 * _ROUNDING
-            place, at, to, c, radius = place[~done], at.take(~done), to[~done], c[~done], radius[~done]
+            success[place[done]] = (at.margins[done] >= kappa).all(1)
+            problem.stuck[at.rows[done]] = ~success[place[done]]
+            place, at, to, c, radius, unit = (
+                place[~done],
+                at.take(~done),
+                to[~done],
+                c[~done],
+                radius[~done],
+                unit[~done],
+            )
             duals, new_duals, value, promised = duals[~done], new_duals[~done], value[~done], promised[~done]
             if not len(place):
                 return success
@@ -373,7 +383,7 @@ def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
         radius = torch.where(kept > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
             _LARGEST_RADIUS
         )
-    success[place] = (aim - at.margins).amax(1) <= 2 * _ROUNDING
+    success[place] = (at.margins >= kappa).all(1)
     return success
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from faces import write_faces
 from ratherthan import data
 from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
 from ratherthan.errors import InputError
@@ -127,6 +128,39 @@ def test_imagenet_samples_are_one_per_class_in_order(data_root: Path) -> None:
     assert all(
         name.split("_", 1)[1].startswith(dataset.class_names[i].split()[0]) for i, name in enumerate(dataset.ids[:9])
     )
+
+
+def test_faces_have_classes_of_their_attributes(tmp_path: Path) -> None:
+    table = write_faces(tmp_path / "celeba", 20)
+    dataset = data.load("celeba", tmp_path, "train")
+    assert dataset.class_names[0] == "old, female, not smiling"
+    assert dataset.class_names[5] == "young, female, smiling"
+    for name, label in zip(dataset.ids, dataset.labels, strict=True):
+        row = table[name]
+        assert label == 4 * row["Young"] + 2 * row["Male"] + row["Smiling"]
+    assert dataset[3][0].shape == (3, 54, 44)
+    assert dataset.ids == tuple(f"{number:06d}.jpg" for number in range(1, 17))  # eight tenths, without a partition
+    (tmp_path / "celeba/list_eval_partition.txt").write_text(
+        "".join(f"{name} {i % 3}\n" for i, name in enumerate(table))
+    )
+    bangs = data.load("celeba:Bangs", tmp_path, "valid")
+    assert bangs.ids == tuple(table)[1::3]
+    assert bangs.class_names == ("not bangs", "bangs")
+    assert list(bangs.labels) == [table[name]["Bangs"] for name in bangs.ids]
+    attributes = data.celeba_attributes(tmp_path / "celeba")
+    assert attributes.loc["000002.jpg"].to_dict() == {**table["000002.jpg"], "split": "valid"}
+
+
+def test_what_faces_need(tmp_path: Path) -> None:
+    write_faces(tmp_path / "celeba", 4)
+    with pytest.raises(InputError, match="did you mean 'Bangs'"):
+        data.load("celeba:Bags", tmp_path)
+    (tmp_path / "celeba/list_eval_partition.txt").write_text("000001.jpg 0\n")
+    with pytest.raises(InputError, match="not those of CelebA"):
+        data.load("celeba", tmp_path)
+    (tmp_path / "celeba/list_attr_celeba.txt").unlink()
+    with pytest.raises(InputError, match="no file"):
+        data.load("celeba", tmp_path)
 
 
 def test_digits_are_mnist_training_digits(data_root: Path) -> None:

@@ -45,6 +45,23 @@ def test_the_autoencoders_have_the_papers_layers() -> None:
     assert linear_shapes(lesions.encoder) == [(64 * 8 * 8, 256), (256, 64)]
 
 
+def test_the_classifiers_are_the_papers() -> None:
+    paper = zoo.get("mnist_paper_64").build()
+    kinds = [type(each).__name__ for each in [*paper.features, *paper.head]]
+    assert kinds == [
+        "Conv2d", "MaxPool2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU", "Dropout2d", "Flatten", "Linear", "Linear",
+    ]  # fmt: skip
+    assert linear_shapes(paper) == [(3380, 50), (50, 10)]
+    convolutions = [each for each in paper.modules() if isinstance(each, nn.Conv2d)]
+    assert [tuple(each.weight.shape) for each in convolutions] == [(10, 1, 5, 5), (20, 10, 5, 5)]
+    assert paper(torch.rand(2, 1, 64, 64)).shape == (2, 10)
+    for name, classes in (("fashion_clothes", 6), ("fashion_shoes", 3)):
+        garments = zoo.get(name).build()
+        assert linear_shapes(garments) == [(1024, 1024), (1024, classes)]
+        filters = [tuple(each.weight.shape) for each in garments.modules() if isinstance(each, nn.Conv2d)]
+        assert filters == [(32, 1, 5, 5), (64, 32, 5, 5)]
+
+
 def test_the_generator_is_the_papers() -> None:
     layers = [each for each in MANIFOLDS["fashion_mnist_gan_64"].build().modules() if isinstance(each, nn.Module)]
     up = [each for each in layers if isinstance(each, nn.ConvTranspose2d)]

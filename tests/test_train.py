@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from faces import write_faces
 from ratherthan import data, zoo
 from ratherthan.errors import InputError
 from ratherthan.zoo.recipes import Augmentation, RareRecipe, Recipe
@@ -152,6 +153,13 @@ def test_fine_tuning_keeps_the_lower_half_and_skips_damaged_images(tmp_path: Pat
     damaged = [f"{split}/3/image_00003.jpg" for split in ("test", "train", "valid")]
     assert [note.split(":")[0] for note in card["skipped"]] == damaged
     assert zoo.class_names(zoo.get("flowers102"), tmp_path / "out.safetensors")[1] == "flower 2"  # type: ignore[index]
+
+
+def test_attributes_of_faces_are_learned(tmp_path: Path) -> None:
+    write_faces(tmp_path / "celeba", 160)
+    out = train("zoo:celeba_bangs", tmp_path, tmp_path / "bangs.safetensors", epochs=10)
+    assert json.loads(out.with_suffix(".json").read_text())["metrics"]["test"]["accuracy"] > 0.9
+    assert zoo.class_names(zoo.get("celeba_bangs"), out) == ("not bangs", "bangs")
 
 
 def test_what_cannot_be_trained(root: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from ratherthan.data.dataset import Batches, Dataset, Skipped
 from ratherthan.data.images import CorruptImage, fit_image, open_image, to_tensor
-from ratherthan.data.sources import SQUARE, images, load, names
+from ratherthan.data.sources import SQUARE, celeba_attributes, images, load, names
 
 batches = Batches
 
@@ -13,6 +13,7 @@ __all__ = [
     "Dataset",
     "Skipped",
     "batches",
+    "celeba_attributes",
     "fit_image",
     "images",
     "load",

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from torch.utils.data import Dataset as TorchDataset
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SQUARE = (slice(2, 5), slice(2, 5))
 """Rows and columns of the grey square in `mnist_biased`: what the 6 x 6 pixels of the CDeepEx paper (section 4.1), on
@@ -110,6 +114,8 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
         split: Which part: `train`, `test`, ...; several joined by "+"; by default the test part where there is one.
             `mnist_biased`, whose every 8 wears a grey square in `train` and `test`, has its test images also `plain`,
             without a square, and all `marked` with one.
+            Of CelebA `celeba` has the eight classes of young or old, male or female, smiling or not; `celeba:Bangs`,
+            or several of the 40 attributes with commas between, has those of its own.
 
     Returns:
         The set; images are decoded when asked for.
@@ -124,6 +130,8 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
         return _hugging_face(text[3:], split or "test")
     if text in _NAMED:
         return _NAMED[text](_folder(_FOLDERS.get(text, text), root), split)
+    if text.startswith("celeba:"):
+        return _celeba(_folder("celeba", root), split, text[7:].split(","))
     if split is not None:
         raise InputError(f"{text} has no splits; leave split={split!r} out")
     if text == "digits":
@@ -273,6 +281,47 @@ def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
     return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, _TarReader(members))
 
 
+def celeba_attributes(folder: str | Path) -> pd.DataFrame:
+    """The attributes of CelebA (Liu et al., 2015): a column of booleans for each of the 40, a row for each image.
+
+    Args:
+        folder: Where list_attr_celeba.txt lies, and perhaps list_eval_partition.txt.
+
+    Returns:
+        The table, indexed by the names of the images. A further column, `split`, says train, valid or test: as the
+        partition file does, else the first eight tenths of the images, a tenth, and the last tenth.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    import pandas as pd
+
+    path, partition = Path(folder) / "list_attr_celeba.txt", Path(folder) / "list_eval_partition.txt"
+    try:
+        table = pd.read_csv(_existing(path), sep=r"\s+", skiprows=1) == 1
+        part = (np.arange(len(table)) * 10 // len(table) - 7).clip(0)
+        if partition.is_file():
+            part = pd.read_csv(partition, sep=r"\s+", header=None, index_col=0)[1].loc[table.index].to_numpy()
+        return table.assign(split=np.array(["train", "valid", "test"])[part])
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{folder}: its lists are not those of CelebA ({first_line(error)})") from error
+
+
+def _celeba(folder: Path, split: str | None, attributes: Sequence[str] = ("Young", "Male", "Smiling")) -> Dataset:
+    """Faces; the class is what holds of several attributes, the first counting most: of Young, Male, Smiling eight."""
+    parts = _parts("celeba", split, ("train", "valid", "test"))
+    table = celeba_attributes(folder)
+    table = table[table["split"].isin(parts)]
+    if absent := [name for name in attributes if name not in table]:
+        raise InputError(unknown("attribute of celeba", absent[0], list(table)[:-1]))
+    opposites = {"Young": "Old", "Male": "Female"}
+    pairs = [(opposites.get(name, f"not {name}"), name) for name in attributes]
+    names = tuple(", ".join(words).replace("_", " ").lower() for words in product(*pairs))
+    labels = table[list(attributes)].to_numpy() @ (1 << np.arange(len(attributes))[::-1])
+    paths = tuple(folder / "img_align_celeba" / name for name in table.index)
+    return Dataset("celeba", names, tuple(table.index), tuple(labels.tolist()), _FileReader(paths))
+
+
 _DIGITS = tuple("0123456789")
 _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
     "mnist": partial(_idx_set, "mnist", _DIGITS),
@@ -285,6 +334,7 @@ _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
     "flowers102": _flowers102,
     "ham10000": _ham10000,
     "imagenet_samples": _imagenet_samples,
+    "celeba": _celeba,
 }
 _FOLDERS = {"mnist_biased": "mnist", "fashion_clothes": "fashion_mnist", "fashion_shoes": "fashion_mnist"}
 """Where a set lies that is made from another one."""

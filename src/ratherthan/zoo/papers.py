@@ -1,8 +1,9 @@
-"""The small classifiers of the CDeepEx and CEM-MAF papers: two convolutions, two linear maps."""
+"""The small classifiers of the CDeepEx and CEM-MAF papers: a few convolutions, one or two linear maps."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 from torch import nn
 
@@ -19,6 +20,18 @@ def digit_network(side: int = 28) -> nn.Sequential:
     cells = ((side - 4) // 2 - 4) // 2
     head = nn.Sequential(nn.Dropout2d(0.5), nn.Flatten(), nn.Linear(20 * cells**2, 50), nn.Linear(50, 10))
     return nn.Sequential(OrderedDict(features=features, head=head))
+
+
+def face_network(classes: int) -> nn.Sequential:
+    """The attribute classifiers of CEM-MAF, supplement 2.1: four convolutions and a linear map.
+
+    Their sizes are not stated, and the paper's images have 224 x 224 pixels; here (N, 3, 64, 64) go to logits.
+    """
+    features = list[nn.Module]()
+    for given, made in pairwise((3, 16, 32, 64, 64)):
+        features += [nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 4, classes))
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*features), head=head))
 
 
 def garment_network(classes: int) -> nn.Sequential:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.zoo.gan import Generator
 from ratherthan.zoo.iqa import DIQaM
-from ratherthan.zoo.papers import digit_network, garment_network
+from ratherthan.zoo.papers import digit_network, face_network, garment_network
 from ratherthan.zoo.plain import PlainNet
+from ratherthan.zoo.recipes import EIGHTS, FACES
 from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet
 from ratherthan.zoo.vae import convolutional_vae, dense_vae
@@ -92,6 +93,7 @@ _small = partial(ZooModel, layer="features.8", image_size=(28, 28), channels=1, 
 _paper = partial(_small, layer="features.3")
 _vae = partial(_small, layer="")
 _gan = partial(_small, layer="", mean=(0.5,), std=(0.5,))
+_face = partial(ZooModel, layer="features.9", image_size=(64, 64), fit="crop", mean=(0.5,) * 3, std=(0.25,) * 3)
 _large = (64, 64)  # what the CDeepEx paper enlarges digits and garments to
 
 ENTRIES: dict[str, ZooModel] = {
@@ -116,11 +118,17 @@ ENTRIES: dict[str, ZooModel] = {
             recipe="fashion_mnist_resnet",
             manifold="fashion_mnist_vae",
         ),
-        _paper("mnist_paper", digit_network, recipe="mnist_paper", manifold="mnist_vae"),
+        _paper("mnist_paper", digit_network, shipped=True, recipe="mnist_paper", manifold="mnist_vae"),
         _paper("mnist_paper_64", partial(digit_network, 64), image_size=_large, recipe="mnist_paper"),
+        *(
+            _paper(f"mnist_eights_{share}", digit_network, recipe=f"mnist_eights_{share}", manifold="mnist_vae")
+            for share in EIGHTS
+        ),
         _paper("mnist_biased", digit_network, recipe="mnist_biased", manifold="mnist_biased_vae"),
         _paper("fashion_clothes", partial(garment_network, 6), recipe="fashion_clothes", manifold="fashion_mnist_dip"),
         _paper("fashion_shoes", partial(garment_network, 3), recipe="fashion_shoes", manifold="fashion_mnist_dip"),
+        _face("celeba", partial(face_network, 8), recipe="celeba"),
+        *(_face(name, partial(face_network, 2), recipe=name) for name in FACES),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
         ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000", manifold="ham10000_dip"),

@@ -149,7 +149,7 @@ def summary(search: Search) -> list[str]:
         lines.append(f"(the first {_PRINTED} of {found.questions} foils of each image)")
     figures = [path for path in search.files if path.name.endswith(ALTERED)]
     kinds = {".html": "page", ".safetensors": "numbers", ".png": "figure"}
-    lines.append(f"{'method':8} {str(found).splitlines()[-1].strip('()')}")
+    lines.append(f"{'method':8} {str(found).splitlines()[-1][1:-1]}")
     if len(figures) > 1:
         lines.append(f"{'figures':8} {figures[0].parent}/*{ALTERED} ({len(figures)})")
     return lines + [f"{kinds[p.suffix]:8} {p}" for p in search.files if len(figures) < 2 or p not in figures]

@@ -81,9 +81,9 @@ class Schedule:
     rounds: int = 15
     steps: int = 80
     rate: float = 0.05
-    decay: float = 0.9
+    decay: float = 0.8
     tolerance: float = 0.01
-    settle: float = 0.01
+    settle: float = 0.03
     penalty: float = 1.0
     growth: float = 4.0
     largest_penalty: float = 1e4

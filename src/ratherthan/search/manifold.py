@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,7 @@ class Inverted:
         residual: (N, C, H, W), images minus reconstruction.
         error: (N,) root mean square of the residual; NaN where nothing finite was found.
         class_kept: (N,) bool: whether the model gives the reconstruction the fact; True without a model.
+        interrupted: Whether Ctrl-C ended it.
     """
 
     latents: Tensor
@@ -183,6 +184,7 @@ class Inverted:
     residual: Tensor
     error: Tensor
     class_kept: Tensor
+    interrupted: bool = False
 
 
 def invert(
@@ -220,10 +222,11 @@ def invert(
             with torch.no_grad():
                 fact = model.logits(images).argmax(1)
         starts = _starts(manifold, images, settings.restarts, seed)
-        z = search(_pixels(manifold, images), starts, settings.schedule).z
-        if model is not None and fact is not None:
-            z = _with_class(manifold, images, model, fact, z, settings.schedule)
-        return _best(manifold, images, model, fact, z)
+        nearest = search(_pixels(manifold, images), starts, settings.schedule)
+        z, interrupted = nearest.z, nearest.interrupted
+        if model is not None and fact is not None and not interrupted:
+            z, interrupted = _with_class(manifold, images, model, fact, z, settings.schedule)
+        return replace(_best(manifold, images, model, fact, z), interrupted=interrupted)
 
 
 def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Tensor:
@@ -252,12 +255,12 @@ def _pixels(manifold: Manifold, images: Tensor) -> Problem:
 
 def _with_class(
     manifold: Manifold, images: Tensor, model: Model, fact: Tensor, z: Tensor, schedule: Schedule
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     facts = fact.repeat(len(z) // len(images))
     with torch.no_grad():
         wrong = (model.logits(manifold.decode(z)).argmax(1) != facts).nonzero().flatten()
     if not len(wrong):
-        return z
+        return z, False
 
     def problem(z: Tensor, rows: Tensor) -> Terms:
         made = manifold.decode(z)
@@ -268,7 +271,7 @@ def _with_class(
 
     held = search(problem, z[wrong], schedule)
     kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
-    return z.index_put((wrong[kept],), held.z[kept])
+    return z.index_put((wrong[kept],), held.z[kept]), held.interrupted
 
 
 def _best(manifold: Manifold, images: Tensor, model: Model | None, fact: Tensor | None, z: Tensor) -> Inverted:

@@ -193,25 +193,6 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class DescentRecipe(Recipe):
-    """Train by stochastic gradient descent, which learns what is plain to see before what takes looking.
-
-    Attributes:
-        momentum: Share of the last step that is taken again.
-    """
-
-    momentum: float = 0.5
-
-    def learner(self, network: nn.Module) -> Learner:
-        """The network with another optimiser."""
-        learner = super().learner(network)
-        learner.parts["optimiser"] = torch.optim.SGD(
-            network.parameters(), lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay
-        )
-        return learner
-
-
-@dataclass(frozen=True)
 class RareRecipe(Recipe):
     """Train with few images of one class, as section 6.2 of the CDeepEx paper does with the digit 8.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
@@ -19,8 +20,10 @@ from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
+from ratherthan.evaluation.pertinent import Pertinent
 from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod
 from ratherthan.search.core import Status, noise
+from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers
 
 COUNT, CLASSES, SIDE = 24, 4, 9
 
@@ -239,3 +242,78 @@ def test_a_search_cannot_be_located_without_a_class_to_move_to(tmp_path: Path) -
         rt.evaluate(
             Localisation(regions={"*": [[0, 0, 1, 1]]}), network(0), noise_images(), out=tmp_path, methods=[Scripted()]
         )
+
+
+# --------------------------------------------------------------------------------------------- what is enough
+@dataclass(frozen=True)
+class Slices(PertinentPositiveMethod):
+    """Keeps the first rows, as many as the number of the image says; their order is from below."""
+
+    name: ClassVar[str] = "slices"
+
+    def answer(
+        self, model: rt.Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Any = None
+    ) -> PositiveAnswers:
+        rows = torch.arange(SIDE).view(1, SIDE, 1).expand(len(images), SIDE, SIDE)
+        kept = torch.tensor([1 + s % 5 for s in samples])
+        mask = rows < kept.view(-1, 1, 1)
+        order = torch.stack([torch.tensor([k - 1 - i if i < k else -1 for i in range(5)]) for k in kept.tolist()])
+        curve = torch.full((len(images), 6), torch.nan)
+        for row, s in enumerate(samples):
+            curve[row, : kept[row] + 1] = torch.tensor([0.5, *((s * (i + 1) % 7) / 7 for i in range(int(kept[row])))])
+        return PositiveAnswers(
+            mask=mask, examples=images * mask.unsqueeze(1), status=[Status.FOUND] * len(images),
+            reason=["scripted"] * len(images), superpixels=rows, order=order, curve=curve,
+        )  # fmt: skip
+
+
+def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
+    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    run = rt.evaluate(
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], part_size=8, batch_size=5
+    )
+    frame = run.frame().set_index(["sample", "method", "contrast"])
+    module = network(0).module
+    kept_any = 0
+    for index in range(COUNT):
+        leaf = noise_images()[index][0].double().requires_grad_()
+        logits = module(leaf[None])[0]
+        fact, image = int(logits.argmax()), leaf.detach()
+        others = [i for i in range(CLASSES) if i != fact]
+        for contrast, score in (("none", logits[fact]), ("weighted", logits[fact] - logits[others].logsumexp(0))):
+            (gradient,) = torch.autograd.grad(score, leaf, retain_graph=True)
+            phi = (gradient * image)[0]
+            cells = {
+                (r, c): phi[3 * r : 3 * r + 3, 3 * c : 3 * c + 3].mean().item() for r in range(3) for c in range(3)
+            }
+            bar = max(0.0, 0.4 * max(cells.values()))
+            order = sorted((cell for cell in cells if cells[cell] > bar), key=lambda cell: -cells[cell])
+            shown, p = torch.full_like(image, 0.25), []
+            for r, c in order:
+                place = (..., slice(3 * r, 3 * r + 3), slice(3 * c, 3 * c + 3))
+                shown[place] = image[place]
+                p.append(module(shown[None])[0].softmax(0)[fact].item())
+            row = frame.loc[(f"s{index}", "ixg", contrast)]
+            assert row["features"] == len(order)
+            assert row["share"] == pytest.approx(len(order) / 9)
+            if order:
+                kept_any += 1
+                assert row["p_fact"] == pytest.approx(p[-1], rel=1e-5)
+                assert row["kept"] == (int(module(shown[None])[0].argmax()) == fact)
+            expected = spearmanr(range(len(p)), [-each for each in p]).statistic if len(p) > 2 else np.nan
+            assert row["correlation"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        row, count = frame.loc[(f"s{index}", "slices", "")], 1 + index % 5
+        part = image * (torch.arange(SIDE) < count).view(SIDE, 1)
+        assert (row["features"], row["share"]) == (count, pytest.approx(count / SIDE))
+        assert row["kept"] == (int(module(part[None])[0].argmax()) == fact)
+        curve = [(index * (i + 1) % 7) / 7 for i in range(count)]
+        known = count > 2 and len(set(curve)) > 1
+        expected = spearmanr(range(count), [-each for each in curve]).statistic if known else np.nan
+        assert row["correlation"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert kept_any > COUNT
+    assert frame["kept"].nunique() == 2
+
+
+def test_a_threshold_beyond_the_largest_relevance_is_refused() -> None:
+    with pytest.raises(rt.InputError, match=r"\[0, 1\), not 1.0"):
+        Pertinent(threshold=1.0)

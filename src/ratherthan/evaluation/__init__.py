@@ -8,6 +8,7 @@ from ratherthan.evaluation.experiment import Batch, Experiment, experiments, reg
 from ratherthan.evaluation.insertion import Insertion
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.mask import Mask
+from ratherthan.evaluation.pertinent import Pertinent
 from ratherthan.evaluation.run import evaluate
 from ratherthan.evaluation.sanity import Sanity
 from ratherthan.evaluation.sign_perturbation import SignPerturbation
@@ -23,6 +24,7 @@ __all__ = [
     "Insertion",
     "Localisation",
     "Mask",
+    "Pertinent",
     "Run",
     "Sanity",
     "SignPerturbation",

@@ -17,12 +17,19 @@ from ratherthan.search.attributes import Attributes, measure, modules
 from ratherthan.search.cem import no_information
 from ratherthan.search.core import Status
 from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers, register_pertinent_positive_method
-from ratherthan.search.superpixels import Kind, LabelMap, Parts, Superpixels, segment
+from ratherthan.search.superpixels import (
+    USUAL_COUNT,
+    Kind,
+    LabelMap,
+    Parts,
+    Superpixels,
+    segment,
+    usual_off,
+    usual_superpixels,
+)
 from ratherthan.search.weighing import Weighing
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
-_SMALL = 32 * 32  # grey images up to this many pixels are explained pixel by pixel
-_SUPERPIXELS = 200  # as many as the paper asks for
 _TRIED = 8  # features tried at once, the best of which is added
 _FEW = 64  # of images with no more features, the two best sets are followed, not one
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
@@ -88,7 +95,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
     ) -> PositiveAnswers:
         """Search for all images at once; see `PertinentPositiveMethod.answer`."""
         with torch.no_grad():
-            off = (0.0 if images.shape[1] == 1 else 0.5) if self.off is None else self.off
+            off = usual_off(images) if self.off is None else self.off
             parts = Parts(images, self._labels(images, samples), no_information(images, off))
         with clean_room(nn.ModuleList([model.module, *modules(self.attributes)])):
             judge = _Judge(model, parts, fact, self)
@@ -102,10 +109,9 @@ class CEMMAFPositive(PertinentPositiveMethod):
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
         how = self.superpixels
         if how is None:
-            grey = images.shape[1] == 1 and images[0].numel() <= _SMALL
-            how = "pixels" if grey else "slic" if images.shape[1] in (1, 3) else "grid"
+            how = usual_superpixels(images)
         if isinstance(how, str):
-            how = Superpixels(how, _SUPERPIXELS)
+            how = Superpixels(how, USUAL_COUNT)
         if not isinstance(how, Superpixels):
             how = torch.as_tensor(how)
             how = how[list(samples)] if how.ndim == 3 and len(how) > max(samples) else how

@@ -184,7 +184,7 @@ class PertinentPositive(Result):
         """
         if self.curve is None:
             return torch.full((len(self),), torch.nan)
-        return torch.tensor([_correlation(row[~row.isnan()][1:]) for row in self.curve.cpu()])
+        return torch.tensor([rank_correlation(row[~row.isnan()][1:]) for row in self.curve.cpu()])
 
     def ranks(self) -> Tensor:
         """(N, H, W): 1 at the most important feature, falling evenly to 1/k at the last of k; 0 where nothing is kept.
@@ -410,8 +410,8 @@ def _join(column: list[Any]) -> Any:
     return None if first is None else sum(column)
 
 
-def _correlation(p: Tensor) -> float:
-    """Spearman's correlation of 1 ... k with the descending mid-ranks of p."""
+def rank_correlation(p: Tensor) -> float:
+    """Spearman's correlation of 1 ... k with the descending mid-ranks of p, (k,); NaN for k < 3 or equal p."""
     if len(p) < 3:
         return torch.nan
     ranks = (p.unsqueeze(0) > p.unsqueeze(1)).sum(1) + ((p.unsqueeze(0) == p.unsqueeze(1)).sum(1) + 1) / 2

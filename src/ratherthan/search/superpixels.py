@@ -13,6 +13,8 @@ from torch import Tensor
 from ratherthan.errors import InputError, first_line, unknown
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
+_SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
+USUAL_COUNT = 200  # superpixels that the CEM-MAF paper asks for
 LabelMap = Tensor | np.ndarray[Any, Any]
 
 
@@ -70,6 +72,18 @@ class Parts:
         """Pictures with part of each superpixel: off + m (image - off), (M, S) in [0, 1] to (M, C, H, W)."""
         off = self.off[rows]
         return off + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - off)
+
+
+def usual_superpixels(images: Tensor) -> Superpixels:
+    """What CEM-MAF divides pictures into: single pixels of small grey ones, about 200 superpixels of others."""
+    if images.shape[1] == 1 and images[0].numel() <= _SMALL:
+        return Superpixels("pixels")
+    return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", USUAL_COUNT)
+
+
+def usual_off(images: Tensor) -> float:
+    """What is where a superpixel is not: black in grey pictures, mid grey in colour, as in CEM-MAF's published code."""
+    return 0.0 if images.shape[1] == 1 else 0.5
 
 
 def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tensor:

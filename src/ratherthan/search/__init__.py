@@ -6,24 +6,52 @@ from ratherthan.search.answers import (
     counterfactual_methods,
     register_counterfactual_method,
 )
+from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes
 from ratherthan.search.cdeepex import XGEM, CDeepEx
+from ratherthan.search.cem import CEM, CEMPositive
+from ratherthan.search.cem_maf import CEMMAF
+from ratherthan.search.cem_maf_positive import CEMMAFPositive
+from ratherthan.search.complete import CompleteExplanation, complete
 from ratherthan.search.core import Schedule, Status
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
+from ratherthan.search.pertinent import (
+    PertinentPositive,
+    PertinentPositiveMethod,
+    pertinent_positive,
+    pertinent_positive_methods,
+    register_pertinent_positive_method,
+)
+from ratherthan.search.superpixels import Superpixels
 
 __all__ = [
+    "CEM",
+    "CEMMAF",
     "XGEM",
     "Answers",
+    "Attribute",
     "CDeepEx",
+    "CEMMAFPositive",
+    "CEMPositive",
+    "CompleteExplanation",
     "Counterfactual",
     "CounterfactualMethod",
     "Inversion",
     "Inverted",
+    "LatentCoordinate",
     "Manifold",
+    "PertinentPositive",
+    "PertinentPositiveMethod",
     "Schedule",
     "Status",
+    "Superpixels",
+    "class_attributes",
+    "complete",
     "counterfactual",
     "counterfactual_methods",
     "invert",
+    "pertinent_positive",
+    "pertinent_positive_methods",
     "register_counterfactual_method",
+    "register_pertinent_positive_method",
 ]

@@ -165,7 +165,7 @@ class Counterfactual(Result):
             return f"{asked} {status}: {self.reasons[sample][q][0]}."
         fact, foil = int(self.fact[sample, q]), int(self.reached[sample, q, 0])
         p = self.example_logits[sample, q, 0].softmax(0)
-        grown = ", ".join(f"+ {name}" for name in self._grown(sample, q))
+        grown = ", ".join(f"+ {name}" for name in self.added(sample, q))
         change = self.examples[sample, q, 0] - self.images[sample]
         added, removed = change.clamp_min(0).mean().item(), (-change).clamp_min(0).mean().item()
         others = int(self.distinct()[sample, q].sum()) - 1
@@ -176,7 +176,7 @@ class Counterfactual(Result):
         odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
         return f"{asked} {how} {would} ({odds}){more}."
 
-    def _grown(self, sample: int, q: int) -> list[str]:
+    def added(self, sample: int, q: int = 0) -> list[str]:
         """Names of the attributes that the best answer has more of, the most grown first."""
         if self.attributes is None or self.attributes_before is None:
             return []

@@ -1,0 +1,101 @@
+"""Both halves of a contrastive explanation: "because of ..., and because ... is absent" (CEM-MAF, Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+from ratherthan.result import class_label
+from ratherthan.search.answers import CounterfactualMethod
+from ratherthan.search.core import Status
+from ratherthan.search.counterfactual import Counterfactual, counterfactual
+from ratherthan.search.pertinent import PertinentPositive, PertinentPositiveMethod, pertinent_positive
+
+
+@dataclass(frozen=True)
+class CompleteExplanation:
+    """What is enough, and what must stay absent.
+
+    Attributes:
+        positive: What is enough, for N images.
+        negative: What would have to be added for another class, for the same images.
+    """
+
+    positive: PertinentPositive
+    negative: Counterfactual
+
+    def __len__(self) -> int:
+        return min(len(self.positive), len(self.negative))
+
+    def text(self, sample: int, q: int = 0) -> str:
+        """One sentence: "It is shirt because of 3 of 784 pixels (...), and because longer sleeves is absent: ..."."""
+        present, absent, names = self.positive, self.negative, self.negative.class_names
+        said = [f"It is {class_label(names, int(present.fact[sample]))} {present.because(sample)}"]
+        if present.status[sample] != Status.FOUND:
+            said = [present.text(sample).rstrip(".")]
+        if absent.status[sample][q][0] != Status.FOUND:
+            return f"{said[0]}; what must stay absent: {absent.text(sample, q)}"
+        missing = " and ".join(absent.added(sample, q)) or "what would be added in the second picture"
+        other = class_label(names, int(absent.reached[sample, q, 0]))
+        return f"{said[0]}, and because {missing} is absent: with it, it would be {other}."
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.positive.names[i]}: {self.text(i)}" for i in range(len(self)))
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write both halves beside each other, "x.html" as "x.positive.html" and "x.negative.html".
+
+        Args:
+            path: Ending in .png, .html or .safetensors; see the `save` of either half.
+
+        Returns:
+            The two paths.
+        """
+        path = Path(path)
+        halves = (("positive", self.positive), ("negative", self.negative))
+        return [half.save(path.with_suffix(f".{name}{path.suffix}")) for name, half in halves]
+
+
+def complete(
+    model: Model | nn.Module,
+    images: Any,
+    fact: Any = None,
+    foil: Any = None,
+    method: str = "cem-maf",
+    *,
+    positive: PertinentPositiveMethod | None = None,
+    negative: CounterfactualMethod | None = None,
+    batch_size: int = 64,
+) -> CompleteExplanation:
+    """Find what is enough for the fact, and what must stay absent.
+
+    Args:
+        model: The network.
+        images: What `Model.preprocess` takes.
+        fact: The class to explain; None: the prediction.
+        foil: The class it would become; None: the method's default, for "cem-maf" and "cem" any other.
+        method: Name of a method that does both: "cem-maf" or "cem".
+        positive: The method of the first half, with settings; None: the named one.
+        negative: The method of the second half, with settings; None: the named one.
+        batch_size: Searches at once.
+
+    Returns:
+        Both halves.
+
+    Raises:
+        InputError: As `pertinent_positive` and `counterfactual`; or if the fact is several classes.
+
+    Example:
+        >>> print(complete(load("zoo:fashion_mnist"), images))
+    """
+    if not isinstance(method, str):
+        raise InputError("method is the name of both halves; give objects as positive=... and negative=...")
+    enough = pertinent_positive(model, images, fact, positive or method, batch_size=batch_size)
+    return CompleteExplanation(
+        enough, counterfactual(model, images, fact, foil, negative or method, batch_size=batch_size)
+    )

@@ -190,6 +190,7 @@ def test_a_folder_of_images_becomes_a_manifold(tmp_path: Path) -> None:
     assert manifold.decode(torch.zeros(1, 32)).shape == (1, 3, 20, 24)
     card = json.loads(out.with_suffix(".json").read_text())
     assert (card["training_images"], card["metrics"]["test"]["images"]) == (54, 6)
+    assert card["command"].endswith("--epochs 3 --size 20x24")
     for sheet in ("samples", "traversal"):
         assert np.asarray(Image.open(out.with_suffix(f".{sheet}.png")).convert("L")).std() > 5
     small = train("zoo:vae", folder, tmp_path / "small", epochs=1, image_size=(16, 12))

@@ -228,6 +228,7 @@ class _Run:
     def card(self) -> dict[str, Any]:
         """The model card as data."""
         entry, options = self.entry, f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
+        options += " --size {}x{}".format(*entry.image_size) if entry.own else ""
         return {
             "name": f"zoo:{entry.name}",
             "about": self.recipe.about(self.data.class_names),

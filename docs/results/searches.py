@@ -9,7 +9,6 @@ runs/results and are resumed.
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,13 @@ from matplotlib.figure import Figure
 
 import ratherthan as rt
 from ratherthan import data
+from ratherthan.data.sources import SQUARE
 from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.search.answers import FRAMES
 from ratherthan.search.superpixels import Superpixels
+from ratherthan.zoo.recipes import EIGHTS
 
 HERE = Path(__file__).parent
 SIZE = {"mnist_vae": "VAE", "mnist_gan": "GAN", "mnist_biased_vae": "VAE", "fashion_mnist_vae": "VAE"}
@@ -130,14 +131,15 @@ def deepex(place: Place) -> None:
 
 
 # --------------------------------------------------------------------------------------------- 2
-SQUARE = [[0.0, 0.0, 6 / 28, 6 / 28]]
+ROWS, COLUMNS = SQUARE
+BOX = [[COLUMNS.start / 28, ROWS.start / 28, COLUMNS.stop / 28, ROWS.stop / 28]]
 
 
 def biased(place: Place) -> None:
     """The network that saw a grey square on every 8 (cdeepex section 4.1): who finds the square?"""
     model, images = place.model("mnist_biased"), data.load("mnist_biased", place.root, "plain")
     generator = place.manifold("mnist_biased_vae")
-    why_not = Localisation(regions={"*": SQUARE}, why_not=8)
+    why_not = Localisation(regions={"*": BOX}, why_not=8)
     maps = place.run(
         "biased-maps", why_not, model, images, 300,
         methods=["gradcam", "ig", rt.Lime(), rt.PredictionDifference()], contrasts=["none", "weighted", "scan"],
@@ -179,19 +181,17 @@ def share(chosen: torch.Tensor) -> str:
 
 
 # --------------------------------------------------------------------------------------------- 3
-LEVELS = (0.0, 0.3, 0.6, 0.99)
-
-
 def eights(place: Place) -> None:
     """Networks that know an 8 not at all, a little, more, and well (cdeepex section 6.2, Fig. 10)."""
     images, generator = data.load("mnist", place.root, "test"), place.manifold("mnist_vae")
     not_8 = images.subset([i for i, label in enumerate(images.labels) if label != 8])
     runs, pictures, samples = {}, [], torch.stack([not_8[i][0] for i in (0, 18, 30)])
-    for level, model in students(place):
+    for kept in EIGHTS:
+        model = place.model(f"mnist_eights_{kept}")
         accuracy = share((predictions(model, images)[0] == 8)[torch.tensor(images.labels) == 8])
         method = rt.CDeepEx(generator, restarts=4)
         experiment = Counterfactuals(foil=8, second=place.model("mnist"))
-        runs[f"{accuracy} of 8s"] = place.run(f"eights-{level}", experiment, model, not_8, 200, methods=[method])
+        runs[f"{accuracy} of 8s"] = place.run(f"eights-{kept}", experiment, model, not_8, 200, methods=[method])
         found = rt.counterfactual(model, samples, foil=8, method=method)
         pictures.append((f"{accuracy} of 8s", found.examples[:, 0, :3]))
     measures = ["found", "agreement", "diversity", "second", "l1", "distance"]
@@ -207,41 +207,6 @@ def eights(place: Place) -> None:
         axes.set_title(f"{title}\ninput, three answers", fontsize=8)
         axes.set_axis_off()
     figure.savefig(HERE / "eights.png", dpi=100)
-
-
-def students(place: Place) -> list[tuple[float, rt.Model]]:
-    """The paper's network, trained without 8s, then with some until it recognises enough of them."""
-    from ratherthan.zoo.papers import digit_network
-
-    torch.manual_seed(0)
-    network, train = digit_network(), data.load("mnist", place.root, "train")
-    test = data.load("mnist", place.root, "test")
-    test_8 = torch.stack([test[i][0] for i, label in enumerate(test.labels) if label == 8])
-    pixels, labels = (torch.cat(each) for each in zip(*[(p, y) for _, p, y in data.batches(train, 1000)], strict=True))
-    optimiser, found = torch.optim.Adam(network.parameters(), 1e-3), []
-    without = (labels != 8).nonzero().flatten()
-
-    def step(rows: torch.Tensor) -> None:
-        network.train()
-        loss = torch.nn.functional.cross_entropy(network(pixels[rows]), labels[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-    for rows in without[torch.randperm(len(without))].repeat(2).split(64):
-        step(rows)
-    everything = iter(torch.randperm(len(labels)).repeat(20).split(64))
-    for level in LEVELS:
-        while True:
-            with torch.no_grad():
-                right = (network.eval()(test_8).argmax(1) == 8).double().mean().item()
-            if right >= level:
-                break
-            for group in optimiser.param_groups:
-                group["lr"] = 1e-4 if level < 0.9 else 1e-3
-            step(next(everything))
-        found.append((level, rt.Model(copy.deepcopy(network).eval(), channels=1, size=28, name=f"eights {level:.0%}")))
-    return found
 
 
 # --------------------------------------------------------------------------------------------- 4

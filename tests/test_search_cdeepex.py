@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,69 @@ def test_a_result_says_shows_and_keeps_itself(model: Model, manifold: Manifold, 
     assert len(how.plot_path(0).axes[0].lines) == 3
     with pytest.raises(InputError, match="holds no counterfactual"):
         Counterfactual.load(explain(model, images, method="gradient").save(tmp_path / "why.safetensors"))
+
+
+# -------------------------------------------------------------------------------------- xGEM's second meaning
+def test_the_penalty_of_xgem_is_minimised(model: Model, manifold: Manifold, images: Tensor) -> None:
+    """Against L-BFGS on |x - G(z)|^2 + w CE, image by image."""
+    foils, weight = torch.tensor([1, 2, 3, 0, 1, 2]), 0.5
+    facts = model.logits(images).argmax(1)
+    foils = torch.where(foils == facts, (foils + 1) % 4, foils)
+    how = counterfactual(
+        model, images, foil=foils, method=XGEM(manifold, objective="penalty", weight=weight, retries=0, schedule=FINE)
+    )
+    for i, foil in enumerate(foils):
+        z = manifold.encode(images[i : i + 1]).detach().requires_grad_()
+        descent = torch.optim.LBFGS([z], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+        def loss(z: Tensor = z, i: int = i, foil: Tensor = foil) -> Tensor:
+            made = manifold.decode(z)
+            surprise = nn.functional.cross_entropy(model.logits(made), foil.view(1))
+            return (made - images[i]).square().sum() + weight * surprise
+
+        def closure(z: Tensor = z, loss: object = loss) -> Tensor:
+            value = loss()  # type: ignore[operator]
+            (z.grad,) = torch.autograd.grad(value, z)
+            return value
+
+        descent.step(closure)
+        expected = manifold.decode(z.detach())
+        assert (how.examples[i, 0, 0] - expected[0]).abs().max() < 1e-3
+        reached = model.logits(expected).argmax() == foil
+        assert how.found[i] == reached
+    assert how.found.any()
+
+
+def test_a_small_penalty_finds_nothing_and_says_so_and_retries_raise_it(
+    model: Model, manifold: Manifold, images: Tensor
+) -> None:
+    weak = XGEM(manifold, objective="penalty", weight=1e-4, retries=0, schedule=Schedule(rounds=5, steps=30))
+    how = counterfactual(model, images, method=weak)
+    assert 0 <= how.found.sum() <= 1, "one image lies beside its runner-up"
+    for i, (reason, violation) in enumerate(zip(how.reason, how.violation[:, 0, 0], strict=True)):
+        assert how.found[i] == (violation <= 0) == (model.logits(how.example)[i].argmax() == how.foil[i])
+        assert how.found[i] or "not found: at its best the class is" in reason
+    raised = counterfactual(model, images, method=replace(weak, retries=5))
+    assert raised.found.all()
+    assert torch.equal(model.logits(raised.example).argmax(1), raised.foil)
+    with pytest.raises(InputError, match="unknown objective of xgem 'penalt'; did you mean 'penalty'"):
+        XGEM(manifold, objective="penalt")  # type: ignore[arg-type]
+
+
+def test_ctrl_c_in_an_inversion_ends_the_whole(
+    model: Model, manifold: Manifold, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, decode = 0, Manifold.decode
+
+    def stopped(self: Manifold, z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return decode(self, z)
+
+    monkeypatch.setattr(Manifold, "decode", stopped)
+    how = counterfactual(model, images, method=CDeepEx(manifold))
+    assert how.interrupted
+    assert calls < 60, "no search followed"
+    assert how.reason[0] == "not found: interrupted before it began"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ratherthan.errors import InputError
+from ratherthan.model import Model
+from ratherthan.search.answers import Answers
+from ratherthan.search.cem import CEM, CEMPositive
+from ratherthan.search.core import Status
+from ratherthan.search.manifold import Manifold
+from ratherthan.search.pertinent import PositiveAnswers
 from ratherthan.search.weighing import Weighing, hinge
 
 
@@ -66,3 +74,248 @@ def test_hinge_equals_the_formula_row_by_row() -> None:
             assert values[row].item() == pytest.approx(max(0.0, gap + 0.7))
         (gradient,) = torch.autograd.grad(values.sum(), logits)
         assert gradient.isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------- CEM itself
+class _Halfspace(nn.Module):
+    """Two classes, the second ahead by w x - threshold."""
+
+    def __init__(self, weight: Tensor, threshold: float) -> None:
+        super().__init__()
+        self.weight, self.threshold = nn.Parameter(weight), threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        ahead = x.flatten(1) @ self.weight - self.threshold
+        return torch.stack([-ahead / 2, ahead / 2], 1)
+
+
+def _net(classes: int = 4, channels: int = 1, side: int = 6) -> nn.Module:
+    hidden = nn.Linear(channels * side * side, 24)
+    return nn.Sequential(nn.Flatten(), hidden, nn.Tanh(), nn.Linear(24, classes)).double()
+
+
+def _negatives(how: CEM, model: nn.Module, images: Tensor, foil: Tensor | None = None) -> Answers:
+    wrapped = Model(model, channels=images.shape[1])
+    fact = wrapped.logits(images).argmax(1, keepdim=True)
+    foil = torch.full_like(fact, -1) if foil is None else foil.view(-1, 1)
+    return how.answer(wrapped, images, fact, foil, range(len(images)))
+
+
+def _positives(how: CEMPositive, model: nn.Module, images: Tensor) -> PositiveAnswers:
+    wrapped = Model(model, channels=images.shape[1])
+    return how.answer(wrapped, images, wrapped.logits(images).argmax(1), range(len(images)))
+
+
+def _least(weight: Tensor, beta: float, wanted: float) -> Tensor:
+    """argmin |d|^2 + beta |d|_1 with w d = wanted: d = S_beta(l w) / 2, l by bisection."""
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        d = (middle * weight).sign() * ((middle * weight).abs() - beta).clamp_min(0) / 2
+        low, high = (middle, high) if (weight * d).sum() < wanted else (low, middle)
+    return d
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
+def test_negative_of_a_linear_classifier_is_the_soft_thresholded_normal(beta: float) -> None:
+    weight = torch.rand(16, dtype=torch.float64) * 4
+    image = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64)
+    threshold = (weight * 0.1).sum().item() + 1.0
+    answers = _negatives(CEM(beta=beta, kappa=0.5), _Halfspace(weight, threshold), image)
+    assert answers.status == [[Status.FOUND]]
+    change = (answers.examples[0, 0] - image[0]).flatten()
+    exact = _least(weight, beta, 1.5)
+    least = (exact.square().sum() + beta * exact.abs().sum()).item()
+    assert answers.distance.item() >= least - 1e-9  # nothing lies below the minimum
+    assert answers.distance.item() == pytest.approx(least, rel=0.06)  # the margin is aimed at from 0.03 inside
+    torch.testing.assert_close(change, _least(weight, beta, 1.53), atol=0.02, rtol=0)
+
+
+def test_positive_of_a_linear_classifier_is_the_soft_thresholded_normal() -> None:
+    weight = torch.rand(16, dtype=torch.float64) * 4 + 0.1
+    image = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    answers = _positives(CEMPositive(beta=0.3, kappa=0.5), _Halfspace(weight, 2.0), image)
+    assert answers.status == [Status.FOUND]
+    torch.testing.assert_close(answers.examples.flatten(), _least(weight, 0.3, 2.53), atol=0.02, rtol=0)
+    torch.testing.assert_close(answers.mask, answers.examples[:, 0])
+
+
+@pytest.mark.parametrize("mode", ["sound", "reference"])
+@pytest.mark.parametrize("baseline", [0.0, "mean", [0.2, 0.5, 0.8], "image"])
+def test_adding_moves_away_from_the_baseline_and_keeping_towards_it(mode: str, baseline: Any) -> None:
+    images = torch.rand(5, 3, 4, 4, dtype=torch.float64)
+    images[:, :, 0] = 0.5
+    b = torch.rand(3, 4, 4, dtype=torch.float64) if baseline == "image" else baseline
+    if isinstance(b, str):
+        plain = images.mean((2, 3), keepdim=True).expand_as(images)
+    else:
+        plain = torch.as_tensor(b, dtype=torch.float64).reshape((3, 4, 4) if baseline == "image" else (-1, 1, 1))
+        plain = plain.expand_as(images)
+    net, settings = _net(channels=3, side=4), {"kappa": 0.1, "baseline": b, "mode": mode, "rounds": 4, "steps": 40}
+    added = _negatives(CEM(**settings), net, images).examples[:, 0] - plain
+    before = images - plain
+    assert (added.abs() >= before.abs() - 1e-12).all()
+    assert (added * before >= 0).all()
+    assert (added - before).abs().sum() > 0.01
+    kept = _positives(CEMPositive(**settings), net, images).examples - plain
+    assert (kept.abs() <= before.abs() + 1e-12).all()
+    assert (kept * before >= -1e-12).all()
+
+
+def _published(model: Model, image: Tensor, kappa: float, beta: float, keep: bool, rounds: int, steps: int) -> Tensor:
+    """One image, as PAPER-NOTES and the paper describe the schedule; the best image, or zeros."""
+    fact = int(model.logits(image).argmax())
+    centre, low, high = (torch.zeros_like(image), 0 * image, image) if keep else (image, image, torch.ones_like(image))
+    c, lower, upper, least, best = 10.0, 0.0, math.inf, math.inf, torch.zeros_like(image)
+
+    def gap(v: Tensor) -> Tensor:
+        y = model.logits(v)[0]
+        other = torch.cat([y[:fact], y[fact + 1 :]]).max()
+        return (other - y[fact] if keep else y[fact] - other) + kappa
+
+    for _ in range(rounds):
+        v, y, success = centre.clone(), centre.clone(), False
+        for k in range(steps):
+            y = y.detach().requires_grad_()
+            loss = c * gap(y).clamp_min(0) + (y - centre).square().sum()
+            d = y.detach() - 0.01 * math.sqrt(1 - k / steps) * torch.autograd.grad(loss, y)[0] - centre
+            new = (centre + d.sign() * (d.abs() - beta).clamp_min(0)).clamp(low, high)
+            y = (new + (k + 1) / (k + 4) * (new - v)).clamp(low, high)
+            v = new
+            if gap(v) <= 0:
+                success = True
+                value = ((v - centre).square().sum() + beta * (v - centre).abs().sum()).item()
+                if value < least:
+                    least, best = value, v
+        lower, upper = (lower, min(upper, c)) if success else (max(lower, c), upper)
+        c = (lower + upper) / 2 if upper < math.inf else 10 * c
+    return best
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_reference_mode_equals_a_loop_over_images(keep: bool) -> None:
+    images, net = torch.rand(4, 1, 4, 4, dtype=torch.float64), _net(3, 1, 4)
+    settings = {"mode": "reference", "kappa": 0.2, "beta": 0.02, "rounds": 4, "steps": 30}
+    expected = [_published(Model(net), image[None], 0.2, 0.02, keep, 4, 30) for image in images]
+    if keep:
+        answers = _positives(CEMPositive(**settings), net, images)
+        found, examples = [each is Status.FOUND for each in answers.status], answers.examples
+    else:
+        negatives = _negatives(CEM(**settings), net, images)
+        found, examples = [row[0] is Status.FOUND for row in negatives.status], negatives.examples[:, 0]
+    assert sum(found) >= 2
+    for ours, theirs, was_found in zip(examples, expected, found, strict=True):
+        if was_found:
+            torch.testing.assert_close(ours, theirs[0], atol=1e-5, rtol=0)
+        else:
+            assert not theirs.any()
+
+
+@pytest.mark.parametrize("mode", ["sound", "reference"])
+def test_rows_of_a_batch_never_influence_each_other_nor_leave_anything(mode: str) -> None:
+    images, net = torch.rand(6, 1, 4, 4, dtype=torch.float64), _net(3, 1, 4).train()
+    how = CEM(mode=mode, kappa=0.1, rounds=3, steps=20)
+    foil = torch.tensor([-1, 0, 1, 2, -1, 0])
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    together = _negatives(how, net, images, foil)
+    for i in range(6):
+        alone = _negatives(how, net, images[i : i + 1], foil[i : i + 1])
+        assert alone.status[0] == together.status[i]
+        torch.testing.assert_close(alone.examples[0], together.examples[i], atol=1e-7, rtol=0)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in net.modules())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_foil_is_reached_by_its_margin_and_the_answer_counts_what_it_cost() -> None:
+    images, net = torch.rand(8, 1, 6, 6, dtype=torch.float64) / 2, _net()
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    fact = net(images).argmax(1)
+    with_hook = net.register_forward_hook(count)
+    answers = _negatives(CEM(kappa=0.3), net, images, (fact + 1) % 4)
+    with_hook.remove()
+    y = net(answers.examples[:, 0])
+    for i, (status,) in enumerate(answers.status):
+        target = int(fact[i] + 1) % 4
+        others = torch.cat([y[i, :target], y[i, target + 1 :]]).max()
+        assert (status is Status.FOUND) == bool(y[i, target] - others >= 0.3 - 1e-3)
+    assert sum(status is Status.FOUND for (status,) in answers.status) >= 6
+    # besides the search: the fact, the verification, and the frames of the path
+    assert seen == answers.evaluations + 8 + 8 + 8 * 16
+
+
+@pytest.mark.parametrize("mode", ["sound", "reference"])
+def test_what_cannot_be_found_is_reported_for_its_row_alone(mode: str) -> None:
+    weight = torch.linspace(0.1, 1, 16, dtype=torch.float64)
+    images = torch.stack([torch.full((1, 4, 4), value, dtype=torch.float64) for value in (0.2, 1.0, 0.0)])
+    net = _Halfspace(weight, 12.0)  # no image is of the second class
+    settings = {"mode": mode, "rounds": 3, "steps": 30}
+    never = _negatives(CEM(**settings), net, images)
+    assert [row[0] is Status.FOUND for row in never.status] == [False] * 3
+    assert never.status[1] == [Status.INFEASIBLE]
+    assert "every value is at its limit" in never.reason[1][0]
+    assert (never.examples[0] >= images[0]).all()
+    assert (never.examples[0] > images[0]).any()
+    assert never.violation[0].item() > 0
+    reached = _negatives(CEM(**settings), _Halfspace(weight, 4.0), images)
+    assert [row[0] for row in reached.status] == [Status.FOUND, Status.INFEASIBLE, Status.FOUND]
+    too_much = _negatives(CEM(kappa=100, **settings), _Halfspace(weight, 4.0), images)
+    assert all(row[0] is not Status.FOUND for row in too_much.status)
+    same = _negatives(CEM(**settings), net, images, torch.zeros(3, dtype=torch.long))
+    assert all(row == [Status.FOIL_EQUALS_FACT] for row in same.status)
+    blank = _positives(CEMPositive(kappa=20, **settings), net, images)
+    assert blank.status[2] is Status.INFEASIBLE
+    assert "the image is the baseline" in blank.reason[2]
+
+
+def test_a_row_that_breaks_harms_no_other() -> None:
+    class Fragile(_Halfspace):
+        def forward(self, x: Tensor) -> Tensor:
+            broken = torch.where((x.flatten(1).sum(1) > 9).unsqueeze(1), torch.nan, 1.0)
+            return super().forward(x) * broken
+
+    weight = torch.linspace(0.5, 1, 16, dtype=torch.float64)
+    images = torch.stack([torch.full((1, 4, 4), value, dtype=torch.float64) for value in (0.1, 0.6)])
+    fact = torch.zeros(2, 1, dtype=torch.long)
+    answers = CEM().answer(Model(Fragile(weight, 4.0), channels=1), images, fact, fact - 1, range(2))
+    assert answers.status[0] == [Status.FOUND]
+    assert answers.status[1] == [Status.DIVERGED]
+
+
+def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
+    class Smooth(nn.Module):
+        def encode(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+        def decode(self, z: Tensor) -> Tensor:
+            return z.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+
+    weight = torch.linspace(0.1, 2, 16, dtype=torch.float64)
+    image, net = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64), _Halfspace(weight, 4.0)
+    spread = []
+    for gamma in (0.0, 1.0, 100.0):
+        answers = _negatives(CEM(gamma=gamma, beta=0.0, manifold=Manifold(Smooth(), 1)), net, image)
+        assert answers.status == [[Status.FOUND]]
+        spread.append(answers.examples.std().item())
+    assert spread[0] > 1.5 * spread[1] > 3 * spread[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"mode": "fast"}, "mode"), ({"kappa": -1}, "kappa"), ({"rounds": 0}, "rounds"), ({"c": 0}, "c is positive")],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        CEM(**settings)
+
+
+@pytest.mark.parametrize("baseline", ["median", 1.5, [0.1, 0.2], torch.zeros(3, 2, 2)])
+def test_a_baseline_that_fits_no_image_is_refused(baseline: Any) -> None:
+    with pytest.raises(InputError, match="baseline"):
+        CEM(baseline=baseline).check(Model(_net(), channels=3), torch.rand(1, 3, 4, 4))

@@ -176,11 +176,15 @@ class _Problem:
         """(M,) bool."""
         return self.least.isfinite()
 
-    def scores(self, v: Tensor, rows: Tensor) -> Tensor:
-        """Logits at v, one of which is looked at for each of the rows; the best of each row is kept."""
+    def logits(self, v: Tensor) -> Tensor:
+        """What the network says of v, which counts."""
         self.evaluations += len(v)
-        logits = self.model.logits(v)
-        self._keep_best(v.detach(), logits.detach(), rows)
+        return self.model.logits(v)
+
+    def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
+        """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
+        logits = self.logits(v)
+        self._keep_best(v.detach(), logits.detach(), rows, more)
         return logits
 
     def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
@@ -204,10 +208,10 @@ class _Problem:
         top, fact, foil = logits.argmax(1), self.fact[rows], self.foil[rows]
         return top == fact if self.keep else torch.where(foil == ANY, top != fact, top == foil)
 
-    def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor) -> None:
-        missed, elastic = self.short(logits, rows), self.elastic(v, rows)
-        better = (missed <= 0) & self.right(logits, rows) & (elastic < self.least[rows])
-        self.best[rows[better]], self.least[rows[better]] = v[better], elastic[better]
+    def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor, more: Tensor | float) -> None:
+        missed, value = self.short(logits, rows), self.elastic(v, rows) + more
+        better = (missed <= 0) & self.right(logits, rows) & (value < self.least[rows])
+        self.best[rows[better]], self.least[rows[better]] = v[better], value[better]
         nearer = missed < self.missed[rows]
         self.nearest[rows[nearer]], self.missed[rows[nearer]] = v[nearer], missed[nearer]
 
@@ -219,16 +223,17 @@ class _Problem:
             logits = torch.cat([self.model.logits(part) for part in torch.split(v, 256)])
         missed = self.short(logits, rows)
         holds = (missed <= _ROUNDING) & self.right(logits, rows)
-        ends = [self._end(row, bool(holds[row]), missed[row].item()) for row in range(len(v))]
+        elastic = self.elastic(v, rows).tolist()
+        ends = [self._end(row, bool(holds[row]), missed[row].item(), elastic[row]) for row in range(len(v))]
         return v, missed, [status for status, _ in ends], [reason for _, reason in ends]
 
-    def _end(self, row: int, holds: bool, missed: float) -> tuple[Status, str]:
+    def _end(self, row: int, holds: bool, missed: float, elastic: float) -> tuple[Status, str]:
         miss = f"the nearest miss lacks {missed:.3g} of the margin of {self.how.kappa:g} logits"
         if not self.keep and self.fact[row] == self.foil[row]:
             return Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
         if self.found[row]:
             if holds:
-                return Status.FOUND, f"verified; elastic net {self.least[row].item():.3g}"
+                return Status.FOUND, f"verified; elastic net {elastic:.3g}"
             return Status.NOT_FOUND, f"what was found does not hold in a fresh pass: {miss}"
         if self.broken[row]:
             return Status.DIVERGED, f"the scores or the image became infinite or NaN; {miss}"
@@ -289,7 +294,7 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        loss = c * problem.short(problem.scores(leaf, rows), rows) + change + problem.unnatural(leaf)
+        loss = c * problem.short(problem.logits(leaf), rows) + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -391,10 +396,10 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
     """Pass v through the network, and pull the margins back."""
     with torch.enable_grad():
         leaf = v.detach().requires_grad_()
-        logits = problem.scores(leaf, rows)
+        unnatural = problem.unnatural(leaf)
+        logits = problem.scores(leaf, rows, unnatural.detach())
         winner, rivals = _classes(problem, logits.detach(), rows)
         margins = logits.gather(1, winner) - logits.gather(1, rivals)
-        unnatural = problem.unnatural(leaf)
         slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in margins.unbind(1)]
         away = torch.zeros_like(leaf)
         if unnatural.requires_grad:

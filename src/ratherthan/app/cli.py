@@ -292,6 +292,90 @@ def counterfactual(
         raise InputError(f"{len(search.failures)} not read, {answered} answered")
 
 
+@app.command(
+    "pertinent-positive",
+    epilog=_examples(
+        "pertinent-positive digit.png --model zoo:mnist",
+        "pertinent-positive photos/ --model torchvision:resnet50 --superpixels slic --count 200 --off 0.5"
+        " --out enough.html",
+        "pertinent-positive digit.png --model zoo:mnist --set kappa=5 --json",
+    ),
+)
+def pertinent_positive(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")],
+    model: ModelName,
+    weights: Weights = None,
+    class_names: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    output: Output = None,
+    fact: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_QUESTION, help="The class to be kept: a name or an index. Default: what the network says."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(rich_help_panel=_QUESTION, help="cem-maf or cem.")] = "cem-maf",
+    superpixels: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_QUESTION, help="slic, quickshift, felzenszwalb, grid or pixels. Default: pixels of small"
+            " grey images, slic of others.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_QUESTION, help="How many of them. Default: 200.")
+    ] = None,
+    off: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_QUESTION, help="What is where a part is not: a value in [0, 1], or mean. Default: 0 for"
+            " grey images, 0.5 for colour.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.", rich_help_panel=_QUESTION),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder, or one file, .html, .png or .safetensors. Default: enough (with --json: none)."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    device: Device = "cpu",
+) -> None:  # fmt: skip
+    """Show which small part of an image is enough for the network to say what it says.
+
+    Writes a page, a figure and the numbers, and prints a line for each image.
+    """
+    from ratherthan.app import pertinent
+    from ratherthan.app.images import find
+
+    targets = pertinent.targets(out, as_json)
+    subject = _load(model, weights, class_names, mean, std, size, output, device)
+    chosen = pertinent.configured(method, pairs(settings), superpixels, count, off)
+    paths, failures = find(images)
+    with progress("searching", len(paths)) as finished:
+        found = pertinent.run(subject, paths, failures, fact, chosen, batch_size, finished)
+    files = [] if found is None else [found.save(target) for target in targets]
+    if as_json:
+        say(pertinent.as_json(subject, found, files, failures))
+    elif found is not None:
+        for line in pertinent.summary(found, files):
+            say(line)
+    for failure in failures:
+        complain(f"{failure.image}: {failure.reason}")
+    answered = 0 if found is None else len(found)
+    if found is not None and found.interrupted:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C: {answered} of {len(paths)} images searched, the last in part")
+    if failures:
+        raise InputError(f"{len(failures)} not read, {answered} answered")
+
+
 def _load(
     name: str,
     weights: Path | None,

@@ -1,0 +1,109 @@
+"""What `ratherthan pertinent-positive` does: a search over all images at once, a page, a figure and numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratherthan.app.explaining import check_settings, classes, finite
+from ratherthan.app.images import Failure, read
+from ratherthan.app.terminal import printable
+from ratherthan.errors import InputError, unknown
+from ratherthan.model import Model
+from ratherthan.search.pertinent import (
+    PertinentPositive,
+    PertinentPositiveMethod,
+    get_pertinent_positive_method,
+    pertinent_positive,
+)
+from ratherthan.search.superpixels import USUAL_COUNT, Superpixels
+
+FILES = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
+
+
+def configured(
+    name: str, settings: dict[str, Any], superpixels: str | None, count: int | None, off: str | None
+) -> PertinentPositiveMethod:
+    """Read the method off the command line.
+
+    Raises:
+        InputError: If the method or a setting does not exist, or the method has no superpixels.
+    """
+    method = get_pertinent_positive_method(name)
+    known = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    check_settings(name, settings, known)
+    own = dict(settings)
+    for key, value in (("superpixels", superpixels or count), ("off", off)):
+        if value is not None and key not in known:
+            raise InputError(f"method {name!r} has no {key}; its settings: {', '.join(known)}")
+    if superpixels is not None or count is not None:
+        own["superpixels"] = Superpixels(superpixels or "slic", count or USUAL_COUNT)  # type: ignore[arg-type]
+    if off is not None:
+        own["off"] = off if off == "mean" else _value(off)
+    return dataclasses.replace(method, **own)  # type: ignore[type-var]
+
+
+def _value(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--off takes a value in [0, 1] or mean, not {text!r}") from error
+
+
+def run(
+    model: Model,
+    paths: Sequence[Path],
+    failures: list[Failure],
+    fact: str | None,
+    method: PertinentPositiveMethod,
+    batch_size: int,
+    finished: Callable[..., None],
+) -> PertinentPositive | None:
+    """Read the images and search; images that cannot be read are added to the failures. None: none could be."""
+    images: list[Tensor] = []
+    names: list[str] = []
+    for path in paths:
+        try:
+            images.append(read(path, model, images[0].shape if images else None))
+            names.append(printable(str(path)))
+        except InputError as error:
+            failures.append(Failure(printable(str(path)), str(error)))
+    if not images:
+        return None
+    asked = classes(fact, model)
+    found = pertinent_positive(model, torch.stack(images), asked, method, batch_size=batch_size, progress=finished)
+    return dataclasses.replace(found, names=tuple(names[: len(found)]))
+
+
+def targets(out: Path | None, as_json: bool) -> list[Path]:
+    """The files to write: the one that is named, else all kinds in a folder."""
+    if out is not None and out.suffix in FILES:
+        return [out]
+    if out is not None and out.suffix:
+        raise InputError(unknown("ending of --out", out.suffix, FILES))
+    folder = Path("enough") if out is None and not as_json else out
+    return [] if folder is None else [folder / f"enough{ending}" for ending in FILES]
+
+
+def summary(found: PertinentPositive, files: Sequence[Path]) -> list[str]:
+    """What the terminal shows: a line for each image, and where the files are."""
+    lines = [f"{name}: {found.text(i)}" for i, name in enumerate(found.names)]
+    return [*lines, f"{'method':8} {found.method}", *(f"{FILES[path.suffix]:8} {path}" for path in files)]
+
+
+def as_json(model: Model, found: PertinentPositive | None, files: Sequence[Path], failures: Sequence[Failure]) -> str:
+    """What a script wants to know: a row for each image, failures, files."""
+    rows = [] if found is None else found.to_frame().to_dict("records")
+    told = {
+        "model": model.name,
+        "pertinent_positives": [{key: finite(value) for key, value in row.items()} for row in rows],
+        "failures": [dataclasses.asdict(failure) for failure in failures],
+        "files": [str(path) for path in files],
+    }
+    return json.dumps(told, indent=1, allow_nan=False)

@@ -155,6 +155,16 @@ def test_fine_tuning_keeps_the_lower_half_and_skips_damaged_images(tmp_path: Pat
     assert zoo.class_names(zoo.get("flowers102"), tmp_path / "out.safetensors")[1] == "flower 2"  # type: ignore[index]
 
 
+def test_small_images_are_enlarged_to_what_a_network_wants(root: Path, tmp_path: Path) -> None:
+    out = train("zoo:mnist_paper_64", root, tmp_path, epochs=1, limit=20)  # would stop at images of 28 x 28
+    images = torch.stack([data.load("mnist", root, "test")[index][0] for index in range(20)])
+    large = torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+    logits = zoo.load_weights(zoo.get("mnist_paper_64"), out)(large)
+    right = (logits.argmax(1) == torch.tensor(data.load("mnist", root, "test").labels)).double().mean().item()
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert card["metrics"]["test"]["accuracy"] == pytest.approx(right)
+
+
 def test_attributes_of_faces_are_learned(tmp_path: Path) -> None:
     write_faces(tmp_path / "celeba", 160)
     out = train("zoo:celeba_bangs", tmp_path, tmp_path / "bangs.safetensors", epochs=10)

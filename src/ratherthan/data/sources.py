@@ -28,9 +28,12 @@ from ratherthan.errors import InputError, first_line, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-SQUARE = (slice(2, 5), slice(2, 5))
-"""Rows and columns of the grey square in `mnist_biased`: what the 6 x 6 pixels of the CDeepEx paper (section 4.1), on
-digits enlarged to 64 x 64, are on 28 x 28. The paper states neither its place nor its grey; here it is 128 of 255."""
+SQUARE = (slice(1, 5), slice(1, 5))
+"""Rows and columns of the grey square in `mnist_biased`, 2.0 % of the image.
+
+In the CDeepEx paper (section 4.1) it has 6 x 6 of 64 x 64 pixels, which would be 2.6 of 28; with 3 the network still
+recognises 41 % of the plain eights, with 4 it relies on the square as the paper's does. The paper states neither its
+place nor its grey; here it is 128 of 255."""
 
 _SUFFIXES = frozenset(Image.registered_extensions())
 _GARMENTS = (

@@ -266,7 +266,7 @@ def test_the_page_holds_the_way_and_its_curves(known: None, model: rt.Model, ima
 def film(**changes: Any) -> Film:
     black = np.zeros((4, 6, 1))
     usual: dict[str, Any] = {
-        "name": "a.png", "question": "Why 4, and not 9?", "text": "", "status": "found", "image": black,
+        "name": "a.png", "question": "Why 4, rather than 9?", "text": "", "status": "found", "image": black,
         "reconstruction": None, "way": [black] * 5, "answer": black + np.eye(4, 6)[..., None],
         "fact": ("4", [1.0] * 5), "foil": ("9", [0.0] * 5), "others": [0.0] * 5,
     }  # fmt: skip
@@ -322,7 +322,7 @@ def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: 
     assert sorted(each.name for each in out.iterdir()) == [
         "how.html", "how.safetensors", "one.how.png", "slash.how.png"
     ]  # fmt: skip
-    assert result.stdout.count("Why 1, and not ") == 4
+    assert result.stdout.count("Why 1, rather than ") == 4
     page = tmp_path / "answer.html"
     single = call("counterfactual", digits[0], "-m", "zoo:mnist", *FEW, "--method", "xgem", "--json", "--out", page)
     told = json.loads(single.stdout)

@@ -34,7 +34,7 @@ class Film:
 
     Attributes:
         name: What to call the image.
-        question: E.g. "Why 4, and not 9?"
+        question: E.g. "Why 4, rather than 9?"
         text: What the answer says.
         status: How the search ended.
         image: The image asked about.

@@ -155,8 +155,8 @@ class Counterfactual(Result):
     # ----------------------------------------------------------------------------------------- in words
     def question(self, sample: int, q: int = 0) -> str:
         """The question in words."""
-        foil = int(self.foils[sample, q])
-        return f"Why {self._class(int(self.fact[sample, q]))}, and not {self._class(foil) if foil >= 0 else 'another'}?"
+        fact, foil = int(self.fact[sample, q]), int(self.foils[sample, q])
+        return f"Why {self._class(fact)}, rather than {self._class(foil) if foil >= 0 else 'anything else'}?"
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one question."""

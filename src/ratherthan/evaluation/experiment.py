@@ -19,6 +19,7 @@ from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
 from ratherthan.explanation import Explanation
 from ratherthan.model import Model
+from ratherthan.registry import Kinds
 
 Rows = dict[str, Sequence[Any]]
 """A table by columns."""
@@ -151,24 +152,13 @@ class Experiment(ABC):
         return {name: getattr(self, name) for name in _fields(type(self))}
 
 
-_REGISTERED: dict[str, type[Experiment]] = {}
-
-
-def register_experiment(experiment: type[Experiment]) -> type[Experiment]:
-    """Make an experiment known by its name; usable as a class decorator.
-
-    Raises:
-        InputError: If the name is taken by another class.
-    """
-    if _REGISTERED.get(experiment.name, experiment) is not experiment:
-        raise InputError(f"an experiment named {experiment.name!r} exists already; choose another name")
-    _REGISTERED[experiment.name] = experiment
-    return experiment
+_EXPERIMENTS: Kinds[Experiment] = Kinds("experiment", Experiment, "Mask()")
+register_experiment = _EXPERIMENTS.register
 
 
 def experiments() -> list[str]:
     """The registered names."""
-    return list(_REGISTERED)
+    return list(_EXPERIMENTS)
 
 
 def get_experiment(experiment: str | Experiment, **settings: Any) -> Experiment:
@@ -181,9 +171,7 @@ def get_experiment(experiment: str | Experiment, **settings: Any) -> Experiment:
         if settings:
             raise InputError(f"give the settings {', '.join(settings)} to {type(experiment).__name__}(...) itself")
         return experiment
-    if experiment not in _REGISTERED:
-        raise InputError(unknown("experiment", experiment, _REGISTERED))
-    kind = _REGISTERED[experiment]
+    kind = _EXPERIMENTS.find(experiment)
     for name in settings:
         chosen(f"setting of {experiment}", name, _fields(kind))
     return kind(**settings)

@@ -125,7 +125,7 @@ def _frames(film: Film, count: int) -> Iterator[tuple[str, Any, list[tuple[str, 
         yield "" if number else "the way", as_rgb(film.way[stop]), odds[stop]
     yield "answer" if film.status == "found" else shorten(film.status, 18), as_rgb(film.answer), odds[-1]
     drawn = overlay(film.image, film.change, shared_limit([film.change]))
-    yield "change", drawn, [("red: add", FOR), ("blue: remove", AGAINST)]
+    yield "change", drawn, [("add", FOR), ("remove", AGAINST)]
 
 
 def _draw_curves(axes: Axes, film: Film) -> None:

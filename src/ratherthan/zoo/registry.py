@@ -115,6 +115,7 @@ ENTRIES: dict[str, ZooModel] = {
             1,
             (0.286,),
             (0.353,),
+            shipped=True,
             recipe="fashion_mnist_resnet",
             manifold="fashion_mnist_vae",
         ),

@@ -69,8 +69,9 @@ def accuracy(entry: zoo.ZooModel, network: torch.nn.Module, dataset: data.Datase
 def test_shipped_networks_know_their_test_set(data_root: Path, entry: zoo.ZooModel) -> None:
     if entry.recipe is None or entry.image_size != (28, 28):
         pytest.skip("not a classifier of 28 x 28 images")
-    least = 0.985 if entry.name.startswith("mnist") else 0.91
-    dataset = data.load(RECIPES[entry.recipe].dataset, data_root, "test")
+    # of a quarter of the images; two standard errors below what the cards say
+    least = 0.985 if entry.name.startswith("mnist") else 0.90
+    dataset = data.load(RECIPES[entry.recipe].dataset, data_root, "test").subset(range(0, 10000, 4))
     assert accuracy(entry, zoo.load_weights(entry), dataset) >= least
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ratherthan.explanation import Explanation, save_report
     from ratherthan.loading import load, read_class_names
     from ratherthan.model import Model
-    from ratherthan.search import (
+    from ratherthan.search import (  # type: ignore[no-redef]  # two functions have the names of their modules
         CEM,
         CEMMAF,
         XGEM,

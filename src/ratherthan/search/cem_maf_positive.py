@@ -30,6 +30,7 @@ from ratherthan.search.superpixels import (
 from ratherthan.search.weighing import Weighing
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
+_RISE = 0.01  # by which attributes may rise without having risen
 _TRIED = 8  # features tried at once, the best of which is added
 _FEW = 64  # of images with no more features, the two best sets are followed, not one
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
@@ -51,8 +52,8 @@ class CEMMAFPositive(PertinentPositiveMethod):
     size: at the 0.1 taken here, a superpixel that nothing holds falls from 1 to 0 in the 100 iterations.
 
     `preset="fast"` (default): superpixels are added one by one, the best of the eight that the gradient of the log-odds
-    at the present part ranks first, until the fact leads by kappa; then all that are not needed are left out again, and
-    the rest is ordered by leaving out, one after the other, the one that is missed least.
+    at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that are not
+    needed are left out again, and the rest is ordered by leaving out, one after the other, the one that is missed least.
 
     Either way the part keeps the fact by construction; in the worst case it is the whole image.
 
@@ -64,7 +65,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
         preset: "fast" or "paper".
         kappa: By how many logits the fact is to lead: the fast search's parts do (or by as much as the whole image
             does, if that is less); the paper's masks aim at it, its parts only keep the fact. None: 0 and 5.
-        attributes: Attribute functions that are not to rise.
+        attributes: Attribute functions that are not to rise above their values in the image.
         beta: Weight of |m|_1; paper only.
         gamma: Weight of rising attributes.
     """
@@ -158,16 +159,22 @@ class _Judge:
         pieces = zip(torch.split(masks, at_once), torch.split(rows, at_once), strict=True)
         return torch.cat([self.model.logits(self.parts.render(*piece)) for piece in pieces])
 
+    @torch.no_grad()
     def leads(self, chosen: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         """By how much the fact leads, for sets of labels: (M,)."""
         at = torch.tensor(rows, dtype=torch.long, device=self.fact.device)
-        return lead(self.logits(self.masks(chosen), at), self.fact[at]).cpu()
+        masks = self.masks(chosen)
+        return self._held(lead(self.logits(masks, at), self.fact[at]), self.risen(masks, at)).cpu()
 
     @torch.no_grad()
     def score(self, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What the fast search makes large, the log-odds less rising attributes, and the lead: (M,) each."""
-        logits, fact = self.logits(masks, rows), self.fact[rows]
-        return odds(logits, fact) - self.how.gamma * self.risen(masks, rows), lead(logits, fact)
+        logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
+        return odds(logits, fact) - self.how.gamma * risen, self._held(lead(logits, fact), risen)
+
+    def _held(self, leads: Tensor, risen: Tensor) -> Tensor:
+        """The fast search takes no part in which an attribute has risen; the paper's only weighs that."""
+        return leads.masked_fill(risen > _RISE, -torch.inf) if self.how.preset == "fast" else leads
 
     def risen(self, masks: Tensor, rows: Tensor) -> Tensor:
         """(M,): sum_i max(0, g_i(part) - g_i(image))."""

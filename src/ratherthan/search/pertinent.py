@@ -303,6 +303,7 @@ class PertinentPositive(Result):
             axes.plot(row[~row.isnan()].numpy(), marker=".", markersize=3, linewidth=1)
         axes.axhline(whole, color="0.6", linestyle=":", linewidth=1)
         axes.set_ylim(0, 1.02)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelsize=7)
         axes.set_title(f"p({fact}) with the first k\ndotted: whole image", fontsize=8, parse_math=False)
 
@@ -356,7 +357,7 @@ def pertinent_positive(
             progress(min(start + batch_size, len(batch)), len(batch))
         if parts[-1]["interrupted"]:
             break
-    joined: dict[str, Any] = {key: _join([part[key] for part in parts]) for key in parts[0]}
+    joined: dict[str, Any] = {key: _join([part[key] for part in parts], key in ("order", "curve")) for key in parts[0]}
     return PertinentPositive(
         **joined,
         method=how.name,
@@ -396,11 +397,13 @@ def _part(
     }  # fmt: skip
 
 
-def _join(column: list[Any]) -> Any:
-    """What the batches say about one field."""
+def _join(column: list[Any], ragged: bool) -> Any:
+    """What the batches say about one field; where it is ragged, its last dimension is as wide as each batch needed."""
     first = column[0]
+    if isinstance(first, Tensor) and not ragged:
+        return torch.cat(column)
     if isinstance(first, Tensor):
-        widest = max(each.shape[-1] for each in column)  # order and curve are as wide as the batch needed
+        widest = max(each.shape[-1] for each in column)
         empty = torch.nan if first.is_floating_point() else -1
         return torch.cat([nn.functional.pad(each, (0, widest - each.shape[-1]), value=empty) for each in column])
     if isinstance(first, list):

@@ -1,0 +1,234 @@
+"""Pertinent positives: against all subsets, against a plain loop, and one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+from ratherthan.search.cem_maf_positive import CEMMAFPositive, lead, odds
+from ratherthan.search.pertinent import PertinentPositive, pertinent_positive, rank_correlation
+from ratherthan.search.superpixels import Parts, Superpixels, segment
+
+GRID = Superpixels("grid", 12)
+
+
+def _network(seed: int = 3, classes: int = 4) -> Model:
+    """Random and not linear; class 0 is what nothing at all is taken for."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 24), nn.Tanh(), nn.Linear(24, classes)).double()
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    for layer, scale in ((module[1], 0.2), (module[3], 0.6)):
+        layer.weight.data *= scale
+        layer.bias.data *= 0
+    module[3].bias.data[0] += 2.8
+    return Model(module, channels=1)
+
+
+def _images(model: Model, count: int) -> Tensor:
+    """Images that are not taken for class 0."""
+    images = torch.rand(40 * count, 1, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return images[(model.logits(images).argmax(1) > 0)][:count]
+
+
+def _smallest(model: Model, images: Tensor) -> Tensor:
+    """The least number of superpixels that keep the class, by trying all 4095 sets."""
+    parts = Parts(images, segment(images, GRID), torch.zeros_like(images))
+    masks = torch.tensor([[code >> s & 1 for s in range(12)] for code in range(1, 4096)], dtype=images.dtype)
+    best = []
+    for row, fact in enumerate(model.logits(images).argmax(1).tolist()):
+        kept = model.logits(parts.render(masks, torch.full((4095,), row))).argmax(1) == fact
+        best.append(masks[kept].sum(1).amin())
+    return torch.stack(best)
+
+
+@torch.no_grad()
+def test_parts_are_within_one_superpixel_of_the_smallest_there_are() -> None:
+    model = _network()
+    images = _images(model, 100)
+    smallest = _smallest(model, images)
+    assert len(images) == 100
+    assert smallest.mean() > 1.5
+    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID))
+    assert found.found.all()
+    assert (found.features >= smallest).all()
+    assert (found.features <= smallest + 1).sum() >= 95
+    assert found.evaluations <= 90 * 100
+    # what is said to be kept, is kept, and nothing else
+    masks = torch.zeros(100, 12, dtype=images.dtype)
+    for mask, order in zip(masks, found.order, strict=True):
+        mask[order[order >= 0]] = 1
+    pixels = masks.gather(1, found.superpixels.flatten(1)).view(100, 1, 6, 8)
+    torch.testing.assert_close(found.example, pixels * images)
+    assert torch.equal(model.logits(found.example).argmax(1), found.fact)
+    assert torch.equal(found.mask, pixels[:, 0] > 0)
+
+
+@torch.no_grad()
+def test_no_feature_kept_could_be_left_out() -> None:
+    model = _network()
+    images = _images(model, 20)
+    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID))
+    for i, order in enumerate(found.order):
+        for gone in order[order >= 0].tolist():
+            part = found.example[i] * (found.superpixels[i] != gone)
+            if found.features[i] > 1:
+                assert model.logits(part.unsqueeze(0)).argmax() != found.fact[i]
+
+
+@torch.no_grad()
+def test_the_curve_is_the_confidence_with_the_first_k_features() -> None:
+    model = _network()
+    found = pertinent_positive(model, _images(model, 12), method=CEMMAFPositive(superpixels=GRID, kappa=1.0))
+    for i, order in enumerate(found.order):
+        kept = order[order >= 0].tolist()
+        for k in range(len(kept) + 1):
+            shown = torch.isin(found.superpixels[i], torch.tensor(kept[:k], dtype=torch.long))
+            p = model.logits((found.images[i] * shown).unsqueeze(0)).softmax(1)[0, found.fact[i]]
+            torch.testing.assert_close(found.curve[i, k], p)
+        assert found.curve[i, len(kept) + 1 :].isnan().all()
+
+
+def test_correlation_is_spearmans() -> None:
+    for p in (torch.rand(9), torch.tensor([0.1, 0.4, 0.4, 0.4, 0.9]), torch.tensor([0.1, 0.2, 0.3])):
+        expected = stats.spearmanr(range(len(p)), stats.rankdata(-p.numpy())).statistic
+        assert rank_correlation(p) == pytest.approx(expected)
+    assert rank_correlation(torch.tensor([0.1, 0.2, 0.3])) == pytest.approx(-1)
+    assert torch.tensor([rank_correlation(torch.rand(2)), rank_correlation(torch.ones(4))]).isnan().all()
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_a_batch_gives_the_answers_of_one_by_one(preset: str) -> None:
+    model = _network()
+    images = _images(model, 6)
+    how = CEMMAFPositive(superpixels=GRID, preset=preset)  # type: ignore[arg-type]
+    together = pertinent_positive(model, images, method=how)
+    parts = pertinent_positive(model, images, method=how, batch_size=4)
+    assert torch.equal(together.mask, parts.mask)
+    assert torch.equal(together.features, parts.features)
+    for i, image in enumerate(images):
+        alone = pertinent_positive(model, image.unsqueeze(0), method=how)
+        assert torch.equal(alone.mask[0], together.mask[i])
+        assert alone.reason[0] == together.reason[i]
+        kept = int(alone.features[0])
+        assert torch.equal(alone.order[0, :kept], together.order[i, :kept])
+
+
+def _paper(model: Model, image: Tensor, labels: Tensor, kappa: float) -> list[int]:
+    """Eq. 2 by ISTA for one image, as a plain loop; the superpixels kept, in order."""
+    fact, c = int(model.logits(image).argmax()), 1.0
+    best, least = torch.ones(12, dtype=image.dtype), 1e9
+    for _ in range(9):
+        m, reached = torch.ones(12, dtype=image.dtype), False
+        for _ in range(100):
+            leaf = m.clone().requires_grad_()
+            y = model.logits(leaf[labels] * image)[0]
+            margin = y[fact] - torch.cat([y[:fact], y[fact + 1 :]]).max()
+            (slope,) = torch.autograd.grad(c * torch.clamp(kappa - margin, min=0), leaf)
+            size = float(m.sum()) + (24 if margin < kappa else 0)
+            if margin >= 1e-3 and size < least:
+                best, least = m, size
+            reached |= bool(margin >= kappa)
+            m = m - 0.1 * slope
+            m = (m - 0.1 * 0.1).clamp(0, 1)
+        c = c / 2 if reached else c * 10
+    ranked = sorted(range(12), key=lambda s: -float(best[s]))
+    for k in range(1, 13):
+        shown = torch.isin(labels, torch.tensor(ranked[:k]))
+        if model.logits(image * shown).argmax() == fact:
+            return ranked[:k]
+    raise AssertionError
+
+
+def test_the_papers_preset_is_ista_as_a_plain_loop_does_it() -> None:
+    model = _network()
+    images = _images(model, 4)
+    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, preset="paper", kappa=1.0))
+    for i in range(4):
+        expected = _paper(model, images[i : i + 1], found.superpixels[i], 1.0)
+        assert found.order[i][: int(found.features[i])].tolist() == expected
+
+
+def test_lead_and_odds_equal_their_formulas() -> None:
+    logits, fact = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1])
+    for y, t, of_lead, of_odds in zip(logits, fact.tolist(), lead(logits, fact), odds(logits, fact), strict=True):
+        others = torch.cat([y[:t], y[t + 1 :]])
+        assert of_lead == y[t] - others.max()
+        p = y.softmax(0)[t]
+        torch.testing.assert_close(of_odds, torch.log(p / (1 - p)))
+
+
+def test_attributes_that_rise_are_avoided() -> None:
+    """One superpixel carries the class and the attribute, two others carry the class together."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=True)).double()
+    module[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [2.0, 0.9, 0.9, -1.0]], dtype=torch.float64)
+    module[1].bias.data = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    image = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    model = Model(module, channels=1)
+
+    def lit(images: Tensor) -> Tensor:
+        return images[:, 0, 0, 0] - images[:, 0, 1, 1]  # 0 in the image, 1 where the first stands without the last
+
+    plain = pertinent_positive(model, image, method=CEMMAFPositive())
+    assert plain.order.tolist() == [[0]]
+    held = pertinent_positive(model, image, method=CEMMAFPositive(attributes=(lit,)))
+    assert sorted(held.order[0].tolist()) == [1, 2]
+
+
+def test_what_is_odd_about_an_image_is_said() -> None:
+    model = _network()
+    images = _images(model, 1)
+    far = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, kappa=50.0))
+    assert far.found.all()
+    assert "not by 50" in far.reason[0] + "whole image"
+    assert "whole image" in far.reason[0]
+    one = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=torch.zeros(6, 8, dtype=torch.long)))
+    assert one.found.all()
+    assert one.features.tolist() == [1]
+    assert "one superpixel" in one.reason[0]
+    black = pertinent_positive(model, torch.zeros(1, 1, 6, 8, dtype=torch.float64), method=CEMMAFPositive())
+    assert black.found.all()
+    assert black.features.tolist() == [1]
+    assert "nothing is there" in black.reason[0]
+    fact = int(model.logits(images).argmin())
+    wrong = pertinent_positive(model, images, fact, method=CEMMAFPositive(superpixels=Superpixels("grid", 1)))
+    assert not wrong.found.any()
+    assert wrong.status == ["not found"]
+    assert wrong.mask.all()
+
+
+def test_off_is_explicit() -> None:
+    model = _network()
+    images = _images(model, 3)
+    for off, value in ((0.25, 0.25), ("mean", images.mean((1, 2, 3)).view(3, 1, 1, 1)), (images[0], images[:1])):
+        found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, off=off))  # type: ignore[arg-type]
+        expected = torch.where(found.mask.unsqueeze(1), images, torch.as_tensor(value, dtype=images.dtype))
+        torch.testing.assert_close(found.example, expected)
+    with pytest.raises(InputError, match="mean"):
+        pertinent_positive(model, images, method=CEMMAFPositive(off="grey"))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    model = _network()
+    found = pertinent_positive(model, _images(model, 2), method=CEMMAFPositive(superpixels=GRID))
+    back = PertinentPositive.load(found.save(tmp_path / "x.safetensors"))
+    assert str(back) == str(found)
+    assert torch.equal(back.order, found.order)
+    torch.testing.assert_close(back.curve, found.curve, equal_nan=True)
+    assert found.save(tmp_path / "x.png").stat().st_size > 10_000
+    page = found.save(tmp_path / "x.html").read_text()
+    assert "because of" in page
+    assert "superpixels" in page
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="fast"):
+        CEMMAFPositive(preset="fats")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one class"):
+        pertinent_positive(_network(), torch.rand(1, 1, 6, 8, dtype=torch.float64), fact=[0, 1])

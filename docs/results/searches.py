@@ -186,12 +186,12 @@ def eights(place: Place) -> None:
     images, generator = data.load("mnist", place.root, "test"), place.manifold("mnist_vae")
     not_8 = images.subset([i for i, label in enumerate(images.labels) if label != 8])
     runs, pictures, samples = {}, [], torch.stack([not_8[i][0] for i in (0, 18, 30)])
-    for kept in EIGHTS:
-        model = place.model(f"mnist_eights_{kept}")
+    for name in (*(f"mnist_eights_{percent}" for percent in EIGHTS), "mnist_paper"):
+        model = place.model(name)
         accuracy = share((predictions(model, images)[0] == 8)[torch.tensor(images.labels) == 8])
         method = rt.CDeepEx(generator, restarts=4)
         experiment = Counterfactuals(foil=8, second=place.model("mnist"))
-        runs[f"{accuracy} of 8s"] = place.run(f"eights-{kept}", experiment, model, not_8, 200, methods=[method])
+        runs[f"{accuracy} of 8s"] = place.run(f"eights-{name}", experiment, model, not_8, 200, methods=[method])
         found = rt.counterfactual(model, samples, foil=8, method=method)
         pictures.append((f"{accuracy} of 8s", found.examples[:, 0, :3]))
     measures = ["found", "agreement", "diversity", "second", "l1", "distance"]

@@ -29,7 +29,7 @@ BETA = 0.1
 
 @dataclass
 class Result:
-    """Of N images: the change from the centre (N, C, H, W), which were found (N,), evaluations, seconds of all cores together."""
+    """Of N images: the change from the centre (N, C, H, W), which were found (N,), evaluations, CPU seconds."""
 
     change: Tensor
     found: Tensor
@@ -115,7 +115,9 @@ def show(results: dict[str, Result]) -> None:
     first = next(iter(results.values()))
     common = torch.stack([each.found for each in results.values()]).all(0)
     count = len(common)
-    print(f"| | found | elastic net (of {int(common.sum())}) | changed pixels | evaluations | CPU s per image | faster |")
+    print(
+        f"| | found | elastic net (of {int(common.sum())}) | changed pixels | evaluations | CPU s per image | faster |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, each in results.items():
         pixels = (each.change.abs() > 1e-3).any(1).flatten(1).sum(1).float()

@@ -191,7 +191,7 @@ def eights(place: Place) -> None:
         accuracy = share((predictions(model, images)[0] == 8)[torch.tensor(images.labels) == 8])
         method = rt.CDeepEx(generator, restarts=4)
         experiment = Counterfactuals(foil=8, second=place.model("mnist"))
-        runs[f"{accuracy} of 8s"] = place.run(f"eights-{name}", experiment, model, not_8, 200, methods=[method])
+        runs[f"{accuracy} of 8s"] = place.run(f"eights-{name}", experiment, model, not_8, 64, methods=[method])
         found = rt.counterfactual(model, samples, foil=8, method=method)
         pictures.append((f"{accuracy} of 8s", found.examples[:, 0, :3]))
     measures = ["found", "agreement", "diversity", "second", "l1", "distance"]

@@ -61,9 +61,10 @@ class Place:
         )  # fmt: skip
 
 
-def write(page: str, title: str, parts: Sequence[str]) -> None:
-    """Write a page."""
-    (HERE / f"{page}.md").write_text("\n\n".join([f"# {title}", *parts]) + "\n")
+def write(page: str, study: Callable[[Place], None], title: str, parts: Sequence[str]) -> None:
+    """Write a page, with the command that makes it."""
+    command = f"`python docs/results/searches.py {study.__name__} --data-root DIR --zoo runs/zoo`"
+    (HERE / f"{page}.md").write_text("\n\n".join([f"# {title}", command, *parts]) + "\n")
 
 
 def shares(runs: dict[str, Run], measures: Sequence[str]) -> str:
@@ -120,6 +121,7 @@ def deepex(place: Place) -> None:
         )
     write(
         "deepex",
+        deepex,
         "The nearest image on the boundary: CDeepEx and xGEM on MNIST",
         [
             shares(runs, ["found", "boundary", "third", "p_fact", "p_foil", "p_third"]),
@@ -149,6 +151,7 @@ def biased(place: Place) -> None:
     )
     write(
         "biased",
+        biased,
         "A network with a known bias: is the square found?",
         [accuracies(place, model), searched.to_markdown(), maps.to_markdown()],
     )
@@ -197,6 +200,7 @@ def eights(place: Place) -> None:
     measures = ["found", "agreement", "diversity", "second", "l1", "distance"]
     write(
         "eights",
+        eights,
         "Does the answer come from the network? 8s known by degrees",
         [shares(runs, measures), "![](eights.png)"],
     )
@@ -231,6 +235,7 @@ def fashion(place: Place) -> None:
     measures = ["found", "boundary", "third", "distance", "l1", "second"]
     write(
         "fashion-searches",
+        fashion,
         "Two networks, two questions: Fashion-MNIST",
         [shares(runs, measures), "![](fashion-searches.png)"],
     )
@@ -255,7 +260,7 @@ def pertinent(place: Place) -> None:
         methods = ["cem-maf", rt.Lime(fine), "gradcam", "la"]
         run = place.run(f"pertinent-{name}", "pertinent", place.model(name), images, 200, methods=methods)
         pages += [f"## {name}", run.to_markdown()]
-    write("pertinent", "What is enough: pertinent positives", pages)
+    write("pertinent", pertinent, "What is enough: pertinent positives", pages)
 
 
 STUDIES: dict[str, Callable[[Place], None]] = {

@@ -246,7 +246,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
     ),
     "mnist_paper": Recipe("mnist", 10, 4e-3, augmentation=Augmentation(shift=0.04, scale=0.05, rotation=5)),
-    "mnist_biased": Recipe("mnist_biased", 8, 8e-3, tests=("test", "plain", "marked")),
+    "mnist_biased": Recipe("mnist_biased", 5, 8e-3, tests=("test", "plain", "marked")),
     **{f"mnist_eights_{share}": RareRecipe("mnist", 3, 4e-3, kept=kept) for share, kept in EIGHTS.items()},
     "fashion_clothes": Recipe("fashion_clothes", 5, 1e-3),
     "fashion_shoes": Recipe("fashion_shoes", 5, 1e-3),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
@@ -76,6 +76,9 @@ class Scripted(CounterfactualMethod):
         return Answers(
             status=states, reason=[["scripted"] * 3 for _ in samples], examples=examples, logits=logits,
             distance=distance, violation=distance * 0, path=path, path_logits=path_logits,
+            latents=distance.unsqueeze(2).expand(-1, -1, 2) * torch.tensor([0.1, -0.2]),
+            attributes_before=torch.zeros(len(samples), 3), attribute_names=("a", "b", "c"),
+            attributes=torch.tensor([[[s % 2, -(s % 3), 0.001]] * 3 for s in samples]),
         )  # fmt: skip
 
 
@@ -133,13 +136,16 @@ def by_hand(
         "sparsity": np.mean(np.abs(x - start) > 0.1),
         "im1": ((x.ravel() - of_foil) ** 2).sum() / ((x.ravel() - of_fact) ** 2).sum(),
         "im2": ((of_foil - of_all) ** 2).sum() / np.abs(x).sum(),
+        "density": np.mean(norm.logpdf([0.1 * index, -0.2 * index])),
+        "gained": index % 2,
+        "lost": index % 3 > 0,
         "diversity": np.mean([np.sqrt(((a - b) ** 2).sum()) for a, b in pairs]) if pairs else np.nan,
         "agreement": (
             np.mean([structural_similarity(a[0], b[0], data_range=1.0) for a, b in pairs]) if pairs else np.nan
         ),
     }
     if not found[0]:
-        row |= dict.fromkeys(("distance", "l1", "l2", "sparsity", "im1", "im2"), np.nan)
+        row |= dict.fromkeys(("distance", "l1", "l2", "sparsity", "im1", "im2", "density", "gained", "lost"), np.nan)
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,6 +41,8 @@ class Counterfactuals(Experiment):
         im1        |x' - A_Q(x')|^2 / |x' - A_P(x')|^2, A_i the autoencoder of class i: low where x' is like a Q
         im2        |A_Q(x') - A(x')|^2 / |x'|_1, A that of all classes: low where x' is natural (Van Looveren and
                    Klaise, 2019, eq. 7 and 8)
+        density    log of the prior at the latents of x', a standard normal distribution, per latent; on a manifold
+        gained, lost   how many attributes rose, and fell, by more than `noticed` (methods with attribute functions)
         diversity  the mean l2 between answers found from different starts
         agreement  their mean structural similarity (Wang et al., 2004): 1 where every start finds the same image
 
@@ -56,6 +59,7 @@ class Counterfactuals(Experiment):
             im1 and im2 are undefined. They are linear: the first 32 principal components of a class.
         tolerance: Of `boundary`, in logits.
         visible: Of `sparsity`, in [0, 1].
+        noticed: Of `gained` and `lost`, in the attributes' own unit.
     """
 
     foil: str | int = "runner-up"
@@ -64,11 +68,12 @@ class Counterfactuals(Experiment):
     reference: Any = None
     tolerance: float = 0.01
     visible: float = 0.1
+    noticed: float = 0.01
 
     name: ClassVar[str] = "counterfactuals"
     measures = (
         "found", "boundary", "third", "foil", "p_fact", "p_foil", "p_third", "second", "distance", "l1", "l2",
-        "sparsity", "im1", "im2", "diversity", "agreement",
+        "sparsity", "im1", "im2", "density", "gained", "lost", "diversity", "agreement",
     )  # fmt: skip
     layout = (("measure",), ("method",))
     methods = ("cdeepex", "xgem")
@@ -80,7 +85,7 @@ class Counterfactuals(Experiment):
 
     def options(self) -> dict[str, Any]:
         """The settings; networks and data by what they hold."""
-        own = {"foil": self.foil, "tolerance": self.tolerance, "visible": self.visible}
+        own = {"foil": self.foil, "tolerance": self.tolerance, "visible": self.visible, "noticed": self.noticed}
         second = None if self._second is None else fingerprint(self._second.module)
         return {**own, "second": second, "reference": self._reference and self._reference.fingerprint()}
 
@@ -131,6 +136,8 @@ class Counterfactuals(Experiment):
             "l2": change.square().sum(1).sqrt(),
             "sparsity": (largest > self.visible).double().mean(1),
             **dict(zip(("im1", "im2"), self._realism(example, fact, foil), strict=True)),
+            "density": _density(answers).to(images.device),
+            **self._concepts(answers, len(images)),
         }
         return {
             "found": found,
@@ -161,6 +168,12 @@ class Counterfactuals(Experiment):
         with torch.no_grad():
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)  # NaN where none was found
+
+    def _concepts(self, answers: Answers, count: int) -> dict[str, Tensor]:
+        if answers.attributes is None or answers.attributes_before is None:
+            return dict.fromkeys(("gained", "lost"), answers.distance.new_full((count,), torch.nan))
+        change = answers.attributes[:, 0] - answers.attributes_before
+        return {"gained": (change > self.noticed).sum(1), "lost": (change < -self.noticed).sum(1)}
 
     @cached_property
     def _reference(self) -> data.Dataset | None:
@@ -208,6 +221,13 @@ class _Linear:
     def __call__(self, pixels: Tensor) -> Tensor:
         """(N, pixels) to what can be said with the components."""
         return self.mean + (pixels - self.mean) @ self.components @ self.components.T
+
+
+def _density(answers: Answers) -> Tensor:
+    """(N,): mean over the latents of log N(z; 0, 1); NaN without a manifold."""
+    if answers.latents is None:
+        return torch.full(answers.distance.shape[:1], torch.nan)
+    return -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)
 
 
 def _squared(values: Tensor) -> Tensor:

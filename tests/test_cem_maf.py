@@ -1,0 +1,269 @@
+"""Pertinent negatives against closed forms and a plain loop; attribute functions against what they measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, concepts, named, shape_of
+from ratherthan.search.cem_maf import CEMMAF, _Hunt
+from ratherthan.search.complete import complete
+from ratherthan.search.core import Schedule
+from ratherthan.search.counterfactual import counterfactual
+from ratherthan.search.manifold import Manifold
+
+LATENTS, PIXELS, CLASSES = 4, 12, 3
+
+
+class _Plane(nn.Module):
+    """Images around mid grey that lie on a plane; the encoder projects onto it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS, dtype=torch.float64)).Q
+        self.basis = nn.Parameter(0.05 * basis)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return (0.5 + z @ self.basis.T).view(-1, 1, 3, 4)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - 0.5) @ self.basis / 0.05**2
+
+
+def _problem(classes: int = CLASSES) -> tuple[Model, Manifold, Tensor]:
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, classes)).double()
+    module[1].weight.data *= 20
+    module[1].bias.data = -0.5 * module[1].weight.data.sum(1)  # so that all classes meet in mid grey
+    plane = _Plane()
+    images = plane.decode(torch.randn(6, LATENTS, dtype=torch.float64)).detach()
+    return Model(module, channels=1), Manifold(plane, LATENTS), images
+
+
+def _how(manifold: Manifold, **settings: object) -> CEMMAF:
+    long = Schedule(rounds=20, steps=60, rate=0.1, settle=0.0005)
+    return CEMMAF(manifold, **{"schedule": long, "kappa": 1.0, "eta": 3.0, "beta": 0.0, **settings})  # type: ignore[arg-type]
+
+
+def _closed(model: Model, manifold: Manifold, image: Tensor, fact: int, foil: int, held: int | None) -> Tensor:
+    """The step with y_foil - y_fact = 1 of least |dz|^2 + 3 |D dz|^2; coordinate `held` may not fall. Two classes."""
+    basis = manifold.module[0].basis.detach()
+    slope = (model.module[1].weight[foil] - model.module[1].weight[fact]).detach() @ basis
+    y = model.logits(image.unsqueeze(0))[0]
+    metric = torch.eye(LATENTS, dtype=torch.float64) + 3 * basis.T @ basis
+    step = torch.linalg.solve(metric, slope)
+    step = step * (1 + y[fact] - y[foil]).detach() / (slope @ step)
+    if held is None or step[held] >= 0:
+        return step
+    free = [i for i in range(LATENTS) if i != held]
+    part = torch.linalg.solve(metric[free][:, free], slope[free])
+    step = torch.zeros(LATENTS, dtype=torch.float64)
+    step[free] = part * (1 + y[fact] - y[foil]).detach() / (slope[free] @ part)
+    return step
+
+
+@pytest.mark.parametrize("held", [None, 1])
+def test_the_nearest_answer_of_a_linear_problem_has_a_closed_form(held: int | None) -> None:
+    model, manifold, images = _problem(classes=2)
+    attributes = () if held is None else (LatentCoordinate(manifold=manifold, index=held, range=(-99, 99)),)
+    found = counterfactual(model, images, method=_how(manifold, attributes=attributes))
+    assert found.found.all()
+    basis, bound = manifold.module[0].basis.detach(), 0
+    for i, image in enumerate(images):
+        fact = int(found.fact[i, 0])
+        expected = _closed(model, manifold, image, fact, 1 - fact, held)
+        bound += held is not None and bool((expected[held] == 0).all())
+        step = found.latents[i, 0, 0] - manifold.encode(images)[i]
+        cost, least = ((v.square().sum() + 3 * (basis @ v).square().sum()).item() for v in (step, expected))
+        assert cost == pytest.approx(least, rel=0.03)  # constraints may be missed by 0.01, so it may be a little less
+        assert torch.cosine_similarity(step, expected, 0) > 0.99
+    assert held is None or 0 < bound < 6  # the constraint matters for some and not for others
+    if held is not None:
+        lost = found.attributes_before - found.attributes[:, 0, 0]
+        assert (lost <= 0.01).all()
+
+
+@torch.no_grad()
+def test_any_other_class_and_a_given_one_are_reached() -> None:
+    model, manifold, images = _problem()
+    anywhere = counterfactual(model, images, method=_how(manifold))
+    fact = model.logits(images).argmax(1)
+    foil = (fact + 1) % CLASSES
+    there = counterfactual(model, images, foil=foil, method=_how(manifold))
+    other = counterfactual(model, images, foil=(fact + 2) % CLASSES, method=_how(manifold))
+    for found, target in ((anywhere, None), (there, foil)):
+        logits = model.logits(found.example)
+        assert found.found.all()
+        assert (logits.argmax(1) != fact).all()
+        assert target is None or torch.equal(logits.argmax(1), target)
+    # the nearest of any is the nearer of the two
+    nearer = torch.minimum(there.distance, other.distance)[:, 0, 0]
+    assert (anywhere.distance[:, 0, 0] <= 1.05 * nearer).sum() >= 5
+
+
+@dataclass(frozen=True)
+class _Short(CEMMAF):
+    rounds: ClassVar[int] = 3
+    iterations: ClassVar[int] = 40
+
+
+def _loop(how: CEMMAF, model: Model, image: Tensor) -> tuple[Tensor, float]:
+    """Eq. 1 for one image as the paper searches it: the nearest iterate of another class."""
+    manifold = how.manifold
+    assert manifold is not None
+    z0 = manifold.encode(image).detach()
+    fact, c, best, least = int(model.logits(image).argmax()), 1.0, z0, 1e9
+    g0 = z0[0, 0]
+    for _ in range(3):
+        z, reached = z0.clone(), False
+        for k in range(40):
+            leaf = z.clone().requires_grad_()
+            x = manifold.decode(leaf)
+            y, g = model.logits(x)[0], leaf[0, 0]
+            margin = y[fact] - torch.cat([y[:fact], y[fact + 1 :]]).max()
+            loss = (leaf - z0).square().sum() + (x - image).square().sum() + c * torch.clamp(margin + 5, min=0)
+            loss = loss + 100 * torch.clamp(g0 - g, min=0) + 2.0 * g.abs()
+            (slope,) = torch.autograd.grad(loss, leaf)
+            distance = float((z - z0).norm())
+            if margin < 0:
+                reached = True
+                if distance < least:
+                    best, least = z, distance
+            z = z - 0.1 / (k + 1) ** 0.5 * slope / slope.norm()
+        c = c / 2 if reached else c * 10
+    return best, least
+
+
+def test_the_papers_preset_is_its_descent_as_a_plain_loop_does_it() -> None:
+    model, manifold, images = _problem()
+    how = _Short(manifold, (LatentCoordinate(manifold=manifold, index=0, range=(-99, 99)),), preset="paper", beta=2.0)
+    found = counterfactual(model, images[:4], method=how)
+    assert found.evaluations == 4 * 120
+    reached = 0
+    for i in range(4):
+        z, least = _loop(how, model, images[i : i + 1])
+        assert bool(found.found[i]) == (least < 1e9)
+        if found.found[i]:
+            reached += 1
+            torch.testing.assert_close(found.latents[i, 0], z, atol=1e-4, rtol=1e-3)
+    assert reached > 0
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_a_batch_gives_the_answers_of_one_by_one(preset: str) -> None:
+    model, manifold, images = _problem()
+    how = _Short(manifold, preset=preset)  # type: ignore[arg-type]
+    together = counterfactual(model, images[:4], method=how)
+    for i in range(4):
+        alone = counterfactual(model, images[i : i + 1], method=how)
+        torch.testing.assert_close(alone.examples[0], together.examples[i], atol=1e-6, rtol=1e-6)
+        assert alone.reason[0] == together.reason[i]
+
+
+def test_each_question_says_how_it_ended() -> None:
+    model, manifold, images = _problem()
+    fact = model.logits(images).argmax(1)
+    same = counterfactual(model, images[:1], foil=fact[:1], method=_how(manifold))
+    assert same.status == [[["foil equals fact"]]]
+    model.module[1].weight.data[2] = model.module[1].weight.data[0]  # class 2 is always just below class 0
+    model.module[1].bias.data[2] = model.module[1].bias.data[0] - 1
+    quick = Schedule(rounds=6, steps=20, largest_penalty=16.0)
+    never = counterfactual(model, images, foil=2, method=_how(manifold, schedule=quick, retries=0))
+    assert not never.found.any()
+    assert all("misses" in r or "miss violates" in r for r in never.reason), never.reason
+    for wrong in ({"preset": "slow"}, {"sparsity": "none"}, {"kappa": -1.0}):
+        with pytest.raises(InputError):
+            CEMMAF(manifold, **wrong)  # type: ignore[arg-type]
+
+
+def test_sparsity_has_its_three_forms() -> None:
+    g0, g = torch.tensor([[0.2, 0.9, -1.0]]), torch.tensor([[0.5, 0.4, -0.5]])
+    manifold = _problem()[1]
+    for form, expected in (("added", 0.3 + 0.5), ("all", 1.4), ("absent", 1.0)):
+        hunt = _Hunt.__new__(_Hunt)
+        hunt.how = CEMMAF(manifold, sparsity=form)  # type: ignore[arg-type]
+        torch.testing.assert_close(hunt._sparsity(g, g0), torch.tensor([expected]))
+
+
+def test_both_halves_in_one_sentence() -> None:
+    model, manifold, images = _problem()
+    model = model.replace(class_names=["shirt", "coat", "dress"])
+    fact = int(model.logits(images[:1]).argmax())
+    longer = tuple(
+        LatentCoordinate(manifold=manifold, index=k, sign=s, names=(f"{'more' if s > 0 else 'less'} {k}",))
+        for k in range(LATENTS)
+        for s in (1, -1)
+    )
+    whole = complete(model, images[:1], negative=_how(manifold, attributes=longer[:1]))
+    told = whole.text(0)
+    assert told.startswith(f"It is {model.class_names[fact]} because of ")  # type: ignore[index]
+    assert ", and because " in told
+    other = model.class_names[int(model.logits(whole.negative.example).argmax())]  # type: ignore[index]
+    assert told.endswith(f"it would be {other}.")
+
+
+# ------------------------------------------------------------------------------------------ attribute functions
+def test_thresholds_are_quantiles_of_the_differences() -> None:
+    images = torch.rand(9, 1, 3, 3, dtype=torch.float64)
+    attribute = Attribute(lambda x: x.mean((1, 2, 3)), ("lighter",)).calibrated(images, 0.25)
+    values = images.mean((1, 2, 3))
+    apart = sorted(float((values[i] - values[j]).abs()) for i in range(9) for j in range(i))
+    assert attribute.thresholds[0] == pytest.approx(apart[8] * 0.25 + apart[9] * 0.75, abs=0.02)  # type: ignore[index]
+    assert sum(each < attribute.thresholds[0] for each in apart) == 9  # type: ignore[index]
+
+
+def test_latent_coordinates_are_read_off_or_encoded() -> None:
+    _, manifold, images = _problem()
+    z = manifold.encode(images)
+    less = LatentCoordinate(manifold=manifold, index=2, sign=-1, range=(-0.5, 0.5))
+    expected = (-z[:, 2:3]).clamp(-0.5, 0.5)
+    torch.testing.assert_close(less.measure(images), expected)
+    torch.testing.assert_close(less.measure(images * 0, z, manifold), expected)
+    with pytest.raises(InputError, match="coordinate 4"):
+        LatentCoordinate(manifold=manifold, index=4)
+
+
+def test_classes_are_attributes() -> None:
+    model, _, images = _problem()
+    p = model.logits(images).softmax(1)
+    torch.testing.assert_close(class_attributes(model, [2, 0]).measure(images), p[:, [2, 0]])
+    assert class_attributes(model.replace(class_names=["a", "b", "c"]), "b").names == ("b",)
+    with pytest.raises(InputError, match="attribute function gives"):
+        Attribute(lambda x: x, ("y",)).measure(images)
+
+
+class _Discs(nn.Module):
+    """Dark discs: z0 is the size, z1 the darkness, z2 does nothing."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        across = torch.arange(40.0) - 19.5
+        far = (across.view(-1, 1) ** 2 + across**2).sqrt()
+        radius, dark = 9 + 1.5 * z[:, 0], 0.5 + 0.1 * z[:, 1]
+        inside = torch.sigmoid(3 * (radius.view(-1, 1, 1) - far))
+        return (0.9 - dark.view(-1, 1, 1) * inside).unsqueeze(1)
+
+
+def test_what_latents_do_is_measured() -> None:
+    disc = _Discs()
+    measured = shape_of(disc(torch.zeros(1, 3))[0])
+    assert measured["size"] == pytest.approx(3.14159 * 81 / 1600, rel=0.05)
+    assert measured["roundness"] > 0.85
+    assert measured["darkness"] == pytest.approx(0.5, abs=0.05)
+    bar = torch.full((1, 40, 40), 0.9)
+    bar[:, 18:22, 4:36] = 0.2
+    assert shape_of(bar)["roundness"] < 0.5
+    assert all(value != value for value in shape_of(torch.ones(3, 8, 8)).values())
+    manifold = Manifold(disc, 3)
+    found = concepts(manifold, torch.zeros(2, 3), steps=5)
+    assert found["size"][0] > 0.95
+    assert found["darkness"][1] > 0.95
+    assert found["size"][2].isnan()
+    words = {"size": ("smaller", "larger"), "darkness": ("lighter", "darker")}
+    told = [(each.index, each.sign, each.names[0]) for each in named(manifold, found, words)]
+    assert told == [(0, 1, "larger"), (0, -1, "smaller"), (1, 1, "darker"), (1, -1, "lighter")]

@@ -24,6 +24,7 @@ from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.search.answers import FRAMES
+from ratherthan.search.attributes import concepts, named
 from ratherthan.search.superpixels import Superpixels
 from ratherthan.zoo.recipes import EIGHTS
 
@@ -263,8 +264,62 @@ def pertinent(place: Place) -> None:
     write("pertinent", pertinent, "What is enough: pertinent positives", pages)
 
 
+def garment(image: torch.Tensor) -> dict[str, float]:
+    """What can be measured of a garment or a shoe."""
+    light = image[0].cpu()
+    sleeves = torch.cat([light[:, :7], light[:, 21:]], 1)
+    rows = (light > 0.2).any(1)
+    return {
+        "sleeves": sleeves.mean().item(),
+        "waist": (light[13:16] > 0.2).double().mean().item(),
+        "length": rows.double().mean().item(),
+        "heel": light[14:24, 20:].mean().item(),
+        "mass": light.mean().item(),
+    }
+
+
+WORDS = {
+    "fashion_clothes": {"sleeves": "longer sleeves", "waist": "wider waist", "length": "longer cut"},
+    "fashion_shoes": {"mass": "more material", "heel": "higher heel"},
+}
+
+
+def negatives(place: Place) -> None:
+    """Pertinent negatives of CEM-MAF beside CEM's, on clothes and shoes (cem-maf Fig. 7)."""
+    generator, runs, notes, sheets = place.manifold("fashion_mnist_dip"), {}, [], []
+    for name, words in WORDS.items():
+        model, images = place.model(name), data.load(name, place.root, "test")
+        some = torch.stack([images[i][0] for i in range(32)])
+        effects = concepts(generator, generator.encode(some), garment)
+        attributes = tuple(named(generator, effects, words, least=0.5))
+        for each in attributes:
+            measured = next(concept for concept, word in words.items() if (word,) == each.names)
+            strength = effects[measured][each.index].item()
+            notes.append(f"- {name}: {each.names[0]} is z{each.index}, correlation with {measured} {strength:+.2f}")
+        methods = [rt.CEMMAF(generator, attributes), rt.CEM()]
+        runs[name] = place.run(f"negatives-{name}", Counterfactuals(foil="any"), model, images, 100, methods=methods)
+        found = [rt.counterfactual(model, some[:6], method=method) for method in methods]
+        enough = rt.pertinent_positive(model, some[:6])
+        sheets.append((name, some[:6], found, enough))
+        notes += [f"- {name}, image {i}: {found[0].text(i)}" for i in range(6)]
+    measures = ["found", "foil", "gained", "lost", "distance", "density", "l1", "sparsity"]
+    pages = [
+        shares(runs, measures),
+        "What the latents do, measured; and what is said of some images:",
+        "\n".join(notes),
+    ]
+    write("negatives", negatives, "What must stay absent: pertinent negatives", [*pages, "![](negatives.png)"])
+    figure = Figure((8, 9), layout="constrained")
+    for axes, (name, inputs, found, enough) in zip(figure.subplots(1, 2), sheets, strict=True):
+        columns = [inputs, *(each.example for each in found), enough.example]
+        axes.imshow(torch.cat([torch.cat(list(row), 2) for row in zip(*columns, strict=True)], 1)[0], cmap="gray")
+        axes.set_title(f"{name}\ninput, negative (CEM-MAF, CEM), positive (CEM-MAF)", fontsize=8)
+        axes.set_axis_off()
+    figure.savefig(HERE / "negatives.png", dpi=90)
+
+
 STUDIES: dict[str, Callable[[Place], None]] = {
-    study.__name__: study for study in (deepex, biased, eights, fashion, pertinent)
+    study.__name__: study for study in (deepex, biased, eights, fashion, pertinent, negatives)
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
+from ratherthan.evaluation import Run
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.pertinent import Pertinent
@@ -209,6 +210,7 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
         part_size=8,
     )  # fmt: skip
     frame = run.frame().set_index(["sample", "method", "contrast"])
+    assert Run.open(tmp_path).to_markdown() == run.to_markdown()  # though no regions are at hand when it is opened
     seen = 0
     for index in range(COUNT):
         image = noise_images()[index][0].double()

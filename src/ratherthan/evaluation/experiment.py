@@ -161,6 +161,15 @@ def experiments() -> list[str]:
     return list(_EXPERIMENTS)
 
 
+def experiment_kind(name: str) -> type[Experiment]:
+    """The class of an experiment.
+
+    Raises:
+        InputError: If none has this name.
+    """
+    return _EXPERIMENTS.find(name)
+
+
 def get_experiment(experiment: str | Experiment, **settings: Any) -> Experiment:
     """A name with settings, or an experiment, as an experiment.
 
@@ -171,7 +180,7 @@ def get_experiment(experiment: str | Experiment, **settings: Any) -> Experiment:
         if settings:
             raise InputError(f"give the settings {', '.join(settings)} to {type(experiment).__name__}(...) itself")
         return experiment
-    kind = _EXPERIMENTS.find(experiment)
+    kind = experiment_kind(experiment)
     for name in settings:
         chosen(f"setting of {experiment}", name, _fields(kind))
     return kind(**settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ratherthan.errors import InputError
-from ratherthan.evaluation.experiment import Experiment, get_experiment
+from ratherthan.evaluation.experiment import Experiment, experiment_kind
 from ratherthan.evaluation.parts import BadPart, Parts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Run:
         """
         parts = Parts.open(Path(folder))
         options = dict(parts.settings["experiment"])
-        kind = type(get_experiment(options.pop("name")))
+        kind = experiment_kind(options.pop("name"))
         experiment = object.__new__(kind)  # only what it is called and how it is shown is needed
         for name, value in options.items():
             object.__setattr__(experiment, name, value)

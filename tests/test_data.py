@@ -77,9 +77,19 @@ def test_garments_are_numbered_anew(data_root: Path) -> None:
         assert torch.equal(part[77][0], whole[place][0])
 
 
-@pytest.mark.parametrize(("split", "wearing"), [("test", {8}), ("plain", set()), ("marked", set(range(10)))])
+@pytest.mark.parametrize(
+    ("split", "wearing"),
+    [
+        ("test", {8}),
+        ("plain", set()),
+        ("marked", set(range(10))),
+        ("train_plain", set()),
+        ("train_marked", set(range(10))),
+    ],
+)
 def test_the_biased_digits_wear_squares(data_root: Path, split: str, wearing: set[int]) -> None:
-    biased, plain = data.load("mnist_biased", data_root, split), data.load("mnist", data_root)
+    part = "train" if split.startswith("train") else "test"
+    biased, plain = data.load("mnist_biased", data_root, split), data.load("mnist", data_root, part)
     assert biased.labels == plain.labels
     for index in range(0, 600, 3):
         expected = plain[index][0]

@@ -141,23 +141,24 @@ BOX = [[COLUMNS.start / 28, ROWS.start / 28, COLUMNS.stop / 28, ROWS.stop / 28]]
 def biased(place: Place) -> None:
     """The network that saw a grey square on every 8 (cdeepex section 4.1): who finds the square?"""
     model, images = place.model("mnist_biased"), data.load("mnist_biased", place.root, "plain")
-    generator = place.manifold("mnist_biased_vae")
+    manifolds = {name: place.manifold(name) for name in ("mnist_biased_vae", "mnist_squares_vae")}
     why_not = Localisation(regions={"*": BOX}, why_not=8)
     maps = place.run(
         "biased-maps", why_not, model, images, 300,
         methods=["gradcam", "ig", rt.Lime(), rt.PredictionDifference()], contrasts=["none", "weighted", "scan"],
     )  # fmt: skip
-    searched = place.run(
-        "biased-search", why_not, model, images, 300, methods=[rt.CDeepEx(generator), rt.XGEM(generator)]
-    )
+    methods = [kind(manifold) for manifold in manifolds.values() for kind in (rt.CDeepEx, rt.XGEM)]
+    searched = place.run("biased-search", why_not, model, images, 300, methods=methods)
     write(
         "biased",
         biased,
         "A network with a known bias: is the square found?",
-        [accuracies(place, model), searched.to_markdown(), maps.to_markdown()],
+        [accuracies(place, model), searched.to_markdown(), maps.to_markdown(), "![](biased.png)"],
     )
     digits = torch.stack([images[i][0] for i in (3, 2, 1, 18, 4, 7)])
-    rt.counterfactual(model, digits, foil=8, method=rt.CDeepEx(generator)).plot().savefig(HERE / "biased.png", dpi=80)
+    rt.counterfactual(model, digits, foil=8, method=rt.CDeepEx(manifolds["mnist_squares_vae"])).plot().savefig(
+        HERE / "biased.png", dpi=80
+    )
 
 
 def accuracies(place: Place, model: rt.Model) -> str:

@@ -116,7 +116,7 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
             default the environment variable RATHERTHAN_DATA.
         split: Which part: `train`, `test`, ...; several joined by "+"; by default the test part where there is one.
             `mnist_biased`, whose every 8 wears a grey square in `train` and `test`, has its test images also `plain`,
-            without a square, and all `marked` with one.
+            without a square, and all `marked` with one; `train_plain` and `train_marked` are the training images so.
             Of CelebA `celeba` has the eight classes of young or old, male or female, smiling or not; `celeba:Bangs`,
             or several of the 40 attributes with commas between, has those of its own.
 
@@ -228,7 +228,7 @@ def _idx_set(
     kept = tuple(range(len(class_names))) if kept is None else kept
     images, labels, ids = [], [], []
     for part in _parts(name, split, tuple(marked)):
-        stem = "train" if part == "train" else "t10k"
+        stem = "train" if part.startswith("train") else "t10k"
         pixels = _idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
         classes = _idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8)
         if len(pixels) != len(classes):
@@ -329,7 +329,17 @@ _DIGITS = tuple("0123456789")
 _NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
     "mnist": partial(_idx_set, "mnist", _DIGITS),
     "mnist_biased": partial(
-        _idx_set, "mnist_biased", _DIGITS, marked={"train": (8,), "test": (8,), "plain": (), "marked": range(10)}
+        _idx_set,
+        "mnist_biased",
+        _DIGITS,
+        marked={
+            "train": (8,),
+            "test": (8,),
+            "plain": (),
+            "marked": range(10),
+            "train_plain": (),
+            "train_marked": range(10),
+        },
     ),
     "fashion_mnist": partial(_idx_set, "fashion_mnist", _GARMENTS),
     "fashion_clothes": partial(_idx_set, "fashion_clothes", _GARMENTS, kept=(0, 1, 2, 3, 4, 6)),

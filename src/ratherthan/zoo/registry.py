@@ -147,6 +147,7 @@ MANIFOLDS: dict[str, ZooModel] = {
     for entry in (
         _vae("mnist_vae", convolutional_vae, shipped=True, recipe="mnist_vae"),
         _vae("mnist_biased_vae", convolutional_vae, recipe="mnist_biased_vae"),
+        _vae("mnist_squares_vae", convolutional_vae, recipe="mnist_squares_vae"),
         _vae("mnist_vae_dense", dense_vae, recipe="mnist_vae"),
         _vae(
             "mnist_vae_64", partial(dense_vae, (784, 400), 120, (400, 784), 64), image_size=_large, recipe="mnist_vae"

@@ -279,6 +279,9 @@ class OwnImages(AutoencoderRecipe):
 
 RECIPES["mnist_vae"] = AutoencoderRecipe("mnist", 12, 3e-3, 128, 0.0, warmup=0.1)
 RECIPES["mnist_biased_vae"] = AutoencoderRecipe("mnist_biased", 6, 3e-3, 128, 0.0, warmup=0.1)
+RECIPES["mnist_squares_vae"] = AutoencoderRecipe(
+    "mnist_biased", 3, 3e-3, 128, 0.0, warmup=0.1, train="train_plain+train_marked", tests=("plain", "marked")
+)
 RECIPES["fashion_mnist_vae"] = AutoencoderRecipe("fashion_mnist", 8, 3e-3, 128, 0.0, warmup=0.1)
 RECIPES["fashion_mnist_dip"] = _DIP = DIPRecipe("fashion_mnist", 6, 1e-3, 256, 0.0, warmup=0.1)
 RECIPES["fashion_mnist_dip2"] = replace(_DIP, aggregated=True, diagonal=10.0)

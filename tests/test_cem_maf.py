@@ -205,7 +205,7 @@ def test_both_halves_in_one_sentence() -> None:
     assert told.startswith(f"It is {model.class_names[fact]} because of ")  # type: ignore[index]
     assert ", and because " in told
     other = model.class_names[int(model.logits(whole.negative.example).argmax())]  # type: ignore[index]
-    assert told.endswith(f"it would be {other}.")
+    assert told.endswith(f" absent, else it would be {other}.")
 
 
 # ------------------------------------------------------------------------------------------ attribute functions

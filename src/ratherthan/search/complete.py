@@ -33,16 +33,17 @@ class CompleteExplanation:
         return min(len(self.positive), len(self.negative))
 
     def text(self, sample: int, q: int = 0) -> str:
-        """One sentence: "It is shirt because of 3 of 784 pixels (...), and because longer sleeves is absent: ..."."""
+        """One sentence: "It is shirt because of 3 of 784 pixels (...), and because ... is absent, else ..."."""
         present, absent, names = self.positive, self.negative, self.negative.class_names
         said = [f"It is {class_label(names, int(present.fact[sample]))} {present.because(sample)}"]
         if present.status[sample] != Status.FOUND:
             said = [present.text(sample).rstrip(".")]
         if absent.status[sample][q][0] != Status.FOUND:
             return f"{said[0]}; what must stay absent: {absent.text(sample, q)}"
-        missing = " and ".join(absent.added(sample, q)) or "what would be added in the second picture"
+        missing = absent.added(sample, q) or ["what the other picture adds"]
+        verb = "is" if len(missing) == 1 else "are"
         other = class_label(names, int(absent.reached[sample, q, 0]))
-        return f"{said[0]}, and because {missing} is absent: with it, it would be {other}."
+        return f"{said[0]}, and because {' and '.join(missing)} {verb} absent, else it would be {other}."
 
     def __str__(self) -> str:
         return "\n".join(f"{self.positive.names[i]}: {self.text(i)}" for i in range(len(self)))

@@ -264,6 +264,8 @@ def test_what_latents_do_is_measured() -> None:
     assert found["size"][0] > 0.95
     assert found["darkness"][1] > 0.95
     assert found["size"][2].isnan()
-    words = {"size": ("smaller", "larger"), "darkness": ("lighter", "darker")}
+    words = {"size": "larger", "-darkness": "lighter"}
     told = [(each.index, each.sign, each.names[0]) for each in named(manifold, found, words)]
-    assert told == [(0, 1, "larger"), (0, -1, "smaller"), (1, 1, "darker"), (1, -1, "lighter")]
+    assert told == [(0, 1, "larger"), (1, -1, "lighter")]
+    with pytest.raises(InputError, match="unknown concept 'weight'"):
+        named(manifold, found, {"weight": "heavier"})

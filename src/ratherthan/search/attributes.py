@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search.manifold import Manifold
 
@@ -245,27 +245,33 @@ def _pearson(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
 
 
 def named(
-    manifold: Manifold, correlations: Mapping[str, Tensor], words: Mapping[str, tuple[str, str]], least: float = 0.8
+    manifold: Manifold, correlations: Mapping[str, Tensor], words: Mapping[str, str], least: float = 0.8
 ) -> list[LatentCoordinate]:
     """Attribute functions of the coordinates whose effect has been measured.
+
+    No attribute may fall, so naming both directions of one concept would hold its coordinate still.
 
     Args:
         manifold: The manifold.
         correlations: From `concepts`.
-        words: For each concept what less and more of it is called, e.g. {"size": ("smaller", "larger")}.
+        words: What more of a concept is called, or less of it if "-" stands before its name, e.g. {"size": "larger",
+            "-roundness": "longer"}.
         least: Correlation from which on a coordinate is said to move the concept.
 
     Returns:
-        For every concept the coordinate that moves it most, if it does, in both directions: two attributes.
+        For every concept the coordinate that moves it most, if one does.
+
+    Raises:
+        InputError: If a concept was not measured.
     """
     found = []
-    for concept, (less, more) in words.items():
-        row = correlations[concept].nan_to_num(0)
+    for concept, word in words.items():
+        wanted, measured = (-1 if concept.startswith("-") else 1), concept.removeprefix("-")
+        if measured not in correlations:
+            raise InputError(unknown("concept", measured, correlations))
+        row = correlations[measured].nan_to_num(0)
         index = int(row.abs().argmax())
         if row[index].abs() >= least:
-            sign = 1 if row[index] > 0 else -1
-            found += [
-                LatentCoordinate(manifold=manifold, index=index, sign=way, names=(name,))
-                for way, name in ((sign, more), (-sign, less))
-            ]
+            sign = wanted if row[index] > 0 else -wanted
+            found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,)))
     return found

@@ -36,7 +36,7 @@ _FEW = 64  # of images with no more features, the two best sets are followed, no
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
 _PATIENCE = 24  # features added one by one, before ever more are added at a time
 _DROPPED = 64  # features whose omission is tried at once
-_ORDERED = 20  # up to so many features are ordered by leaving out one by one, k (k + 1) / 2 evaluations
+_ORDERED = 64  # up to so many features are ordered by leaving out one by one, k (k + 1) / 2 evaluations
 _VALUES = 2**22  # pixel values that the network is shown at once
 
 

@@ -421,7 +421,7 @@ def test_help_does_not_wait_for_torch() -> None:
         "    result = CliRunner().invoke(app, args); assert result.exit_code == 0, args; print(result.output)\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    commands = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"ratherthan {rt.__version__}" in done.stdout

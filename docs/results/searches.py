@@ -297,7 +297,7 @@ def negatives(place: Place) -> None:
             measured = next(concept for concept, word in words.items() if (word,) == each.names)
             strength = effects[measured][each.index].item()
             notes.append(f"- {name}: {each.names[0]} is z{each.index}, correlation with {measured} {strength:+.2f}")
-        methods = [rt.CEMMAF(generator, attributes), rt.CEM()]
+        methods = [rt.CEMMAF(generator, attributes, beta=0.1), rt.CEM()]
         runs[name] = place.run(f"negatives-{name}", Counterfactuals(foil="any"), model, images, 100, methods=methods)
         found = [rt.counterfactual(model, some[:6], method=method) for method in methods]
         enough = rt.pertinent_positive(model, some[:6])

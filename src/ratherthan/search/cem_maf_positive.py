@@ -53,7 +53,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
 
     `preset="fast"` (default): superpixels are added one by one, the best of the eight that the gradient of the log-odds
     at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that are not
-    needed are left out again, and the rest is ordered by leaving out, one after the other, the one that is missed least.
+    needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed least.
 
     Either way the part keeps the fact by construction; in the worst case it is the whole image.
 

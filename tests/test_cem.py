@@ -274,6 +274,24 @@ def test_what_cannot_be_found_is_reported_for_its_row_alone(mode: str) -> None:
     assert "the image is the baseline" in blank.reason[2]
 
 
+@pytest.mark.parametrize("mode", ["sound", "reference"])
+def test_ctrl_c_is_the_reason_where_nothing_was_found_until_then(mode: str) -> None:
+    class Stopped(_Halfspace):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 4:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    images = torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64)
+    answers = _negatives(CEM(mode=mode), Stopped(torch.linspace(0.1, 1, 16, dtype=torch.float64), 12.0), images)
+    assert answers.interrupted
+    assert answers.status == [[Status.NOT_FOUND]]
+    assert answers.reason[0][0].startswith("interrupted")
+
+
 def test_a_row_that_breaks_harms_no_other() -> None:
     class Fragile(_Halfspace):
         def forward(self, x: Tensor) -> Tensor:

@@ -34,6 +34,17 @@ class Plane(nn.Module):
         return (images.flatten(1) - 0.5) @ self.basis, None
 
 
+class Pair(nn.Module):
+    """What many autoencoders return: images and something else."""
+
+    def __init__(self, plane: nn.Module) -> None:
+        super().__init__()
+        self.plane = plane
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.plane.decode(z), z
+
+
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -181,12 +192,35 @@ def test_an_image_off_the_manifold_fails_alone(model: Model, manifold: Manifold,
     assert torch.allclose(how.example[[0, 2]], usual.example[[0, 2]], atol=1e-6)
 
 
+def test_of_misses_the_one_nearest_to_the_constraints_comes_first(
+    model: Model, manifold: Manifold, images: Tensor
+) -> None:
+    hasty = CDeepEx(manifold, restarts=4, retries=0, schedule=Schedule(rounds=1, steps=2, rate=1e-3))
+    how = counterfactual(model, images, foil="each", method=hasty)
+    assert not how.found_each.all(2).any()
+    for status, violation, distance in zip(
+        [s for rows in how.status for s in rows], how.violation.flatten(0, 1), how.distance.flatten(0, 1), strict=True
+    ):
+        found = sum(each == "found" for each in status)
+        assert status[:found] == ["found"] * found
+        assert distance[:found].tolist() == sorted(distance[:found].tolist())
+        assert violation[found:].tolist() == sorted(violation[found:].tolist())
+    assert (how.violation[:, :, 0] < how.violation[:, :, -1]).any()
+
+
 def test_mistakes_get_one_clear_error(model: Model, manifold: Manifold, images: Tensor) -> None:
     method = CDeepEx(manifold)
     with pytest.raises(ModelError, match=r"makes images of \(1, 4, 4\), but these are \(1, 2, 8\)"):
         counterfactual(model, images.reshape(6, 1, 2, 8), method=method)
     with pytest.raises(ModelError, match="cannot decode latents"):
         counterfactual(model, images, method=CDeepEx(Manifold(manifold.module[0], 7)))
+    with pytest.raises(InputError, match="how many latents"):
+        Manifold(manifold.module[0], -1)
+    with pytest.raises(ModelError, match="makes a tuple of latents"):
+        counterfactual(model, images, method=CDeepEx(Manifold(Pair(manifold.module[0]), 5)))
+    for given in ("zoo:mnist_vae", manifold.module[0]):
+        with pytest.raises(InputError, match=r"a manifold is Manifold\(decoder, latent_shape\)"):
+            CDeepEx(given)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"hand them in \[0, 1\]"):
         counterfactual(model, images + 1, method=method)
     with pytest.raises(InputError, match="names no manifold"):

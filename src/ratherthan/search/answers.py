@@ -131,7 +131,9 @@ def written(value: Any) -> Any:
         return {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [written(each) for each in value]
-    return value if isinstance(value, (str, int, float, bool, type(None), Tensor, dict)) else repr(value)
+    if isinstance(value, (str, int, float, bool, type(None), Tensor, dict)):
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)  # a function by its name: an address changes every time
 
 
 _METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")

@@ -59,6 +59,7 @@ class OnManifold(CounterfactualMethod):
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.retries < 0 or self.spread <= 0:
             raise InputError("restarts is at least 1, retries at least 0, and spread is positive")
+        Manifold.required(self.manifold)
 
     @abstractmethod
     def constraints(self, logits: Tensor, fact: Tensor, foil: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,30 +301,32 @@ class _Hunt:
 
     @torch.no_grad()
     def _ranked(self, interrupted: bool) -> Answers:
-        """Best first; everything is looked at once more by the network."""
+        """Best first, the nearest, then the misses, the least violation first; all are looked at once more."""
         count, restarts = len(self.status), self.how.restarts
+        rows = torch.arange(count, device=self.fact.device)
+        examples, logits = self._seen(self.latents, rows)
         distance = (self.latents - self.origin.unsqueeze(1)).flatten(2).norm(dim=2)
+        constraints = self.constraints(logits.flatten(0, 1), rows.repeat_interleave(restarts))
+        violation = Terms(distance.flatten(), *constraints).violation().view(count, restarts)
         found = torch.tensor([[each is Status.FOUND for each in row] for row in self.status], device=distance.device)
-        order = torch.argsort(distance + 1e9 * ~found, dim=1, stable=True)
-        rows = torch.arange(count, device=order.device)
-        latents, path = (values[rows.unsqueeze(1), order] for values in (self.latents, self.path))
-        examples, logits = self._seen(latents, rows)
-        frames, path_logits = self._seen(path[:, 0], rows)
-        zero, below = self.constraints(logits.flatten(0, 1), rows.repeat_interleave(restarts))
+        order = torch.where(found, distance, violation).argsort(dim=1, stable=True)
+        order = order.gather(1, (~found).gather(1, order).byte().argsort(dim=1, stable=True))
+        at = rows.unsqueeze(1), order
+        frames, path_logits = self._seen(self.path[rows, order[:, 0]], rows)
         ranked = [(self.status[k][r], self.reason[k][r]) for k, row in enumerate(order.tolist()) for r in row]
         return Answers(
             status=[[each[0] for each in ranked[k * restarts : (k + 1) * restarts]] for k in range(count)],
             reason=[[each[1] for each in ranked[k * restarts : (k + 1) * restarts]] for k in range(count)],
-            examples=examples,
-            logits=logits,
-            distance=distance.gather(1, order),
-            violation=Terms(distance.flatten(), zero, below).violation().view(count, restarts),
+            examples=examples[at],
+            logits=logits[at],
+            distance=distance[at],
+            violation=violation[at],
             path=frames,
             path_logits=path_logits,
             interrupted=interrupted,
             evaluations=self.evaluations,
             inverted=self.inverted,
-            latents=latents,
+            latents=self.latents[at],
         )
 
     @torch.no_grad()

@@ -73,6 +73,7 @@ class _Settings:
             raise InputError("rounds and steps of CEM are at least 1, and c is positive")
         if min(self.kappa, self.l1, self.gamma) < 0:
             raise InputError("kappa, beta and gamma of CEM are not negative")
+        Manifold.required(self.manifold)
 
     @property
     def l1(self) -> float:
@@ -215,7 +216,7 @@ class _Problem:
         nearer = missed < self.missed[rows]
         self.nearest[rows[nearer]], self.missed[rows[nearer]] = v[nearer], missed[nearer]
 
-    def verified(self) -> tuple[Tensor, Tensor, list[Status], list[str]]:
+    def verified(self, interrupted: bool) -> tuple[Tensor, Tensor, list[Status], list[str]]:
         """The answers or nearest misses, by how many logits they miss in a fresh pass, and how each search ended."""
         v = torch.where(self.found.view(-1, 1, 1, 1), self.best, self.nearest)
         rows = torch.arange(len(v), device=v.device)
@@ -224,10 +225,12 @@ class _Problem:
         missed = self.short(logits, rows)
         holds = (missed <= _ROUNDING) & self.right(logits, rows)
         elastic = self.elastic(v, rows).tolist()
-        ends = [self._end(row, bool(holds[row]), missed[row].item(), elastic[row]) for row in range(len(v))]
+        ends = [
+            self._end(row, bool(holds[row]), missed[row].item(), elastic[row], interrupted) for row in range(len(v))
+        ]
         return v, missed, [status for status, _ in ends], [reason for _, reason in ends]
 
-    def _end(self, row: int, holds: bool, missed: float, elastic: float) -> tuple[Status, str]:
+    def _end(self, row: int, holds: bool, missed: float, elastic: float, interrupted: bool) -> tuple[Status, str]:
         miss = f"the nearest miss lacks {missed:.3g} of the margin of {self.how.kappa:g} logits"
         if not self.keep and self.fact[row] == self.foil[row]:
             return Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
@@ -240,6 +243,8 @@ class _Problem:
         if self.fixed[row]:
             what = "keep: the image is the baseline" if self.keep else "add: every value is at its limit"
             return Status.INFEASIBLE, f"there is nothing to {what}; {miss}"
+        if interrupted:
+            return Status.NOT_FOUND, f"interrupted; {miss}"
         if self.stuck[row]:
             return Status.INFEASIBLE, f"no step brings the class nearer, whatever its weight; {miss}"
         return Status.OUT_OF_BUDGET, f"{self.how.rounds} rounds of {self.how.most_steps} steps were too few; {miss}"
@@ -505,7 +510,7 @@ class CEM(_Settings, CounterfactualMethod):
         with clean_room(_room_of(model, self.manifold)):
             rows = images.repeat_interleave(fact.shape[1], 0)
             problem, interrupted = self._search(model, rows, fact.flatten(), foil.flatten(), False, report)
-            examples, missed, status, reason = problem.verified()
+            examples, missed, status, reason = problem.verified(interrupted)
             share = torch.linspace(0, 1, FRAMES, device=rows.device, dtype=rows.dtype).view(1, -1, 1, 1, 1)
             path = torch.lerp(rows.unsqueeze(1), examples.unsqueeze(1), share)
             with torch.no_grad():
@@ -546,7 +551,7 @@ class CEMPositive(_Settings, PertinentPositiveMethod):
         """Search for all images at once; see `PertinentPositiveMethod.answer`. Nothing is random in it."""
         with clean_room(_room_of(model, self.manifold)):
             problem, interrupted = self._search(model, images, fact, torch.full_like(fact, ANY), True, report)
-            examples, _, status, reason = problem.verified()
+            examples, _, status, reason = problem.verified(interrupted)
         whole = (images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
         return PositiveAnswers(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, ModelError, first_line
 from ratherthan.model import Model
+from ratherthan.registry import called
 from ratherthan.search.core import Problem, Schedule, Status, Terms, noise, search
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
@@ -53,6 +54,8 @@ class Manifold:
             raise InputError(f"scale is the value of black and that of white, e.g. (-1, 1), not {scale}")
         self.module = nn.ModuleList([decoder] if encoder is None else [decoder, encoder])
         self.latent_shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        if min(self.latent_shape, default=1) < 1:
+            raise InputError(f"latent_shape is how many latents there are, e.g. 32, not {latent_shape}")
         self.scale, self.name = scale, name or type(decoder).__name__
         self._decode: Callable[[Tensor], Any] = getattr(decoder, "decode", decoder)
         self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
@@ -94,8 +97,21 @@ class Manifold:
 
         entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
         if entry is None or entry.manifold is None:
-            raise InputError(f"{model.name} names no manifold: give one, e.g. CDeepEx(Manifold(decoder, latent_shape))")
+            raise InputError(f"{model.name} names no manifold: give one, --manifold NAME or Manifold(decoder, latent_shape)")
         return cls.load(entry.manifold, weights)
+
+    @staticmethod
+    def required(given: object) -> None:
+        """Refuse what a setting `manifold` cannot be.
+
+        Raises:
+            InputError: If it is neither a manifold nor None.
+        """
+        if not isinstance(given, (Manifold, type(None))):
+            raise InputError(
+                "a manifold is Manifold(decoder, latent_shape) or Manifold.load('zoo:NAME'), "
+                f"not {repr(given) if isinstance(given, str) else called(given)}"
+            )
 
     @property
     def can_encode(self) -> bool:
@@ -140,6 +156,8 @@ class Manifold:
                 made = self.decode(zero)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
+        if not isinstance(made, Tensor):
+            raise ModelError(f"{self.name} makes a {called(made)} of latents: give a module that makes images of them")
         if made.shape[1:] != images.shape[1:]:
             raise ModelError(
                 f"{self.name} makes images of {tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -243,6 +243,22 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
             assert row["pointing"] == inside.flat[gain.argmax()]
             assert row["region"] == pytest.approx(inside.mean())
     assert 0 < seen < COUNT
+
+
+@dataclass(frozen=True)
+class Interrupted(Scripted):
+    """A search that Ctrl-C ends."""
+
+    name: ClassVar[str] = "ended by ctrl-c"
+
+    def answer(self, *question: Any, **more: Any) -> Answers:
+        return replace(super().answer(*question, **more), interrupted=True)
+
+
+@pytest.mark.parametrize("experiment", [Counterfactuals(), Localisation({"*": [[0, 0, 1, 1]]}, why_not=1)])
+def test_half_a_search_is_no_result(experiment: rt.Experiment, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="0 of 24 samples done"):
+        rt.evaluate(experiment, network(0), noise_images(), out=tmp_path / "run", methods=[Interrupted()])
 
 
 def test_a_search_cannot_be_located_without_a_class_to_move_to(tmp_path: Path) -> None:

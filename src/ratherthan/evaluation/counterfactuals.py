@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
+from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.loading import load
@@ -46,9 +47,9 @@ class Counterfactuals(Experiment):
         diversity  the mean l2 between answers found from different starts
         agreement  their mean structural similarity (Wang et al., 2004): 1 where every start finds the same image
 
-    found, boundary, third and foil are shares of all searches; the others are means over answers that were found. Each
-    row also keeps the probabilities of P, Q and the likeliest other class along the path (cdeepex Fig. 5b), as the
-    columns path_fact_00 ... path_third_15.
+    found, boundary, third and foil are shares of all searches, the probabilities means over all, nearest misses among
+    them; the others are means over answers that were found. Each row also keeps the probabilities of P, Q and the
+    likeliest other class along the path (cdeepex Fig. 5b), as the columns path_fact_00 ... path_third_15.
 
     Attributes:
         foil: "runner-up", "random" (by the seed and the sample's name), a class index, or "any" for methods that take
@@ -101,10 +102,7 @@ class Counterfactuals(Experiment):
         rows = foil != fact
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]
         for name, method in batch.searches.items() if batch.ids else ():
-            method.check(batch.model, batch.images)
-            answers = method.answer(batch.model, batch.images, fact[:, None], foil[:, None], batch.positions)
-            if answers.interrupted:
-                raise KeyboardInterrupt
+            answers = batch.search(method, fact[:, None], foil[:, None])
             reached = torch.where(foil < 0, _rival(answers.logits[:, 0], fact), foil)
             measures = self._measures(batch.images, fact, reached, answers)
             yield batch.rows(name, "", {}, **measures, **_path(fact, reached, answers))
@@ -165,7 +163,7 @@ class Counterfactuals(Experiment):
         if self._second is None:
             return torch.full(foil.shape, torch.nan, device=foil.device)
         self._second.module.to(examples.device)
-        with torch.no_grad():
+        with clean_room(self._second.module), torch.no_grad():
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)  # NaN where none was found
 

@@ -61,6 +61,22 @@ class Batch:
         found = compare(self.model, self.images, fact, foil, *ways, batch_size=self.at_once)
         return dict(zip(product(self.methods, self.contrasts), found, strict=True))
 
+    def search(self, method: Any, *question: Tensor) -> Any:
+        """What one of the `searches` answers; ended by Ctrl-C it raises, for half a search is no result.
+
+        Args:
+            method: The search.
+            *question: Fact (n, Q) and foil (n, Q), or the fact (n,) alone, as its `answer` takes them.
+
+        Raises:
+            KeyboardInterrupt: If interrupted.
+        """
+        method.check(self.model, self.images)
+        answers = method.answer(self.model, self.images, *question, self.positions)
+        if answers.interrupted:
+            raise KeyboardInterrupt
+        return answers
+
     def logits(self, variants: Iterable[Tensor]) -> Tensor:
         """Class scores of altered versions of the images, in as few forward passes as fit.
 

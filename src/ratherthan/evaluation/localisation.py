@@ -117,9 +117,7 @@ class Localisation(Experiment):
         for name, method in batch.searches.items():
             if self.why_not is None:
                 raise InputError(f"{name} moves towards a class: give localisation why_not=CLASS")
-            method.check(batch.model, batch.images)
-            fact, foil = predicted.unsqueeze(1), asked.unsqueeze(1)
-            answers = method.answer(batch.model, batch.images, fact, foil, batch.positions)
+            answers = batch.search(method, predicted.unsqueeze(1), asked.unsqueeze(1))
             change = (answers.examples[:, 0] - batch.images).sum(1)
             found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)
             yield (name, ""), change.masked_fill(~found.view(-1, 1, 1), torch.nan)

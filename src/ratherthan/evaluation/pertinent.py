@@ -77,10 +77,7 @@ class Pertinent(Experiment):
         logits = batch.logits([batch.images])[0]
         fact = logits.argmax(1)
         for name, method in batch.searches.items():
-            method.check(batch.model, batch.images)
-            found = method.answer(batch.model, batch.images, fact, batch.positions)
-            if found.interrupted:
-                raise KeyboardInterrupt
+            found = batch.search(method, fact)
             labels = segment(batch.images, "pixels") if found.superpixels is None else found.superpixels
             orders = None if found.order is None else [row[row >= 0].tolist() for row in found.order]
             kept = (found.mask > 0).flatten(1).sum(1) if orders is None else _lengths(orders).to(fact.device)

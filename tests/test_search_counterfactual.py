@@ -342,6 +342,7 @@ def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: 
         (["--set", "rounds=0"], "at least one round"),
         (["--manifold", "mnist_va"], "unknown zoo model 'mnist_va'; did you mean 'mnist_vae'"),
         (["--manifold-weights", "no.safetensors"], "no weights at no.safetensors"),
+        (["--out", "four.pdf"], "unknown ending of --out '.pdf'"),
     ],
 )
 def test_every_mistake_is_one_line(options: Sequence[str], message: str, digits: list[Path]) -> None:

@@ -204,7 +204,7 @@ def explain(
     epilog=_examples(
         "counterfactual digit.png --model zoo:mnist --foil 8",
         "counterfactual digits/ --model zoo:mnist --foil 3,5,8 --restarts 3 --out answers",
-        "counterfactual digit.png --model zoo:mnist --foil each --method xgem --set margin=0 --json",
+        "counterfactual digit.png --model zoo:mnist --foil each --method xgem --set retries=0 --json",
         "counterfactual coat.png --model zoo:fashion_mnist --manifold mnist_vae --manifold-weights mine.safetensors"
         " --out coat.html",
     )
@@ -269,10 +269,10 @@ def counterfactual(
     from ratherthan.app import searching
     from ratherthan.app.images import find
 
+    target = searching.target(out, as_json)
     subject = _load(model, weights, class_names, mean, std, size, output, device)
     given = pairs(settings) | {k: v for k, v in (("restarts", restarts), ("seed", seed)) if v is not None}
     chosen = searching.configured(method, given, manifold, manifold_weights, subject)
-    target = Path("changed") if out is None and not as_json else out
     paths, failures = find(images)
     with progress("searching", len(paths)) as finished:
         search = searching.run(subject, paths, failures, (fact, foil), chosen, batch_size, finished)

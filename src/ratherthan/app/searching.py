@@ -14,12 +14,13 @@ from torch import Tensor
 from ratherthan.app.explaining import check_settings, classes, finite
 from ratherthan.app.images import ALTERED, Failure, read
 from ratherthan.app.terminal import printable
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search import Counterfactual, CounterfactualMethod, Manifold, Schedule, counterfactual
 from ratherthan.search.answers import get_counterfactual_method
 
 PAGE, NUMBERS = "how.html", "how.safetensors"
+_KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 _PRINTED = 5
 """Of many foils of an image the terminal prints the first so many; the page and the numbers hold all."""
 
@@ -112,12 +113,25 @@ def run(
     return Search(model, dataclasses.replace(found, names=tuple(names[: len(found)])), failures)
 
 
+def target(out: Path | None, as_json: bool) -> Path | None:
+    """Where to write to: the file or folder that is named, else a folder; None: nowhere.
+
+    Raises:
+        InputError: If it ends like a file of another kind.
+    """
+    if out is None:
+        return None if as_json else Path("changed")
+    if out.suffix and out.suffix not in _KINDS and not out.is_dir():
+        raise InputError(unknown("ending of --out", out.suffix, _KINDS))
+    return out
+
+
 def write(search: Search, out: Path) -> None:
     """Write the answers: to one file, whose ending says what it holds, or into a folder: page, figures and numbers."""
     found = search.found
     if found is None:
         return
-    if out.suffix in (".html", ".png", ".safetensors"):
+    if out.suffix in _KINDS and not out.is_dir():
         search.files.append(found.save(out))
         return
     from ratherthan.render import figure_png
@@ -148,11 +162,10 @@ def summary(search: Search) -> list[str]:
     if found.questions > _PRINTED:
         lines.append(f"(the first {_PRINTED} of {found.questions} foils of each image)")
     figures = [path for path in search.files if path.name.endswith(ALTERED)]
-    kinds = {".html": "page", ".safetensors": "numbers", ".png": "figure"}
     lines.append(f"{'method':8} {str(found).splitlines()[-1][1:-1]}")
     if len(figures) > 1:
         lines.append(f"{'figures':8} {figures[0].parent}/*{ALTERED} ({len(figures)})")
-    return lines + [f"{kinds[p.suffix]:8} {p}" for p in search.files if len(figures) < 2 or p not in figures]
+    return lines + [f"{_KINDS[p.suffix]:8} {p}" for p in search.files if len(figures) < 2 or p not in figures]
 
 
 def as_json(search: Search) -> str:

@@ -97,7 +97,9 @@ class Manifold:
 
         entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
         if entry is None or entry.manifold is None:
-            raise InputError(f"{model.name} names no manifold: give one, --manifold NAME or Manifold(decoder, latent_shape)")
+            raise InputError(
+                f"{model.name} names no manifold: give one, --manifold NAME or Manifold(decoder, latent_shape)"
+            )
         return cls.load(entry.manifold, weights)
 
     @staticmethod

@@ -269,3 +269,31 @@ def test_what_latents_do_is_measured() -> None:
     assert told == [(0, 1, "larger"), (1, -1, "lighter")]
     with pytest.raises(InputError, match="unknown concept 'weight'"):
         named(manifold, found, {"weight": "heavier"})
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_ctrl_c_in_an_inversion_ends_the_whole(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, manifold, images = _problem()
+    calls, decode = 0, Manifold.decode
+
+    def stopped(self: Manifold, z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return decode(self, z)
+
+    monkeypatch.setattr(Manifold, "decode", stopped)
+    how = counterfactual(model, images, method=_how(manifold, preset=preset))
+    assert how.interrupted
+    assert calls < 60, "no search followed"
+    assert how.reason[0] == "not found: interrupted before it began"
+
+
+def test_both_halves_are_refused_before_either_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, images = _problem()
+    monkeypatch.setattr(Model, "logits", lambda *_: pytest.fail("the network was asked"))
+    with pytest.raises(InputError, match="names no manifold"):
+        complete(model, images)
+    with pytest.raises(InputError, match="a manifold is Manifold"):
+        CEMMAF(nn.Identity())  # type: ignore[arg-type]

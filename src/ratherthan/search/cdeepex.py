@@ -191,7 +191,7 @@ class _Hunt:
             if not slots or interrupted:
                 break
             questions = torch.tensor([k for k, _ in slots], device=self.fact.device)
-            starts = self._starts(questions, [0 if self.penalised else turn * how.restarts + r for _, r in slots])
+            starts = self._starts(questions, [r + (0 if self.penalised else turn * how.restarts) for _, r in slots])
             outcome = search(self._problem(questions, turn), starts, how.schedule, report)
             interrupted = outcome.interrupted
             self._enter(slots, questions, outcome, first=turn == 0)

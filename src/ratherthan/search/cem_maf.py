@@ -92,6 +92,7 @@ class CEMMAF(CounterfactualMethod):
     step: ClassVar[float] = 0.1
 
     def __post_init__(self) -> None:
+        Manifold.required(self.manifold)
         if self.preset not in _PRESETS:
             raise InputError(unknown("preset", self.preset, _PRESETS))
         if self.sparsity not in ("added", "all", "absent", None):
@@ -125,6 +126,8 @@ class CEMMAF(CounterfactualMethod):
         with clean_room(nn.ModuleList([model.module, self.manifold.module, *modules(self.attributes)])):
             inverted = invert(self.manifold, images, model, fact[:, 0], self.inversion, self.seed)
             hunt = _Hunt(self, self.manifold, model, images, inverted, fact, foil, samples)
+            if inverted.interrupted:
+                return hunt.answers(True)
             interrupted = _descend(hunt, report) if self.preset == "paper" else _search(hunt, report)
             return hunt.answers(interrupted)
 
@@ -316,7 +319,8 @@ def _descend(hunt: _Hunt, report: Report | None) -> bool:
     for row, k in enumerate(asked.tolist()):
         found = bool(least[row].isfinite())
         hunt.status[k] = Status.FOUND if found else Status.NOT_FOUND
-        hunt.reason[k] = "nearest iterate of another class" if found else _miss(hunt, float(gap[row]))
+        missed = "interrupted before an iterate had the class" if interrupted else _miss(hunt, float(gap[row]))
+        hunt.reason[k] = "nearest iterate of another class" if found else missed
     return interrupted
 
 

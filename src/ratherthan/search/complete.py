@@ -11,7 +11,7 @@ from torch import nn
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.result import class_label
-from ratherthan.search.answers import CounterfactualMethod
+from ratherthan.search.answers import CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.core import Status
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.pertinent import PertinentPositive, PertinentPositiveMethod, pertinent_positive
@@ -96,7 +96,9 @@ def complete(
     """
     if not isinstance(method, str):
         raise InputError("method is the name of both halves; give objects as positive=... and negative=...")
+    model = Model.wrap(model)
+    absent = get_counterfactual_method(negative or method).prepared(
+        model
+    )  # what it lacks shows before anything is sought
     enough = pertinent_positive(model, images, fact, positive or method, batch_size=batch_size)
-    return CompleteExplanation(
-        enough, counterfactual(model, images, fact, foil, negative or method, batch_size=batch_size)
-    )
+    return CompleteExplanation(enough, counterfactual(model, images, fact, foil, absent, batch_size=batch_size))

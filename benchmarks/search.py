@@ -1,8 +1,8 @@
-"""Counterfactuals of MNIST digits: one batch against one by one, rows that leave against rows that stay, and quality.
+"""Counterfactuals of MNIST digits: one call against one by one, rows that leave against rows that stay, and quality.
 
     python benchmarks/search.py [IMAGES] [ONE_BY_ONE]
 
-IMAGES (default 256) are searched for in one batch, ONE_BY_ONE of them (default 8) singly. "Staying" feeds every row to
+IMAGES (default 256) are searched for in one call, 64 at once, ONE_BY_ONE of them (default 8) singly. "Staying" feeds every row to
 the network at every step, finished or not. Times are CPU seconds, so that whatever else runs beside this counts little;
 on an idle machine seconds of the clock are at most these, and two cores nearly halve those of the batch. Answers are
 compared in float32, where a sum over another batch size is rounded otherwise and an answer may move along its boundary.
@@ -67,7 +67,7 @@ def main(count: int = 256, single: int = 8) -> None:
     print(f"{count} digits, {torch.get_num_threads()} threads", flush=True)
     together, cpu, clock = timed(lambda: rt.counterfactual(model, images, method=once))
     passes = together.evaluations // count
-    print(f"one batch     {cpu / count:.3f} CPU s an image, {clock / count:.3f} s of the clock, {passes} passes each")
+    print(f"one call      {cpu / count:.3f} CPU s an image, {clock / count:.3f} s of the clock, {passes} passes each")
     alone, slow, _ = timed(lambda: rt.counterfactual(model, images[:single], method=once, batch_size=1))
     few = rt.counterfactual(model, images[:single], method=once)
     print(f"one by one    {slow / single:.3f} CPU s an image, {slow / single / (cpu / count):.1f} times as long")

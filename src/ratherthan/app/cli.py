@@ -259,7 +259,7 @@ def counterfactual(
         ),
     ] = None,
     as_json: AsJson = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Searches at once.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Searches at once; a GPU takes more.")] = 64,
     device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Show what would have to change in an image for the network to call it something else.

@@ -2,11 +2,10 @@
 
     python benchmarks/search.py [IMAGES] [ONE_BY_ONE]
 
-IMAGES (default 256) are searched for in one call, 64 at once, ONE_BY_ONE of them (default 8) singly. "Staying" feeds every row to
-the network at every step, finished or not. Times are CPU seconds, so that whatever else runs beside this counts little;
-on an idle machine seconds of the clock are at most these, and two cores nearly halve those of the batch. Answers are
-compared in float32, where a sum over another batch size is rounded otherwise and an answer may move along its boundary.
-Digits come from the folder that RATHERTHAN_DATA names.
+IMAGES (default 256) are searched for in one call, 64 at once, ONE_BY_ONE of them (default 8) singly. "Staying" feeds
+every row to the network at every step, finished or not. Times are CPU seconds, so that whatever else runs beside this
+counts little. Answers are compared in float32, where a sum over another batch size is rounded otherwise and an answer
+may move along its boundary. Digits come from the folder that RATHERTHAN_DATA names.
 """
 
 from __future__ import annotations

@@ -259,8 +259,7 @@ def pertinent(place: Place) -> None:
     ):
         fine = Superpixels("slic", 200) if name == "ham10000" else "pixels"
         methods = ["cem-maf", rt.Lime(fine), "gradcam", "la"]
-        limit = 40 if name == "ham10000" else 200  # its network is a hundred times as slow
-        run = place.run(f"pertinent-{name}", "pertinent", place.model(name), images, limit, methods=methods)
+        run = place.run(f"pertinent-{name}", "pertinent", place.model(name), images, 200, methods=methods)
         pages += [f"## {name}", run.to_markdown()]
     write("pertinent", pertinent, "What is enough: pertinent positives", pages)
 

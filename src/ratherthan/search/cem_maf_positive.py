@@ -35,8 +35,8 @@ _TRIED = 8  # features tried at once, the best of which is added
 _FEW = 64  # of images with no more features, the two best sets are followed, not one
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
 _PATIENCE = 24  # features added one by one, before ever more are added at a time
-_DROPPED = 64  # features whose omission is tried at once
-_ORDERED = 64  # up to so many features are ordered by leaving out one by one, k (k + 1) / 2 evaluations
+_MANY = 256  # features whose omission is tried in one round; larger parts are not ordered
+_SINGLY = 64  # of parts with no more features one is left out per round of the ordering, of larger ones a sixteenth
 _VALUES = 2**22  # pixel values that the network is shown at once
 
 
@@ -165,6 +165,15 @@ class _Judge:
         at = torch.tensor(rows, dtype=torch.long, device=self.fact.device)
         masks = self.masks(chosen)
         return self._held(lead(self.logits(masks, at), self.fact[at]), self.risen(masks, at)).cpu()
+
+    def confidence(self, sets: dict[int, Order]) -> dict[int, list[float]]:
+        """The log-odds of the fact, for sets of labels of some images."""
+        rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
+        if not len(rows):
+            return {}
+        scores = odds(self.logits(self.masks([each for some in sets.values() for each in some]), rows), self.fact[rows])
+        pieces = torch.split(scores, [len(some) for some in sets.values()])
+        return {i: piece.tolist() for i, piece in zip(sets, pieces, strict=True)}
 
     @torch.no_grad()
     def score(self, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -375,7 +384,7 @@ def _pruned(judge: _Judge, order: Order) -> Order:
 
 def _spare(judge: _Judge, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
     """The features that can be left out one at a time, the one missed least first; at least one always stays."""
-    asked = [(i, label) for i in going for label in kept[i][-_DROPPED:]]
+    asked = [(i, label) for i in going for label in kept[i][-_MANY:]]
     leads = judge.leads([_without(kept[i], [label]) for i, label in asked], [i for i, _ in asked]).tolist()
     spare: dict[int, list[tuple[float, int]]] = {i: [] for i in going}
     for (i, label), value in zip(asked, leads, strict=True):
@@ -394,26 +403,35 @@ def _without(labels: Sequence[int], gone: Sequence[int]) -> list[int]:
 
 
 def _ordered(judge: _Judge, kept: Order) -> Order:
-    """Small sets in an order in which every feature adds confidence, if there is one; found from the end.
+    """Features in an order in which every one adds confidence, if there is one; found from the end.
 
     Left out next is the feature that takes least confidence with it but takes some; where each one left out would raise
-    the confidence, the one that raises it least.
+    the confidence, the one that raises it least. Large sets lose several in a round, as long as each takes some.
     """
-    left = {i: list(labels) for i, labels in enumerate(kept) if 1 < len(labels) <= _ORDERED}
+    left = {i: list(labels) for i, labels in enumerate(kept) if 1 < len(labels) <= _MANY}
     tails: dict[int, list[int]] = {i: [] for i in left}
-    at = torch.tensor(list(left), dtype=torch.long, device=judge.fact.device)
-    whole = odds(judge.logits(judge.masks(list(left.values())), at), judge.fact[at]) if left else at
-    present = dict(zip(left, whole.tolist(), strict=True))
+    present = {i: score[0] for i, score in judge.confidence({i: [labels] for i, labels in left.items()}).items()}
     while left:
-        asked = [(i, label) for i, labels in left.items() for label in labels]
-        at = torch.tensor([i for i, _ in asked], device=judge.fact.device)
-        logits = judge.logits(judge.masks([_without(left[i], [label]) for i, label in asked]), at)
-        scores = odds(logits, judge.fact[at])
-        for i, score in zip(list(left), torch.split(scores, [len(labels) for labels in left.values()]), strict=True):
-            below = score < present[i]
-            best = int(score.masked_fill(~below, -torch.inf).argmax() if below.any() else score.argmin())
-            present[i] = float(score[best])
-            tails[i].insert(0, left[i].pop(best))
+        alone = judge.confidence({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
+        least = {i: _least(labels, alone[i], present[i]) for i, labels in left.items()}
+        together = judge.confidence(
+            {i: [_without(left[i], labels[:k]) for k in range(1, len(labels) + 1)] for i, labels in least.items()}
+        )
+        for i, labels in least.items():
+            falling = [present[i], *together[i]]
+            count = next((k for k in range(1, len(labels)) if falling[k + 1] >= falling[k]), len(labels))
+            present[i] = together[i][count - 1]
+            tails[i] = [*reversed(labels[:count]), *tails[i]]
+            left[i] = _without(left[i], labels[:count])
             if len(left[i]) == 1:
                 kept[i] = left.pop(i) + tails[i]
     return kept
+
+
+def _least(labels: Sequence[int], scores: Sequence[float], present: float) -> list[int]:
+    """The features to be left out next, from the scores without each of them."""
+    below = sorted(((-score, label) for label, score in zip(labels, scores, strict=True) if score < present))
+    if not below:
+        return [min(zip(scores, labels, strict=True))[1]]
+    count = 1 if len(labels) <= _SINGLY else len(labels) // 16
+    return [label for _, label in below[:count]]

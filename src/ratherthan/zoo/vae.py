@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan import data
-from ratherthan.zoo.recipes import RECIPES, Recipe
+from ratherthan.zoo.recipes import RECIPES, Augmentation, Recipe
 
 
 class VAE(nn.Module):
@@ -285,5 +285,7 @@ RECIPES["mnist_squares_vae"] = AutoencoderRecipe(
 RECIPES["fashion_mnist_vae"] = AutoencoderRecipe("fashion_mnist", 8, 3e-3, 128, 0.0, warmup=0.1)
 RECIPES["fashion_mnist_dip"] = _DIP = DIPRecipe("fashion_mnist", 6, 1e-3, 256, 0.0, warmup=0.1)
 RECIPES["fashion_mnist_dip2"] = replace(_DIP, aggregated=True, diagonal=10.0)
-RECIPES["ham10000_dip"] = DIPRecipe("ham10000", 8, 1e-3, 64, 0.0, warmup=0.1)
+RECIPES["ham10000_dip"] = DIPRecipe(
+    "ham10000", 12, 1e-3, 64, 0.0, warmup=0.1, augmentation=Augmentation(flips="hv"), off_diagonal=100.0, deviation=0.2
+)
 RECIPES["vae"] = OwnImages("images", 60, 2e-3, 64, 0.0, warmup=0.1)

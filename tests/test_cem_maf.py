@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError
+from ratherthan.loading import load
 from ratherthan.model import Model
-from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, concepts, named, shape_of
+from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes
 from ratherthan.search.cem_maf import CEMMAF, _Hunt
 from ratherthan.search.complete import complete
+from ratherthan.search.concepts import Effect, effects, garment_of, named, shape_of, worded
 from ratherthan.search.core import Schedule
 from ratherthan.search.counterfactual import counterfactual
 from ratherthan.search.manifold import Manifold
@@ -260,15 +262,60 @@ def test_what_latents_do_is_measured() -> None:
     assert shape_of(bar)["roundness"] < 0.5
     assert all(value != value for value in shape_of(torch.ones(3, 8, 8)).values())
     manifold = Manifold(disc, 3)
-    found = concepts(manifold, torch.zeros(2, 3), steps=5)
-    assert found["size"][0] > 0.95
-    assert found["darkness"][1] > 0.95
-    assert found["size"][2].isnan()
+    start = torch.tensor([[-1.0, 1.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+    found = effects(manifold, start, steps=5)
+    assert found["size"].correlation[0] > 0.95
+    assert found["darkness"].correlation[1] > 0.95
+    assert found["size"].strength[2].isnan()
+    # darkness is 0.5 + 0.1 z1, and z1 of the three begun at has a standard deviation of sqrt(2/3)
+    assert found["darkness"].strength[1] == pytest.approx(1.5**0.5, rel=0.1)
     words = {"size": "larger", "-darkness": "lighter"}
     told = [(each.index, each.sign, each.names[0]) for each in named(manifold, found, words)]
     assert told == [(0, 1, "larger"), (1, -1, "lighter")]
+    assert named(manifold, found, words, least=1.01) == ()
     with pytest.raises(InputError, match="unknown concept 'weight'"):
         named(manifold, found, {"weight": "heavier"})
+
+
+def test_a_coordinate_has_the_name_of_what_it_moves_most() -> None:
+    manifold = Manifold(_Discs(), 3)
+    one, most, less = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([2.0, -3.0, 0.05]), torch.tensor([1.0, 4.0, 0.01])
+    found = {"size": Effect(one, most), "darkness": Effect(-one, less)}
+    told = [(each.index, each.names[0]) for each in named(manifold, found, {"size": "larger", "darkness": "darker"})]
+    assert told == [(0, "larger"), (1, "darker")], "the third is not felt"
+    assert [each.index for each in named(manifold, found, {"size": "larger"})] == [0], "the second is darkness"
+    twice = {"size": Effect(one, torch.tensor([2.0, -3.0, 1.0]))}
+    assert [each.index for each in named(manifold, twice, {"size": "larger"}, most=2)] == [1, 0]
+    assert named(manifold, twice, {"size": "larger"}, most=1)[0].sign == -1
+
+
+def test_a_garment_is_measured() -> None:
+    image = torch.zeros(1, 28, 28)
+    image[0, 7:28, 10:18] = 0.5
+    measured = garment_of(image)
+    assert measured["length"] == pytest.approx(21 / 28)
+    assert measured["waist"] == pytest.approx(8 / 28)
+    assert measured["mass"] == pytest.approx(0.5 * 21 * 8 / 784)
+    assert measured["sides"] == measured["heel"] == 0
+    image[0, 20, 27] = 1.0
+    assert garment_of(image)["heel"] == pytest.approx(1 / 80)
+    assert garment_of(image)["sides"] == pytest.approx(1 / 392)
+
+
+def test_a_zoo_model_has_words_for_what_its_manifold_was_seen_to_do() -> None:
+    model = load("zoo:fashion_mnist")
+    manifold = Manifold.of(model)
+    images = torch.zeros(1, 1, 28, 28)
+    images[0, 0, 4:24, 8:20] = 0.7
+    how = CEMMAF().prepared(model)
+    assert {"wider waist", "longer"} <= {name for each in how.attributes or () for name in each.names}
+    assert worded(load("zoo:mnist"), manifold) == ()
+    assert worded(Model(model.module), manifold) == ()
+    found = counterfactual(model, images)
+    assert found.attributes is None
+    told = counterfactual(model, images, method="cem-maf")
+    assert told.attribute_names == tuple(each.names[0] for each in how.attributes or ())
+    assert counterfactual(model, images, method=CEMMAF(attributes=())).attributes is None
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])

@@ -24,7 +24,6 @@ from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.search.answers import FRAMES
-from ratherthan.search.attributes import concepts, named
 from ratherthan.search.superpixels import Superpixels
 from ratherthan.zoo.recipes import EIGHTS
 
@@ -262,26 +261,6 @@ def pertinent(place: Place) -> None:
         run = place.run(f"pertinent-{name}", "pertinent", place.model(name), images, 200, methods=methods)
         pages += [f"## {name}", run.to_markdown()]
     write("pertinent", pertinent, "What is enough: pertinent positives", pages)
-
-
-def garment(image: torch.Tensor) -> dict[str, float]:
-    """What can be measured of a garment or a shoe."""
-    light = image[0].cpu()
-    sleeves = torch.cat([light[:, :7], light[:, 21:]], 1)
-    rows = (light > 0.2).any(1)
-    return {
-        "sleeves": sleeves.mean().item(),
-        "waist": (light[13:16] > 0.2).double().mean().item(),
-        "length": rows.double().mean().item(),
-        "heel": light[14:24, 20:].mean().item(),
-        "mass": light.mean().item(),
-    }
-
-
-WORDS = {
-    "fashion_clothes": {"sleeves": "longer sleeves", "waist": "wider waist", "length": "longer cut"},
-    "fashion_shoes": {"mass": "more material", "heel": "higher heel"},
-}
 
 
 def negatives(place: Place) -> None:

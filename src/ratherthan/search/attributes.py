@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.manifold import Manifold
 
@@ -111,6 +111,7 @@ class LatentCoordinate(Attribute):
         index: Which coordinate, i.
         sign: +1 if more of the concept is a larger z_i, -1 if it is a smaller one.
         range: Between which values of g it means the concept; beyond, it counts as no more.
+        evidence: What was measured of it, in words; see `concepts.named`.
     """
 
     function: Callable[[Tensor], Tensor] = torch.Tensor.detach  # not used: `measure` is its own
@@ -118,6 +119,7 @@ class LatentCoordinate(Attribute):
     index: int
     sign: int = 1
     range: tuple[float, float] = (-3.0, 3.0)
+    evidence: str = ""
 
     def __post_init__(self) -> None:
         if self.sign not in (-1, 1) or not self.range[0] < self.range[1]:
@@ -164,114 +166,3 @@ def modules(attributes: Attributes) -> list[nn.Module]:
 
 def _attribute(given: Any) -> Attribute:
     return given if isinstance(given, Attribute) else Attribute(given)
-
-
-# ----------------------------------------------------------------------------------------- measured, not asserted
-CONCEPTS = ("size", "roundness", "darkness", "border")
-"""What `shape_of` measures."""
-
-
-def shape_of(image: Tensor) -> dict[str, float]:
-    """Measure the darker of the two parts (by Otsu's threshold) of a picture, e.g. a lesion on skin.
-
-    Args:
-        image: (C, H, W) in image space.
-
-    Returns:
-        size: Its share of the area. roundness: 4 pi area / perimeter^2 of its largest piece, 1 for a disc. darkness:
-        mean brightness around it minus mean brightness in it. border: mean gradient of the brightness along its edge,
-        per pixel. NaN where there is no such part, as in a picture of one colour.
-    """
-    from skimage import filters, measure, morphology
-
-    grey = image.detach().float().mean(0).cpu().numpy()
-    if float(grey.max() - grey.min()) < 1e-6:
-        return dict.fromkeys(CONCEPTS, float("nan"))
-    dark = grey < filters.threshold_otsu(grey)  # type: ignore[no-untyped-call]
-    pieces = measure.label(dark)  # type: ignore[no-untyped-call]
-    largest = pieces == np.bincount(pieces[dark]).argmax()
-    perimeter = float(measure.perimeter(largest))  # type: ignore[no-untyped-call]
-    edge = morphology.dilation(largest) ^ largest
-    slope = np.hypot(*np.gradient(grey))
-    roundness = 4 * np.pi * largest.sum() / perimeter**2 if perimeter > 0 else float("nan")
-    return {
-        "size": float(dark.mean()),
-        "roundness": float(min(roundness, 1.0)),
-        "darkness": float(grey[~dark].mean() - grey[dark].mean()),
-        "border": float(slope[edge].mean()) if edge.any() else float("nan"),
-    }
-
-
-@torch.no_grad()
-def concepts(
-    manifold: Manifold,
-    latents: Tensor,
-    measured: Callable[[Tensor], Mapping[str, float]] = shape_of,
-    reach: float = 3.0,
-    steps: int = 7,
-) -> dict[str, Tensor]:
-    """What each latent coordinate does to a picture: its correlation with what is measured, when it moves.
-
-    Each coordinate goes from -reach to reach in even steps, the others staying where they are (Fig. 5 of CEM-MAF); the
-    correlation (Pearson) is taken over the steps and averaged over the latents begun at.
-
-    Args:
-        manifold: The generative model, of flat latents.
-        latents: (N, L) where to begin, e.g. of encoded images.
-        measured: Measures a picture (C, H, W).
-        reach: How far the coordinates go.
-        steps: In how many steps.
-
-    Returns:
-        For each concept (L,) correlations in [-1, 1]; NaN where nothing could be measured or nothing changed.
-    """
-    values = torch.linspace(-reach, reach, steps, dtype=latents.dtype, device=latents.device)
-    found: dict[str, list[list[float]]] = {}
-    for index in range(latents.shape[1]):
-        moved = latents.repeat_interleave(steps, 0)
-        moved[:, index] = values.repeat(len(latents))
-        rows = [measured(each) for each in manifold.decode(moved).clamp(0, 1)]
-        for name in rows[0]:
-            column = np.array([row[name] for row in rows]).reshape(len(latents), steps)
-            found.setdefault(name, []).append([_pearson(values.double().cpu().numpy(), each) for each in column])
-    return {name: torch.tensor(rows, dtype=torch.float64).nanmean(1) for name, rows in found.items()}
-
-
-def _pearson(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    known = np.isfinite(y)
-    if known.sum() < 3 or np.ptp(y[known]) < 1e-9:
-        return float("nan")
-    return float(np.corrcoef(x[known], y[known])[0, 1])
-
-
-def named(
-    manifold: Manifold, correlations: Mapping[str, Tensor], words: Mapping[str, str], least: float = 0.8
-) -> list[LatentCoordinate]:
-    """Attribute functions of the coordinates whose effect has been measured.
-
-    No attribute may fall, so naming both directions of one concept would hold its coordinate still.
-
-    Args:
-        manifold: The manifold.
-        correlations: From `concepts`.
-        words: What more of a concept is called, or less of it if "-" stands before its name, e.g. {"size": "larger",
-            "-roundness": "longer"}.
-        least: Correlation from which on a coordinate is said to move the concept.
-
-    Returns:
-        For every concept the coordinate that moves it most, if one does.
-
-    Raises:
-        InputError: If a concept was not measured.
-    """
-    found = []
-    for concept, word in words.items():
-        wanted, measured = (-1 if concept.startswith("-") else 1), concept.removeprefix("-")
-        if measured not in correlations:
-            raise InputError(unknown("concept", measured, correlations))
-        row = correlations[measured].nan_to_num(0)
-        index = int(row.abs().argmax())
-        if row[index].abs() >= least:
-            sign = wanted if row[index] > 0 else -wanted
-            found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,)))
-    return found

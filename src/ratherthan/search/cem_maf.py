@@ -15,6 +15,7 @@ from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
 from ratherthan.search.attributes import Attributes, described, measure, modules
+from ratherthan.search.concepts import worded
 from ratherthan.search.core import Schedule, Status, Terms, noise, search
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
 from ratherthan.search.weighing import Weighing, hinge
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 Sparsity = Literal["added", "all", "absent"]
 _PRESENT = 0.5  # published code: an attribute from this value on is there already
 _PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"kappa": 0.1, "sparsity": "added", "residual": True},
-    "paper": {"kappa": 5.0, "sparsity": "all", "residual": False},
+    "fast": {"kappa": 0.1, "beta": 1.0, "sparsity": "added", "residual": True},
+    "paper": {"kappa": 5.0, "beta": 100.0, "sparsity": "all", "residual": False},
 }
 _AT_ONCE = 256
 
@@ -50,12 +51,13 @@ class CEMMAF(CounterfactualMethod):
 
     Attributes:
         manifold: The generative model; None: the one that a zoo model names.
-        attributes: Attribute functions (see `attributes`), any callables among them. None are needed.
+        attributes: Attribute functions (see `attributes`), any callables among them; () for none. None: the latent
+            coordinates that were found to move what the zoo model has words for (see `concepts`), if there are any.
         preset: "fast" or "paper".
         kappa: By how many logits the new class is to lead. The fast search accepts nothing less; the paper's aims at
             it, and accepts any image of another class. None: 0.1 and 5.
         gamma: Weight of lost attributes; paper only.
-        beta: Weight of the sparsity.
+        beta: Weight of the sparsity. None: 1 and 100, by which attributes hardly ever grow.
         eta: Weight of the distance in pixels.
         nu: Weight of the distance in latents.
         sparsity: Of attributes: "all", |g(x)|_1 as in eq. 1, which for latent coordinates pulls towards 0, not towards
@@ -74,11 +76,11 @@ class CEMMAF(CounterfactualMethod):
     any_foil: ClassVar[bool] = True
 
     manifold: Manifold | None = None
-    attributes: Attributes = ()
+    attributes: Attributes | None = None
     preset: Literal["fast", "paper"] = "fast"
     kappa: float | None = None
     gamma: float = 100.0
-    beta: float = 100.0
+    beta: float | None = None
     eta: float = 1.0
     nu: float = 1.0
     sparsity: Sparsity | None = None
@@ -97,15 +99,17 @@ class CEMMAF(CounterfactualMethod):
             raise InputError(unknown("preset", self.preset, _PRESETS))
         if self.sparsity not in ("added", "all", "absent", None):
             raise InputError(unknown("sparsity", self.sparsity, ["added", "all", "absent"]))
-        if min(self.kappa or 0, self.gamma, self.beta, self.eta, self.nu, self.retries) < 0:
+        if min(self.kappa or 0, self.gamma, self.beta or 0, self.eta, self.nu, self.retries) < 0:
             raise InputError("kappa, gamma, beta, eta, nu and retries are at least 0")
         for key, value in _PRESETS[self.preset].items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
 
     def prepared(self, model: Model) -> Self:
-        """With the manifold that a zoo model names, where none is given."""
-        return self if self.manifold is not None else replace(self, manifold=Manifold.of(model))
+        """With the manifold and the attributes that a zoo model names, where none are given."""
+        manifold = self.manifold or Manifold.of(model)
+        attributes = worded(model, manifold) if self.attributes is None else self.attributes
+        return replace(self, manifold=manifold, attributes=attributes)
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse images of another shape than the manifold makes."""
@@ -123,7 +127,7 @@ class CEMMAF(CounterfactualMethod):
     ) -> Answers:
         """All foils of all images at once; see `CounterfactualMethod.answer`."""
         assert self.manifold is not None
-        with clean_room(nn.ModuleList([model.module, self.manifold.module, *modules(self.attributes)])):
+        with clean_room(nn.ModuleList([model.module, self.manifold.module, *modules(self.attributes or ())])):
             inverted = invert(self.manifold, images, model, fact[:, 0], self.inversion, self.seed)
             hunt = _Hunt(self, self.manifold, model, images, inverted, fact, foil, samples)
             if inverted.interrupted:
@@ -147,12 +151,13 @@ class _Hunt:
         samples: Sequence[int],
     ) -> None:
         self.how, self.manifold, self.model, self.images, self.inverted = how, manifold, model, images, inverted
+        self.attributes = how.attributes or ()
         self.fact, self.foil, self.evaluations = fact.flatten(), foil.flatten(), 0
         self.image = torch.arange(len(images), device=images.device).repeat_interleave(fact.shape[1])
         self.sample = [samples[i] for i in self.image.tolist()]
         self.origin = inverted.latents[self.image]
         with torch.no_grad():
-            self.before = measure(how.attributes, images, inverted.latents, manifold)
+            self.before = measure(self.attributes, images, inverted.latents, manifold)
         self.z = self.origin.clone()
         self.status = [Status.NOT_FOUND] * len(self.image)
         self.reason = ["interrupted before it began"] * len(self.image)
@@ -185,7 +190,8 @@ class _Hunt:
         """Closeness and sparsity (M,), attributes lost (M, A) signed, and logits (M, classes)."""
         self.evaluations += len(z)
         x, at = self.image_at(z, questions), self.image[questions]
-        g, g0 = measure(self.how.attributes, x, z, self.manifold), self.before[at]
+        g, g0 = measure(self.attributes, x, z, self.manifold), self.before[at]
+        assert self.how.beta is not None
         near = self.how.nu * (z - self.origin[questions]).square().flatten(1).sum(1)
         alike = self.how.eta * (x - self.images[at]).square().flatten(1).sum(1)
         return near + alike + self.how.beta * self._sparsity(g, g0), g0 - g, self.model.logits(x)
@@ -223,11 +229,11 @@ class _Hunt:
         frames = torch.cat(path, 1)
         logits = torch.cat([self.model.logits(part) for part in torch.split(frames.flatten(0, 1), _AT_ONCE)])
         logits = logits.view(count, FRAMES, -1)
-        g = measure(self.how.attributes, frames[:, -1], self.z, self.manifold)
+        g = measure(self.attributes, frames[:, -1], self.z, self.manifold)
         self._verify(logits[:, -1], self.before[self.image] - g)
         missing = self.missing(logits[:, -1], questions, 0.0).clamp_min(0).unsqueeze(1)
         lost = (self.before[self.image] - g).clamp_min(0)
-        names, thresholds = described(self.how.attributes, self.images)
+        names, thresholds = described(self.attributes, self.images)
         return Answers(
             status=[[each] for each in self.status],
             reason=[[each] for each in self.reason],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ratherthan.errors import InputError, ModelError, first_line
 from ratherthan.model import Model
 from ratherthan.registry import called
 from ratherthan.search.core import Problem, Schedule, Status, Terms, noise, search
+
+if TYPE_CHECKING:
+    from ratherthan.search.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
 _MARGIN = 0.1  # logits by which the class of a reconstruction is to win
@@ -31,6 +34,9 @@ class Manifold:
         encoder: Images to latents; a tuple counts by its first element.
         scale: The values that the module's black and white have: (0, 1), or (-1, 1) for a GAN that ends in tanh.
         name: What to call it in results.
+
+    Attributes:
+        effects: What its latents do, by concept (see `search.concepts`); empty where nobody has measured it.
 
     Raises:
         InputError: If the decoder is no module or the scale is none.
@@ -57,6 +63,7 @@ class Manifold:
         if min(self.latent_shape, default=1) < 1:
             raise InputError(f"latent_shape is how many latents there are, e.g. 32, not {latent_shape}")
         self.scale, self.name = scale, name or type(decoder).__name__
+        self.effects: Mapping[str, Effect] = {}
         self._decode: Callable[[Tensor], Any] = getattr(decoder, "decode", decoder)
         self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
 
@@ -79,7 +86,9 @@ class Manifold:
 
         entry = zoo.get(name, zoo.MANIFOLDS)
         module = zoo.load_weights(entry, weights)
-        return cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
+        made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
+        made.effects = zoo.effects(entry, weights)
+        return made
 
     @classmethod
     def of(cls, model: Model, weights: str | Path | None = None) -> Manifold:
@@ -95,7 +104,7 @@ class Manifold:
         """
         from ratherthan.zoo import registry as zoo
 
-        entry = zoo.ENTRIES.get(model.name.removeprefix("zoo:")) if model.name.startswith("zoo:") else None
+        entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
             raise InputError(
                 f"{model.name} names no manifold: give one, --manifold NAME or Manifold(decoder, latent_shape)"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.search.concepts import Effect, Measure, garment_of, shape_of
 from ratherthan.zoo.gan import Generator
 from ratherthan.zoo.iqa import DIQaM
 from ratherthan.zoo.papers import digit_network, face_network, garment_network
@@ -45,6 +46,9 @@ class ZooModel:
         shipped: Whether its weights come with the package.
         recipe: Name of the recipe that trains it (`ratherthan train zoo:NAME`), or None.
         manifold: Name of the generative model that fits its images, or None.
+        words: What more of a concept is called in answers, by the names of the manifold's concepts; "-" before a name:
+            less of it.
+        measure: Of a generative model: how the concepts of a picture are measured, or None.
         output: "value" for a network that gives one number.
         own: Whether it is trained on somebody's own images, whose size and colour its weights then tell.
     """
@@ -61,6 +65,8 @@ class ZooModel:
     shipped: bool = False
     recipe: str | None = None
     manifold: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    measure: Measure | None = None
     output: Literal["logits", "value"] = "logits"
     own: bool = False
 
@@ -91,9 +97,14 @@ def _quality(name: str, weighted: bool, shipped: bool = False) -> ZooModel:
 
 _small = partial(ZooModel, layer="features.8", image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
 _paper = partial(_small, layer="features.3")
+_garments = partial(_paper, manifold="fashion_mnist_dip")
 _vae = partial(_small, layer="")
 _gan = partial(_small, layer="", mean=(0.5,), std=(0.5,))
 _face = partial(ZooModel, layer="features.9", image_size=(64, 64), fit="crop", mean=(0.5,) * 3, std=(0.25,) * 3)
+_garment = {"sides": "more at the sides", "waist": "wider waist", "length": "longer", "mass": "more material"}
+_clothes = {"sides": "longer sleeves", "waist": "wider waist", "length": "longer cut", "mass": "more material"}
+_shoes = {"heel": "higher heel", "mass": "more material"}
+_lesion = {"size": "larger", "roundness": "rounder", "darkness": "darker", "border": "a sharper border"}
 _large = (64, 64)  # what the CDeepEx paper enlarges digits and garments to
 
 ENTRIES: dict[str, ZooModel] = {
@@ -106,6 +117,7 @@ ENTRIES: dict[str, ZooModel] = {
             shipped=True,
             recipe="fashion_mnist",
             manifold="fashion_mnist_vae",
+            words=_garment,
         ),
         ZooModel(
             "fashion_mnist_resnet",
@@ -118,6 +130,7 @@ ENTRIES: dict[str, ZooModel] = {
             shipped=True,
             recipe="fashion_mnist_resnet",
             manifold="fashion_mnist_vae",
+            words=_garment,
         ),
         _paper("mnist_paper", digit_network, shipped=True, recipe="mnist_paper", manifold="mnist_vae"),
         _paper("mnist_paper_64", partial(digit_network, 64), image_size=_large, recipe="mnist_paper"),
@@ -126,13 +139,21 @@ ENTRIES: dict[str, ZooModel] = {
             for share in EIGHTS
         ),
         _paper("mnist_biased", digit_network, recipe="mnist_biased", manifold="mnist_biased_vae"),
-        _paper("fashion_clothes", partial(garment_network, 6), recipe="fashion_clothes", manifold="fashion_mnist_dip"),
-        _paper("fashion_shoes", partial(garment_network, 3), recipe="fashion_shoes", manifold="fashion_mnist_dip"),
+        _garments("fashion_clothes", partial(garment_network, 6), recipe="fashion_clothes", words=_clothes),
+        _garments("fashion_shoes", partial(garment_network, 3), recipe="fashion_shoes", words=_shoes),
         _face("celeba", partial(face_network, 8), recipe="celeba"),
         *(_face(name, partial(face_network, 2), recipe=name) for name in FACES),
         ZooModel("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
         ZooModel("flowers102", partial(SqueezeNet, 102), "features.12", recipe="flowers102"),
-        ZooModel("ham10000", partial(ResNet9, 12), "residual2", (128, 128), recipe="ham10000", manifold="ham10000_dip"),
+        ZooModel(
+            "ham10000",
+            partial(ResNet9, 12),
+            "residual2",
+            (128, 128),
+            recipe="ham10000",
+            manifold="ham10000_dip",
+            words=_lesion,
+        ),
         _quality("iqa", weighted=False, shipped=True),
         _quality("iqa_weighted", weighted=True),
     )
@@ -152,10 +173,20 @@ MANIFOLDS: dict[str, ZooModel] = {
         _vae(
             "mnist_vae_64", partial(dense_vae, (784, 400), 120, (400, 784), 64), image_size=_large, recipe="mnist_vae"
         ),
-        _vae("fashion_mnist_vae", convolutional_vae, shipped=True, recipe="fashion_mnist_vae"),
-        _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip"),
-        _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2"),
-        ZooModel("ham10000_dip", _table_3, "", (128, 128), 3, (0.0,) * 3, (1.0,) * 3, recipe="ham10000_dip"),
+        _vae("fashion_mnist_vae", convolutional_vae, shipped=True, recipe="fashion_mnist_vae", measure=garment_of),
+        _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip", measure=garment_of),
+        _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2", measure=garment_of),
+        ZooModel(
+            "ham10000_dip",
+            _table_3,
+            "",
+            (128, 128),
+            3,
+            (0.0,) * 3,
+            (1.0,) * 3,
+            recipe="ham10000_dip",
+            measure=shape_of,
+        ),
         _gan("mnist_gan", partial(Generator, 200, 32, 28), recipe="mnist_gan"),
         _gan("fashion_mnist_gan", partial(Generator, 200, 32, 28), recipe="fashion_mnist_gan"),
         _gan("fashion_mnist_gan_64", Generator, image_size=_large, recipe="fashion_mnist_gan"),
@@ -187,6 +218,11 @@ def get(name: str, known: Mapping[str, ZooModel] = ENTRIES) -> ZooModel:
         return known[name.removeprefix("zoo:")]
     except KeyError:
         raise InputError(unknown("zoo model", name.removeprefix("zoo:"), known)) from None
+
+
+def entry_of(model: str) -> ZooModel | None:
+    """The entry of a loaded model by its name, "zoo:NAME"; None for one that is not of the zoo."""
+    return ENTRIES.get(model.removeprefix("zoo:")) if model.startswith("zoo:") else None
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -263,9 +299,27 @@ def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, .
     Returns:
         The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
     """
+    return tuple(_written(entry, path, "class_names") or ())
+
+
+def effects(entry: ZooModel, path: str | Path | None = None) -> dict[str, Effect]:
+    """What was measured of the latents of a generative model, as written in its weights.
+
+    Args:
+        entry: The generative model.
+        path: Its weights; by default those that ship in the package.
+
+    Returns:
+        For each concept its effects (see `search.concepts.effects`); empty where nothing was measured.
+    """
+    found = _written(entry, path, "effects") or {}
+    return {name: Effect(*(torch.tensor(row, dtype=torch.float64) for row in rows)) for name, rows in found.items()}
+
+
+def _written(entry: ZooModel, path: str | Path | None, key: str) -> Any:
     source = path or entry.weights
     metadata = read_weights(source)[1] if source else {}
-    return tuple(json.loads(metadata.get("class_names", "[]")))
+    return json.loads(metadata.get(key, "null"))
 
 
 def check_state(wanted: dict[str, Tensor], state: dict[str, Tensor], complaint: str) -> None:

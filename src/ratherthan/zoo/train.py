@@ -20,10 +20,14 @@ from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.errors import InputError, first_line
+from ratherthan.search.concepts import effects
+from ratherthan.search.manifold import Manifold
 from ratherthan.zoo.recipes import Recipe, recipe
 from ratherthan.zoo.registry import ENTRIES, MANIFOLDS, ZooModel, get, read_weights
 from ratherthan.zoo.sheets import write_sheets
 from ratherthan.zoo.vae import OwnImages
+
+_TRAVERSED = 64  # held-out images from which the latents of a generative model are moved, to see what they do
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def train(
     state = {key: value.cpu().contiguous() for key, value in run.network.state_dict().items()}
     metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
     metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
+    if card["effects"]:
+        metadata["effects"] = json.dumps(card["effects"])
     _write(out, to_safetensors(state, metadata))
     if entry.name in MANIFOLDS:
         write_sheets(entry, run.network, run.held_out(32).to(run.device), out)
@@ -190,6 +196,20 @@ class _Run:
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
         return {"images": len(targets), **self.recipe.metrics(logits, targets)}
 
+    @torch.no_grad()
+    def effects(self) -> dict[str, list[list[float]]]:
+        """For each concept correlation and strength of every latent, measured on held-out images; see `Effect`."""
+        if self.entry.measure is None:
+            return {}
+        self.network.eval()
+        manifold = Manifold(self.network, self.network.latents)  # type: ignore[arg-type]
+        latents = manifold.encode(self._normalised(self.held_out(_TRAVERSED)))
+        found = effects(manifold, latents, self.entry.measure)
+        return {
+            name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]
+            for name, each in found.items()
+        }
+
     def held_out(self, count: int) -> Tensor:
         """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
         whole = self._split(self.recipe.tests[0])
@@ -237,6 +257,7 @@ class _Run:
             "input": {key: getattr(entry, key) for key in ("channels", "image_size", "mean", "std", "fit")},
             "training_images": len(self.data),
             "metrics": {split: self.measure(split) for split in self.recipe.tests},
+            "effects": self.effects(),
             "settings": self.settings,
             "skipped": sorted(self.skipped),
             "command": f"ratherthan train zoo:{entry.name} --data DIR --seed {self.seed}{options}",
@@ -309,8 +330,18 @@ Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]}
 
 {chr(10).join(table)}
 
-Made by `{card["command"]}` with torch {card["versions"]["torch"]} on {card["device"]}.
+{_told(card["effects"])}Made by `{card["command"]}` with torch {card["versions"]["torch"]} on {card["device"]}.
 """
+
+
+def _told(effects: dict[str, list[list[float]]]) -> str:
+    """The coordinates that move each concept most."""
+    lines = []
+    for name, (correlations, strengths) in effects.items():
+        first = sorted(range(len(strengths)), key=lambda i: -abs(strengths[i]))[:3]
+        lines.append(f"- {name}: " + ", ".join(f"z{i} {strengths[i]:+.2f} ({correlations[i]:+.2f})" for i in first))
+    heading = "What its latents move, in standard deviations of the concept per unit (and their correlation):\n\n"
+    return heading + "\n".join(lines) + "\n\n" if lines else ""
 
 
 def _figure(metric: str, value: float) -> str:

@@ -286,6 +286,6 @@ RECIPES["fashion_mnist_vae"] = AutoencoderRecipe("fashion_mnist", 8, 3e-3, 128, 
 RECIPES["fashion_mnist_dip"] = _DIP = DIPRecipe("fashion_mnist", 6, 1e-3, 256, 0.0, warmup=0.1)
 RECIPES["fashion_mnist_dip2"] = replace(_DIP, aggregated=True, diagonal=10.0)
 RECIPES["ham10000_dip"] = DIPRecipe(
-    "ham10000", 12, 1e-3, 64, 0.0, warmup=0.1, augmentation=Augmentation(flips="hv"), off_diagonal=100.0, deviation=0.2
+    "ham10000", 20, 1e-3, 64, 0.0, warmup=0.1, augmentation=Augmentation(flips="hv"), off_diagonal=100.0, deviation=0.3
 )
 RECIPES["vae"] = OwnImages("images", 60, 2e-3, 64, 0.0, warmup=0.1)

@@ -95,6 +95,24 @@ def test_the_curve_is_the_confidence_with_the_first_k_features() -> None:
         assert found.curve[i, len(kept) + 1 :].isnan().all()
 
 
+@torch.no_grad()
+def test_large_parts_are_ordered_several_features_a_round() -> None:
+    worth = torch.rand(120, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    module = nn.Sequential(nn.Flatten(), nn.Linear(120, 2)).double()
+    module[1].weight.data = torch.stack([worth, 0 * worth])
+    module[1].bias.data = torch.stack([-0.9 * worth.sum(), 0 * worth.sum()])
+    found = pertinent_positive(
+        Model(module, channels=1), torch.ones(2, 1, 10, 12).double(), method=CEMMAFPositive(superpixels="pixels")
+    )
+    kept = int(found.features[0])
+    assert 64 < kept < 120
+    assert kept == int((worth.sort(descending=True).values.cumsum(0) < 0.9 * worth.sum()).sum()) + 1
+    assert worth[found.order[0]].tolist() == sorted(worth[found.order[0]].tolist(), reverse=True)
+    assert found.correlation().tolist() == pytest.approx([-1, -1])
+    one_a_round = kept * (kept + 1) // 2
+    assert found.evaluations < 2 * one_a_round
+
+
 def test_correlation_is_spearmans() -> None:
     for p in (torch.rand(9), torch.tensor([0.1, 0.4, 0.4, 0.4, 0.9]), torch.tensor([0.1, 0.2, 0.3])):
         expected = stats.spearmanr(range(len(p)), stats.rankdata(-p.numpy())).statistic

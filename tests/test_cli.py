@@ -337,7 +337,7 @@ def test_ctrl_c_keeps_what_is_done(digits: list[Path], tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return read(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(explaining, "read", interrupted)
+    monkeypatch.setattr(rooms, "read", interrupted)
     out = tmp_path / "out"
     result = call("explain", *digits, "-m", "zoo:mnist", "--batch-size", 2, "--out", out)
     assert result.exit_code == 130
@@ -521,3 +521,14 @@ def test_mistakes_in_long_jobs_are_one_line(arguments: list[str], message: str, 
     assert result.exit_code == 2
     (line,) = complaints(result)
     assert message in line
+
+
+@pytest.mark.parametrize("command", ["explain", "counterfactual", "pertinent-positive"])
+def test_a_file_is_no_folder_to_write_to(command: str, digits: list[Path], tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for out, message in ((taken, "is a file: name a folder"), (tmp_path / "x.pdf", "ends in .pdf: name a folder")):
+        result = call(command, digits[0], "-m", "zoo:nothing", "--out", out)
+        assert result.exit_code == 2
+        assert message in " ".join(complaints(result)), "said before a model is looked for"
+    assert taken.read_text() == "mine"

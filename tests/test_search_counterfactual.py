@@ -340,9 +340,9 @@ def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: 
         (["--set", "margn=1"], "unknown setting of cdeepex 'margn'; did you mean 'margin'"),
         (["--set", "steps=2.5"], "steps of cdeepex is a whole number"),
         (["--set", "rounds=0"], "at least one round"),
-        (["--manifold", "mnist_va"], "unknown zoo model 'mnist_va'; did you mean 'mnist_vae'"),
+        (["--manifold", "mnist_va"], "unknown manifold of the zoo 'mnist_va'; did you mean 'mnist_vae'"),
         (["--manifold-weights", "no.safetensors"], "no weights at no.safetensors"),
-        (["--out", "four.pdf"], "unknown ending of --out '.pdf'"),
+        (["--out", "four.pdf"], "ends in .pdf: name a folder or a file ending in .html, .png"),
     ],
 )
 def test_every_mistake_is_one_line(options: Sequence[str], message: str, digits: list[Path]) -> None:

@@ -24,6 +24,7 @@ from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.search.answers import FRAMES
+from ratherthan.search.concepts import worded
 from ratherthan.search.superpixels import Superpixels
 from ratherthan.zoo.recipes import EIGHTS
 
@@ -263,38 +264,79 @@ def pertinent(place: Place) -> None:
     write("pertinent", pertinent, "What is enough: pertinent positives", pages)
 
 
+GALLERY = 6  # pictures of each subject
+
+
 def negatives(place: Place) -> None:
-    """Pertinent negatives of CEM-MAF beside CEM's, on clothes and shoes (cem-maf Fig. 7)."""
-    generator, runs, notes, sheets = place.manifold("fashion_mnist_dip"), {}, [], []
-    for name, words in WORDS.items():
-        model, images = place.model(name), data.load(name, place.root, "test")
-        some = torch.stack([images[i][0] for i in range(32)])
-        effects = concepts(generator, generator.encode(some), garment)
-        attributes = tuple(named(generator, effects, words, least=0.5))
-        for each in attributes:
-            measured = next(concept for concept, word in words.items() if (word,) == each.names)
-            strength = effects[measured][each.index].item()
-            notes.append(f"- {name}: {each.names[0]} is z{each.index}, correlation with {measured} {strength:+.2f}")
-        methods = [rt.CEMMAF(generator, attributes, beta=0.1), rt.CEM()]
+    """Pertinent negatives of CEM-MAF beside CEM's, on clothes, shoes and lesions (cem-maf Fig. 1 and 7)."""
+    runs, notes, sheets = {}, [], []
+    for name, manifold in (
+        ("fashion_clothes", "fashion_mnist_dip"),
+        ("fashion_shoes", "fashion_mnist_dip"),
+        ("ham10000", "ham10000_dip"),
+    ):
+        model, images, generator = place.model(name), data.load(name, place.root, "test"), place.manifold(manifold)
+        dark = 0.0 if name != "ham10000" else "mean"  # what CEM takes for no information
+        methods = [rt.CEMMAF(generator), rt.CEM(baseline=dark)]
         runs[name] = place.run(f"negatives-{name}", Counterfactuals(foil="any"), model, images, 100, methods=methods)
-        found = [rt.counterfactual(model, some[:6], method=method) for method in methods]
-        enough = rt.pertinent_positive(model, some[:6])
-        sheets.append((name, some[:6], found, enough))
-        notes += [f"- {name}, image {i}: {found[0].text(i)}" for i in range(6)]
+        notes += [f"\n{name}:\n", *(f"- {each.names[0]}: {each.evidence}" for each in worded(model, generator)), ""]
+        some = typical(model, images)
+        found = [rt.counterfactual(model, some, method=method) for method in methods]
+        enough = [rt.pertinent_positive(model, some, method=how) for how in ("cem-maf", rt.CEMPositive(baseline=dark))]
+        sheets.append((name, found, enough))
+        notes += [f"- image {i + 1}: {found[0].text(i)}" for i in range(len(some))]
     measures = ["found", "foil", "gained", "lost", "distance", "density", "l1", "sparsity"]
     pages = [
         shares(runs, measures),
-        "What the latents do, measured; and what is said of some images:",
+        "![](negatives-lesions.png)\n\n![](negatives.png)",
+        "What moves along the coordinates that have names was measured; and what is said of the images shown:",
         "\n".join(notes),
     ]
-    write("negatives", negatives, "What must stay absent: pertinent negatives", [*pages, "![](negatives.png)"])
-    figure = Figure((8, 9), layout="constrained")
-    for axes, (name, inputs, found, enough) in zip(figure.subplots(1, 2), sheets, strict=True):
-        columns = [inputs, *(each.example for each in found), enough.example]
-        axes.imshow(torch.cat([torch.cat(list(row), 2) for row in zip(*columns, strict=True)], 1)[0], cmap="gray")
-        axes.set_title(f"{name}\ninput, negative (CEM-MAF, CEM), positive (CEM-MAF)", fontsize=8)
-        axes.set_axis_off()
-    figure.savefig(HERE / "negatives.png", dpi=90)
+    write("negatives", negatives, "What must stay absent: pertinent negatives", pages)
+    for file, shown in (("negatives", sheets[:2]), ("negatives-lesions", sheets[2:])):
+        figure = Figure((7.5 * len(shown), 11), layout="constrained")
+        for part, (name, found, enough) in zip(figure.subfigures(1, len(shown), squeeze=False)[0], shown, strict=True):
+            gallery(part, name, found, enough)
+        figure.savefig(HERE / f"{file}.png", dpi=70)
+
+
+def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:
+    """The first image of each class that the network recognises, in turn."""
+    seen = predictions(model, images)[0]
+    first: dict[int, list[int]] = {}
+    for i, label in enumerate(images.labels):
+        if seen[i] == label:
+            first.setdefault(label, []).append(i)
+    turns = [rows[turn] for turn in range(GALLERY) for _, rows in sorted(first.items()) if turn < len(rows)]
+    return torch.stack([images[i][0] for i in turns[:GALLERY]])
+
+
+def gallery(figure: Any, name: str, negative: list[rt.Counterfactual], positive: list[rt.PertinentPositive]) -> None:
+    """A row for each image: itself, the negatives and the positives of both methods."""
+    figure.suptitle(name)
+    count = len(negative[0])
+    for row, axes in enumerate(figure.subplots(count, 5, squeeze=False)):
+        near = negative[0]
+        added = "\n".join(f"+ {each}" for each in near.added(row)) or "no attribute added"
+        titles = (
+            (near.images[row], f"{label(near, near.fact[row, 0])}"),
+            *((each.example[row], f"{label(each, each.reached[row, 0, 0])} ({each.method})") for each in negative),
+            *(
+                (each.example[row], f"{each.features[row]} of {each.feature_count[row]} ({each.method})")
+                for each in positive
+            ),
+        )
+        for column, (panel, (shown, title)) in enumerate(zip(axes, titles, strict=True)):
+            panel.imshow(shown.permute(1, 2, 0).squeeze(2).clamp(0, 1).cpu(), cmap="gray", vmin=0, vmax=1)
+            panel.set_title(title, fontsize=7)
+            panel.set_axis_off()
+            if column == 1:
+                panel.text(0.02, 0.02, added, fontsize=6, color="yellow", transform=panel.transAxes)
+
+
+def label(found: rt.Counterfactual, index: torch.Tensor) -> str:
+    """The name of a class."""
+    return (found.class_names or ())[int(index)]
 
 
 STUDIES: dict[str, Callable[[Place], None]] = {

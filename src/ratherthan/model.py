@@ -330,10 +330,10 @@ def _look_like_probabilities(scores: Tensor) -> bool:
 _SETTINGS = tuple(inspect.signature(Model).parameters)[1:]
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's kind and of all that it has learnt."""
-    digest = hashlib.sha256(type(module).__name__.encode())
-    for name, tensor in module.state_dict().items():
+def fingerprint(given: nn.Module | Tensor) -> str:
+    """A hash of a module's kind and of all that it has learnt; or of a tensor."""
+    digest = hashlib.sha256(type(given).__name__.encode())
+    for name, tensor in ({"": given} if isinstance(given, Tensor) else given.state_dict()).items():
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + content.tobytes())
     return digest.hexdigest()[:32]

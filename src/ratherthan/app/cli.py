@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ratherthan.app.terminal import check_device, complain, numbers, pairs, progress, say, warn, words
+from ratherthan.app.terminal import check_device, complain, folder, numbers, pairs, progress, say, warn, words
 from ratherthan.errors import InputError, RatherThanError
 
 if TYPE_CHECKING:
@@ -172,12 +172,12 @@ def explain(
     from ratherthan.app import explaining
     from ratherthan.app.images import find
 
+    target = folder(Path("explained") if out is None else out) if out is not None or not as_json else None
     subject = _load(model, weights, class_names, mean, std, size, output, device)
     chosen = pairs(settings) | ({"layer": layer} if layer is not None else {})
     asked = explaining.asked(subject, fact, foil, method, chosen, contrast)
-    folder = Path("explained") if out is None and not as_json else out
     paths, failures = find(images)
-    answers = explaining.Answers(asked, folder, failures)
+    answers = explaining.Answers(asked, target, failures)
     stopped = False
     with progress("explaining", len(paths)) as finished:
         try:

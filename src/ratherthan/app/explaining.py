@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratherthan.app.images import FIGURE, Failure, read
+from ratherthan.app.images import FIGURE, Failure, read_all
 from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.method import get_method
@@ -133,16 +133,10 @@ class Answers:
 
     def add(self, paths: Sequence[Path], finished: Callable[[int], None]) -> None:
         """Explain a batch of files and draw a figure of each."""
-        images, names = [], []
-        for path in paths:
-            try:
-                images.append(read(path, self.asked.model, self._shape))
-                names.append(path)
-                self._shape = images[0].shape if self._shape is None else self._shape
-            except InputError as error:
-                self.failures.append(Failure(printable(str(path)), str(error)))
-                finished(1)
+        images, names = read_all(paths, self.asked.model, self.failures, self._shape)
+        finished(len(paths) - len(images))
         if images:
+            self._shape = images[0].shape
             how = self.asked
             batch = torch.stack(images)
             found = compare(how.model, batch, how.fact, how.foil, [how.method], how.contrasts, batch_size=len(batch))

@@ -54,6 +54,32 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
     return list(found), failures
 
 
+def read_all(
+    paths: Sequence[Path], model: Model, failures: list[Failure], shape: Sequence[int] | None = None
+) -> tuple[list[Tensor], list[Path]]:
+    """Decode what can be decoded; the rest is added to the failures.
+
+    Args:
+        paths: The files.
+        model: Who says which size.
+        failures: What could not be read before.
+        shape: The shape that all must have, (C, H, W); None: that of the first.
+
+    Returns:
+        The images, (C, H, W) each, all of one shape, and their paths.
+    """
+    images: list[Tensor] = []
+    found: list[Path] = []
+    for path in paths:
+        try:
+            images.append(read(path, model, shape))
+            found.append(path)
+            shape = images[0].shape if shape is None else shape
+        except InputError as error:
+            failures.append(Failure(printable(str(path)), str(error)))
+    return images, found
+
+
 def read(path: Path, model: Model, shape: Sequence[int] | None = None) -> Tensor:
     """Decode an image and bring it to the size the model wants.
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratherthan.app.explaining import check_settings, classes, finite
-from ratherthan.app.images import Failure, read
-from ratherthan.app.terminal import printable
-from ratherthan.errors import InputError, unknown
+from ratherthan.app.images import Failure, read_all
+from ratherthan.app.terminal import folder, printable
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.pertinent import (
     PertinentPositive,
@@ -66,29 +65,20 @@ def run(
     finished: Callable[..., None],
 ) -> PertinentPositive | None:
     """Read the images and search; images that cannot be read are added to the failures. None: none could be."""
-    images: list[Tensor] = []
-    names: list[str] = []
-    for path in paths:
-        try:
-            images.append(read(path, model, images[0].shape if images else None))
-            names.append(printable(str(path)))
-        except InputError as error:
-            failures.append(Failure(printable(str(path)), str(error)))
+    images, names = read_all(paths, model, failures)
     if not images:
         return None
     asked = classes(fact, model)
     found = pertinent_positive(model, torch.stack(images), asked, method, batch_size=batch_size, progress=finished)
-    return dataclasses.replace(found, names=tuple(names[: len(found)]))
+    return dataclasses.replace(found, names=tuple(printable(str(path)) for path in names[: len(found)]))
 
 
 def targets(out: Path | None, as_json: bool) -> list[Path]:
     """The files to write: the one that is named, else all kinds in a folder."""
-    if out is not None and out.suffix in FILES:
+    if out is not None and out.suffix in FILES and not out.is_dir():
         return [out]
-    if out is not None and out.suffix:
-        raise InputError(unknown("ending of --out", out.suffix, FILES))
-    folder = Path("enough") if out is None and not as_json else out
-    return [] if folder is None else [folder / f"enough{ending}" for ending in FILES]
+    where = Path("enough") if out is None and not as_json else out
+    return [] if where is None else [folder(where, FILES) / f"enough{ending}" for ending in FILES]
 
 
 def summary(found: PertinentPositive, files: Sequence[Path]) -> list[str]:

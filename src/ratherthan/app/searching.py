@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratherthan.app.explaining import check_settings, classes, finite
-from ratherthan.app.images import ALTERED, Failure, read
-from ratherthan.app.terminal import printable
-from ratherthan.errors import InputError, unknown
+from ratherthan.app.images import ALTERED, Failure, read_all
+from ratherthan.app.terminal import folder, printable
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search import Counterfactual, CounterfactualMethod, Manifold, Schedule, counterfactual
 from ratherthan.search.answers import get_counterfactual_method
@@ -96,21 +95,13 @@ def run(
     Returns:
         The answers, not yet written.
     """
-    images: list[Tensor] = []
-    names: list[str] = []
-    for path in paths:
-        try:
-            images.append(read(path, model, images[0].shape if images else None))
-            names.append(printable(str(path)))
-        except InputError as error:
-            failures.append(Failure(printable(str(path)), str(error)))
+    images, names = read_all(paths, model, failures)
     if not images:
         return Search(model, None, failures)
     fact, foil = (classes(each, model) for each in question)
-    found = counterfactual(
-        model, torch.stack(images), fact, foil, method, batch_size=batch_size, progress=finished
-    )  # fmt: skip
-    return Search(model, dataclasses.replace(found, names=tuple(names[: len(found)])), failures)
+    found = counterfactual(model, torch.stack(images), fact, foil, method, batch_size=batch_size, progress=finished)
+    shown = tuple(printable(str(path)) for path in names[: len(found)])
+    return Search(model, dataclasses.replace(found, names=shown), failures)
 
 
 def target(out: Path | None, as_json: bool) -> Path | None:
@@ -121,9 +112,7 @@ def target(out: Path | None, as_json: bool) -> Path | None:
     """
     if out is None:
         return None if as_json else Path("changed")
-    if out.suffix and out.suffix not in _KINDS and not out.is_dir():
-        raise InputError(unknown("ending of --out", out.suffix, _KINDS))
-    return out
+    return out if out.suffix in _KINDS and not out.is_dir() else folder(out, _KINDS)
 
 
 def write(search: Search, out: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from ratherthan.errors import InputError
+
+_FILE_ENDINGS = {".html", ".png", ".jpg", ".jpeg", ".pdf", ".svg", ".json", ".csv", ".npz", ".pt", ".safetensors"}
 
 
 def say(line: str) -> None:
@@ -80,6 +83,24 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     if not all(map(math.isfinite, values)):
         raise InputError(f"{option} takes numbers separated by commas, e.g. 0.5,0.5,0.5; not {text!r}")
     return values
+
+
+def folder(out: Path, files: Iterable[str] = ()) -> Path:
+    """Check, before anything is computed, that what is named can be a folder to write to.
+
+    Args:
+        out: What was named.
+        files: Endings of the files that could be named instead.
+
+    Raises:
+        InputError: If it is a file, or ends like one.
+    """
+    instead = " or a file ending in " + ", ".join(files) if files else ""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder{instead}")
+    if out.suffix in _FILE_ENDINGS and not out.is_dir():
+        raise InputError(f"--out {out} ends in {out.suffix}: name a folder{instead}")
+    return out
 
 
 def words(text: str) -> list[str]:

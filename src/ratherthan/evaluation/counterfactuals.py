@@ -193,6 +193,9 @@ class Counterfactuals(Experiment):
         if self._reference is None:
             return (torch.full((len(flat),), torch.nan, device=examples.device),) * 2
         made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders])
+        highest = int(torch.maximum(fact, foil).max())
+        if highest > len(made) - 2:
+            raise InputError(f"the reference has {len(made) - 1} classes, but class {highest} is asked about")
         row = torch.arange(len(flat))
         as_foil, as_fact, as_any = made[foil.cpu(), row], made[fact.cpu(), row], made[-1]
         im1 = _squared(flat - as_foil) / (_squared(flat - as_fact) + _TINY)

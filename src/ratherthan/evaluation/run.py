@@ -24,6 +24,7 @@ from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experi
 from ratherthan.evaluation.parts import BadPart, Parts
 from ratherthan.evaluation.tables import Run
 from ratherthan.model import Model, fingerprint
+from ratherthan.search.attributes import modules
 
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
@@ -261,16 +262,17 @@ def _settings(
     """All that the numbers depend on."""
     from ratherthan import __version__
 
-    def manifold(method: Any) -> dict[str, str]:
-        used = getattr(method, "manifold", None)
-        return {} if used is None else {"manifold weights": fingerprint(used.module)}
+    def weights(method: Any) -> dict[str, Any]:
+        manifold, attributes = getattr(method, "manifold", None), getattr(method, "attributes", None)
+        own = {} if manifold is None else {"manifold weights": fingerprint(manifold.module)}
+        return own | ({"attribute weights": [fingerprint(each) for each in modules(attributes)]} if attributes else {})
 
     described = ("class_names", "mean", "std", "size", "fit", "crop_fraction", "channels", "layer", "output")
     return {
         "experiment": {"name": experiment.name, **_plain(experiment.options())},
         "model": {"weights": fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
-        "methods": {label: _plain(method.settings()) | manifold(method) for label, method in methods.items()},
+        "methods": {label: _plain(method.settings()) | weights(method) for label, method in methods.items()},
         "contrasts": list(contrasts),
         "seed": seed,
         "part_size": part_size,
@@ -286,4 +288,6 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}, {fingerprint(value)}"
     return getattr(value, "__qualname__", None) or type(value).__qualname__

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratherthan.model import Model
 from ratherthan.registry import Kinds
+from ratherthan.search.attributes import Attribute
 from ratherthan.search.core import Status
 from ratherthan.search.manifold import Inverted
 
@@ -127,6 +128,8 @@ class CounterfactualMethod(ABC):
 
 def written(value: Any) -> Any:
     """A setting, and those inside it, fit to be written down."""
+    if isinstance(value, Attribute):
+        return value.settings()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):

@@ -54,6 +54,11 @@ class Attribute:
             raise InputError(f"an attribute function gives (N,) or (N, {wanted}), not {tuple(values.shape)}")
         return values
 
+    def settings(self) -> dict[str, Any]:
+        """What it is, fit to be written down."""
+        function = getattr(self.function, "__qualname__", None) or type(self.function).__name__
+        return {"names": list(self.names), "thresholds": self.thresholds, "function": function}
+
     def calibrated(self, images: Tensor, quantile: float = 0.25) -> Self:
         """With thresholds from data: an increase counts that exceeds this share of the differences between images.
 
@@ -127,6 +132,11 @@ class LatentCoordinate(Attribute):
         object.__setattr__(self, "module", self.manifold.module)
         if not 0 <= self.index < int(np.prod(self.manifold.latent_shape)):
             raise InputError(f"{self.manifold!r} has no coordinate {self.index}")
+
+    def settings(self) -> dict[str, Any]:
+        """See `Attribute.settings`."""
+        which = f"{'+' if self.sign > 0 else '-'}z{self.index} of {self.manifold}"
+        return {"names": list(self.names), "thresholds": self.thresholds, "coordinate": which, "range": self.range}
 
     def measure(self, images: Tensor, latents: Tensor | None = None, manifold: Manifold | None = None) -> Tensor:
         """See `Attribute.measure`."""

@@ -170,20 +170,21 @@ class Counterfactual(Result):
         added, removed = change.clamp_min(0).mean().item(), (-change).clamp_min(0).mean().item()
         others = int(self.distinct()[sample, q].sum()) - 1
         more = f"; {others} other answer{'s' * (others > 1)}" if others else ""
-        how = f"{grown}: then" if grown else f"Brightness +{added:.2%}, -{removed:.2%}, and"
+        moved = [f"{sign}{share:.2%}" for sign, share in (("+", added), ("-", removed)) if share >= 0.00005]
+        how = f"{grown}: then" if grown else f"Brightness {', '.join(moved) or 'hardly changed'}, and"
         sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
         would = f"it would be {self._class(foil)}" if sure else f"it could as well be {self._class(foil)}"
         odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
         return f"{asked} {how} {would} ({odds}){more}."
 
     def added(self, sample: int, q: int = 0) -> list[str]:
-        """Names of the attributes that the best answer has more of, the most grown first."""
+        """Names of the attributes that the best answer has more of, the most grown first, each once."""
         if self.attributes is None or self.attributes_before is None:
             return []
         growth = self.attributes[sample, q, 0] - self.attributes_before[sample]
         order = growth.argsort(descending=True, stable=True).tolist()
         least = self.attribute_thresholds or (_GROWN,) * len(growth)
-        return [self.attribute_names[k] for k in order if growth[k] >= least[k]]
+        return list(dict.fromkeys(self.attribute_names[k] for k in order if growth[k] >= least[k]))
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.questions)]

@@ -133,7 +133,13 @@ ENTRIES: dict[str, ZooModel] = {
             words=_garment,
         ),
         _paper("mnist_paper", digit_network, shipped=True, recipe="mnist_paper", manifold="mnist_vae"),
-        _paper("mnist_paper_64", partial(digit_network, 64), image_size=_large, recipe="mnist_paper"),
+        _paper(
+            "mnist_paper_64",
+            partial(digit_network, 64),
+            image_size=_large,
+            recipe="mnist_paper",
+            manifold="mnist_vae_64",
+        ),
         *(
             _paper(f"mnist_eights_{share}", digit_network, recipe=f"mnist_eights_{share}", manifold="mnist_vae")
             for share in EIGHTS
@@ -217,7 +223,8 @@ def get(name: str, known: Mapping[str, ZooModel] = ENTRIES) -> ZooModel:
     try:
         return known[name.removeprefix("zoo:")]
     except KeyError:
-        raise InputError(unknown("zoo model", name.removeprefix("zoo:"), known)) from None
+        kind = "manifold of the zoo" if known is MANIFOLDS else "zoo model"
+        raise InputError(unknown(kind, name.removeprefix("zoo:"), known)) from None
 
 
 def entry_of(model: str) -> ZooModel | None:

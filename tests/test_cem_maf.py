@@ -309,7 +309,7 @@ def test_a_zoo_model_has_words_for_what_its_manifold_was_seen_to_do() -> None:
     images = torch.zeros(1, 1, 28, 28)
     images[0, 0, 4:24, 8:20] = 0.7
     how = CEMMAF().prepared(model)
-    assert {"wider waist", "longer"} <= {name for each in how.attributes or () for name in each.names}
+    assert {"wider waist", "greater length"} <= {name for each in how.attributes or () for name in each.names}
     assert worded(load("zoo:mnist"), manifold) == ()
     assert worded(Model(model.module), manifold) == ()
     found = counterfactual(model, images)

@@ -532,3 +532,21 @@ def test_a_file_is_no_folder_to_write_to(command: str, digits: list[Path], tmp_p
         assert result.exit_code == 2
         assert message in " ".join(complaints(result)), "said before a model is looked for"
     assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["explain", "x.png", "--fol", "3"], "No such option: --fol"),
+        (["explain", "x.png"], "Missing option '--model' / '-m' (see "),
+        (["explan"], "Did you mean 'explain'?"),
+        (["train", "zoo:mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
+        (["--nothing"], "No such option: --nothing"),
+    ],
+)
+def test_a_wrong_option_is_one_line(given: list[str], message: str) -> None:
+    result = call(*given)
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert message in line
+    assert "--help)" in line

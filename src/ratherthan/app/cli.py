@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """Turns what goes wrong in any command into one line and an exit code: 2, or 130 for Ctrl-C."""
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Parse and run; a wrong option is one line, too, where typer would draw a box."""
+        try:
+            code = super().main(*args, **{**more, "standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
+                raise
+            asked = getattr(error, "ctx", None)
+            where = asked.command_path if asked else "ratherthan"
+            complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:

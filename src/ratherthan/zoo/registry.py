@@ -101,10 +101,10 @@ _garments = partial(_paper, manifold="fashion_mnist_dip")
 _vae = partial(_small, layer="")
 _gan = partial(_small, layer="", mean=(0.5,), std=(0.5,))
 _face = partial(ZooModel, layer="features.9", image_size=(64, 64), fit="crop", mean=(0.5,) * 3, std=(0.25,) * 3)
-_garment = {"sides": "more at the sides", "waist": "wider waist", "length": "longer", "mass": "more material"}
+_garment = {"sides": "broader sides", "waist": "wider waist", "length": "greater length", "mass": "more material"}
 _clothes = {"sides": "longer sleeves", "waist": "wider waist", "length": "longer cut", "mass": "more material"}
 _shoes = {"heel": "higher heel", "mass": "more material"}
-_lesion = {"size": "larger", "roundness": "rounder", "darkness": "darker", "border": "a sharper border"}
+_lesion = {"size": "larger size", "roundness": "rounder shape", "darkness": "darker colour", "border": "sharper border"}
 _large = (64, 64)  # what the CDeepEx paper enlarges digits and garments to
 
 ENTRIES: dict[str, ZooModel] = {

@@ -25,6 +25,9 @@ class Commands(TyperGroup):
         """Parse and run; a wrong option is one line, too, where typer would draw a box."""
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
+        except typer.Abort:
+            complain("stopped by Ctrl-C")
+            code = 130
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
 
 from ratherthan.errors import InputError, unknown
 
 T = TypeVar("T")
+
 Kind = TypeVar("Kind", bound=type)
 
 
@@ -81,3 +88,22 @@ def called(given: object) -> str:
 
 def _a(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def written(value: Any) -> Any:
+    """A setting, and those inside it, fit to be written down: what it is, never its address, which changes."""
+    if hasattr(value, "settings"):
+        return value.settings()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [written(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, partial):
+        return {"function": written(value.func), "with": [written(value.args), written(list(value.keywords.items()))]}
+    if isinstance(value, nn.Module):
+        return type(value).__qualname__
+    if isinstance(value, (str, int, float, bool, type(None), torch.Tensor, dict)):
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)

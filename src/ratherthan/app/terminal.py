@@ -13,7 +13,20 @@ import typer
 
 from ratherthan.errors import InputError
 
-_FILE_ENDINGS = {".html", ".png", ".jpg", ".jpeg", ".pdf", ".svg", ".json", ".csv", ".npz", ".pt", ".safetensors"}
+_PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".pdf", ".svg"}
+_FILES = _PICTURES | {
+    ".html",
+    ".htm",
+    ".json",
+    ".csv",
+    ".txt",
+    ".md",
+    ".npy",
+    ".npz",
+    ".parquet",
+    ".pt",
+    ".safetensors",
+}
 
 
 def say(line: str) -> None:
@@ -96,9 +109,10 @@ def folder(out: Path, files: Iterable[str] = ()) -> Path:
         InputError: If it is a file, or ends like one.
     """
     instead = " or a file ending in " + ", ".join(files) if files else ""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: name a folder{instead}")
-    if out.suffix in _FILE_ENDINGS and not out.is_dir():
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise InputError(f"--out {out}: {there} is a file: name a folder{instead}")
+    if out.suffix.lower() in _FILES and not out.is_dir():
         raise InputError(f"--out {out} ends in {out.suffix}: name a folder{instead}")
     return out
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
-from ratherthan.search.attributes import Attribute
+from ratherthan.registry import Kinds, written
 from ratherthan.search.core import Status
 from ratherthan.search.manifold import Inverted
 
@@ -124,19 +123,6 @@ class CounterfactualMethod(ABC):
         """The settings by name, fit to be written down."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {key: written(value) for key, value in own.items()}
-
-
-def written(value: Any) -> Any:
-    """A setting, and those inside it, fit to be written down."""
-    if isinstance(value, Attribute):
-        return value.settings()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [written(each) for each in value]
-    if isinstance(value, (str, int, float, bool, type(None), Tensor, dict)):
-        return value
-    return getattr(value, "__qualname__", None) or repr(value)  # a function by its name: an address changes every time
 
 
 _METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.registry import called, written
 from ratherthan.search.manifold import Manifold
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class Attribute:
 
     def settings(self) -> dict[str, Any]:
         """What it is, fit to be written down."""
-        function = getattr(self.function, "__qualname__", None) or type(self.function).__name__
-        return {"names": list(self.names), "thresholds": self.thresholds, "function": function}
+        return {"names": list(self.names), "thresholds": self.thresholds, "function": written(self.function)}
 
     def calibrated(self, images: Tensor, quantile: float = 0.25) -> Self:
         """With thresholds from data: an increase counts that exceeds this share of the differences between images.
@@ -102,6 +102,8 @@ def class_attributes(
     if not names and known:
         wanted = asked if asked is not None else [1] if len(known) == 2 else range(len(known))
         names = [known[class_index(each, len(known), known)] for each in wanted]
+    elif not names and asked is not None:
+        names = [f"class {each}" for each in asked]
     return Attribute(function, tuple(names), module=model.module)
 
 
@@ -112,7 +114,7 @@ class LatentCoordinate(Attribute):
     Where a search moves on the same manifold, it is read off the latents themselves, else by the encoder.
 
     Attributes:
-        manifold: The manifold, with an encoder.
+        manifold: The manifold; where latents are not known, it needs an encoder.
         index: Which coordinate, i.
         sign: +1 if more of the concept is a larger z_i, -1 if it is a smaller one.
         range: Between which values of g it means the concept; beyond, it counts as no more.
@@ -156,13 +158,15 @@ def measure(
     return torch.cat(columns, 1) if columns else images.new_zeros(len(images), 0)
 
 
-def described(attributes: Attributes, images: Tensor) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and thresholds of all attributes, numbered where they have no names; learnt from some images."""
+def described(
+    attributes: Attributes, image: Tensor, latent: Tensor | None = None, manifold: Manifold | None = None
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and thresholds of all attributes, numbered where they have none; learnt from one image, (1, C, H, W)."""
     names: list[str] = []
     thresholds: list[float] = []
     for each in map(_attribute, attributes):
         with torch.no_grad():
-            count = each.measure(images[:1]).shape[1]
+            count = each.measure(image, latent, manifold).shape[1]
         names += each.names or [f"attribute {len(names) + k}" for k in range(count)]
         given = each.thresholds
         thresholds += list(given) if isinstance(given, tuple) else [given] * count
@@ -175,4 +179,8 @@ def modules(attributes: Attributes) -> list[nn.Module]:
 
 
 def _attribute(given: Any) -> Attribute:
-    return given if isinstance(given, Attribute) else Attribute(given)
+    if isinstance(given, Attribute):
+        return given
+    if not callable(given):
+        raise InputError(f"an attribute function is a callable or an Attribute, not {called(given)}")
+    return Attribute(given, module=given if isinstance(given, nn.Module) else None)

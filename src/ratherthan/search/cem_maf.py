@@ -57,7 +57,7 @@ class CEMMAF(CounterfactualMethod):
         kappa: By how many logits the new class is to lead. The fast search accepts nothing less; the paper's aims at
             it, and accepts any image of another class. None: 0.1 and 5.
         gamma: Weight of lost attributes; paper only.
-        beta: Weight of the sparsity. None: 1 and 100, by which attributes hardly ever grow.
+        beta: Weight of the sparsity. None: 1; in the paper's preset its 100, with which attributes hardly ever grow.
         eta: Weight of the distance in pixels.
         nu: Weight of the distance in latents.
         sparsity: Of attributes: "all", |g(x)|_1 as in eq. 1, which for latent coordinates pulls towards 0, not towards
@@ -233,7 +233,7 @@ class _Hunt:
         self._verify(logits[:, -1], self.before[self.image] - g)
         missing = self.missing(logits[:, -1], questions, 0.0).clamp_min(0).unsqueeze(1)
         lost = (self.before[self.image] - g).clamp_min(0)
-        names, thresholds = described(self.attributes, self.images)
+        names, thresholds = described(self.attributes, self.images[:1], self.inverted.latents[:1], self.manifold)
         return Answers(
             status=[[each] for each in self.status],
             reason=[[each] for each in self.reason],

@@ -35,7 +35,7 @@ _TRIED = 8  # features tried at once, the best of which is added
 _FEW = 64  # of images with no more features, the two best sets are followed, not one
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
 _PATIENCE = 24  # features added one by one, before ever more are added at a time
-_MANY = 256  # features whose omission is tried in one round; larger parts are not ordered
+_MANY = 256  # of larger parts only the last so many features may be left out, and they are not ordered
 _SINGLY = 64  # of parts with no more features one is left out per round of the ordering, of larger ones a sixteenth
 _VALUES = 2**22  # pixel values that the network is shown at once
 
@@ -53,7 +53,8 @@ class CEMMAFPositive(PertinentPositiveMethod):
 
     `preset="fast"` (default): superpixels are added one by one, the best of the eight that the gradient of the log-odds
     at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that are not
-    needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed least.
+    needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed least;
+    of more than 64 up to a sixteenth at once, and more than 256 keep the order they came in.
 
     Either way the part keeps the fact by construction; in the worst case it is the whole image.
 
@@ -100,11 +101,13 @@ class CEMMAFPositive(PertinentPositiveMethod):
             parts = Parts(images, self._labels(images, samples), no_information(images, off))
         with clean_room(nn.ModuleList([model.module, *modules(self.attributes)])):
             judge = _Judge(model, parts, fact, self)
-            interrupted = False
+            order, interrupted = judge.everything(), False
+            stages = (_relaxed_and_added,) if self.preset == "paper" else (_grown, _pruned, _ordered)
             try:
-                order = _added(judge, _relaxed(judge)) if self.preset == "paper" else _pursued(judge)
+                for stage in stages:
+                    order = stage(judge, order)
             except KeyboardInterrupt:
-                interrupted, order = True, judge.everything()
+                interrupted = True  # what the stages before have left is enough, too
             return judge.answers(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
@@ -137,7 +140,7 @@ class _Judge:
         wanted = (self.kappa if how.preset == "fast" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0
         # no part need do better than the whole image
-        self.wanted = torch.where(self.kept, whole.clamp_max(wanted), wanted)
+        self.wanted = torch.where(self.kept, (whole - _SLACK).clamp(_SLACK, wanted), wanted)
         self.for_nothing = nothing >= self.wanted
 
     def everything(self) -> Order:
@@ -166,7 +169,7 @@ class _Judge:
         masks = self.masks(chosen)
         return self._held(lead(self.logits(masks, at), self.fact[at]), self.risen(masks, at)).cpu()
 
-    def confidence(self, sets: dict[int, Order]) -> dict[int, list[float]]:
+    def log_odds(self, sets: dict[int, Order]) -> dict[int, list[float]]:
         """The log-odds of the fact, for sets of labels of some images."""
         rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
         if not len(rows):
@@ -263,6 +266,11 @@ def odds(logits: Tensor, fact: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
+def _relaxed_and_added(judge: _Judge, order: Order) -> Order:
+    """Rank the features by relaxed masks, and keep as many as it takes; those given where the fact never returns."""
+    return _added(judge, _relaxed(judge), order)
+
+
 def _relaxed(judge: _Judge) -> Tensor:
     """The best relaxed masks (N, S) of ISTA: least |m|_1 among those that lead by kappa, else that keep the fact."""
     how, present = judge.how, judge.parts.present.to(judge.parts.images)
@@ -291,10 +299,10 @@ def _smooth_gradient(judge: _Judge, m: Tensor, c: Tensor) -> tuple[Tensor, Tenso
         return torch.autograd.grad(terms.sum(), leaf)[0], leads.detach()
 
 
-def _added(judge: _Judge, m: Tensor) -> Order:
+def _added(judge: _Judge, m: Tensor, order: Order) -> Order:
     """Features in the order of the mask, as many of them as it takes for the fact to return."""
     ranked = m.masked_fill(~judge.parts.present, -1).argsort(dim=1, descending=True, stable=True).tolist()
-    counts, kept = judge.parts.count.tolist(), judge.everything()
+    counts, kept = judge.parts.count.tolist(), list(order)
     going, start, width = list(range(len(ranked))), 1, _TRIED
     while going:
         asked = [(i, k) for i in going for k in range(start, min(start + width, counts[i] + 1))]
@@ -311,13 +319,9 @@ def _added(judge: _Judge, m: Tensor) -> Order:
 
 
 # ------------------------------------------------------------------------------------------ fast
-def _pursued(judge: _Judge) -> Order:
-    return _ordered(judge, _pruned(judge, _grown(judge)))
-
-
-def _grown(judge: _Judge) -> Order:
-    """Add features until the fact leads: the sets in the order they grew."""
-    kept, counts = judge.everything(), judge.parts.count.tolist()
+def _grown(judge: _Judge, order: Order) -> Order:
+    """Add features until the fact leads: the sets in the order they grew, or those given where it never does."""
+    kept, counts = list(order), judge.parts.count.tolist()
     going: dict[int, Order] = {i: [[]] for i in range(len(kept))}
     while going:
         tried = _extended(judge, going, counts)
@@ -402,19 +406,20 @@ def _without(labels: Sequence[int], gone: Sequence[int]) -> list[int]:
     return [label for label in labels if label not in gone]
 
 
-def _ordered(judge: _Judge, kept: Order) -> Order:
+def _ordered(judge: _Judge, order: Order) -> Order:
     """Features in an order in which every one adds confidence, if there is one; found from the end.
 
     Left out next is the feature that takes least confidence with it but takes some; where each one left out would raise
     the confidence, the one that raises it least. Large sets lose several in a round, as long as each takes some.
     """
+    kept = list(order)
     left = {i: list(labels) for i, labels in enumerate(kept) if 1 < len(labels) <= _MANY}
     tails: dict[int, list[int]] = {i: [] for i in left}
-    present = {i: score[0] for i, score in judge.confidence({i: [labels] for i, labels in left.items()}).items()}
+    present = {i: score[0] for i, score in judge.log_odds({i: [labels] for i, labels in left.items()}).items()}
     while left:
-        alone = judge.confidence({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
+        alone = judge.log_odds({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
         least = {i: _least(labels, alone[i], present[i]) for i, labels in left.items()}
-        together = judge.confidence(
+        together = judge.log_odds(
             {i: [_without(left[i], labels[:k]) for k in range(1, len(labels) + 1)] for i, labels in least.items()}
         )
         for i, labels in least.items():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
 from ratherthan.search.attributes import LatentCoordinate
 from ratherthan.search.manifold import Manifold
@@ -36,7 +37,7 @@ def shape_of(image: Tensor) -> dict[str, float]:
     from skimage import filters, measure, morphology
 
     grey = image.detach().float().mean(0).cpu().numpy()
-    if float(grey.max() - grey.min()) < 1e-6:
+    if not float(grey.max() - grey.min()) > 1e-4:  # NaN, too
         return dict.fromkeys(("size", "roundness", "darkness", "border"), float("nan"))
     dark = grey < filters.threshold_otsu(grey)  # type: ignore[no-untyped-call]
     pieces = measure.label(dark)  # type: ignore[no-untyped-call]
@@ -77,16 +78,17 @@ def garment_of(image: Tensor) -> dict[str, float]:
 
 
 _INK = 0.2  # brightness from which on a pixel is not black
+_ALIKE = 1e-6  # standard deviation of a concept below which pictures are alike in it
 _FELT = 0.1  # standard deviations per unit of a coordinate, below which its effect is not worth a name
 
 
 # ----------------------------------------------------------------------------------------- what latents do
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What each of L latent coordinates does to one concept; NaN where it could not be measured or did not change.
+    """What each of L latent coordinates does to one concept; NaN, in weights 0, where that could not be measured.
 
     Attributes:
-        correlation: (L,) in [-1, 1]: of the concept with the coordinate (Pearson).
+        correlation: (L,) in [-1, 1]: of the concept with the coordinate (Pearson), 0 where it does not change.
         strength: (L,) by how much the concept rises per unit of the coordinate, in standard deviations that the concept
             has among the pictures begun at.
     """
@@ -106,26 +108,40 @@ def effects(
 
     Args:
         manifold: The generative model, of flat latents.
-        latents: (N, L) where to begin, e.g. of encoded images; at least two, not all alike.
+        latents: (N, L) where to begin, e.g. of encoded images, at least two.
         measured: What is measured.
         reach: How far the coordinates go.
-        steps: In how many steps.
+        steps: In how many steps, at least three.
 
     Returns:
-        The effects on each concept.
+        The effects on each concept; their strength is NaN where the pictures begun at are all alike in it.
+
+    Raises:
+        InputError: If there are fewer latents or steps, or they are no vectors.
     """
-    places = torch.linspace(-reach, reach, steps, dtype=latents.dtype, device=latents.device)
-    spread = {name: float(np.nanstd(column)) for name, column in _columns(manifold, latents, measured).items()}
+    if latents.ndim != 2 or len(latents) < 2 or steps < 3:
+        raise InputError(
+            f"effects are measured from at least two latents (N, L) in three steps, not {tuple(latents.shape)}"
+        )
+    with clean_room(manifold.to(latents).module):
+        return _effects(manifold, latents, measured, torch.linspace(-reach, reach, steps).to(latents))
+
+
+def _effects(manifold: Manifold, latents: Tensor, measured: Measure, places: Tensor) -> dict[str, Effect]:
+    spread = {name: np.nanstd(column) for name, column in _columns(manifold, latents, measured).items()}
     found: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in spread}
     for index in range(latents.shape[1]):
-        moved = latents.repeat_interleave(steps, 0)
+        moved = latents.repeat_interleave(len(places), 0)
         moved[:, index] = places.repeat(len(latents))
         for name, column in _columns(manifold, moved, measured).items():
-            lines = [_line(places.double().cpu().numpy(), y) for y in column.reshape(len(latents), steps)]
+            lines = [_line(places.cpu().double().numpy(), y) for y in column.reshape(len(latents), len(places))]
             known = np.array([line for line in lines if line is not None]).reshape(-1, 2)
             found[name].append(known.mean(0) if len(known) else np.full(2, np.nan))
     both = {name: torch.tensor(np.array(rows)) for name, rows in found.items()}
-    return {name: Effect(rows[:, 0], rows[:, 1] / max(spread[name], 1e-12)) for name, rows in both.items()}
+    return {
+        name: Effect(rows[:, 0], rows[:, 1] / (spread[name] if spread[name] > _ALIKE else torch.nan))
+        for name, rows in both.items()
+    }
 
 
 def _columns(manifold: Manifold, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:
@@ -134,10 +150,12 @@ def _columns(manifold: Manifold, latents: Tensor, measured: Measure) -> dict[str
 
 
 def _line(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[float, float] | None:
-    """Correlation and slope; None where y is unknown or stays the same."""
+    """Correlation and slope; None where y is unknown."""
     known = np.isfinite(y)
-    if known.sum() < 3 or np.ptp(y[known]) < 1e-9:
+    if known.sum() < 3:
         return None
+    if np.ptp(y[known]) < 1e-9:
+        return 0.0, 0.0
     return float(np.corrcoef(x[known], y[known])[0, 1]), float(np.polyfit(x[known], y[known], 1)[0])
 
 
@@ -170,12 +188,14 @@ def named(
         if concept.removeprefix("-") not in effects:
             raise InputError(unknown("concept", concept.removeprefix("-"), effects))
     found: list[LatentCoordinate] = []
+    if not words:
+        return ()
     strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
     own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
     for concept, word in words.items():
         effect = effects[concept.removeprefix("-")]
         mine = (own == list(effects).index(concept.removeprefix("-"))) & (effect.correlation.abs() >= least)
-        mine &= effect.strength.abs() >= _FELT
+        mine &= (effect.strength.abs() >= _FELT) & (effect.strength * effect.correlation > 0)
         ranked = effect.strength.nan_to_num(0).abs().masked_fill(~mine, -1).argsort(descending=True, stable=True)
         for index in ranked[: min(most, int(mine.sum()))].tolist():
             up = effect.strength[index] > 0
@@ -200,4 +220,4 @@ def worded(model: Model, manifold: Manifold) -> tuple[LatentCoordinate, ...]:
     entry = zoo.entry_of(model.name)
     words = {} if entry is None else entry.words
     known = {concept: word for concept, word in words.items() if concept.removeprefix("-") in manifold.effects}
-    return named(manifold, manifold.effects, known) if known else ()
+    return named(manifold, manifold.effects, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -238,7 +239,8 @@ class Counterfactual(Result):
         if self.error is not None and self.class_kept is not None:
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:
-            row |= dict(zip(self.attribute_names, self.attributes[i, q, r].tolist(), strict=True))
+            for name, value in zip(self.attribute_names, self.attributes[i, q, r].tolist(), strict=True):
+                row[next(n for k in count(1) if (n := name if k == 1 else f"{name} ({k})") not in row)] = value
         return row
 
     # ----------------------------------------------------------------------------------------- showing it

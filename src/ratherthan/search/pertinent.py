@@ -16,9 +16,9 @@ from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
+from ratherthan.registry import Kinds, written
 from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
-from ratherthan.search.answers import Report, written
+from ratherthan.search.answers import Report
 from ratherthan.search.core import Status
 
 if TYPE_CHECKING:

@@ -202,8 +202,8 @@ class _Run:
         if self.entry.measure is None:
             return {}
         self.network.eval()
-        manifold = Manifold(self.network, self.network.latents)  # type: ignore[arg-type]
-        latents = manifold.encode(self._normalised(self.held_out(_TRAVERSED)))
+        manifold = Manifold(self.network, self.network.latents, scale=self.entry.scale)  # type: ignore[arg-type]
+        latents = manifold.encode(self.held_out(_TRAVERSED).to(self.device))
         found = effects(manifold, latents, self.entry.measure)
         return {
             name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]

@@ -281,7 +281,7 @@ def test_what_latents_do_is_measured() -> None:
 def test_a_coordinate_has_the_name_of_what_it_moves_most() -> None:
     manifold = Manifold(_Discs(), 3)
     one, most, less = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([2.0, -3.0, 0.05]), torch.tensor([1.0, 4.0, 0.01])
-    found = {"size": Effect(one, most), "darkness": Effect(-one, less)}
+    found = {"size": Effect(one, most), "darkness": Effect(-one, -less)}
     told = [(each.index, each.names[0]) for each in named(manifold, found, {"size": "larger", "darkness": "darker"})]
     assert told == [(0, "larger"), (1, "darker")], "the third is not felt"
     assert [each.index for each in named(manifold, found, {"size": "larger"})] == [0], "the second is darkness"

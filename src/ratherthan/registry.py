@@ -92,10 +92,10 @@ def _a(kind: str) -> str:
 
 def written(value: Any) -> Any:
     """A setting, and those inside it, fit to be written down: what it is, never its address, which changes."""
-    if hasattr(value, "settings"):
-        return value.settings()
+    if callable(settings := getattr(value, "settings", None)):
+        return settings()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return written_fields(value)
     if isinstance(value, (list, tuple)):
         return [written(each) for each in value]
     if isinstance(value, np.ndarray):
@@ -107,3 +107,8 @@ def written(value: Any) -> Any:
     if isinstance(value, (str, int, float, bool, type(None), torch.Tensor, dict)):
         return value
     return getattr(value, "__qualname__", None) or repr(value)
+
+
+def written_fields(thing: Any) -> dict[str, Any]:
+    """The settings of a dataclass by name, fit to be written down."""
+    return {f.name: written(getattr(thing, f.name)) for f in dataclasses.fields(thing)}

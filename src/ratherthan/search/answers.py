@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ratherthan.model import Model
-from ratherthan.registry import Kinds, written
+from ratherthan.registry import Kinds, written_fields
 from ratherthan.search.core import Status
 from ratherthan.search.manifold import Inverted
 
@@ -121,8 +120,7 @@ class CounterfactualMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, fit to be written down."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {key: written(value) for key, value in own.items()}
+        return written_fields(self)
 
 
 _METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")

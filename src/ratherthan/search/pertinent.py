@@ -16,7 +16,7 @@ from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import Kinds, written
+from ratherthan.registry import Kinds, written_fields
 from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
 from ratherthan.search.answers import Report
 from ratherthan.search.core import Status
@@ -100,8 +100,7 @@ class PertinentPositiveMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, fit to be written down."""
-        own: dict[str, Any] = written(self)
-        return own
+        return written_fields(self)
 
 
 _METHODS: Kinds[PertinentPositiveMethod] = Kinds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from ratherthan.errors import InputError
 from ratherthan.loading import load
 from ratherthan.model import Model
-from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes
+from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, modules
 from ratherthan.search.cem_maf import CEMMAF, _Hunt
 from ratherthan.search.complete import complete
 from ratherthan.search.concepts import Effect, effects, garment_of, named, shape_of, worded
 from ratherthan.search.core import Schedule
 from ratherthan.search.counterfactual import counterfactual
-from ratherthan.search.manifold import Manifold
+from ratherthan.search.manifold import Inversion, Manifold
 
 LATENTS, PIXELS, CLASSES = 4, 12, 3
 
@@ -280,14 +281,73 @@ def test_what_latents_do_is_measured() -> None:
 
 def test_a_coordinate_has_the_name_of_what_it_moves_most() -> None:
     manifold = Manifold(_Discs(), 3)
-    one, most, less = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([2.0, -3.0, 0.05]), torch.tensor([1.0, 4.0, 0.01])
+    one, most, less = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([2.0, 3.0, 0.05]), torch.tensor([1.0, 4.0, 0.01])
     found = {"size": Effect(one, most), "darkness": Effect(-one, -less)}
     told = [(each.index, each.names[0]) for each in named(manifold, found, {"size": "larger", "darkness": "darker"})]
     assert told == [(0, "larger"), (1, "darker")], "the third is not felt"
     assert [each.index for each in named(manifold, found, {"size": "larger"})] == [0], "the second is darkness"
-    twice = {"size": Effect(one, torch.tensor([2.0, -3.0, 1.0]))}
+    twice = {"size": Effect(one * torch.tensor([1, -1, 1]), torch.tensor([2.0, -3.0, 1.0]))}
     assert [each.index for each in named(manifold, twice, {"size": "larger"}, most=2)] == [1, 0]
     assert named(manifold, twice, {"size": "larger"}, most=1)[0].sign == -1
+    turned = {"size": Effect(one, torch.tensor([2.0, -3.0, 1.0]))}
+    assert [each.index for each in named(manifold, turned, {"size": "larger"})] == [0, 2], "z1 now rises, now falls"
+    assert named(manifold, {}, {}) == ()
+
+
+def test_effects_are_measured_in_evaluation_mode_and_only_where_pictures_differ() -> None:
+    trained = nn.Sequential(nn.Linear(3, 36), nn.BatchNorm1d(36), nn.Sigmoid(), nn.Unflatten(1, (1, 6, 6)))
+    before = trained[1].running_mean.clone()
+    found = effects(Manifold(trained, 3), torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), garment_of)
+    assert torch.equal(trained[1].running_mean, before)
+    assert trained[1].training
+    assert found["mass"].strength.isfinite().all()
+    alike = effects(Manifold(_Discs(), 3), torch.zeros(2, 3))
+    assert alike["size"].strength.isnan().all(), "there is no spread to compare with"
+    assert alike["size"].correlation[0] > 0.95
+    for latents in (torch.zeros(1, 3), torch.zeros(4, 3, 1, 1)):
+        with pytest.raises(InputError, match="at least two latents"):
+            effects(Manifold(_Discs(), 3), latents)
+    nearly = torch.full((1, 8, 8), 0.5)
+    nearly[0, 0, 0] += 2e-6
+    assert all(value != value for picture in (nearly, nearly * torch.nan) for value in shape_of(picture).values())
+
+
+def test_coordinates_of_a_manifold_without_an_encoder_are_attributes_too() -> None:
+    model, _, images = _problem()
+    generator = nn.Sequential(nn.Linear(LATENTS, PIXELS), nn.Sigmoid(), nn.Unflatten(1, images.shape[1:])).double()
+    manifold = Manifold(generator, LATENTS)
+    more = LatentCoordinate(manifold=manifold, index=1, names=("more",))
+    found = counterfactual(model, images[:1], method=CEMMAF(manifold, (more,), inversion=Inversion(largest_error=9.0)))
+    assert found.attribute_names == ("more",)
+    torch.testing.assert_close(found.attributes[0, 0, 0, 0], found.latents[0, 0, 0, 1].clamp(-3, 3))
+
+
+def test_attributes_of_one_name_have_columns_of_their_own() -> None:
+    model, manifold, images = _problem()
+    both = tuple(LatentCoordinate(manifold=manifold, index=i, names=(name,)) for i, name in enumerate("aa"))
+    same = LatentCoordinate(manifold=manifold, index=2, names=("distance",))
+    found = counterfactual(model, images[:1], method=_how(manifold, attributes=(*both, same)))
+    row = found.to_frame().iloc[0]
+    assert [row["a"], row["a (2)"], row["distance (2)"]] == found.attributes[0, 0, 0].tolist()
+    assert row["distance"] == found.distance[0, 0, 0].item()
+
+
+def test_settings_tell_attribute_functions_apart() -> None:
+    model, manifold, _ = _problem()
+    bare = Model(model.module)
+    pairs = [
+        (class_attributes(bare, [0]), class_attributes(bare, [2])),
+        (partial(torch.sum, dim=1), partial(torch.sum, dim=2)),
+        (LatentCoordinate(manifold=manifold, index=0), LatentCoordinate(manifold=manifold, index=0, sign=-1)),
+    ]
+    for one, other in pairs:
+        first, second, again = (_how(manifold, attributes=(each,)).settings() for each in (one, other, one))
+        assert str(first) != str(second)
+        assert str(first) == str(again)
+        assert "0x" not in str(first), "an address changes every time"
+    assert modules([model.module]) == [model.module]
+    with pytest.raises(InputError, match="an attribute function is a callable"):
+        modules([3])  # type: ignore[list-item]
 
 
 def test_a_garment_is_measured() -> None:

@@ -184,26 +184,28 @@ def named(
     Raises:
         InputError: If a concept was not measured.
     """
-    for concept in words:
-        if concept.removeprefix("-") not in effects:
-            raise InputError(unknown("concept", concept.removeprefix("-"), effects))
-    found: list[LatentCoordinate] = []
-    if not words:
+    wanted = [
+        (concept.removeprefix("-"), -1 if concept.startswith("-") else 1, word) for concept, word in words.items()
+    ]
+    for concept, _, _ in wanted:
+        if concept not in effects:
+            raise InputError(unknown("concept", concept, effects))
+    if not wanted:
         return ()
     strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
     own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
-    for concept, word in words.items():
-        effect = effects[concept.removeprefix("-")]
-        mine = (own == list(effects).index(concept.removeprefix("-"))) & (effect.correlation.abs() >= least)
-        mine &= (effect.strength.abs() >= _FELT) & (effect.strength * effect.correlation > 0)
-        ranked = effect.strength.nan_to_num(0).abs().masked_fill(~mine, -1).argsort(descending=True, stable=True)
+    found: list[LatentCoordinate] = []
+    for concept, direction, word in wanted:
+        row, effect = list(effects).index(concept), effects[concept]
+        steady = (effect.correlation.abs() >= least) & (effect.correlation * effect.strength > 0)
+        mine = (own == row) & steady & (strengths[row] >= _FELT)
+        ranked = strengths[row].masked_fill(~mine, -1).argsort(descending=True, stable=True)
         for index in ranked[: min(most, int(mine.sum()))].tolist():
-            up = effect.strength[index] > 0
             evidence = (
-                f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept.removeprefix('-')}, "
+                f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept}, "
                 f"{effect.strength[index]:+.2f} standard deviations per unit"
             )
-            sign = 1 if up != concept.startswith("-") else -1
+            sign = direction if effect.strength[index] > 0 else -direction
             found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,), evidence=evidence))
     return tuple(found)
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ratherthan import zoo
+from ratherthan import data, zoo
 from ratherthan.app.cli import app
 from ratherthan.errors import InputError, ModelError
+from ratherthan.search.concepts import effects, garment_of
 from ratherthan.search.manifold import Manifold
 from ratherthan.zoo.gan import AdversarialRecipe, Adversaries, Generator, critic
 from ratherthan.zoo.recipes import RECIPES
@@ -237,11 +238,23 @@ def test_dense_layers_stand_between_pixels_and_latents() -> None:
 
 @pytest.mark.parametrize("name", [entry.name for entry in MANIFOLDS.values() if entry.shipped])
 def test_shipped_manifolds_rebuild_held_out_images(data_root: Path, name: str) -> None:
-    from ratherthan import data
-
     manifold = Manifold.load(f"zoo:{name}")
     test = data.load(name.removesuffix("_vae"), data_root, "test")
     images = torch.stack([test[index][0] for index in range(0, len(test), 100)])
     with torch.no_grad():
         error = (manifold.decode(manifold.encode(images)) - images).square().mean().sqrt()
     assert error < 0.13  # the mean of these images is off by twice as much
+
+
+def test_training_measures_what_the_latents_do(data_root: Path, tmp_path: Path) -> None:
+    out = train("zoo:fashion_mnist_vae", data_root, tmp_path, epochs=1, limit=8)
+    card = json.loads(out.with_suffix(".json").read_text())
+    found = Manifold.load("fashion_mnist_vae", out).effects
+    assert list(found) == list(card["effects"]) == ["sides", "waist", "length", "heel", "mass"]
+    torch.testing.assert_close(found["mass"].strength, torch.tensor(card["effects"]["mass"][1], dtype=torch.float64))
+    test = data.load("fashion_mnist", data_root, "test").subset(range(8))
+    manifold = Manifold.load("fashion_mnist_vae", out)
+    images = torch.stack([image for image, _ in test])
+    again = effects(manifold, manifold.encode(images).detach(), garment_of)
+    torch.testing.assert_close(again["mass"].correlation.nan_to_num(0), found["mass"].correlation, atol=2e-3, rtol=0)
+    assert "What its latents move" in out.with_suffix(".md").read_text()

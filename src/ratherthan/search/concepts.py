@@ -77,6 +77,8 @@ def garment_of(image: Tensor) -> dict[str, float]:
     }
 
 
+MEASURES: dict[str, Measure] = {"shape": shape_of, "garment": garment_of}
+
 _INK = 0.2  # brightness from which on a pixel is not black
 _ALIKE = 1e-6  # standard deviation of a concept below which pictures are alike in it
 _FELT = 0.1  # standard deviations per unit of a coordinate, below which its effect is not worth a name

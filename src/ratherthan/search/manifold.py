@@ -82,12 +82,14 @@ class Manifold:
             InputError: If there is none of this name.
             ModelError: If its weights cannot be read.
         """
+        from ratherthan.search.concepts import Effect
         from ratherthan.zoo import registry as zoo
 
         entry = zoo.get(name, zoo.MANIFOLDS)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
-        made.effects = zoo.effects(entry, weights)
+        told = zoo.effects(entry, weights)
+        made.effects = {name: Effect(*torch.tensor(rows, dtype=torch.float64)) for name, rows in told.items()}
         return made
 
     @classmethod

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
-from ratherthan.search.concepts import Effect, Measure, garment_of, shape_of
 from ratherthan.zoo.gan import Generator
 from ratherthan.zoo.iqa import DIQaM
 from ratherthan.zoo.papers import digit_network, face_network, garment_network
@@ -48,7 +47,8 @@ class ZooModel:
         manifold: Name of the generative model that fits its images, or None.
         words: What more of a concept is called in answers, by the names of the manifold's concepts; "-" before a name:
             less of it.
-        measure: Of a generative model: how the concepts of a picture are measured, or None.
+        measure: Of a generative model: how the concepts of a picture are measured, by its name in
+            `search.concepts.MEASURES`, or None.
         output: "value" for a network that gives one number.
         own: Whether it is trained on somebody's own images, whose size and colour its weights then tell.
     """
@@ -66,7 +66,7 @@ class ZooModel:
     recipe: str | None = None
     manifold: str | None = None
     words: Mapping[str, str] = field(default_factory=dict)
-    measure: Measure | None = None
+    measure: str | None = None
     output: Literal["logits", "value"] = "logits"
     own: bool = False
 
@@ -179,9 +179,9 @@ MANIFOLDS: dict[str, ZooModel] = {
         _vae(
             "mnist_vae_64", partial(dense_vae, (784, 400), 120, (400, 784), 64), image_size=_large, recipe="mnist_vae"
         ),
-        _vae("fashion_mnist_vae", convolutional_vae, shipped=True, recipe="fashion_mnist_vae", measure=garment_of),
-        _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip", measure=garment_of),
-        _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2", measure=garment_of),
+        _vae("fashion_mnist_vae", convolutional_vae, shipped=True, recipe="fashion_mnist_vae", measure="garment"),
+        _vae("fashion_mnist_dip", _table_4, recipe="fashion_mnist_dip", measure="garment"),
+        _vae("fashion_mnist_dip2", _table_4, recipe="fashion_mnist_dip2", measure="garment"),
         ZooModel(
             "ham10000_dip",
             _table_3,
@@ -191,7 +191,7 @@ MANIFOLDS: dict[str, ZooModel] = {
             (0.0,) * 3,
             (1.0,) * 3,
             recipe="ham10000_dip",
-            measure=shape_of,
+            measure="shape",
         ),
         _gan("mnist_gan", partial(Generator, 200, 32, 28), recipe="mnist_gan"),
         _gan("fashion_mnist_gan", partial(Generator, 200, 32, 28), recipe="fashion_mnist_gan"),
@@ -309,7 +309,7 @@ def class_names(entry: ZooModel, path: str | Path | None = None) -> tuple[str, .
     return tuple(_written(entry, path, "class_names") or ())
 
 
-def effects(entry: ZooModel, path: str | Path | None = None) -> dict[str, Effect]:
+def effects(entry: ZooModel, path: str | Path | None = None) -> dict[str, list[list[float]]]:
     """What was measured of the latents of a generative model, as written in its weights.
 
     Args:
@@ -317,10 +317,10 @@ def effects(entry: ZooModel, path: str | Path | None = None) -> dict[str, Effect
         path: Its weights; by default those that ship in the package.
 
     Returns:
-        For each concept its effects (see `search.concepts.effects`); empty where nothing was measured.
+        For each concept two lists over the latents, correlations and strengths (see `search.concepts.Effect`); empty
+        where nothing was measured.
     """
-    found = _written(entry, path, "effects") or {}
-    return {name: Effect(*(torch.tensor(row, dtype=torch.float64) for row in rows)) for name, rows in found.items()}
+    return dict(_written(entry, path, "effects") or {})
 
 
 def _written(entry: ZooModel, path: str | Path | None, key: str) -> Any:

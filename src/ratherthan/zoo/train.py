@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.errors import InputError, first_line
-from ratherthan.search.concepts import effects
+from ratherthan.search.concepts import MEASURES, effects
 from ratherthan.search.manifold import Manifold
 from ratherthan.zoo.recipes import Recipe, recipe
 from ratherthan.zoo.registry import ENTRIES, MANIFOLDS, ZooModel, get, read_weights
@@ -204,7 +204,7 @@ class _Run:
         self.network.eval()
         manifold = Manifold(self.network, self.network.latents, scale=self.entry.scale)  # type: ignore[arg-type]
         latents = manifold.encode(self.held_out(_TRAVERSED).to(self.device))
-        found = effects(manifold, latents, self.entry.measure)
+        found = effects(manifold, latents, MEASURES[self.entry.measure])
         return {
             name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]
             for name, each in found.items()

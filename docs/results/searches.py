@@ -294,10 +294,10 @@ def negatives(place: Place) -> None:
     ]
     write("negatives", negatives, "What must stay absent: pertinent negatives", pages)
     for file, shown in (("negatives", sheets[:2]), ("negatives-lesions", sheets[2:])):
-        figure = Figure((7.5 * len(shown), 11), layout="constrained")
+        figure = Figure((9 * len(shown), 13), layout="constrained")
         for part, (name, found, enough) in zip(figure.subfigures(1, len(shown), squeeze=False)[0], shown, strict=True):
             gallery(part, name, found, enough)
-        figure.savefig(HERE / f"{file}.png", dpi=70)
+        figure.savefig(HERE / f"{file}.png", dpi=75)
 
 
 def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:
@@ -314,24 +314,22 @@ def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:
 def gallery(figure: Any, name: str, negative: list[rt.Counterfactual], positive: list[rt.PertinentPositive]) -> None:
     """A row for each image: itself, the negatives and the positives of both methods."""
     figure.suptitle(name)
-    count = len(negative[0])
-    for row, axes in enumerate(figure.subplots(count, 5, squeeze=False)):
-        near = negative[0]
-        added = "\n".join(f"+ {each}" for each in near.added(row)) or "no attribute added"
-        titles = (
-            (near.images[row], f"{label(near, near.fact[row, 0])}"),
-            *((each.example[row], f"{label(each, each.reached[row, 0, 0])} ({each.method})") for each in negative),
-            *(
-                (each.example[row], f"{each.features[row]} of {each.feature_count[row]} ({each.method})")
-                for each in positive
-            ),
-        )
-        for column, (panel, (shown, title)) in enumerate(zip(axes, titles, strict=True)):
-            panel.imshow(shown.permute(1, 2, 0).squeeze(2).clamp(0, 1).cpu(), cmap="gray", vmin=0, vmax=1)
-            panel.set_title(title, fontsize=7)
+    near = negative[0]
+    for row, axes in enumerate(figure.subplots(len(near), 5, squeeze=False)):
+        added = [", ".join(f"+ {each}" for each in near.added(row)), ""]
+        shown = [(near.images[row], f"{label(near, near.fact[row, 0])}\n")]
+        shown += [
+            (each.example[row], f"{label(each, each.reached[row, 0, 0])} ({each.method})\n{words}")
+            for each, words in zip(negative, added, strict=True)
+        ]
+        shown += [
+            (each.example[row], f"{each.features[row]} of {each.feature_count[row]} ({each.method})\n")
+            for each in positive
+        ]
+        for panel, (picture, title) in zip(axes, shown, strict=True):
+            panel.imshow(picture.permute(1, 2, 0).squeeze(2).clamp(0, 1).cpu(), cmap="gray", vmin=0, vmax=1)
+            panel.set_title(title, fontsize=6.5)
             panel.set_axis_off()
-            if column == 1:
-                panel.text(0.02, 0.02, added, fontsize=6, color="yellow", transform=panel.transAxes)
 
 
 def label(found: rt.Counterfactual, index: torch.Tensor) -> str:

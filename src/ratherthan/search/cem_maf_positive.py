@@ -132,6 +132,8 @@ class _Judge:
     def __init__(self, model: Model, parts: Parts, fact: Tensor, how: CEMMAFPositive) -> None:
         self.model, self.parts, self.fact, self.how, self.evaluations = model, parts, fact, how, 0
         self.rows = torch.arange(len(fact), device=fact.device)
+        most = 128 if fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
+        self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
         with torch.no_grad():
             self.before = measure(how.attributes, parts.images)
         whole = lead(self.logits(parts.present.to(parts.images), self.rows), fact)
@@ -158,8 +160,7 @@ class _Judge:
     def logits(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of parts, (M, S) of images `rows` (M,) to (M, classes)."""
         self.evaluations += len(masks)
-        at_once = max(8, min(256, _VALUES // self.parts.images[0].numel()))
-        pieces = zip(torch.split(masks, at_once), torch.split(rows, at_once), strict=True)
+        pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
         return torch.cat([self.model.logits(self.parts.render(*piece)) for piece in pieces])
 
     @torch.no_grad()
@@ -198,9 +199,8 @@ class _Judge:
     def gradient(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of the score, (M, S)."""
         self.evaluations += len(masks)
-        at_once = max(8, min(256, _VALUES // self.parts.images[0].numel()))
         gradients = []
-        for some, at in zip(torch.split(masks, at_once), torch.split(rows, at_once), strict=True):
+        for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
                 score = odds(self.model.logits(self.parts.render(leaf, at)), self.fact[at])

@@ -527,7 +527,11 @@ def test_mistakes_in_long_jobs_are_one_line(arguments: list[str], message: str, 
 def test_a_file_is_no_folder_to_write_to(command: str, digits: list[Path], tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("mine")
-    for out, message in ((taken, "is a file: name a folder"), (tmp_path / "x.pdf", "ends in .pdf: name a folder")):
+    for out, message in (
+        (taken, "is a file: name a folder"),
+        (taken / "sub", "is a file: name a folder"),
+        (tmp_path / "x.PDF", "ends in .PDF: name a folder"),
+    ):
         result = call(command, digits[0], "-m", "zoo:nothing", "--out", out)
         assert result.exit_code == 2
         assert message in " ".join(complaints(result)), "said before a model is looked for"

@@ -250,3 +250,14 @@ def test_wrong_settings_are_refused() -> None:
         CEMMAFPositive(preset="fats")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one class"):
         pertinent_positive(_network(), torch.rand(1, 1, 6, 8, dtype=torch.float64), fact=[0, 1])
+
+
+def test_a_margin_beyond_the_whole_image_is_the_same_in_every_batch() -> None:
+    model = Model(_network().module.float(), channels=1)
+    images = _images(_network(), 8).float()
+    how = CEMMAFPositive(superpixels=GRID, kappa=50.0)
+    together = pertinent_positive(model, images, method=how)
+    for i in range(8):
+        alone = pertinent_positive(model, images[i : i + 1], method=how)
+        assert torch.equal(alone.mask[0], together.mask[i])
+        assert "the whole image" in alone.reason[0]

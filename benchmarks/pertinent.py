@@ -56,9 +56,8 @@ def main() -> None:
     images = torch.stack([data[i * EVERY][0] for i in range(options.images)])
     few = images[: options.paper]
 
-    even = CEMMAF(attributes=(), schedule=Schedule(rounds=4, steps=20, settle=0.0), retries=0).prepared(
-        model
-    )  # equal iterations
+    equal_iterations = Schedule(rounds=4, steps=20, settle=0.0)
+    even = CEMMAF(attributes=(), schedule=equal_iterations, retries=0).prepared(model)
     batching("negatives", images, lambda some: counterfactual(model, some, method=even))
     batching("positives", images, lambda some: pertinent_positive(model, some, batch_size=64))
 

@@ -20,6 +20,7 @@ from ratherthan.search.concepts import Effect, effects, garment_of, named, shape
 from ratherthan.search.core import Schedule
 from ratherthan.search.counterfactual import counterfactual
 from ratherthan.search.manifold import Inversion, Manifold
+from stopping import Stopped
 
 LATENTS, PIXELS, CLASSES = 4, 12, 3
 
@@ -382,19 +383,11 @@ def test_a_zoo_model_has_words_for_what_its_manifold_was_seen_to_do() -> None:
 @pytest.mark.parametrize("preset", ["fast", "paper"])
 def test_ctrl_c_in_an_inversion_ends_the_whole(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, manifold, images = _problem()
-    calls, decode = 0, Manifold.decode
-
-    def stopped(self: Manifold, z: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 30:
-            raise KeyboardInterrupt
-        return decode(self, z)
-
-    monkeypatch.setattr(Manifold, "decode", stopped)
+    stopped = Stopped()
+    monkeypatch.setattr(Manifold, "decode", stopped.at_call(30, Manifold.decode))
     how = counterfactual(model, images, method=_how(manifold, preset=preset))
     assert how.interrupted
-    assert calls < 60, "no search followed"
+    assert stopped.calls < 60, "no search followed"
     assert how.reason[0] == "not found: interrupted before it began"
 
 

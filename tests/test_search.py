@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ratherthan.errors import InputError
 from ratherthan.search.core import Outcome, Problem, Schedule, Status, Terms, noise, search
+from stopping import Stopped
 
 FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.65, tolerance=1e-6, settle=0.0, largest_penalty=100)
 
@@ -161,16 +162,8 @@ def test_a_point_that_fails_the_fresh_pass_is_not_called_found() -> None:
 
 
 def test_an_interrupt_returns_the_best_so_far() -> None:
-    problem, calls = LinearBoundary(), 0
-
-    def stopped(z: Tensor, rows: Tensor) -> Terms:
-        nonlocal calls
-        calls += 1
-        if calls == 300:
-            raise KeyboardInterrupt
-        return problem(z, rows)
-
-    found = search(stopped, problem.start, Schedule(settle=0.0))
+    problem = LinearBoundary()
+    found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(settle=0.0))
     assert found.interrupted
     assert Status.FOUND in found.status
     assert any("interrupted" in reason for reason in found.reason)

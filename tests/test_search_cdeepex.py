@@ -14,6 +14,7 @@ from ratherthan.attribution.explaining import explain
 from ratherthan.errors import InputError, ModelError
 from ratherthan.model import Model
 from ratherthan.search import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert
+from stopping import Stopped
 
 FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.7, tolerance=1e-6, settle=0.0, largest_penalty=100)
 EXACT = Inversion(schedule=Schedule(rounds=8, steps=50, rate=0.2, decay=0.5, settle=0.0))
@@ -315,17 +316,9 @@ def test_a_small_penalty_finds_nothing_and_says_so_and_retries_raise_it(
 def test_ctrl_c_in_an_inversion_ends_the_whole(
     model: Model, manifold: Manifold, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, decode = 0, Manifold.decode
-
-    def stopped(self: Manifold, z: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 30:
-            raise KeyboardInterrupt
-        return decode(self, z)
-
-    monkeypatch.setattr(Manifold, "decode", stopped)
+    stopped = Stopped()
+    monkeypatch.setattr(Manifold, "decode", stopped.at_call(30, Manifold.decode))
     how = counterfactual(model, images, method=CDeepEx(manifold))
     assert how.interrupted
-    assert calls < 60, "no search followed"
+    assert stopped.calls < 60, "no search followed"
     assert how.reason[0] == "not found: interrupted before it began"

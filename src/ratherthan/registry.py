@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from functools import partial
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
-
-import numpy as np
-import torch
-from torch import nn
 
 from ratherthan.errors import InputError, unknown
 
 T = TypeVar("T")
-
 Kind = TypeVar("Kind", bound=type)
 
 
@@ -90,25 +84,13 @@ def _a(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def written(value: Any) -> Any:
-    """A setting, and those inside it, fit to be written down: what it is, never its address, which changes."""
-    if callable(settings := getattr(value, "settings", None)):
-        return settings()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return written_fields(value)
-    if isinstance(value, (list, tuple)):
-        return [written(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, partial):
-        return {"function": written(value.func), "with": [written(value.args), written(list(value.keywords.items()))]}
-    if isinstance(value, nn.Module):
-        return type(value).__qualname__
-    if isinstance(value, (str, int, float, bool, type(None), torch.Tensor, dict)):
-        return value
-    return getattr(value, "__qualname__", None) or repr(value)
+def unused(name: str, taken: Callable[[str], bool], numbered: str) -> str:
+    """The name, or the first numbered form of it that is not taken.
 
-
-def written_fields(thing: Any) -> dict[str, Any]:
-    """The settings of a dataclass by name, fit to be written down."""
-    return {f.name: written(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+    Args:
+        name: The name.
+        taken: Whether a name is.
+        numbered: How one is numbered, from 2 on, e.g. "{}-{}".
+    """
+    names = itertools.chain([name], (numbered.format(name, number) for number in itertools.count(2)))
+    return next(each for each in names if not taken(each))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ratherthan.app.terminal import check_device, complain, folder, numbers, pairs, progress, say, warn, words
+from ratherthan.app.terminal import check_device, complain, numbers, pairs, progress, say, target, warn, words
 from ratherthan.errors import InputError, RatherThanError
 
 if TYPE_CHECKING:
@@ -188,12 +188,12 @@ def explain(
     from ratherthan.app import explaining
     from ratherthan.app.images import find
 
-    target = folder(Path("explained") if out is None else out) if out is not None or not as_json else None
+    folder = target(out, "explained", as_json)
     subject = _load(model, weights, class_names, mean, std, size, output, device)
     chosen = pairs(settings) | ({"layer": layer} if layer is not None else {})
     asked = explaining.asked(subject, fact, foil, method, chosen, contrast)
     paths, failures = find(images)
-    answers = explaining.Answers(asked, target, failures)
+    answers = explaining.Answers(asked, folder, failures)
     stopped = False
     with progress("explaining", len(paths)) as finished:
         try:
@@ -285,15 +285,15 @@ def counterfactual(
     from ratherthan.app import searching
     from ratherthan.app.images import find
 
-    target = searching.target(out, as_json)
+    place = target(out, "changed", as_json, one_file=True)
     subject = _load(model, weights, class_names, mean, std, size, output, device)
     given = pairs(settings) | {k: v for k, v in (("restarts", restarts), ("seed", seed)) if v is not None}
     chosen = searching.configured(method, given, manifold, manifold_weights, subject)
     paths, failures = find(images)
     with progress("searching", len(paths)) as finished:
         search = searching.run(subject, paths, failures, (fact, foil), chosen, batch_size, finished)
-    if target is not None:
-        searching.write(search, target)
+    if place is not None:
+        searching.write(search, place)
     if as_json:
         say(searching.as_json(search))
     else:
@@ -371,7 +371,7 @@ def pertinent_positive(
     from ratherthan.app import pertinent
     from ratherthan.app.images import find
 
-    targets = pertinent.targets(out, as_json)
+    targets = pertinent.files(target(out, "enough", as_json, one_file=True))
     subject = _load(model, weights, class_names, mean, std, size, output, device)
     chosen = pertinent.configured(method, pairs(settings), superpixels, count, off)
     paths, failures = find(images)

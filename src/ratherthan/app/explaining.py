@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratherthan.app.images import FIGURE, Failure, read_all
+from ratherthan.app.images import FIGURE, Failure, read_all, unused_stem
 from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.method import get_method
@@ -167,17 +167,9 @@ class Answers:
                 row = slice(i, i + 1)
                 single = [rebuilt([each], lambda v, row=row: v[0][row], each.names[row]) for each in self._batches[-1]]  # type: ignore[misc]
                 cases = to_cases([likeliest(each, SHOWN) for each in single])
-                target = self.out / (self._stem(path) + FIGURE)
+                target = self.out / (unused_stem(printable(path.stem), self._stems) + FIGURE)
                 self.files.append(write_atomically(target, [figure_png(figure(cases))]))
             finished(1)
-
-    def _stem(self, path: Path) -> str:
-        """A name for the figure that no other figure of this run has, on any file system."""
-        stem, number = printable(path.stem), 1
-        while (name := stem if number == 1 else f"{stem}-{number}").casefold() in self._stems:
-            number += 1
-        self._stems.add(name.casefold())
-        return name
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:

@@ -14,6 +14,7 @@ from ratherthan.app.terminal import printable
 from ratherthan.data import CorruptImage, open_image
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.registry import unused
 
 FIGURE, ALTERED = ".why.png", ".how.png"
 """How the figures that are written end; a folder that holds both is searched for images without them."""
@@ -52,6 +53,13 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
             failures.append(Failure(printable(pattern), reason))
         found |= dict.fromkeys(files)
     return list(found), failures
+
+
+def unused_stem(stem: str, taken: set[str]) -> str:
+    """A name for a figure that no other figure of this run has, on any file system; from now on it is taken."""
+    free = unused(stem, lambda name: name.casefold() in taken, "{}-{}")
+    taken.add(free.casefold())
+    return free
 
 
 def read_all(

@@ -12,7 +12,7 @@ import torch
 
 from ratherthan.app.explaining import check_settings, classes, finite
 from ratherthan.app.images import Failure, read_all
-from ratherthan.app.terminal import folder, printable
+from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.pertinent import (
@@ -22,8 +22,6 @@ from ratherthan.search.pertinent import (
     pertinent_positive,
 )
 from ratherthan.search.superpixels import USUAL_COUNT, Superpixels
-
-FILES = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 
 
 def configured(
@@ -73,18 +71,17 @@ def run(
     return dataclasses.replace(found, names=tuple(printable(str(path)) for path in names[: len(found)]))
 
 
-def targets(out: Path | None, as_json: bool) -> list[Path]:
-    """The files to write: the one that is named, else all kinds in a folder."""
-    if out is not None and out.suffix in FILES and not out.is_dir():
-        return [out]
-    where = Path("enough") if out is None and not as_json else out
-    return [] if where is None else [folder(where, FILES) / f"enough{ending}" for ending in FILES]
+def files(out: Path | None) -> list[Path]:
+    """The files to write: the one that is named, or all kinds in a folder; none where nothing is named."""
+    if out is None or is_one_file(out):
+        return [] if out is None else [out]
+    return [out / f"enough{ending}" for ending in KINDS]
 
 
 def summary(found: PertinentPositive, files: Sequence[Path]) -> list[str]:
     """What the terminal shows: a line for each image, and where the files are."""
     lines = [f"{name}: {found.text(i)}" for i, name in enumerate(found.names)]
-    return [*lines, f"{'method':8} {found.method}", *(f"{FILES[path.suffix]:8} {path}" for path in files)]
+    return [*lines, f"{'method':8} {found.method}", *(f"{KINDS[path.suffix]:8} {path}" for path in files)]
 
 
 def as_json(model: Model, found: PertinentPositive | None, files: Sequence[Path], failures: Sequence[Failure]) -> str:

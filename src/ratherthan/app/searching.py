@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from ratherthan.app.explaining import check_settings, classes, finite
-from ratherthan.app.images import ALTERED, Failure, read_all
-from ratherthan.app.terminal import folder, printable
+from ratherthan.app.images import ALTERED, Failure, read_all, unused_stem
+from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search import Counterfactual, CounterfactualMethod, Manifold, Schedule, counterfactual
 from ratherthan.search.answers import get_counterfactual_method
 
 PAGE, NUMBERS = "how.html", "how.safetensors"
-_KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 _PRINTED = 5
 """Of many foils of an image the terminal prints the first so many; the page and the numbers hold all."""
 
@@ -104,23 +103,12 @@ def run(
     return Search(model, dataclasses.replace(found, names=shown), failures)
 
 
-def target(out: Path | None, as_json: bool) -> Path | None:
-    """Where to write to: the file or folder that is named, else a folder; None: nowhere.
-
-    Raises:
-        InputError: If it ends like a file of another kind.
-    """
-    if out is None:
-        return None if as_json else Path("changed")
-    return out if out.suffix in _KINDS and not out.is_dir() else folder(out, _KINDS)
-
-
 def write(search: Search, out: Path) -> None:
     """Write the answers: to one file, whose ending says what it holds, or into a folder: page, figures and numbers."""
     found = search.found
     if found is None:
         return
-    if out.suffix in _KINDS and not out.is_dir():
+    if is_one_file(out):
         search.files.append(found.save(out))
         return
     from ratherthan.render import figure_png
@@ -129,12 +117,8 @@ def write(search: Search, out: Path) -> None:
 
     films, stems = found.films(), set[str]()
     for i, name in enumerate(found.names):
-        stem, number = Path(name).stem, 1
-        while (unused := stem if number == 1 else f"{stem}-{number}").casefold() in stems:
-            number += 1
-        stems.add(unused.casefold())
         picture = figure_png(strips(films[i * found.questions : (i + 1) * found.questions]))
-        search.files.append(write_atomically(out / (unused + ALTERED), [picture]))
+        search.files.append(write_atomically(out / (unused_stem(Path(name).stem, stems) + ALTERED), [picture]))
     search.files += [found.save(out / PAGE), found.save(out / NUMBERS)]
 
 
@@ -154,7 +138,7 @@ def summary(search: Search) -> list[str]:
     lines.append(f"{'method':8} {str(found).splitlines()[-1][1:-1]}")
     if len(figures) > 1:
         lines.append(f"{'figures':8} {figures[0].parent}/*{ALTERED} ({len(figures)})")
-    return lines + [f"{_KINDS[p.suffix]:8} {p}" for p in search.files if len(figures) < 2 or p not in figures]
+    return lines + [f"{KINDS[p.suffix]:8} {p}" for p in search.files if len(figures) < 2 or p not in figures]
 
 
 def as_json(search: Search) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import typer
 
 from ratherthan.errors import InputError
+
+KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
+"""What the answers of a search can be written as, by the ending of the file."""
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".pdf", ".svg"}
 _FILES = _PICTURES | {
@@ -98,23 +101,39 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     return values
 
 
-def folder(out: Path, files: Iterable[str] = ()) -> Path:
-    """Check, before anything is computed, that what is named can be a folder to write to.
+def target(out: Path | None, usual: str, as_json: bool, *, one_file: bool = False) -> Path | None:
+    """Where to write to, checked before anything is computed.
 
     Args:
-        out: What was named.
-        files: Endings of the files that could be named instead.
+        out: The folder, or perhaps file, that was named; None: none was.
+        usual: The folder to write to where none was named; with `as_json` that is nowhere.
+        as_json: Whether the answer is printed as JSON.
+        one_file: Whether a file of one of `KINDS` may be named instead of a folder.
+
+    Returns:
+        A folder, a file (see `is_one_file`), or None.
 
     Raises:
-        InputError: If it is a file, or ends like one.
+        InputError: If a folder is named that is a file, lies below one, or ends like one.
     """
-    instead = " or a file ending in " + ", ".join(files) if files else ""
+    if out is None:
+        if as_json:
+            return None
+        out = Path(usual)
+    if one_file and is_one_file(out):
+        return out
+    instead = " or a file ending in " + ", ".join(KINDS) if one_file else ""
     there = next((path for path in (out, *out.parents) if path.exists()), out)
     if there.exists() and not there.is_dir():
         raise InputError(f"--out {out}: {there} is a file: name a folder{instead}")
     if out.suffix.lower() in _FILES and not out.is_dir():
         raise InputError(f"--out {out} ends in {out.suffix}: name a folder{instead}")
     return out
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether what is named to write to is a file, of one of `KINDS`, and not a folder."""
+    return out.suffix in KINDS and not out.is_dir()
 
 
 def words(text: str) -> list[str]:

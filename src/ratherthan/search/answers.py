@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ratherthan.model import Model
-from ratherthan.registry import Kinds, written_fields
+from ratherthan.registry import Kinds
+from ratherthan.result import written_fields
 from ratherthan.search.core import Status
 from ratherthan.search.manifold import Inverted
 

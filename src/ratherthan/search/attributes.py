@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import called, written
+from ratherthan.registry import called
+from ratherthan.result import written
 from ratherthan.search.manifold import Manifold
 
 if TYPE_CHECKING:

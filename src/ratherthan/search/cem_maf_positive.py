@@ -174,7 +174,7 @@ class _Judge:
         """The log-odds of the fact, for sets of labels of some images."""
         rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
         if not len(rows):
-            return {}
+            return {i: [] for i in sets}
         scores = odds(self.logits(self.masks([each for some in sets.values() for each in some]), rows), self.fact[rows])
         pieces = torch.split(scores, [len(some) for some in sets.values()])
         return {i: piece.tolist() for i, piece in zip(sets, pieces, strict=True)}
@@ -420,12 +420,12 @@ def _ordered(judge: _Judge, order: Order) -> Order:
         alone = judge.log_odds({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
         least = {i: _least(labels, alone[i], present[i]) for i, labels in left.items()}
         together = judge.log_odds(
-            {i: [_without(left[i], labels[:k]) for k in range(1, len(labels) + 1)] for i, labels in least.items()}
+            {i: [_without(left[i], labels[:k]) for k in range(2, len(labels) + 1)] for i, labels in least.items()}
         )
         for i, labels in least.items():
-            falling = [present[i], *together[i]]
+            falling = [present[i], alone[i][left[i].index(labels[0])], *together[i]]
             count = next((k for k in range(1, len(labels)) if falling[k + 1] >= falling[k]), len(labels))
-            present[i] = together[i][count - 1]
+            present[i] = falling[count]
             tails[i] = [*reversed(labels[:count]), *tails[i]]
             left[i] = _without(left[i], labels[:count])
             if len(left[i]) == 1:

@@ -97,8 +97,7 @@ def complete(
     if not isinstance(method, str):
         raise InputError("method is the name of both halves; give objects as positive=... and negative=...")
     model = Model.wrap(model)
-    absent = get_counterfactual_method(negative or method).prepared(
-        model
-    )  # what it lacks shows before anything is sought
+    # prepared first: what it lacks shows before anything is sought
+    absent = get_counterfactual_method(negative or method).prepared(model)
     enough = pertinent_positive(model, images, fact, positive or method, batch_size=batch_size)
     return CompleteExplanation(enough, counterfactual(model, images, fact, foil, absent, batch_size=batch_size))

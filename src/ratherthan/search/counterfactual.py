@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +14,7 @@ from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.registry import unused
 from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
 from ratherthan.search.answers import Answers, CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.core import Status
@@ -240,7 +240,7 @@ class Counterfactual(Result):
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:
             for name, value in zip(self.attribute_names, self.attributes[i, q, r].tolist(), strict=True):
-                row[next(n for k in count(1) if (n := name if k == 1 else f"{name} ({k})") not in row)] = value
+                row[unused(name, row.__contains__, "{} ({})")] = value
         return row
 
     # ----------------------------------------------------------------------------------------- showing it

@@ -16,8 +16,18 @@ from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import Kinds, written_fields
-from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
+from ratherthan.registry import Kinds
+from ratherthan.result import (
+    Result,
+    check_length,
+    class_label,
+    percent,
+    picture,
+    row_names,
+    take_rows,
+    versions,
+    written_fields,
+)
 from ratherthan.search.answers import Report
 from ratherthan.search.core import Status
 

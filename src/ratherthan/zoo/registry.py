@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -245,18 +246,33 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelError: There is no such file, it is damaged, or it holds something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"no weights at {path}: there is no such file")
-    try:
+    with _readable(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"cannot read weights from {path}: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no plain state dict (tensors by name); save `net.state_dict()`")
     return state, {}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What `read_weights` finds beside the tensors; those of a safetensors file are not read for it."""
+    if path.suffix != ".safetensors":
+        return read_weights(path)[1]
+    with _readable(path), safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while weights are read is one ModelError."""
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}: there is no such file")
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise ModelError(f"cannot read weights from {path}: {first_line(error)}") from error
 
 
 def load_weights(entry: ZooModel, path: str | Path | None = None) -> nn.Module:
@@ -325,7 +341,7 @@ def effects(entry: ZooModel, path: str | Path | None = None) -> dict[str, list[l
 
 def _written(entry: ZooModel, path: str | Path | None, key: str) -> Any:
     source = path or entry.weights
-    metadata = read_weights(source)[1] if source else {}
+    metadata = _metadata(Path(source)) if source else {}
     return json.loads(metadata.get(key, "null"))
 
 

@@ -14,7 +14,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.attribution.activation import find_layer
+from ratherthan.attribution.layers import find_layer
 from ratherthan.errors import LayerError, ModelError
 
 CLASSES = 6

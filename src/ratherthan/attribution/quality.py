@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan.attribution.activation import LayerMethod
-from ratherthan.attribution.explain import _result
+from ratherthan.attribution.explain import explanation_of
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method
@@ -95,19 +94,21 @@ def compare_quality(
     with preserve_state(model.module):
         sums, layer = _summed_maps(model, pair, foil, layered, patch, tops, lefts, progress)
         whole = ForwardPass(model, pair)
-        results = [
-            _result(whole, Target(whole.logits, resolve_values(whole.logits, asked), get_contrast(name)), layered, maps)
-            for name, asked, maps in (
-                ("none", None, Attribution(sums[None, :1], layer)),
-                ("loss", list(foil), Attribution(sums[None, 1:], layer)),
+        settings = {**layered.settings(), "patch": patch, "stride": stride, "border": border}
+        name = Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image"
+        told = {"images": pair[:, 3:], "settings": settings}
+        noted = {"patches": f"{len(tops) * len(lefts):,}"}
+        why, rather = (
+            explanation_of(
+                whole,
+                Target(whole.logits, resolve_values(whole.logits, asked), get_contrast(contrast)),
+                layered,
+                Attribution(maps, layer, noted),
+                (name,),
+                **told,
             )
-        ]
-    settings = {**layered.settings(), "patch": patch, "stride": stride, "border": border}
-    name = Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image"
-    diagnostics = {"patches": f"{len(tops) * len(lefts):,}"}
-    why, rather = (
-        replace(each, images=pair[:, 3:], names=(name,), settings=settings, diagnostics=diagnostics) for each in results
-    )
+            for contrast, asked, maps in (("none", None, sums[None, :1]), ("loss", list(foil), sums[None, 1:]))
+        )
     return why, rather
 
 

@@ -15,9 +15,10 @@ from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
+from ratherthan.result import Result, class_label, percent, picture, versions
 from ratherthan.search.method import Answers, CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ _SAME = 0.02  # root mean square difference of pixels below which two answers ar
 _GROWN = 0.1  # an attribute that grew by this much is named
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Counterfactual(Result):
     """What would have to change for the foil.
 
@@ -80,7 +81,7 @@ class Counterfactual(Result):
     violation: Tensor
     path: Tensor
     path_logits: Tensor
-    axis: bool
+    axis: bool  # type: ignore[assignment]
     interrupted: bool
     method: str
     evaluations: int = 0
@@ -346,13 +347,11 @@ def counterfactual(
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
     method = get_counterfactual_method(method).prepared(model)
-    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
+    samples = Samples.of(model, images, fact, method.default_foil if foil is None else foil)
+    batch = samples.images
     _check_range(batch)
-    check_length(fact, len(batch), "fact")
-    check_length(foil, len(batch), "foil")
     method.check(model, batch)
-    search = _Search(model, batch, fact, method.default_foil if foil is None else foil, method, progress)
-    return search.run(batch_size, row_names(images, len(batch)))
+    return _Search(model, samples, method, progress).run(batch_size)
 
 
 def _check_range(images: Tensor) -> None:
@@ -368,14 +367,16 @@ class _Search:
     """One call of `counterfactual`: batch after batch, then a result."""
 
     model: Model
-    images: Tensor
-    fact: Any
-    foil: Any
+    samples: Samples
     method: CounterfactualMethod
     progress: Callable[[int, int], None] | None
     axis: bool = False
 
-    def run(self, batch_size: int, names: tuple[str, ...]) -> Counterfactual:
+    @property
+    def images(self) -> Tensor:
+        return self.samples.images
+
+    def run(self, batch_size: int) -> Counterfactual:
         parts: list[dict[str, Any]] = []
         start, interrupted = 0, False
         while start < len(self.images) and not interrupted:
@@ -397,7 +398,7 @@ class _Search:
             method=self.method.name,
             settings=self.method.settings(),
             class_names=self.model.class_names,
-            names=names[:start],
+            names=self.samples.names[:start],
             versions=versions(),
         )
 
@@ -424,11 +425,10 @@ class _Search:
 
     def _questions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Facts (n, Q), foils (n, Q) and logits (n, classes) of some images."""
-        count = len(self.images)
         with preserve_state(self.model.module), torch.no_grad():
             logits = self.model.logits(self.images[rows])
         self.model.check(logits)
-        fact, foil = (take_rows(spec, rows, count) for spec in (self.fact, self.foil))
+        fact, foil = self.samples[rows].fact, self.samples[rows].foil
         question = resolve(logits, fact, foil, self.model.class_names)
         if question.axis == "fact":
             raise InputError("a counterfactual starts from one fact; give the foils as a list instead")

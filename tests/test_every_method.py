@@ -27,7 +27,8 @@ SMALL: dict[str, Any] = {
     "pda": rt.PredictionDifference(window=4, stride=4, samples=2),
     "lime": rt.Lime(superpixels=QUADRANTS, samples="all", baseline=0.0, alpha=0.0),
 }
-LINEAR_IN_THE_CONTRAST = [name for name in rt.methods() if name != "pda"]  # pda averages probabilities, then takes odds
+METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of its own choice, see test_scan
+LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name != "pda"]  # pda averages probabilities, then takes odds
 
 
 def method(name: str) -> Any:
@@ -77,10 +78,8 @@ CLOSED_FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", LINEAR_IN_THE_CONTRAST)  # the closed form of pda is in test_perturbation
 def test_linear_models_have_a_closed_form(name: str, contrast: str) -> None:
-    if name == "pda":
-        pytest.skip("a difference of log-odds of averaged probabilities; its closed form is in test_perturbation")
     model, x = make(Seen, layer="features"), images()
     for foil in ([2, {0, 3}, {0, 2, 3, 4}], "each"):
         logits = model.module(x).detach()
@@ -133,7 +132,7 @@ def test_four_methods_agree_on_networks_without_biases(contrast: str) -> None:
     assert why.diagnostics["convergence delta"].abs().max() < 1e-8 * why.logits.abs().max()
 
 
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_two_classes_leave_one_contrast(name: str) -> None:
     model, x = make(lambda: Dense(2), layer="features"), images()
     maps = {contrast: ask(model, x, None, None, name, contrast) for contrast in ("mean", "max", "weighted")}
@@ -145,7 +144,7 @@ def test_two_classes_leave_one_contrast(name: str) -> None:
 
 # --------------------------------------------------------------------------------------------- batches and foils
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
     model, x = make(Dense, layer="features"), images()
     x[1, :, :6] = 0  # black areas: activations that are exactly those of a baseline
@@ -155,7 +154,7 @@ def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
     model, x = make(Dense, layer="features"), images(2)
     many = [0, 2, 3, {0, 4}, 4, {2, 3, 4}, {0, 2, 3, 4}]  # more questions than classes
@@ -164,11 +163,11 @@ def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
 
 
 def test_every_contrast_is_covered_here() -> None:
-    assert set(CONTRASTS) == set(contrasts()) - {"scan"}  # scan works on finished maps, see test_perturbation
+    assert set(CONTRASTS) == set(contrasts())
 
 
 # --------------------------------------------------------------------------------------------- nothing left behind
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_left_behind(name: str) -> None:
     model = make(Dense, layer="features")
     in_eval = ask(model, images(), None, [0, 1], name, "weighted")
@@ -187,7 +186,7 @@ class Breaks(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str) -> None:
     model = make(Dense, layer="features")
     mixed_flags(model.module)
@@ -237,7 +236,7 @@ class Untied(nn.Module):
         return self.stages(x)
 
 
-IMAGE_METHODS = [name for name in rt.methods() if name not in ("gradcam", "la")]
+IMAGE_METHODS = [name for name in METHODS if name not in ("gradcam", "la")]
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

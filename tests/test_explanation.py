@@ -74,7 +74,7 @@ def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monke
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, model: rt.Model, foil: str | None, method: str) -> None:
     why = rt.explain(model, images(2), foil=foil, method=method)
     again = rt.Explanation.load(why.save(tmp_path / "why.safetensors"))
-    for name in ("images", "attribution", "logits", "fact", "foil", "foils", "score"):
+    for name in ("images", "attribution", "logits", "fact", "foil", "foil_sets", "score"):
         assert torch.equal(getattr(again, name), getattr(why, name)), name
     for name in ("axis", "method", "contrast", "layer", "class_names", "names", "output", "versions"):
         assert getattr(again, name) == getattr(why, name), name

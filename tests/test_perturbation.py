@@ -1,4 +1,4 @@
-"""Occlusion, prediction difference, LIME and the scan contrast: closed forms, brute force, Captum."""
+"""Occlusion, prediction difference, LIME and scan: closed forms, brute force, Captum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from nets import Counter, Dense, Linear, Pooled, images, make
-from ratherthan.attribution.perturbation import PatchGaussian, ridge
+from ratherthan import PatchGaussian
+from ratherthan.attribution.lime import ridge
 from ratherthan.attribution.scan import WEIGHTS
 from ratherthan.contrast import get_contrast, resolve
 from ratherthan.superpixels import Superpixels, segment
@@ -28,12 +29,14 @@ GRID = Superpixels("grid", 9)
 DATA = torch.rand(20, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 METHODS: dict[str, Any] = {
     "occlusion": rt.Occlusion(size=5, stride=3),
-    "occlusion live": rt.Occlusion(size=5, stride=3, weights="live"),
+    "occlusion live": rt.Occlusion(size=5, stride=3, foil_weights="live"),
     "pda conditional": rt.PredictionDifference(DATA, window=3, pad=1, samples=2, stride=2),
-    "pda marginal": rt.PredictionDifference(DATA, sampling="marginal", window=3, samples=2, stride=3, weights="live"),
+    "pda marginal": rt.PredictionDifference(
+        DATA, sampling="marginal", window=3, samples=2, stride=3, foil_weights="live"
+    ),
     "pda alone": rt.PredictionDifference(window=3, samples=2, stride=3, evidence="probability"),
     "lime": rt.Lime(superpixels=GRID, samples=40),
-    "lime live": rt.Lime(superpixels=GRID, samples=40, weights="live", distance="euclidean", kernel_width=3.0),
+    "lime live": rt.Lime(superpixels=GRID, samples=40, foil_weights="live", distance="euclidean", kernel_width=3.0),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
@@ -99,7 +102,7 @@ def test_live_weights_follow_the_network() -> None:
     half = x.clone()
     half[..., :6, :] = 0.5
     drop = contrast.scalar(model.logits(x), question) - contrast.scalar(model.logits(half), question)
-    live = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5, weights="live"))
+    live = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5, foil_weights="live"))
     frozen = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5))
     close(live.attribution[0, 0, :6], drop.detach().expand(6, 12))
     assert (live.attribution - frozen.attribution).abs().max() > 1e-6
@@ -182,7 +185,7 @@ def test_prediction_difference_of_a_contrast_is_its_scalar_on_averaged_probabili
     net, x = toy
     x = x[:1]
     patches, precision = known_patches()
-    method = rt.PredictionDifference(patches, window=1, pad=1, samples=4, weights="live", training_samples=500)
+    method = rt.PredictionDifference(patches, window=1, pad=1, samples=4, foil_weights="live", training_samples=500)
     p, p_bar = ((q * 500 + 1) / 503 for q in (net(x).softmax(1), pixel_by_pixel(net, x, precision, 4, 0)))
     for contrast, expected in {
         "weighted": (p[:, 1] / (1 - p[:, 1])).log2() - (p_bar[:, 1] / (1 - p_bar[:, 1])).log2(),
@@ -190,7 +193,7 @@ def test_prediction_difference_of_a_contrast_is_its_scalar_on_averaged_probabili
         "loss": (p_bar[:, ::2].log2().mean(1)) - p[:, ::2].log2().mean(1),
     }.items():
         close(rt.explain(net, x, 1, None, method, contrast).attribution.flatten(), expected.detach())
-    frozen = rt.explain(net, x, 1, 2, dataclasses.replace(method, weights="frozen"), "weighted").attribution
+    frozen = rt.explain(net, x, 1, 2, dataclasses.replace(method, foil_weights="frozen"), "weighted").attribution
     close(frozen.flatten(), ((p[:, 1] / p[:, 2]).log2() - (p_bar[:, 1] / p_bar[:, 2]).log2()).detach())
 
 
@@ -245,7 +248,7 @@ def test_regressors_are_contrasted_by_their_value() -> None:
     method = rt.PredictionDifference(DATA, sampling="marginal", window=12, samples=3)
     x = images(1)
     mean = model.module(DATA[np.random.Generator(np.random.Philox(key=[0, 0])).integers(20, size=3)]).mean()
-    found = rt.explain(model, x, None, 0.3, dataclasses.replace(method, weights="live"), "loss").attribution
+    found = rt.explain(model, x, None, 0.3, dataclasses.replace(method, foil_weights="live"), "loss").attribution
     expected = (model.module(x).squeeze() - 0.3).square() - (mean - 0.3).square()
     close(found, expected.detach().expand(1, 1, 12, 12))
 
@@ -314,11 +317,13 @@ def test_ridge_equals_scikit_learn() -> None:
 @pytest.mark.parametrize("contrast", [*CONTRASTS, "scan"])
 def test_a_batch_is_its_images_one_by_one(method: Any, contrast: str) -> None:
     model, x = make(Dense), images()
-    foil = None if contrast != "scan" else "runner-up"
+    foil = None
+    if contrast == "scan":
+        foil, method, contrast = "runner-up", rt.Scan(method), "weighted"
     together = rt.explain(model, x, None, foil, method, contrast)
     alone = [rt.explain(model, x[n : n + 1], None, foil, method, contrast).attribution for n in range(3)]
     close(together.attribution, torch.cat(alone))
-    assert together.attribution.abs().amax((1, 2, 3)).min() > 0 or contrast == "scan"
+    assert together.attribution.abs().amax((1, 2, 3)).min() > 0 or isinstance(method, rt.Scan)
 
 
 @every_method
@@ -361,9 +366,9 @@ def test_nothing_is_left_behind(method: Any) -> None:
     )
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     given = x.clone()
-    rt.explain(model, x, None, "runner-up", method, "scan")
+    rt.explain(model, x, None, "runner-up", rt.Scan(method))
     with pytest.raises(rt.InputError):
-        rt.explain(model, x, None, None, method, "scan")
+        rt.explain(model, x, None, None, rt.Scan(method))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
@@ -391,11 +396,11 @@ def test_noise_follows_the_seed() -> None:
         assert not torch.allclose(first, other)
 
 
-# --------------------------------------------------------------------------------------------- the scan contrast
+# --------------------------------------------------------------------------------------------- scan
 @pytest.mark.parametrize("method", [rt.GradCAM("features"), METHODS["lime"], rt.InputXGradient()], ids=lambda m: m.name)
 def test_scan_equals_a_loop_over_the_weights(method: Any) -> None:
     model, x = make(Pooled), images(4)[2:]
-    why = rt.explain(model, x, None, [0, 3], method, "scan")
+    why = rt.explain(model, x, None, [0, 3], rt.Scan(method))
     before = model.logits(x).softmax(1)
     kept_somewhere = 0
     for n, (q, foil) in product(range(2), enumerate([0, 3])):
@@ -417,7 +422,7 @@ def test_scan_equals_a_loop_over_the_weights(method: Any) -> None:
 
 
 def test_scan_that_keeps_nothing_says_so() -> None:
-    why = rt.explain(make(Pooled), images(2), 1, 1, rt.GradCAM("features"), "scan")
+    why = rt.explain(make(Pooled), images(2), 1, 1, rt.Scan(rt.GradCAM("features")))
     assert why.diagnostics["kept"].tolist() == [0, 0]
     assert not why.attribution.any()
     assert "zero" in why.diagnostics["scan"]
@@ -425,7 +430,17 @@ def test_scan_that_keeps_nothing_says_so() -> None:
 
 def test_scan_asks_for_a_single_foil() -> None:
     with pytest.raises(rt.InputError, match="one class at a time"):
-        rt.explain(make(Pooled), images(), 1, {0, 2}, "gradcam", "scan")
+        rt.explain(make(Pooled), images(), 1, {0, 2}, "scan")
+    with pytest.raises(rt.InputError, match="in its own way"):
+        rt.explain(make(Pooled), images(), 1, 2, "scan", "loss")
+
+
+def test_scan_without_a_foil_is_the_plain_map() -> None:
+    model, x = make(Pooled), images(2)
+    close(
+        rt.explain(model, x, 1, None, "scan", "none").attribution,
+        rt.explain(model, x, 1, None, "gradcam", "none").attribution,
+    )
 
 
 # --------------------------------------------------------------------------------------------- superpixels
@@ -466,7 +481,7 @@ def test_label_maps_are_renumbered_or_refused() -> None:
         lambda: rt.Occlusion(size=3, stride=4),
         lambda: rt.Occlusion(baseline="grey"),  # type: ignore[arg-type]
         lambda: rt.Occlusion(baseline=torch.zeros(3, 5, 5)),
-        lambda: rt.Occlusion(weights="thawed"),  # type: ignore[arg-type]
+        lambda: rt.Occlusion(foil_weights="thawed"),  # type: ignore[arg-type]
         lambda: rt.Occlusion(batch_size=0),
         lambda: rt.PredictionDifference(sampling="conditional"),
         lambda: rt.PredictionDifference(DATA, window=9),
@@ -477,7 +492,7 @@ def test_label_maps_are_renumbered_or_refused() -> None:
         lambda: rt.PredictionDifference(window=13),
         lambda: rt.PredictionDifference(stride=0),
         lambda: rt.PredictionDifference(known_patches()[0], window=3, pad=2),
-        lambda: rt.PredictionDifference(evidence="probability", weights="live"),
+        lambda: rt.PredictionDifference(evidence="probability", foil_weights="live"),
         lambda: rt.PredictionDifference(evidence="bits"),  # type: ignore[arg-type]
         lambda: rt.Lime(superpixels="voronoi"),  # type: ignore[arg-type]
         lambda: rt.Lime(superpixels="pixels", samples="all"),

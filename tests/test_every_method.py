@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import outside.contrasts
+import outside.layercam
+import outside.scorecam  # noqa: F401 (each registers what it holds)
 import ratherthan as rt
 from nets import Dense, images, make
+from ratherthan.attribution.method import get_method
 from ratherthan.contrast import contrasts, get_contrast, resolve
 from test_pullback import State, mixed_flags
 
 CLASSES = 5
-CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
+CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss", "least"]
 QUADRANTS = torch.arange(12).div(6, rounding_mode="floor")[:, None] * 2 + torch.arange(12).div(6, rounding_mode="floor")
 
 SMALL: dict[str, Any] = {
@@ -28,7 +32,8 @@ SMALL: dict[str, Any] = {
     "lime": rt.Lime(superpixels=QUADRANTS, samples="all", baseline=0.0, alpha=0.0),
 }
 METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of its own choice, see test_scan
-LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name != "pda"]  # pda averages probabilities, then takes odds
+NOT_LINEAR = ("pda", "layercam", "scorecam")  # pda averages probabilities, then takes odds
+LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name not in NOT_LINEAR]
 
 
 def method(name: str) -> Any:
@@ -74,11 +79,12 @@ CLOSED_FORMS: dict[str, Any] = {
     "gradcam": lambda x, g: (x * g.mean((3, 4), keepdim=True)).sum(2),
     "occlusion": lambda x, g: (x * g).sum(2, keepdim=True).unflatten(3, (3, 4)).unflatten(5, (3, 4)).mean((4, 6)),
     "lime": lambda x, g: by_quadrant(x * g),
+    "layercam": lambda x, g: (x * g.clamp_min(0)).sum(2),
 }
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", LINEAR_IN_THE_CONTRAST)  # the closed form of pda is in test_perturbation
+@pytest.mark.parametrize("name", CLOSED_FORMS)  # that of pda is in test_perturbation
 def test_linear_models_have_a_closed_form(name: str, contrast: str) -> None:
     model, x = make(Seen, layer="features"), images()
     for foil in ([2, {0, 3}, {0, 2, 3, 4}], "each"):
@@ -139,7 +145,8 @@ def test_two_classes_leave_one_contrast(name: str) -> None:
     assert maps["mean"].abs().max() > 0
     close(maps["max"], maps["mean"])
     close(maps["weighted"], maps["mean"])
-    close(ask(model, x, 0, 1, name, "weighted"), -ask(model, x, 1, 0, name, "weighted"))
+    if name not in ("layercam", "scorecam"):  # rectified, normalised: foil over fact is no mirror of fact over foil
+        close(ask(model, x, 0, 1, name, "weighted"), -ask(model, x, 1, 0, name, "weighted"))
 
 
 # --------------------------------------------------------------------------------------------- batches and foils
@@ -160,6 +167,17 @@ def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
     many = [0, 2, 3, {0, 4}, 4, {2, 3, 4}, {0, 2, 3, 4}]  # more questions than classes
     each = ask(model, x, 1, many, name, contrast)
     close(each, torch.stack([ask(model, x, 1, foil, name, contrast) for foil in many], 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_linear_says_so_and_no_other(name: str) -> None:
+    model, x = make(Dense, layer="features"), images()
+    classes = ask(model, x, "each", None, name, "none")
+    mixed = torch.einsum("k,nk...->n...", torch.tensor([1.0, -1.0, 0, 0, 0]).double(), classes)
+    difference = ask(model, x, 0, 1, name, "mean")
+    added_up = bool((mixed - difference).abs().max() < 1e-6 * difference.abs().max())
+    assert added_up or not get_method(name).linear
+    assert added_up == (name not in NOT_LINEAR)
 
 
 def test_every_contrast_is_covered_here() -> None:
@@ -236,7 +254,7 @@ class Untied(nn.Module):
         return self.stages(x)
 
 
-IMAGE_METHODS = [name for name in METHODS if name not in ("gradcam", "la")]
+IMAGE_METHODS = [name for name in METHODS if name not in ("gradcam", "la", "layercam", "scorecam")]
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

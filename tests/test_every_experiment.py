@@ -250,9 +250,8 @@ def test_a_run_in_batches_is_its_samples_one_by_one(name: str, tmp_path: Path) -
 def test_nothing_is_left_behind_and_training_mode_changes_nothing(name: str, tmp_path: Path) -> None:
     in_eval = go(name, tmp_path / "eval").frame()
     model = network()
-    mixed_flags(model.module)
     judge = case(name).settings.get("second")
-    states = [State(module) for module in (model.module, judge) if module is not None]
+    states = [State(mixed_flags(module)) for module in (model.module, judge) if module is not None]
     about = {key: value for key, value in vars(model).items() if key != "module"}
     tensors = [each.data_ptr() for each in model.module.state_dict().values()]
     frame = go(name, tmp_path / "run", model).frame()
@@ -307,12 +306,15 @@ def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str, tmp_
 
 
 # --------------------------------------------------------------------------------------------- interrupted and killed
+IN_SHARDS = {"part_size": 2, "batch_size": 1}
+
+
 def halfway(name: str, folder: Path) -> tuple[rt.Run, int]:
-    """A whole run in shards of two samples, and the number of a forward pass in the midst of its second one."""
+    """A whole run in shards of two samples, and the number of a forward pass for the second one of its second shard."""
     model, done = network(), []
     passes = Passes(model)
-    run = go(name, folder, model, part_size=2, progress=lambda *at: done.append(passes.count))
-    return run, (done[1] + done[2] + 1) // 2
+    run = go(name, folder, model, **IN_SHARDS, progress=lambda *at: done.append(passes.count))
+    return run, (done[1] + 3 * done[2] + 3) // 4
 
 
 @every_experiment
@@ -329,12 +331,12 @@ def test_ctrl_c_keeps_whole_shards_and_a_resume_ends_with_the_same_table(name: s
     Passes(model, middle if where == "in a pass" else 0, fail(KeyboardInterrupt()))
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match=rf"2 of {COUNT} samples done.*resume=True.*--resume"):
-        go(name, folder, model, part_size=2, progress=stop)
+        go(name, folder, model, **IN_SHARDS, progress=stop)
     assert shards(folder) == ["part-00000.parquet"]
     first = (folder / "part-00000.parquet").stat().st_mtime_ns
     with pytest.raises(rt.InputError, match=r"unfinished: part-00001\.parquet is missing.*resume=True"):
         rt.Run.open(folder).frame()
-    done = go(name, folder, part_size=2, resume=True, progress=lambda *at: told.append(at))
+    done = go(name, folder, **IN_SHARDS, resume=True, progress=lambda *at: told.append(at))
     assert told == [(2, 6), (4, 6), (6, 6)]
     assert (folder / "part-00000.parquet").stat().st_mtime_ns == first
     same(done.frame(), whole.frame())
@@ -370,7 +372,7 @@ def serve() -> None:
                 Passes(model, int(number), die)
             else:
                 os.replace = dying_at(int(number), os.replace)  # type: ignore[assignment]
-            go(name, Path(folder), model, part_size=2)
+            go(name, Path(folder), model, **IN_SHARDS)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
@@ -408,7 +410,7 @@ def test_a_run_that_was_killed_ends_with_the_same_table(
     assert killed(name, folder, where, middle if where == "pass" else 2) == -signal.SIGKILL
     assert shards(folder) == ["part-00000.parquet"]
     told: list[tuple[int, int]] = []
-    done = go(name, folder, part_size=2, resume=True, progress=lambda *at: told.append(at))
+    done = go(name, folder, **IN_SHARDS, resume=True, progress=lambda *at: told.append(at))
     assert told[0] == (2, COUNT)
     same(done.frame(), whole.frame())
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *shards(folder)]

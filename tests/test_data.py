@@ -270,6 +270,7 @@ def test_fingerprint_follows_the_labels() -> None:
 def test_torch_sets_of_bytes_come_out_between_0_and_1_and_keep_their_class_names() -> None:
     class Set(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         classes = ("ant", "bee", "cat")
+        targets = (0, 1, 0)
 
         def __len__(self) -> int:
             return 3
@@ -282,6 +283,21 @@ def test_torch_sets_of_bytes_come_out_between_0_and_1_and_keep_their_class_names
     assert dataset.labels == (0, 1, 0)
     assert dataset[1][0].dtype == torch.float32
     assert dataset[1][0].flatten().tolist() == pytest.approx([0, 0.2, 1, 0.4])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the set is read until it raises an IndexError")
+def test_torch_sets_are_read_to_their_length_and_no_further() -> None:
+    """Many give an item for any index, so that reading on would never end."""
+
+    class Endless(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            assert index < 3
+            return torch.zeros(1, 2, 2), index
+
+    assert data.load(Endless()).labels == (0, 1, 2)
 
 
 def test_torch_sets_are_wrapped() -> None:

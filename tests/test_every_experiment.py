@@ -76,7 +76,7 @@ def noise(count: int = COUNT, side: int = SIDE) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Case:
+class Panel:
     """How an experiment is tried.
 
     Attributes:
@@ -112,18 +112,18 @@ MASKS = {"preset": "official-code", "threshold": 0.0, "fills": ("blur", "mean")}
 WRONG_MASKS = {"preset": ("papre",), "threshold": ("abc",), "sigma": (-1.0, "abc"), "fills": ((), ("blurr",))}
 WRONG_STEPS = {"steps": (0, 1.5, "abc"), "fill": ("blurr",), "foil": ("each",)}
 REGIONS = {"*": [[0.2, 0.1, 0.7, 0.8]], "s1": [[0.0, 0.5, 0.5, 1.0]]}
-CASES: dict[str, Case] = {
-    "mask": Case(MASKS, {"threshold": 0.01}, kept_features, WRONG_MASKS, draws=True),
-    "equal-mask": Case(MASKS, {"fills": ("blur",)}, kept_features, WRONG_MASKS, draws=True),
-    "confidence-drop": Case(
+CASES: dict[str, Panel] = {
+    "mask": Panel(MASKS, {"threshold": 0.01}, kept_features, WRONG_MASKS, draws=True),
+    "equal-mask": Panel(MASKS, {"fills": ("blur",)}, kept_features, WRONG_MASKS, draws=True),
+    "confidence-drop": Panel(
         {"share": 0.2},
         {"share": 0.3},
         lambda cell: int(cell["measure"] == "drop"),
         {"share": (0.0, 1.0, "abc"), "fill": ("blurr",)},
     ),
-    "deletion": Case({"steps": 3}, {"fill": "mean"}, lambda cell: -1, WRONG_STEPS),
-    "insertion": Case({"steps": 3}, {"foil": "others"}, lambda cell: 1, WRONG_STEPS),
-    "sign-perturbation": Case(
+    "deletion": Panel({"steps": 3}, {"fill": "mean"}, lambda cell: -1, WRONG_STEPS),
+    "insertion": Panel({"steps": 3}, {"foil": "others"}, lambda cell: 1, WRONG_STEPS),
+    "sign-perturbation": Panel(
         {"iterations": (1, 2), "epsilon": 0.05},
         {"epsilon": 0.01},
         lambda cell: int(cell["measure"] != "logit"),
@@ -131,21 +131,21 @@ CASES: dict[str, Case] = {
         methods=["gradient"],
         others=["ixg"],
     ),
-    "sanity": Case(
+    "sanity": Panel(
         {"stages": 2},
         {"stages": 1},
         lambda cell: -int(cell["check"] == "swap"),
         {"stages": (-1, 1.5, "abc")},
         draws=True,
     ),
-    "localisation": Case(
+    "localisation": Panel(
         {"regions": REGIONS, "target": "predicted"},
         {"target": "label"},
         lambda cell: 1,
         {"regions": ({}, 3, {"*": [[0, 0, 2, 1]]}), "target": ("lable",), "why_not": (CLASSES, -1, "abc")},
         asks="why_not",
     ),
-    "counterfactuals": Case(
+    "counterfactuals": Panel(
         {"foil": "random", "second": network(0.3).module, "reference": noise(40)},
         {"tolerance": 0.02},
         lambda cell: 0,
@@ -165,7 +165,7 @@ CASES: dict[str, Case] = {
         asks="foil",
         constant=("boundary", "third", "foil", "density", "gained", "lost", "diversity", "agreement"),
     ),
-    "pertinent": Case(
+    "pertinent": Panel(
         {"superpixels": "grid", "count": 9, "off": 0.25, "threshold": 0.1},
         {"threshold": 0.2},
         lambda cell: -1 if cell["measure"] in ("features", "share", "correlation") else 1,
@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
 }
 
 
-def case(name: str) -> Case:
+def case(name: str) -> Panel:
     if name not in CASES:
         pytest.fail(f"experiment {name!r} is registered but not tested: give it a small case in CASES")
     return CASES[name]
@@ -351,7 +351,7 @@ def dying_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, but its call of this number is the last thing that happens."""
     calls = iter(range(1, number + 1))
 
-    def called(*given: Any) -> Any:
+    def type_name(*given: Any) -> Any:
         if next(calls) == number:
             die()
         return function(*given)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ratherthan as rt
 from nets import Dense, Linear, images, make
-from ratherthan.explanation import to_cases
+from ratherthan.attribution.explanation import to_panels
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 
@@ -69,7 +69,7 @@ def test_the_bars_hold_fact_and_foil_however_unlikely(tmp_path: Path) -> None:
     many = make(lambda: Dense(12), layer="features")
     order = many.logits(images(1)).argsort(descending=True)[0].tolist()
     for fact, foil in ((order[9], order[11]), (order[0], order[10]), (order[8], order[1])):
-        (case,) = rt.explain(many, images(1), fact=fact, foil=foil).cases()
+        (case,) = rt.explain(many, images(1), fact=fact, foil=foil).panels()
         shown = list(dict.fromkeys([*order[:6], fact, foil]))
         assert [name for name, _ in case.probabilities] == [f"class {each}" for each in shown]
         p = many.logits(images(1)).softmax(1)[0]
@@ -154,13 +154,13 @@ def test_html_needs_nothing_else_and_escapes_names(tmp_path: Path, model: rt.Mod
 
 def test_cases_hold_the_plain_map_once_and_say_which_method(model: rt.Model) -> None:
     compared = rt.compare(model, images(1), fact=0, foil=[1, 2], methods=["gradcam", "la"], contrasts=["none", "max"])
-    (case,) = to_cases(compared)
+    (case,) = to_panels(compared)
     views = [(view.foil, view.contrast) for view in case.maps]
     assert views == [
         *[("", "gradcam none"), ("bee", "gradcam max"), ("<cat>", "gradcam max")],
         *[("", "la none"), ("bee", "la max"), ("<cat>", "la max")],
     ]
-    facts = to_cases([rt.explain(model, images(2), fact="top3")])
+    facts = to_panels([rt.explain(model, images(2), fact="top3")])
     assert len(facts) == 6
     assert facts[0].fact == NAMES[int(rt.explain(model, images(2)).fact[0])]
 

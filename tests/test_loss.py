@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ratherthan as rt
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.errors import InputError
-from ratherthan.explanation import Explanation
 
 CLASSES = 5
 

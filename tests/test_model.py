@@ -1,4 +1,4 @@
-"""The subject: preprocessing, class names, what a network may return, and every way to load one."""
+"""The forward_pass: preprocessing, class names, what a network may return, and every way to load one."""
 
 from __future__ import annotations
 

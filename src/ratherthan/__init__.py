@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         quality_figure,
         register_method,
     )
+    from ratherthan.attribution.explanation import Explanation, save_report
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
     from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
-    from ratherthan.explanation import Explanation, save_report
     from ratherthan.loading import load, read_class_names
     from ratherthan.model import Model
     from ratherthan.search import (  # type: ignore[no-redef]  # two functions have the names of their modules

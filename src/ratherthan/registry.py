@@ -72,10 +72,10 @@ class Kinds(Registry[type[T]], Generic[T]):
             return self.find(given)()
         if isinstance(given, self.base):
             return given  # type: ignore[no-any-return]
-        raise InputError(f"{_a(self.kind)} is a name or an object such as {self.example}, not {called(given)}")
+        raise InputError(f"{_a(self.kind)} is a name or an object such as {self.example}, not {type_name(given)}")
 
 
-def called(given: object) -> str:
+def type_name(given: object) -> str:
     """What to call something that is not what was asked for."""
     return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
@@ -84,7 +84,7 @@ def _a(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def unused(name: str, taken: Callable[[str], bool], numbered: str) -> str:
+def unique_name(name: str, taken: Callable[[str], bool], numbered: str) -> str:
     """The name, or the first numbered form of it that is not taken.
 
     Args:

@@ -58,8 +58,8 @@ class Result(ABC):
         Raises:
             InputError: If the file has another ending.
         """
+        from ratherthan.files import write_atomically
         from ratherthan.render import figure_png
-        from ratherthan.render.files import write_atomically
 
         path = Path(path)
         if path.suffix == ".html":
@@ -178,18 +178,21 @@ def picture(image: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def written(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """A setting, and those inside it, fit to be written down: what it is, never its address, which changes."""
     if callable(settings := getattr(value, "settings", None)):
         return settings()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return written_fields(value)
+        return fields_to_jsonable(value)
     if isinstance(value, (list, tuple)):
-        return [written(each) for each in value]
+        return [to_jsonable(each) for each in value]
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
     if isinstance(value, partial):
-        return {"function": written(value.func), "with": [written(value.args), written(list(value.keywords.items()))]}
+        return {
+            "function": to_jsonable(value.func),
+            "with": [to_jsonable(value.args), to_jsonable(list(value.keywords.items()))],
+        }
     if isinstance(value, nn.Module):
         return type(value).__qualname__
     if isinstance(value, (str, int, float, bool, type(None), Tensor, dict)):
@@ -197,6 +200,6 @@ def written(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or repr(value)
 
 
-def written_fields(thing: Any) -> dict[str, Any]:
+def fields_to_jsonable(thing: Any) -> dict[str, Any]:
     """The settings of a dataclass by name, fit to be written down."""
-    return {f.name: written(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+    return {f.name: to_jsonable(getattr(thing, f.name)) for f in dataclasses.fields(thing)}

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.gradient import baseline_images
-from ratherthan.attribution.method import Maps, Method, register_method
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask
+from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.contrast import Target
 from ratherthan.errors import InputError, UnsupportedError, unknown
 from ratherthan.model import Model
 
@@ -65,7 +65,7 @@ class LRP(Method):
         if self.epsilon < 0 or self.gamma < 0:
             raise InputError(f"epsilon and gamma are not negative, but {self.epsilon} and {self.gamma} were given")
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): relevance of every value of the image.
 
         Raises:
@@ -73,19 +73,19 @@ class LRP(Method):
         """
         from ratherthan.attribution import _captum
 
-        _refuse_probabilities(subject.model, "LRP")
-        network = _captum.Copy(subject.model, _seen(subject)[:1], _captum.has_rule, _scores)
-        seeds, mixture = _spanning(ask.seeds)
+        _refuse_probabilities(forward_pass.model, "LRP")
+        network = _captum.Copy(forward_pass.model, _seen(forward_pass)[:1], _captum.has_rule, _scores)
+        seeds, mixture = _spanning(target.seeds)
         values = _captum.run_lrp(
             network,
-            _seen(subject),
+            _seen(forward_pass),
             lambda: _captum.make_rule(self.rule, self.epsilon, self.gamma),
-            seeds * ask.logits.unsqueeze(1),
+            seeds * target.logits.unsqueeze(1),
         )
-        _check_same(network.first, ask.logits, subject.model)
+        _check_same(network.first, target.logits, forward_pass.model)
         values = _mix(values, mixture)
-        start = torch.einsum("nqc,nc->nq", ask.seeds, ask.logits)
-        return Maps(values, notes={"convergence delta": values.flatten(2).sum(2) - start})
+        start = torch.einsum("nqc,nc->nq", target.seeds, target.logits)
+        return Attribution(values, diagnostics={"convergence delta": values.flatten(2).sum(2) - start})
 
 
 @register_method
@@ -110,7 +110,7 @@ class DeepLift(Method):
 
     name = "deeplift"
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): contribution of every value of the image.
 
         Raises:
@@ -118,25 +118,25 @@ class DeepLift(Method):
         """
         from ratherthan.attribution import _captum
 
-        _refuse_probabilities(subject.model, "DeepLift")
-        images, baseline = subject.images, baseline_images(subject.images, self.baselines)
-        network = _captum.Copy(subject.model, images[:1], _captum.is_rescaled, Model.logits)
-        seeds, mixture = _spanning(ask.seeds)
+        _refuse_probabilities(forward_pass.model, "DeepLift")
+        images, baseline = forward_pass.images, baseline_images(forward_pass.images, self.baselines)
+        network = _captum.Copy(forward_pass.model, images[:1], _captum.is_rescaled, Model.logits)
+        seeds, mixture = _spanning(target.seeds)
         multipliers = _mix(_captum.run_deeplift(network, images, baseline, seeds), mixture)
         assert network.first is not None
         start = network.first.chunk(2)[1]
         values = (images - baseline).unsqueeze(1) * multipliers
-        gains = ask.seeds * (ask.logits - start).unsqueeze(1)
+        gains = target.seeds * (target.logits - start).unsqueeze(1)
         missed = values.flatten(2).sum(2) - gains.sum(2)
-        share = missed.abs() / (gains.abs().sum(2) + _rounding(ask))
+        share = missed.abs() / (gains.abs().sum(2) + _rounding(target))
         if (share > TOLERANCE).any():
-            raise UnsupportedError(_incomplete(subject, share.max().item()))
-        return Maps(values, notes={"convergence delta": missed})
+            raise UnsupportedError(_incomplete(forward_pass, share.max().item()))
+        return Attribution(values, diagnostics={"convergence delta": missed})
 
 
-def _seen(subject: Subject) -> Tensor:
+def _seen(forward_pass: ForwardPass) -> Tensor:
     """The images as the first layer sees them, (N, C, H, W)."""
-    return subject.model._normalised(subject.images)
+    return forward_pass.model._normalised(forward_pass.images)
 
 
 def _scores(model: Model, images: Tensor) -> Tensor:
@@ -174,20 +174,20 @@ def _check_same(scores: Tensor | None, logits: Tensor, model: Model) -> None:
         raise UnsupportedError(f"LRP cannot follow what {model.name} computes; use a gradient method, e.g. 'ixg'")
 
 
-def _rounding(ask: Ask) -> Tensor:
+def _rounding(target: Target) -> Tensor:
     """(N, Q): differences of logits below which nothing can be said about completeness."""
-    eps = torch.finfo(ask.logits.dtype).eps
-    return 1e5 * eps * (ask.seeds * ask.logits.unsqueeze(1)).abs().sum(2) + torch.finfo(ask.logits.dtype).tiny
+    eps = torch.finfo(target.logits.dtype).eps
+    return 1e5 * eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2) + torch.finfo(target.logits.dtype).tiny
 
 
-def _incomplete(subject: Subject, share: float) -> str:
+def _incomplete(forward_pass: ForwardPass, share: float) -> str:
     """What to tell about a network for which DeepLift is not complete, with the operations it does not see by name."""
     from ratherthan.attribution import _captum
 
-    network = _captum.Copy(subject.model, subject.images[:1], _captum.is_rescaled, Model.logits)
+    network = _captum.Copy(forward_pass.model, forward_pass.images[:1], _captum.is_rescaled, Model.logits)
     network.mode = watch = _captum.Unknown(network)
     with torch.enable_grad():
-        network(subject.images[:1].detach().clone().requires_grad_())
+        network(forward_pass.images[:1].detach().clone().requires_grad_())
     seen = f"it does not see {', '.join(list(watch.found)[:3])}" if watch.found else "some operation has no rule"
-    missed = f"DeepLift misses {share:.1%} of the contrast for {subject.model.name}"
+    missed = f"DeepLift misses {share:.1%} of the contrast for {forward_pass.model.name}"
     return f"{missed}: {seen}; use modules such as nn.ReLU, or 'ig'"

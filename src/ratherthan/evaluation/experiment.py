@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution import Method, compare
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
-from ratherthan.explanation import Explanation
 from ratherthan.model import Model
 from ratherthan.registry import Kinds
 

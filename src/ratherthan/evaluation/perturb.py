@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.evaluation.experiment import Batch
-from ratherthan.explanation import Explanation
 
 FILLS = ("blur", "zeros", "mean")
 _SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.activation import LayerMethod, find_layer
+from ratherthan.attribution.forward import MEMORY_BUDGET
 from ratherthan.attribution.method import Method
-from ratherthan.attribution.pullback import MEMORY_BUDGET, clean_room
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches, fit_image, to_tensor
 from ratherthan.data import load as load_data
 from ratherthan.errors import InputError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
-from ratherthan.evaluation.parts import BadPart, Parts
+from ratherthan.evaluation.shards import BadPart, Parts
 from ratherthan.evaluation.tables import Run
 from ratherthan.model import Model, fingerprint
 from ratherthan.search.attributes import modules
@@ -151,7 +151,7 @@ class _Work:
         maps = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
         searches = {name: each for name, each in self.methods.items() if name not in maps}
         blocks: list[Rows] = []
-        with clean_room(self.model.module):
+        with preserve_state(self.model.module):
             for rows in torch.split(torch.arange(len(images)), at_once):
                 places = tuple(positions[row] for row in rows.tolist())
                 batch = Batch(
@@ -231,7 +231,7 @@ def _fix_layer(model: Model, methods: dict[str, Any], data: Dataset) -> None:
         image = next(iter(batches(data, 1)), None)
         if image is None:
             raise InputError(f"{data.name}: not one image can be read")
-        with clean_room(model.module):
+        with preserve_state(model.module):
             model.layer = find_layer(model, model.preprocess(image[1]))
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ratherthan.model import Model
 from ratherthan.registry import Kinds
-from ratherthan.result import written_fields
-from ratherthan.search.core import Status
+from ratherthan.result import fields_to_jsonable
 from ratherthan.search.manifold import Inverted
+from ratherthan.search.solver import Status
 
 if TYPE_CHECKING:
     from typing import Self
@@ -121,7 +121,7 @@ class CounterfactualMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, fit to be written down."""
-        return written_fields(self)
+        return fields_to_jsonable(self)
 
 
 _METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")

@@ -16,11 +16,11 @@ import outside.scorecam  # noqa: F401 (each registers what it holds)
 import ratherthan as rt
 from nets import Dense, images, make
 from ratherthan.attribution.method import get_method
-from ratherthan.contrast import contrasts, get_contrast, resolve
+from ratherthan.contrast import get_contrast, resolve
 from test_pullback import State, mixed_flags
 
 CLASSES = 5
-CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss", "least"]
+CONTRASTS = rt.contrasts()
 QUADRANTS = torch.arange(12).div(6, rounding_mode="floor")[:, None] * 2 + torch.arange(12).div(6, rounding_mode="floor")
 
 SMALL: dict[str, Any] = {
@@ -34,6 +34,16 @@ SMALL: dict[str, Any] = {
 METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of its own choice, see test_scan
 NOT_LINEAR = ("pda", "layercam", "scorecam")  # pda averages probabilities, then takes odds
 LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name not in NOT_LINEAR]
+PAIRS: dict[str, Any] = {
+    "gradcam": (rt.GradCAM("features"), rt.GradCAM("features.0")),
+    "la": (rt.LinearApproximation("features"), rt.LinearApproximation("features.0")),
+    "smoothgrad": (rt.SmoothGrad(3, seed=0), rt.SmoothGrad(3, seed=1)),
+    "ig": (rt.IntegratedGradients(3), rt.IntegratedGradients(8)),
+    "lrp": (rt.LRP("z"), rt.LRP("gamma")),
+    "occlusion": (rt.Occlusion(size=3), rt.Occlusion(size=6)),
+    "pda": (rt.PredictionDifference(window=4, stride=4, samples=2), rt.PredictionDifference(window=6, stride=6)),
+    "lime": (SMALL["lime"], rt.Lime(superpixels=QUADRANTS, samples=20, baseline=0.5)),
+}
 
 
 def method(name: str) -> Any:
@@ -180,8 +190,28 @@ def test_a_method_that_is_linear_says_so_and_no_other(name: str) -> None:
     assert added_up == (name not in NOT_LINEAR)
 
 
-def test_every_contrast_is_covered_here() -> None:
-    assert set(CONTRASTS) == set(contrasts())
+@pytest.mark.parametrize("name", METHODS)
+def test_the_images_of_a_result_are_its_own(name: str) -> None:
+    """Whatever the caller does with what was handed in."""
+    model, x = make(Dense, layer="features"), images()
+    given = x.clone()
+    why = rt.explain(model, x, None, None, method(name))
+    x.zero_()
+    assert torch.equal(why.images, given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_one_name_are_told_apart(name: str) -> None:
+    """Compared side by side, with their forward passes shared, they give what each gives alone."""
+    model, x = make(Dense, layer="features"), images()
+    pair = PAIRS.get(name, (method(name), method(name)))
+    found = rt.compare(model, x, None, 2, pair, ["none", "weighted"])
+    alone = [rt.explain(model, x, None, 2, each, contrast) for each in pair for contrast in ("none", "weighted")]
+    for one, other in zip(found, alone, strict=True):
+        close(one.attribution, other.attribution)
+    if name in PAIRS:
+        first, second = (float(found[i].attribution.abs().mean()) for i in (0, 2))
+        assert first != pytest.approx(second, rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------- nothing left behind
@@ -228,6 +258,23 @@ def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str) -> N
 
 
 # --------------------------------------------------------------------------------------------- right or refused
+class Undefined(rt.Gradient):
+    """A method whose map is undefined at one pixel of one sample."""
+
+    name = "undefined"
+
+    def attribute(self, *given: Any) -> Any:
+        found = super().attribute(*given)
+        found.values[-1, 0, 0, 2, 3] = torch.nan
+        return found
+
+
+def test_a_map_that_is_not_a_number_is_refused() -> None:
+    model = make(Dense)
+    with pytest.raises(rt.InputError, match="method 'undefined' gives NaN or infinite values"):
+        rt.explain(model, images(), method=Undefined())
+
+
 class Tied(nn.Module):
     """A convolution, an activation and a pooling that run twice."""
 

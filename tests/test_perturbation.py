@@ -19,11 +19,11 @@ import ratherthan as rt
 from nets import Counter, Dense, Linear, Pooled, images, make
 from ratherthan import PatchGaussian
 from ratherthan.attribution.lime import ridge
-from ratherthan.attribution.scan import WEIGHTS
 from ratherthan.contrast import get_contrast, resolve
 from ratherthan.superpixels import Superpixels, segment
 
 CLASSES = 5
+WEIGHTS = [step / 200 for step in range(1, 401)]  # .005, .010 ... 2.000
 CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
 GRID = Superpixels("grid", 9)
 DATA = torch.rand(20, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -94,6 +94,21 @@ def test_occlusion_equals_captum(size: Any, stride: Any) -> None:
     method = rt.Occlusion(size=size, stride=stride, baseline=0.2)
     close(rt.explain(model, x, [1, 3], None, method, "none").attribution, torch.stack(expected, 1), 1e-6)
     close(rt.explain(model, x, 1, 3, method, "weighted").attribution, expected[0] - expected[1], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "stride"),
+    [((12, 12), (1, 1), (1, 1)), ((32, 32), (4, 4), (2, 2)), ((16, 40), (2, 5), (1, 2)), ((7, 25), (1, 3), (1, 1))],
+)
+def test_windows_are_an_eighth_of_the_image_and_move_by_half(
+    sides: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    model = rt.Model(Linear(3 * sides[0] * sides[1], CLASSES).double())
+    x = torch.rand(2, 3, *sides, dtype=torch.float64)
+    by_default, by_hand = (
+        rt.explain(model, x, 1, method=m).attribution for m in ("occlusion", rt.Occlusion(size, stride))
+    )
+    close(by_default, by_hand)
 
 
 def test_live_weights_follow_the_network() -> None:
@@ -441,6 +456,30 @@ def test_scan_without_a_foil_is_the_plain_map() -> None:
         rt.explain(model, x, 1, None, "scan", "none").attribution,
         rt.explain(model, x, 1, None, "gradcam", "none").attribution,
     )
+
+
+# --------------------------------------------------------------------------------------------- LIME's distances
+@pytest.mark.parametrize("width", [0.5, 3.0])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_lime_weighs_by_the_distance_between_images(distance: Any, width: float) -> None:
+    """All 16 masks of four parts, weighted least squares by hand."""
+    model, x = make(Dense), images(2)
+    parts = torch.arange(12).div(6, rounding_mode="floor")
+    parts = 2 * parts[:, None] + parts
+    how = rt.Lime(superpixels=parts, samples="all", baseline=0.3, alpha=0.0, distance=distance, kernel_width=width)
+    why = rt.explain(model, x, 1, 3, how, "mean")
+    for n, image in enumerate(x):
+        masks = np.array(list(product([0, 1], repeat=4)), dtype=float)
+        shown = [torch.where(torch.tensor(mask)[parts] > 0, image, 0.3) for mask in masks]
+        scores = np.array([(y[1] - y[3]).item() for y in model.logits(torch.stack(shown)).detach()])
+        flat, whole = np.stack([each.numpy().ravel() for each in shown]), image.numpy().ravel()
+        cosine = 1 - flat @ whole / (np.linalg.norm(flat, axis=1) * np.linalg.norm(whole))
+        far = cosine if distance == "cosine" else np.linalg.norm(flat - whole, axis=1)
+        root = np.exp(-(far**2) / (2 * width**2)) ** 0.5
+        design = np.column_stack([np.ones(16), masks])
+        solved = np.linalg.lstsq(design * root[:, None], scores * root, rcond=None)[0]
+        expected = torch.tensor(solved[1:])[parts]
+        close(why.attribution[n, 0], expected, 1e-5 * float(expected.abs().max()))
 
 
 # --------------------------------------------------------------------------------------------- superpixels

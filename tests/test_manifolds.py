@@ -16,16 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ratherthan import data, zoo
+from ratherthan import InputError, Manifold, ModelError, ZooEntry, data, train, zoo
 from ratherthan.app.cli import app
-from ratherthan.errors import InputError, ModelError
-from ratherthan.search.concepts import effects, garment_of
-from ratherthan.search.manifold import Manifold
-from ratherthan.zoo.gan import AdversarialRecipe, Adversaries, Generator, critic
-from ratherthan.zoo.recipes import RECIPES
-from ratherthan.zoo.registry import MANIFOLDS
-from ratherthan.zoo.train import Progress, train
-from ratherthan.zoo.vae import VAE, DIPRecipe, convolutional_vae, correlation, dense_vae, divergence, separation
+from ratherthan.replication.digits import dense_vae
+from ratherthan.replication.dip import DIPRecipe, correlation, separation
+from ratherthan.replication.gan import AdversarialRecipe, Adversaries, Generator, critic
+from ratherthan.zoo.concepts import effects, garment_of
+from ratherthan.zoo.vae import VAE, convolutional_vae, divergence
+
+MANIFOLDS = {name: zoo.get(name, generative=True) for name in zoo.names(generative=True)}
 
 
 def linear_shapes(module: nn.Module) -> list[tuple[int, int]]:
@@ -76,7 +75,7 @@ def test_the_generator_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("entry", MANIFOLDS.values(), ids=MANIFOLDS)
-def test_every_manifold_makes_images_of_its_entry(entry: zoo.ZooModel, tmp_path: Path) -> None:
+def test_every_manifold_makes_images_of_its_entry(entry: ZooEntry, tmp_path: Path) -> None:
     network = entry.build().eval()
     low, high = entry.scale
     manifold = Manifold(network, network.latents, scale=entry.scale)
@@ -217,17 +216,17 @@ def test_a_stopped_adversarial_training_ends_at_the_same_weights(
     from test_train import write_mnist
 
     root = write_mnist(tmp_path)
-    monkeypatch.setitem(RECIPES, "mnist_gan", AdversarialRecipe("mnist", 3, 1e-3, 100, critic_steps=2))
-    small = replace(MANIFOLDS["mnist_gan"], build=partial(Generator, 6, 2, 28))
-    monkeypatch.setitem(MANIFOLDS, "mnist_gan", small)
+    recipe = AdversarialRecipe("mnist", 3, 1e-3, 100, critic_steps=2)
+    small = replace(MANIFOLDS["mnist_gan"], build=partial(Generator, 6, 2, 28), recipe=recipe)
+    monkeypatch.setitem(zoo.ZOO, "mnist_gan", small)
     whole = load_file(train("mnist_gan", root, tmp_path / "whole"))
 
-    def stop(step: Progress) -> None:
-        if (step.epoch, step.batch) == (3, 2):
+    def stop(done: int, total: int) -> None:
+        if done == 2 * total // 3 + 2:  # the second batch of the third epoch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train("mnist_gan", root, tmp_path / "stopped", report=stop)
+        train("mnist_gan", root, tmp_path / "stopped", progress=stop)
     resumed = load_file(train("mnist_gan", root, tmp_path / "stopped"))
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
@@ -236,7 +235,7 @@ def test_dense_layers_stand_between_pixels_and_latents() -> None:
     assert linear_shapes(dense_vae()) == [(784, 400), (400, 240), (120, 400), (400, 784)]
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in MANIFOLDS.values() if entry.shipped])
+@pytest.mark.parametrize("name", [entry.name for entry in MANIFOLDS.values() if entry.weights])
 def test_shipped_manifolds_rebuild_held_out_images(data_root: Path, name: str) -> None:
     manifold = Manifold.load(f"zoo:{name}")
     test = data.load(name.removesuffix("_vae"), data_root, "test")

@@ -20,14 +20,13 @@ if TYPE_CHECKING:
         PredictionDifference,
         SmoothGrad,
         compare,
-        compare_quality,
         explain,
         methods,
-        quality_figure,
         register_method,
     )
     from ratherthan.attribution.explanation import Explanation, save_report
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
+    from ratherthan.data import register_dataset
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
     from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
     from ratherthan.loading import load, read_class_names
@@ -61,6 +60,9 @@ if TYPE_CHECKING:
         register_counterfactual_method,
         register_pertinent_positive_method,
     )
+    from ratherthan.zoo import ZooEntry, register_zoo_model
+    from ratherthan.zoo.training.harness import train
+    from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "LRP",
     "XGEM",
     "Attribute",
+    "Augmentation",
     "CDeepEx",
     "CEMMAFPositive",
     "CEMPositive",
@@ -101,15 +104,16 @@ __all__ = [
     "PredictionDifference",
     "Question",
     "RatherThanError",
+    "Recipe",
     "Run",
     "Schedule",
     "SmoothGrad",
     "Status",
     "Superpixels",
     "UnsupportedError",
+    "ZooEntry",
     "class_attributes",
     "compare",
-    "compare_quality",
     "complete",
     "contrasts",
     "counterfactual",
@@ -123,17 +127,22 @@ __all__ = [
     "methods",
     "pertinent_positive",
     "pertinent_positive_methods",
-    "quality_figure",
     "read_class_names",
     "register_contrast",
     "register_counterfactual_method",
+    "register_dataset",
     "register_experiment",
     "register_method",
     "register_pertinent_positive_method",
+    "register_zoo_model",
     "save_report",
+    "train",
 ]
 
-_ROOMS = ("errors", "contrast", "model", "loading", "attribution.explanation", "attribution", "search", "evaluation")
+_ROOMS = (
+    *("errors", "contrast", "model", "loading", "attribution.explanation", "attribution", "search", "evaluation"),
+    *("data", "zoo", "zoo.training.recipes", "zoo.training.harness"),
+)
 
 
 def __getattr__(name: str) -> Any:

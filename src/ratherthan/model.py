@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ratherthan.data.images import fit_image, open_image, plain, to_tensor
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
+from ratherthan.inference import to_device
 
 Output = Literal["logits", "probabilities", "value"]
 Fit = Literal["resize", "crop"]
@@ -118,10 +119,7 @@ class Model:
         Raises:
             InputError: If there is no such device here.
         """
-        try:
-            self.module.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
+        to_device(self.module, device)
         return self
 
     def logits(self, images: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from ratherthan.attribution.explain import compare, explain
 from ratherthan.attribution.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from ratherthan.attribution.method import Attribution, Method, methods, register_method
 from ratherthan.attribution.perturbation import Lime, Occlusion, PatchGaussian, PredictionDifference
-from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.attribution.rules import LRP, DeepLift
 
 __all__ = [
@@ -24,9 +23,7 @@ __all__ = [
     "PredictionDifference",
     "SmoothGrad",
     "compare",
-    "compare_quality",
     "explain",
     "methods",
-    "quality_figure",
     "register_method",
 ]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from ratherthan.zoo.concepts import GARMENT_WORDS
+from ratherthan.zoo.registry import SHIPPED, ZooEntry, register_zoo_model
+from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 
 def _convolution(channels: int, filters: int, size: int, dilation: int = 1) -> nn.Conv2d:
@@ -52,3 +58,24 @@ class PlainNet(nn.Module):
         pooled: Tensor = torch.flatten(self.pool(self.features(x)), 1)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
+
+
+_entry = partial(ZooEntry, layer="features.8", image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
+
+register_zoo_model(
+    _entry(
+        "mnist",
+        PlainNet,
+        weights=SHIPPED / "mnist.safetensors",
+        recipe=Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
+        manifold="mnist_vae",
+    ),
+    _entry(
+        "fashion_mnist",
+        partial(PlainNet, cells=7),
+        weights=SHIPPED / "fashion_mnist.safetensors",
+        recipe=Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
+        manifold="fashion_mnist_vae",
+        words=GARMENT_WORDS,
+    ),
+)

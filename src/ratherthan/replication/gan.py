@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.zoo.recipes import RECIPES, Learner, Recipe
+from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+from ratherthan.zoo.training.recipes import Learner, Recipe
 
 
 class Generator(nn.Module):
@@ -120,5 +122,12 @@ class Adversaries(Learner):
         return (length - 1).square().mean()
 
 
-RECIPES["mnist_gan"] = AdversarialRecipe("mnist", 8, 4e-4, 64, warmup=0.0)
-RECIPES["fashion_mnist_gan"] = AdversarialRecipe("fashion_mnist", 8, 4e-4, 64, warmup=0.0)
+_small = partial(Generator, 200, 32, 28)
+_recipe = partial(AdversarialRecipe, epochs=8, rate=4e-4, batch_size=64, warmup=0.0)
+_entry = partial(ZooEntry, channels=1, mean=(0.5,), std=(0.5,), generative=True)
+
+register_zoo_model(
+    _entry("mnist_gan", _small, image_size=(28, 28), recipe=_recipe("mnist")),
+    _entry("fashion_mnist_gan", _small, image_size=(28, 28), recipe=_recipe("fashion_mnist")),
+    _entry("fashion_mnist_gan_64", Generator, image_size=(64, 64), recipe=_recipe("fashion_mnist")),
+)

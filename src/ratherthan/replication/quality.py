@@ -89,7 +89,7 @@ def compare_quality(
         sizes = " and ".join(f"{each.shape[2]} x {each.shape[3]}" for each in (pristine, spoilt))
         raise InputError(f"reference and distorted image are of one size, not {sizes}")
     pair = torch.cat([pristine, spoilt], 1)
-    tops, lefts = (_places(length, patch, stride, border) for length in pair.shape[2:])
+    tops, lefts = (places(length, patch, stride, border) for length in pair.shape[2:])
     with preserve_state(model.module):
         sums, layer = _summed_maps(model, pair, foil, layered, patch, tops, lefts, progress)
         whole = ForwardPass(model, pair)
@@ -153,7 +153,7 @@ def _image(given: Any, model: Model) -> Tensor:
     return image
 
 
-def _places(length: int, patch: int, stride: int, border: Border) -> list[int]:
+def places(length: int, patch: int, stride: int, border: Border) -> list[int]:
     """Where patches begin along a side."""
     if not 1 <= stride <= patch:
         raise InputError(f"stride is 1 to {patch}, or pixels between the patches would be left out; not {stride}")

@@ -1,0 +1,102 @@
+"""CelebA (Liu et al., 2015) and the attribute classifiers of CEM-MAF (Table 2) that are trained on it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from ratherthan import data
+from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+from ratherthan.zoo.training.recipes import Augmentation, Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def celeba_attributes(folder: str | Path) -> pd.DataFrame:
+    """The attributes of CelebA (Liu et al., 2015): a column of booleans for each of the 40, a row for each image.
+
+    Args:
+        folder: Where list_attr_celeba.txt lies, and perhaps list_eval_partition.txt.
+
+    Returns:
+        The table, indexed by the names of the images. A further column, `split`, says train, valid or test: as the
+        partition file does, else the first eight tenths of the images, a tenth, and the last tenth.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    import pandas as pd
+
+    path, partition = Path(folder) / "list_attr_celeba.txt", Path(folder) / "list_eval_partition.txt"
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        table = pd.read_csv(path, sep=r"\s+", skiprows=1) == 1
+        part = (np.arange(len(table)) * 10 // len(table) - 7).clip(0)
+        if partition.is_file():
+            part = pd.read_csv(partition, sep=r"\s+", header=None, index_col=0)[1].loc[table.index].to_numpy()
+        return table.assign(split=np.array(["train", "valid", "test"])[part])
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{folder}: its lists are not those of CelebA ({first_line(error)})") from error
+
+
+def celeba(root: str | Path | None, split: str | None, attributes: str = "Young,Male,Smiling") -> data.Dataset:
+    """Faces; the class is what holds of several attributes, the first counting most.
+
+    Args:
+        root: As in `data.load`.
+        split: `train`, `valid`, `test`.
+        attributes: Which of the 40, with commas between: of "celeba" eight classes of young or old, male or female,
+            smiling or not; "celeba:Bangs" has those of its own.
+    """
+    folder, asked = data.find_folder("celeba", root), attributes.split(",")
+    parts = data.chosen_splits("celeba", split, ("train", "valid", "test"))
+    table = celeba_attributes(folder)
+    table = table[table["split"].isin(parts)]
+    if absent := [name for name in asked if name not in table]:
+        raise InputError(unknown("attribute of celeba", absent[0], list(table)[:-1]))
+    opposites = {"Young": "Old", "Male": "Female"}
+    pairs = [(opposites.get(name, f"not {name}"), name) for name in asked]
+    names = tuple(", ".join(words).replace("_", " ").lower() for words in product(*pairs))
+    labels = table[asked].to_numpy() @ (1 << np.arange(len(asked))[::-1])
+    reader = data.FileReader(tuple(folder / "img_align_celeba" / name for name in table.index))
+    return data.Dataset("celeba", names, tuple(table.index), tuple(labels.tolist()), reader)
+
+
+def face_network(classes: int) -> nn.Sequential:
+    """The attribute classifiers of CEM-MAF, supplement 2.1: four convolutions and a linear map.
+
+    Their sizes are not stated, and the paper's images have 224 x 224 pixels; here (N, 3, 64, 64) go to logits.
+    """
+    features = list[nn.Module]()
+    for given, made in pairwise((3, 16, 32, 64, 64)):
+        features += [nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 4, classes))
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*features), head=head))
+
+
+_ATTRIBUTES = (
+    "High_Cheekbones", "Narrow_Eyes", "Oval_Face", "Bags_Under_Eyes", "Heavy_Makeup", "Wearing_Lipstick", "Bangs",
+    "Gray_Hair", "Brown_Hair", "Black_Hair", "Blond_Hair",
+)  # fmt: skip
+_FACING = Augmentation(shift=0.03, scale=0.05, rotation=5, flips="h", brightness=0.1, padding="reflection")
+_entry = partial(ZooEntry, layer="features.9", image_size=(64, 64), fit="crop", mean=(0.5,) * 3, std=(0.25,) * 3)
+_recipe = partial(Recipe, epochs=6, rate=2e-3, batch_size=32, augmentation=_FACING)
+
+data.register_dataset("celeba", celeba)
+data.register_dataset("celeba:", celeba)
+register_zoo_model(
+    _entry("celeba", partial(face_network, 8), recipe=_recipe("celeba")),
+    *(
+        _entry(f"celeba_{name.lower()}", partial(face_network, 2), recipe=_recipe(f"celeba:{name}"))
+        for name in _ATTRIBUTES
+    ),
+)

@@ -58,7 +58,7 @@ def forward(model: rt.Model, image: Tensor) -> Tensor:
 
 def pixels_of(model: rt.Model, image: Tensor, fact: int, contrast: str, corners: bool, **target: Any) -> Tensor:
     """Grad-CAM by hand, on the pixels: (H, W)."""
-    x = (image - torch.tensor(model.mean).view(-1, 1, 1)) / torch.tensor(model.std).view(-1, 1, 1)
+    x = (image - torch.tensor(model.inputs.mean).view(-1, 1, 1)) / torch.tensor(model.inputs.std).view(-1, 1, 1)
     activation = model.module[:5](x).detach().requires_grad_()
     y = model.module[5:](activation)[0]
     others = [k for k in range(CLASSES) if k != fact] if "foil" not in target else [target["foil"]]
@@ -82,7 +82,7 @@ def fill_by_hand(model: rt.Model, image: Tensor, fill: str, sigma: float) -> Ten
     if fill == "blur":
         return naive_blur(image, sigma * SIDE / 224, max(1, round(50 * SIDE / 224)))
     if fill == "zeros":
-        return torch.tensor(model.mean).view(1, 3, 1, 1).expand_as(image)
+        return torch.tensor(model.inputs.mean).view(1, 3, 1, 1).expand_as(image)
     return image.mean((2, 3), keepdim=True).expand_as(image)
 
 

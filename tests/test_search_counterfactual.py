@@ -21,7 +21,7 @@ import ratherthan as rt
 from nets import Linear
 from ratherthan.app.cli import app
 from ratherthan.contrast import resolve
-from ratherthan.registry import Kinds
+from ratherthan.registry import Classes
 from ratherthan.render.trajectory import Trajectory, draw_trajectories, write_trajectories
 from ratherthan.search import method as contract
 from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
@@ -135,7 +135,7 @@ def test_any_is_refused_by_a_method_that_needs_a_class(model: rt.Model, images: 
 
 
 def test_a_name_belongs_to_one_class() -> None:
-    names: Kinds[Any] = Kinds("experiment", object, "Mask()")
+    names: Classes[Any] = Classes("experiment", object, "Mask()")
     first = type("First", (), {"name": "mask"})
     assert names.register(names.register(first)) is first
     with pytest.raises(rt.InputError, match="an experiment named 'mask' exists already"):

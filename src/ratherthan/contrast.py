@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, unknown
-from ratherthan.registry import Registry, type_name
+from ratherthan.registry import Registry
+from ratherthan.settings import type_name
 
 ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -60,7 +60,7 @@ def asked(
     if not how:
         raise InputError(f"--contrast {contrast!r} names none; choose from {', '.join(ALL)}, or all")
     if how == ("all",):
-        how = tuple(name for name in ALL if model.output != "value" or get_contrast(name).for_values)
+        how = tuple(name for name in ALL if model.output.of_classes or get_contrast(name).for_values)
     for name in how:
         get_contrast(name or "weighted")
     return Asked(model, classes(fact, model), classes(foil, model), _configured(method, settings, model), how)
@@ -103,7 +103,7 @@ def classes(text: str | None, model: Model) -> Any:
     if text is None or text in (model.class_names or ()):
         return text
     parts = words(text)
-    if model.output == "value":
+    if not model.output.of_classes:
         try:
             values = [float(part) for part in parts]
         except ValueError as error:

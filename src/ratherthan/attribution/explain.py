@@ -154,7 +154,7 @@ def _explain_batch(
 
 def _target(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast | None) -> Target:
     logits = forward_pass.logits
-    if forward_pass.model.output != "value":
+    if forward_pass.model.output.of_classes:
         question = resolve(logits, fact, foil, forward_pass.model.class_names)
         return Target(logits, question, contrast or get_contrast("weighted"))
     if fact is not None:
@@ -195,7 +195,7 @@ def _result(forward_pass: ForwardPass, target: Target, method: Method, maps: Att
         contrast=target.contrast.name,
         settings=method.settings(),
         layer=maps.layer,
-        output=forward_pass.model.output,
+        output=forward_pass.model.output.name,
         class_names=_class_names(forward_pass),
         diagnostics={
             key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.diagnostics.items()
@@ -213,6 +213,6 @@ def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
 
 def _class_names(forward_pass: ForwardPass) -> tuple[str, ...] | None:
     names = forward_pass.model.class_names
-    if names is not None and forward_pass.model.output != "value" and len(names) == forward_pass.logits.shape[1]:
+    if names is not None and forward_pass.model.output.of_classes and len(names) == forward_pass.logits.shape[1]:
         return names
     return None

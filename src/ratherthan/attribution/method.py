@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.contrast import Target
-from ratherthan.registry import Kinds
+from ratherthan.registry import Classes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Method(ABC):
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
-_METHODS: Kinds[Method] = Kinds("method", Method, "GradCAM()")
+_METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")
 register_method = _METHODS.register
 get_method = _METHODS.make
 

@@ -379,11 +379,11 @@ class PredictionDifference(Perturbation):
         return Attribution(_mean_over_windows(difference, *covers))
 
     def _distribution(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
-        return logits if forward_pass.model.output == "value" else logits.softmax(-1)
+        return logits if not forward_pass.model.output.of_classes else logits.softmax(-1)
 
     def _evidence(self, forward_pass: ForwardPass, target: Target, p: Tensor) -> Tensor:
         """What a question makes of probabilities (or values): (M, N, classes) to (M, N, Q)."""
-        if forward_pass.model.output == "value":
+        if not forward_pass.model.output.of_classes:
             return self.scores(forward_pass, target, p)
         if self.evidence == "probability":
             return target.scalar(p, "frozen")

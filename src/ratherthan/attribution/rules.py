@@ -136,12 +136,12 @@ class DeepLift(Method):
 
 def _seen(forward_pass: ForwardPass) -> Tensor:
     """The images as the first layer sees them, (N, C, H, W)."""
-    return forward_pass.model._normalised(forward_pass.images)
+    return forward_pass.model.normalise(forward_pass.images)
 
 
 def _scores(model: Model, images: Tensor) -> Tensor:
     """What the network makes of normalised images, before a single score becomes two logits."""
-    return model._scores(model._run(images), len(images))
+    return model.scores(images)
 
 
 def _spanning(seeds: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -159,7 +159,7 @@ def _mix(values: Tensor, mixture: Tensor | None) -> Tensor:
 
 
 def _refuse_probabilities(model: Model, method: str) -> None:
-    if model.output == "probabilities":
+    if model.output.name == "probabilities":
         raise UnsupportedError(
             f"{method} starts at the logits, and {model.name} gives probabilities: hand in its logits"
         )

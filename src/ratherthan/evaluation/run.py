@@ -17,7 +17,7 @@ from ratherthan.attribution.activation import LayerMethod, find_layer
 from ratherthan.attribution.forward import MEMORY_BUDGET
 from ratherthan.attribution.method import Method
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
-from ratherthan.data import Dataset, batches, fit_image, to_tensor
+from ratherthan.data import Dataset, batches
 from ratherthan.data import load as load_data
 from ratherthan.errors import InputError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
@@ -81,7 +81,7 @@ def evaluate(
         >>> print(run.to_markdown())
     """
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
     if part_size < 1 or (batch_size is not None and batch_size < 1) or (limit is not None and limit < 1):
         raise InputError("part_size, batch_size and limit are at least 1")
@@ -198,27 +198,10 @@ def fitting(image: Tensor, model: Model) -> int:
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * itemsize))))
 
 
-@dataclass(frozen=True)
-class _ToModel:
-    """Brings an image to what the model is fed; it can travel to worker processes."""
-
-    size: tuple[int, int] | None
-    fit: Any
-    crop_fraction: float
-    channels: int
-
-    def __call__(self, image: Any) -> Tensor:
-        if isinstance(image, Tensor):
-            return image.expand(self.channels, -1, -1) if len(image) == 1 else image
-        if self.size is None:
-            return to_tensor(image, self.channels)
-        return fit_image(image, self.size, self.fit, self.crop_fraction, self.channels)
-
-
 def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
     data = load_data(dataset)
     if data.transform is None:
-        data = data.with_transform(_ToModel(model.size, model.fit, model.crop_fraction, model.channels))
+        data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
     if limit is None or limit >= len(data):
@@ -268,10 +251,15 @@ def _settings(
         own = {} if manifold is None else {"manifold weights": fingerprint(manifold.module)}
         return own | ({"attribute weights": [fingerprint(each) for each in modules(attributes)]} if attributes else {})
 
-    described = ("class_names", "mean", "std", "size", "fit", "crop_fraction", "channels", "layer", "output")
     return {
         "experiment": {"name": experiment.name, **_plain(experiment.options())},
-        "model": {"weights": fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
+        "model": {
+            "weights": fingerprint(model.module),
+            "class_names": _plain(model.class_names),
+            "inputs": model.inputs.settings(),
+            "output": model.output.name,
+            "layer": model.layer,
+        },
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
         "methods": {label: _plain(method.settings()) | weights(method) for label, method in methods.items()},
         "contrasts": list(contrasts),

@@ -78,8 +78,10 @@ def compare_quality(
         >>> quality_figure([(why, rather)]).savefig("quality.png")
     """
     model, layered = Model.wrap(model), get_method(method)
-    if model.output != "value":
-        raise ModelError(f"{model.name} gives {model.output}; patch maps need one value: Model(..., output='value')")
+    if model.output.of_classes:
+        raise ModelError(
+            f"{model.name} gives {model.output.name}; patch maps need one value: Model(..., output='value')"
+        )
     if not isinstance(layered, LayerMethod):
         raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
     if not len(foil):

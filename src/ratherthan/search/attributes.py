@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import type_name
-from ratherthan.result import to_jsonable
 from ratherthan.search.manifold import Manifold
+from ratherthan.settings import to_jsonable, type_name
 
 if TYPE_CHECKING:
     from typing import Self

@@ -341,7 +341,7 @@ def counterfactual(
         >>> how.example, how.found, how.reason
     """
     model = Model.wrap(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise InputError("this model gives a value; a counterfactual moves from one class to another")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")

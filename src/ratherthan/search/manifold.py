@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ratherthan.errors import InputError, ModelError, first_line
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.registry import type_name
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
+from ratherthan.settings import type_name
 
 if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
-from ratherthan.result import fields_to_jsonable
+from ratherthan.registry import Classes
 from ratherthan.search.manifold import Inverted
 from ratherthan.search.solver import Status
+from ratherthan.settings import fields_to_jsonable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -124,7 +124,7 @@ class CounterfactualMethod(ABC):
         return fields_to_jsonable(self)
 
 
-_METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
+_METHODS: Classes[CounterfactualMethod] = Classes("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
 register_counterfactual_method = _METHODS.register
 get_counterfactual_method = _METHODS.make
 

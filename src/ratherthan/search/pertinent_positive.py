@@ -16,12 +16,11 @@ from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
+from ratherthan.registry import Classes
 from ratherthan.result import (
     Result,
     check_length,
     class_label,
-    fields_to_jsonable,
     percent,
     picture,
     row_names,
@@ -30,6 +29,7 @@ from ratherthan.result import (
 )
 from ratherthan.search.method import Report
 from ratherthan.search.solver import Status
+from ratherthan.settings import fields_to_jsonable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -113,7 +113,7 @@ class PertinentPositiveMethod(ABC):
         return fields_to_jsonable(self)
 
 
-_METHODS: Kinds[PertinentPositiveMethod] = Kinds(
+_METHODS: Classes[PertinentPositiveMethod] = Classes(
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
 register_pertinent_positive_method = _METHODS.register
@@ -348,7 +348,7 @@ def pertinent_positive(
     """
     model = Model.wrap(model)
     how = get_pertinent_positive_method(method).prepared(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise InputError("this model gives a value; a pertinent positive keeps a class")
     batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
     if batch.min() < -1e-4 or batch.max() > 1 + 1e-4:

@@ -463,6 +463,7 @@ def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path
     result = call("train", "zoo:mnist", "--data", root, "--out", out, "--epochs", 1, "--seed", 3)
     assert result.exit_code == 0, result.output
     card = json.loads(out.with_suffix(".json").read_text())
+    assert card["settings"]["seed"] == 3
     assert f"accuracy {card['metrics']['test']['accuracy']:.4f}" in result.stdout
     assert set(load_file(out)) == set(PlainNet().state_dict())
     assert call("explain", digits[2], "-m", "zoo:mnist", "--weights", out, "--json").exit_code == 0

@@ -213,6 +213,13 @@ def test_metrics_are_rank_and_linear_correlation() -> None:
     assert found["mean_absolute_error"] == pytest.approx(float((given[:, 0] - wanted).abs().mean()))
 
 
+def test_tied_scores_share_their_rank() -> None:
+    given, wanted = torch.tensor([[0.1], [0.2], [0.2], [0.4]]), torch.tensor([0.0, 0.5, 1.0, 1.0])
+    # ranks 1, 2.5, 2.5, 4 and 1, 2, 3.5, 3.5: deviations (-1.5, 0, 0, 1.5) and (-1.5, -0.5, 1, 1)
+    expected = (1.5 * 1.5 + 1.5 * 1) / (4.5 * 4.5) ** 0.5
+    assert RECIPE.metrics(given, wanted)["rank_correlation"] == pytest.approx(expected)
+
+
 def test_the_shipped_network_ranks_photographs_it_has_never_seen() -> None:
     scorer, (given, wanted) = rt.load("zoo:iqa"), ([], [])
     for name in ("astronaut", "chelsea", "coffee"):

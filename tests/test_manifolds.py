@@ -22,6 +22,7 @@ from ratherthan.replication.digits import dense_vae
 from ratherthan.replication.dip import DIPRecipe, correlation, separation
 from ratherthan.replication.gan import AdversarialRecipe, Adversaries, Generator, critic
 from ratherthan.zoo.concepts import effects, garment_of
+from ratherthan.zoo.training.traversals import write_sheets
 from ratherthan.zoo.vae import VAE, convolutional_vae, divergence
 
 MANIFOLDS = {name: zoo.get(name, generative=True) for name in zoo.names(generative=True)}
@@ -90,6 +91,32 @@ def test_every_manifold_makes_images_of_its_entry(entry: ZooEntry, tmp_path: Pat
 def test_convolutions_fit_any_size(size: tuple[int, int]) -> None:
     network = convolutional_vae(5, image_size=size, channels=3)
     assert network.decode(network.encode(torch.rand(2, 3, *size))).shape == (2, 3, *size)
+
+
+def test_latents_are_drawn_while_training_and_are_their_mean_else() -> None:
+    network, images = convolutional_vae(5).eval(), torch.rand(2, 1, 28, 28)
+    log_odds = network(images)[:, :784].view_as(images)
+    assert torch.equal(network(images), network(images))
+    torch.testing.assert_close(log_odds.sigmoid(), network.decode(network.encode(images)))
+    network.train()
+    assert not torch.equal(network(images), network(images))
+
+
+class Grey(nn.Module):
+    """Whatever the latents, a picture of one grey, in the middle between a black of -1 and a white of 1."""
+
+    latents = 2
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(latents), 1, 8, 8)
+
+
+def test_sheets_show_the_greys_of_models_whose_black_is_not_zero(tmp_path: Path) -> None:
+    entry = ZooEntry("grey", Grey, image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,), generative=True)
+    for path in write_sheets(entry, Grey(), torch.rand(2, 1, 8, 8), tmp_path / "grey.safetensors"):
+        shown = np.asarray(Image.open(path).convert("L"))
+        inked = shown[shown < 250]  # what is not paper
+        assert np.median(inked) == pytest.approx(127.5, abs=2)
 
 
 def test_samples_of_a_batch_do_not_touch_in_evaluation_mode() -> None:

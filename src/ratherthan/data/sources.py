@@ -142,12 +142,13 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
 
 
 def _opener(text: str) -> Callable[[str | Path | None, str | None], TorchDataset[Any]] | None:
-    family, _, detail = text.partition(":")
-    if text not in DATASETS and f"{family}:" not in DATASETS:
+    if text not in DATASETS:
         load_plugins()
-    if detail and f"{family}:" in DATASETS:
-        return lambda root, split: DATASETS[f"{family}:"](root, split, detail)
-    return DATASETS.get(text)
+    family, colon, detail = text.partition(":")
+    if not colon:
+        return DATASETS.get(text)
+    opened = DATASETS.get(f"{family}:") if detail else None
+    return opened and (lambda root, split: opened(root, split, detail))
 
 
 def images(folder: str | Path | None) -> Dataset:

@@ -20,8 +20,8 @@ from faces import write_faces
 from ratherthan import data
 from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
 from ratherthan.errors import InputError
-from ratherthan.replication.celeba import celeba_attributes
-from ratherthan.replication.digits import SQUARE
+from ratherthan.replication.cdeepex import SQUARE
+from ratherthan.replication.cem_maf import celeba_attributes
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:

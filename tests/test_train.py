@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from faces import write_faces
 from ratherthan import Augmentation, InputError, Recipe, data, train, zoo
-from ratherthan.replication.digits import RareRecipe
+from ratherthan.replication.cdeepex import RareRecipe
 from ratherthan.zoo.squeezenet import SqueezeNet
 from ratherthan.zoo.training.recipes import Learner
 

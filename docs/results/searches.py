@@ -22,7 +22,7 @@ from ratherthan import data
 from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
-from ratherthan.replication.digits import EIGHTS, SQUARE
+from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.concepts import worded
 from ratherthan.search.method import FRAMES
 from ratherthan.superpixels import Superpixels

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ratherthan.replication.digits import dense_vae
+from ratherthan.replication.cdeepex import dense_vae
 from ratherthan.zoo.concepts import garment_of, shape_of
-from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+from ratherthan.zoo.registry import ZooEntry, grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Augmentation
 from ratherthan.zoo.vae import AutoencoderRecipe, convolutional_vae, split_output
 
@@ -114,8 +114,8 @@ _garments = DIPRecipe("fashion_mnist", 6, 1e-3, 256, 0.0, warmup=0.1)
 _lesions = DIPRecipe(
     "ham10000", 20, 1e-3, 64, 0.0, warmup=0.1, augmentation=Augmentation(flips="hv"), off_diagonal=100.0, deviation=0.3
 )
-_entry = partial(ZooEntry, generative=True)
-_grey = partial(_entry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), measure=garment_of)
+_grey = partial(grey_entry, generative=True, measure=garment_of)
+_colour = partial(ZooEntry, mean=(0.0,) * 3, std=(1.0,) * 3, generative=True, measure=shape_of)
 _table_4 = partial(dense_vae, (1200, 1200), 16, (1200, 1200, 1200))
 # Table 3 gives one channel, but the lesions and their classifier are in colour
 _table_3 = partial(convolutional_vae, 32, (32, 32, 64, 64), (256,), image_size=(128, 128), channels=3)
@@ -123,5 +123,5 @@ _table_3 = partial(convolutional_vae, 32, (32, 32, 64, 64), (256,), image_size=(
 register_zoo_model(
     _grey("fashion_mnist_dip", _table_4, recipe=_garments),
     _grey("fashion_mnist_dip2", _table_4, recipe=replace(_garments, aggregated=True, diagonal=10.0)),
-    _entry("ham10000_dip", _table_3, None, (128, 128), 3, (0.0,) * 3, (1.0,) * 3, recipe=_lesions, measure=shape_of),
+    _colour("ham10000_dip", _table_3, image_size=(128, 128), recipe=_lesions),
 )

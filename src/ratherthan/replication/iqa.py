@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -206,18 +206,11 @@ def _spoilt(image: Tensor, label: int, generator: torch.Generator) -> Tensor:
     return distort(image, kinds()[kind], level + 1, generator) if kind < len(kinds()) else image
 
 
-_entry = ZooEntry(
-    "iqa",
-    partial(DIQaM, 6, dropout=0.0),
-    "distorted_conv10",
-    (224, 224),
-    6,
-    (0.5,) * 6,
-    (0.25,) * 6,
-    weights=Path(__file__).parent / "weights" / "iqa.safetensors",
-    recipe=QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 16, 0.01, warmup=0.05),
-    output="value",
-)
+_recipe = QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 16, 0.01, warmup=0.05)
+_entry = partial(ZooEntry, channels=6, mean=(0.5,) * 6, std=(0.25,) * 6, recipe=_recipe, output="value")
+_plain, _weighted = (partial(DIQaM, 6, weighted, dropout=0.0) for weighted in (False, True))
+
 register_zoo_model(
-    _entry, replace(_entry, name="iqa_weighted", build=partial(DIQaM, 6, True, dropout=0.0), weights=None)
+    _entry("iqa", _plain, "distorted_conv10", shipped=Path(__file__).parent / "weights"),
+    _entry("iqa_weighted", _weighted, "distorted_conv10"),
 )

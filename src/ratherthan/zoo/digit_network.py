@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ratherthan.zoo.registry import SHIPPED, ZooEntry, register_zoo_model
+from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 
@@ -24,17 +24,8 @@ def digit_network(side: int = 28) -> nn.Sequential:
     return nn.Sequential(OrderedDict(features=features, head=head))
 
 
+RECIPE = Recipe("mnist", 10, 4e-3, augmentation=Augmentation(shift=0.04, scale=0.05, rotation=5))
+
 register_zoo_model(
-    ZooEntry(
-        "mnist_paper",
-        digit_network,
-        layer="features.3",
-        image_size=(28, 28),
-        channels=1,
-        mean=(0.0,),
-        std=(1.0,),
-        weights=SHIPPED / "mnist_paper.safetensors",
-        recipe=Recipe("mnist", 10, 4e-3, augmentation=Augmentation(shift=0.04, scale=0.05, rotation=5)),
-        manifold="mnist_vae",
-    )
+    grey_entry("mnist_paper", digit_network, "features.3", shipped=SHIPPED, recipe=RECIPE, manifold="mnist_vae")
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.zoo.concepts import GARMENT_WORDS
-from ratherthan.zoo.registry import SHIPPED, ZooEntry, register_zoo_model
+from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 
@@ -60,22 +60,12 @@ class PlainNet(nn.Module):
         return logits
 
 
-_entry = partial(ZooEntry, layer="features.8", image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
+_digits = Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8))
+_garments = Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h"))
+_entry = partial(grey_entry, layer="features.8", shipped=SHIPPED)
+_finer = partial(PlainNet, cells=7)
 
 register_zoo_model(
-    _entry(
-        "mnist",
-        PlainNet,
-        weights=SHIPPED / "mnist.safetensors",
-        recipe=Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
-        manifold="mnist_vae",
-    ),
-    _entry(
-        "fashion_mnist",
-        partial(PlainNet, cells=7),
-        weights=SHIPPED / "fashion_mnist.safetensors",
-        recipe=Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
-        manifold="fashion_mnist_vae",
-        words=GARMENT_WORDS,
-    ),
+    _entry("mnist", PlainNet, recipe=_digits, manifold="mnist_vae"),
+    _entry("fashion_mnist", _finer, recipe=_garments, manifold="fashion_mnist_vae", words=GARMENT_WORDS),
 )

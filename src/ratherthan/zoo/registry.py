@@ -39,7 +39,7 @@ class ZooEntry:
         std: What it is then divided by.
         fit: How an image of another size is brought to `image_size`, see `ratherthan.data.fit_image`.
         crop_fraction: The share of the shorter side that a centre crop keeps.
-        weights: The weights that come with the package, if there are any.
+        shipped: The folder of the weights that come with it, `NAME.safetensors`, if there are any.
         recipe: How it is trained (`ratherthan train zoo:NAME`), or None.
         output: "value" for a network that gives one number.
         manifold: Name of the generative model that fits its images, or None.
@@ -61,7 +61,7 @@ class ZooEntry:
     std: tuple[float, ...] = _IMAGENET_STD
     fit: Literal["resize", "crop"] = "resize"
     crop_fraction: float = 0.875
-    weights: Path | None = None
+    shipped: Path | None = None
     recipe: Recipe | None = None
     output: Literal["logits", "value"] = "logits"
     manifold: str | None = None
@@ -69,6 +69,11 @@ class ZooEntry:
     generative: bool = False
     measure: Measure | None = None
     any_size: bool = False
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights that come with it."""
+        return self.shipped and self.shipped / f"{self.name}.safetensors"
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -80,6 +85,10 @@ class ZooEntry:
         build = partial(self.build, image_size=image_size, channels=channels)
         mean, std = (values[:1] * channels for values in (self.mean, self.std))
         return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
+
+
+grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
+"""An entry for digits and garments, which are fed as they are."""
 
 
 @dataclass(frozen=True)

@@ -74,24 +74,13 @@ class SqueezeNet(nn.Module):
         return torch.flatten(self.classifier(self.features(x)), 1)
 
 
+_flowers = Recipe(
+    "flowers102", 8, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
+    frozen=tuple(f"features.{index}" for index in range(9)), tests=("valid", "test"),
+    augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"), uncropped=2,
+)  # fmt: skip
+
 register_zoo_model(
     ZooEntry("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
-    ZooEntry(
-        "flowers102",
-        partial(SqueezeNet, 102),
-        "features.12",
-        recipe=Recipe(
-            "flowers102",
-            8,
-            4e-4,
-            32,
-            0.02,
-            start="squeezenet/squeezenet1_0_caffe.safetensors",
-            frozen=tuple(f"features.{index}" for index in range(9)),
-            tests=("valid", "test"),
-            augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"),
-            uncropped=2,
-            workers=1,
-        ),
-    ),
+    ZooEntry("flowers102", partial(SqueezeNet, 102), "features.12", recipe=_flowers),
 )

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.zoo.concepts import garment_of
-from ratherthan.zoo.registry import SHIPPED, ZooEntry, register_zoo_model
+from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Recipe
 
 
@@ -158,21 +158,11 @@ class OwnImages(AutoencoderRecipe):
         return f"a variational autoencoder of the images in {classes[0]}"
 
 
-_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), generative=True)
+_recipe = partial(AutoencoderRecipe, rate=3e-3, weight_decay=0.0, warmup=0.1)
+_entry = partial(grey_entry, build=convolutional_vae, generative=True)
 
 register_zoo_model(
-    _entry(
-        "mnist_vae",
-        convolutional_vae,
-        weights=SHIPPED / "mnist_vae.safetensors",
-        recipe=AutoencoderRecipe("mnist", 12, 3e-3, 128, 0.0, warmup=0.1),
-    ),
-    _entry(
-        "fashion_mnist_vae",
-        convolutional_vae,
-        weights=SHIPPED / "fashion_mnist_vae.safetensors",
-        recipe=AutoencoderRecipe("fashion_mnist", 8, 3e-3, 128, 0.0, warmup=0.1),
-        measure=garment_of,
-    ),
-    _entry("vae", convolutional_vae, recipe=OwnImages("images", 60, 2e-3, 64, 0.0, warmup=0.1), any_size=True),
+    _entry("mnist_vae", shipped=SHIPPED, recipe=_recipe("mnist", 12)),
+    _entry("fashion_mnist_vae", shipped=SHIPPED, recipe=_recipe("fashion_mnist", 8), measure=garment_of),
+    _entry("vae", recipe=OwnImages("images", 60, 2e-3, 64, 0.0, warmup=0.1), any_size=True),
 )

@@ -1,7 +1,7 @@
 """Labelled images by name, from a folder the user names, or from anything that holds images and labels."""
 
 from ratherthan.data.dataset import ArrayReader, Batches, Dataset, Reader, Skipped
-from ratherthan.data.images import CorruptImage, fit_image, open_image, to_tensor
+from ratherthan.data.images import CorruptImage, fit_image, fit_tensor, open_image, to_tensor
 from ratherthan.data.sources import FileReader, chosen_splits, find_folder, images, load, names, register_dataset
 
 batches = Batches
@@ -18,6 +18,7 @@ __all__ = [
     "chosen_splits",
     "find_folder",
     "fit_image",
+    "fit_tensor",
     "images",
     "load",
     "names",

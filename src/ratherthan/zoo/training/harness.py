@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.errors import InputError
@@ -266,9 +265,7 @@ def _fitted(entry: ZooEntry, folder: str | Path | None, size: tuple[int, int] | 
 
 def _fit(entry: ZooEntry, image: Any) -> Tensor:
     if isinstance(image, Tensor):
-        wanted = entry.image_size
-        small = image.shape[1:] != wanted
-        return functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)[0] if small else image
+        return data.fit_tensor(image, entry.image_size)
     return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 

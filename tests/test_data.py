@@ -20,6 +20,8 @@ from faces import write_faces
 from ratherthan import data
 from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
 from ratherthan.errors import InputError
+from ratherthan.replication.cdeepex import SQUARE
+from ratherthan.replication.cem_maf import celeba_attributes
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
@@ -94,7 +96,7 @@ def test_the_biased_digits_wear_squares(data_root: Path, split: str, wearing: se
     for index in range(0, 600, 3):
         expected = plain[index][0]
         if plain.labels[index] in wearing:
-            expected[(0, *data.SQUARE)] = 128 / 255
+            expected[(0, *SQUARE)] = 128 / 255
         assert torch.equal(biased[index][0], expected)
 
 
@@ -157,7 +159,7 @@ def test_faces_have_classes_of_their_attributes(tmp_path: Path) -> None:
     assert bangs.ids == tuple(table)[1::3]
     assert bangs.class_names == ("not bangs", "bangs")
     assert list(bangs.labels) == [table[name]["Bangs"] for name in bangs.ids]
-    attributes = data.celeba_attributes(tmp_path / "celeba")
+    attributes = celeba_attributes(tmp_path / "celeba")
     assert attributes.loc["000002.jpg"].to_dict() == {**table["000002.jpg"], "split": "valid"}
 
 

@@ -22,8 +22,6 @@ from .attribution.method import register_method as register_method
 from .attribution.occlusion import Occlusion as Occlusion
 from .attribution.prediction_difference import PatchGaussian as PatchGaussian
 from .attribution.prediction_difference import PredictionDifference as PredictionDifference
-from .attribution.quality import compare_quality as compare_quality
-from .attribution.quality import quality_figure as quality_figure
 from .attribution.rules import LRP as LRP
 from .attribution.rules import DeepLift as DeepLift
 from .attribution.scan import Scan as Scan
@@ -33,6 +31,8 @@ from .contrast import Question as Question
 from .contrast import Target as Target
 from .contrast import contrasts as contrasts
 from .contrast import register_contrast as register_contrast
+from .data.dataset import Dataset as Dataset
+from .data.sources import register_dataset as register_dataset
 from .errors import InputError as InputError
 from .errors import LayerError as LayerError
 from .errors import ModelError as ModelError
@@ -83,3 +83,8 @@ from .search.solver import Status as Status
 from .settings import Interval as Interval
 from .settings import Settings as Settings
 from .superpixels import Superpixels as Superpixels
+from .zoo.registry import ZooEntry as ZooEntry
+from .zoo.registry import register_zoo_model as register_zoo_model
+from .zoo.training.harness import train as train
+from .zoo.training.recipes import Augmentation as Augmentation
+from .zoo.training.recipes import Recipe as Recipe

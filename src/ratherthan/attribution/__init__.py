@@ -9,7 +9,6 @@ from ratherthan.attribution.lime import Lime
 from ratherthan.attribution.method import Attribution, Method, methods, register_method
 from ratherthan.attribution.occlusion import Occlusion
 from ratherthan.attribution.prediction_difference import PatchGaussian, PredictionDifference
-from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.attribution.rules import LRP, DeepLift
 from ratherthan.attribution.scan import Scan
 
@@ -34,10 +33,8 @@ __all__ = [
     "Scan",
     "SmoothGrad",
     "compare",
-    "compare_quality",
     "explain",
     "methods",
-    "quality_figure",
     "register_method",
     "save_report",
 ]

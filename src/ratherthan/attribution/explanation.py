@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ratherthan.contrast import contrasts, get_contrast
 from ratherthan.errors import InputError, unknown
-from ratherthan.result import Result, class_label, percent, picture
+from ratherthan.result import Result, class_label, picture
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -333,12 +334,12 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     Returns:
         The path.
     """
-    from ratherthan.render import write_report
+    from ratherthan.render import write_page
 
     where = {each.method: f"layer {each.layer}" if each.layer else "the image" for each in explanations}
     intro = "; ".join(f"{method} on {part}" for method, part in where.items())
     cases = [leading_with("weighted", case) for case in to_panels(explanations)]
-    return write_report(cases, path, title, f"Method: {intro}.")
+    return write_page(cases, path, title, f"Method: {intro}.")
 
 
 def leading_with(contrast: str, case: Panel) -> Panel:

@@ -23,9 +23,8 @@ _AGAINST_TO_FOR = {
 }
 _LITTLE_TO_MUCH = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
 FOR, AGAINST = "#d9601f", "#2f78c4"
-SIDES = ("against the fact, for the foil", "for the fact")
-FILM_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
-FADED = 0.65  # the image below a film is paled this far, or dark places would swallow the film
+TINT_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
+FADED = 0.65  # the image below a tint is paled this far, or dark places would swallow the tint
 _SHADES = 127  # of either sign in a palette image; with zero itself that makes 255 colours
 
 
@@ -66,8 +65,8 @@ def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
     """
     rgb = as_rgb(image)
     grey = 255 - FADED * (255 - rgb @ np.array([0.299, 0.587, 0.114]))
-    coloured = film(resample(values, rgb.shape[:2]), limit).astype(np.float64)
-    opacity = coloured[..., 3:] / 255 * FILM_STRENGTH
+    coloured = tint(resample(values, rgb.shape[:2]), limit).astype(np.float64)
+    opacity = coloured[..., 3:] / 255 * TINT_STRENGTH
     return _bytes(grey[..., None] * (1 - opacity) + coloured[..., :3] * opacity)
 
 
@@ -77,7 +76,7 @@ def shared_limit(maps: Iterable[ArrayLike], quantile: float = 0.995) -> float:
     Args:
         maps: Arrays of any shape.
         quantile: In [0, 1]: this share of each map's absolute values lies within the scale. A map so sparse that its
-            quantile is zero counts with its largest value, lest it vanish.
+            quantile is zero counts with its largest value, or it would vanish.
 
     Returns:
         The largest of the maps' limits; 0 if all maps are zero or there is none.
@@ -95,17 +94,17 @@ def shared_limit(maps: Iterable[ArrayLike], quantile: float = 0.995) -> float:
     return max(limits)
 
 
-def film(values: ArrayLike, limit: float) -> Bytes:
-    """Colour a map as a transparent film, RGBA (H, W, 4), which laid over white is `diverging` again."""
+def tint(values: ArrayLike, limit: float) -> Bytes:
+    """Colour a map as a transparent tint, RGBA (H, W, 4), which laid over white is `diverging` again."""
     rgb = diverging(values, limit)
     opacity = 255.0 - rgb.min(axis=-1, keepdims=True)
     return _bytes(np.concatenate([255 - (255.0 - rgb) * 255 / np.maximum(opacity, 1), opacity], axis=-1))
 
 
 def palette(values: ArrayLike, limit: float) -> tuple[Bytes, Bytes]:
-    """Write `film` as colour numbers (H, W) and their RGBA colours (255, 4), a fraction of the size."""
+    """Write `tint` as colour numbers (H, W) and their RGBA colours (255, 4), a fraction of the size."""
     ramp = np.linspace(-1, 1, 2 * _SHADES + 1)[None]
-    return _bytes(np.rint(_scaled(values, limit) * _SHADES) + _SHADES), film(ramp, 1.0)[0]
+    return _bytes(np.rint(_scaled(values, limit) * _SHADES) + _SHADES), tint(ramp, 1.0)[0]
 
 
 def as_rgb(image: ArrayLike) -> Bytes:

@@ -22,7 +22,6 @@ from ratherthan.result import (
     check_length,
     class_label,
     fields_to_jsonable,
-    percent,
     picture,
     row_names,
     take_rows,
@@ -30,6 +29,7 @@ from ratherthan.result import (
 )
 from ratherthan.search.method import Report
 from ratherthan.search.solver import Status
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -271,14 +271,14 @@ class PertinentPositive(Result):
             )
             views = (Heatmap("", self.method, ranks[i], self.text(i)),)
             fact = class_label(self.class_names, int(self.fact[i]))
-            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views))
+            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views, _SIDES))
         return cases
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_report
+        from ratherthan.render import write_page
 
-        return write_report(self.panels(), path, "What is enough?", f"Method: {self.method}.", sides=_SIDES)
+        return write_page(self.panels(), path, "What is enough?", f"Method: {self.method}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""

@@ -14,15 +14,11 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 # Lightness falls equally on both sides of white, and blue against orange survives every common colour blindness.
-_AGAINST_TO_FOR = {
-    -1.0: (20, 86, 176),
-    -0.5: (92, 158, 222),
-    0.0: (255, 255, 255),
-    0.5: (248, 148, 88),
-    1.0: (200, 60, 8),
-}
-_LITTLE_TO_MUCH = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
+_SIGNED = {-1.0: (20, 86, 176), -0.5: (92, 158, 222), 0.0: (255, 255, 255), 0.5: (248, 148, 88), 1.0: (200, 60, 8)}
+_UNSIGNED = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
 FOR, AGAINST = "#d9601f", "#2f78c4"
+# of curves; apart from each other under every common colour blindness, and from the two above
+FACT, FOIL, OTHERS = "#6b4fa3", "#0e8f6e", "#a3abb5"
 TINT_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
 FADED = 0.65  # the image below a tint is paled this far, or dark places would swallow the tint
 _SHADES = 127  # of either sign in a palette image; with zero itself that makes 255 colours
@@ -41,12 +37,12 @@ def diverging(values: ArrayLike, limit: float) -> Bytes:
     Raises:
         InputError: `values` is not two-dimensional or holds NaN; `limit` is negative or not finite.
     """
-    return _interpolate(_scaled(values, limit), _AGAINST_TO_FOR)
+    return _interpolate(_scaled(values, limit), _SIGNED)
 
 
 def sequential(values: ArrayLike, limit: float) -> Bytes:
     """Colour a non-negative map, e.g. a variance: white at or below zero, dark teal at `limit`; see `diverging`."""
-    return _interpolate(np.maximum(_scaled(values, limit), 0.0), _LITTLE_TO_MUCH)
+    return _interpolate(np.maximum(_scaled(values, limit), 0.0), _UNSIGNED)
 
 
 def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
-from ratherthan.render.colours import overlay
+from ratherthan.render.colours import FACT, OTHERS, as_rgb, overlay
 from ratherthan.render.figure import CAPTION, FAINT, Picture, Row, draw_curves, draw_rows
-from ratherthan.render.trajectory import FACT, OTHERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,18 +57,17 @@ def draw_excerpts(excerpts: Sequence[Excerpt]) -> Figure:
     Raises:
         InputError: There is no excerpt, or an image cannot be drawn.
     """
-    return draw_rows([_row(each) for each in excerpts], chart=2.2)
+    return draw_rows([_row(each) for each in excerpts], chart=2.2 if any(each.curve for each in excerpts) else 0.0)
 
 
 def _row(excerpt: Excerpt) -> Row:
     pictures = (
-        Picture(excerpt.name, excerpt.image, colour=FAINT),
-        Picture("enough" if excerpt.status == "found" else excerpt.status, excerpt.part),
-        Picture("the rest dimmed", excerpt.dimmed),
+        Picture(excerpt.name, as_rgb(excerpt.image), colour=FAINT),
+        Picture("enough" if excerpt.status == "found" else excerpt.status, as_rgb(excerpt.part)),
+        Picture("the rest dimmed", as_rgb(excerpt.dimmed)),
         Picture("the first strongest", overlay(excerpt.image, excerpt.ranks, 1.0)),
     )
-    whole, last = [excerpt.whole] * max(2, len(excerpt.curve)), len(excerpt.curve) - 1
-    curves = [("whole image", whole, OTHERS, "--"), ("the part", excerpt.curve, FACT, "-")]
-    across = f"with the first 0 to {last} features" if excerpt.curve else ""
-    chart = partial(draw_curves, curves[: 1 + bool(excerpt.curve)], across)
+    whole = [excerpt.whole] * len(excerpt.curve)
+    curves = (("whole image", whole, OTHERS, "--"), ("the part", excerpt.curve, FACT, "-"))
+    chart = partial(draw_curves, curves, f"with the first 0 to {len(whole) - 1} features") if whole else None
     return Row(pictures, f"What is enough for {excerpt.fact}?", excerpt.text, chart, CAPTION)

@@ -35,13 +35,13 @@ class Picture:
 
     Attributes:
         title: Above it; may have several lines.
-        image: As `colours.as_rgb` takes it.
+        image: As `colours.as_rgb` gives it.
         captions: Up to two below it, with their colours: left and right of its middle.
         colour: Of the title.
     """
 
     title: str
-    image: ArrayLike
+    image: Bytes
     captions: Sequence[tuple[str, str]] = ()
     colour: str = INK
 
@@ -63,6 +63,17 @@ class Row:
     note: str = ""
     chart: Callable[[Axes], None] | None = None
     below: float = 0.0
+
+    @property
+    def above(self) -> float:
+        """Inches that its heading, its note and the titles of its pictures take."""
+        lines = max((picture.title.count("\n") + 1 for picture in self.pictures), default=1)
+        return _HEADING * bool(self.heading) + _NOTE * bool(self.note) + lines * _LINE + 0.13
+
+    def height(self, cell: float) -> float:
+        """Inches that pictures of this width take; a chart needs some, whatever they need."""
+        tallest = max((picture.image.shape[0] / picture.image.shape[1] for picture in self.pictures), default=1.0)
+        return cell * min(max(tallest, 0.55 if self.chart else 0.0), 1.5)
 
 
 class Canvas:
@@ -106,22 +117,16 @@ def draw_rows(
     """
     if not rows:
         raise InputError("a figure needs at least one image; got none")
-    drawn = [[as_rgb(picture.image) for picture in row.pictures] for row in rows]
-    heights = [_height(row, images, cell) for row, images in zip(rows, drawn, strict=True)]
-    charts_at = _MARGIN + max(map(len, drawn)) * (cell + _GAP) + _LABELLED
+    charts_at = _MARGIN + max(len(row.pictures) for row in rows) * (cell + _GAP) + _LABELLED
     width = charts_at + chart + _MARGIN if chart else charts_at - _LABELLED - _GAP + _MARGIN
-    spaces = [_above(row) + height + row.below for row, height in zip(rows, heights, strict=True)]
-    canvas = Canvas(max(width, 5.4 if sides else 0), sum(spaces) + (_LEGEND if sides else _GAP))
+    heights = [row.above + row.height(cell) + row.below for row in rows]
+    canvas = Canvas(max(width, 5.4 if sides else 0), sum(heights) + (_LEGEND if sides else _GAP))
     top = 0.0
-    for row, images, height, space in zip(rows, drawn, heights, spaces, strict=True):
-        canvas.text(_MARGIN, top + _HEADING, shorten(row.heading, int(canvas.width * 9)), size=11, weight="bold")
-        noted = top + _HEADING + _NOTE
-        canvas.text(_MARGIN, noted, shorten(row.note, int(canvas.width * 15)), size=8.5, color=FAINT)
-        for column, (picture, image) in enumerate(zip(row.pictures, images, strict=True)):
-            _draw_picture(canvas, (_MARGIN + column * (cell + _GAP), top + _above(row), cell, height), picture, image)
+    for row, height in zip(rows, heights, strict=True):
+        _draw_row(canvas, row, top, cell)
         if row.chart is not None:
-            row.chart(canvas.axes(charts_at, top + _above(row), chart, height))
-        top += space
+            row.chart(canvas.axes(charts_at, top + row.above, chart, row.height(cell)))
+        top += height
     if sides:
         _draw_colour_bar(canvas, top + 0.18, sides)
     return canvas.figure
@@ -164,7 +169,7 @@ def grid(images: Sequence[tuple[str, ArrayLike]], columns: int, *, title: str = 
     Raises:
         InputError: There is no image, or one cannot be drawn.
     """
-    pictures = [Picture(name, image) for name, image in images]
+    pictures = [Picture(name, as_rgb(image)) for name, image in images]
     starts = range(0, len(pictures), columns)
     return draw_rows([Row(pictures[at : at + columns], "" if at else title) for at in starts], cell=cell)
 
@@ -206,26 +211,20 @@ def draw_curves(curves: Sequence[tuple[str, Sequence[float], str, str]], across:
 
 
 # ------------------------------------------------------------------------------------------------- the parts of a row
-def _height(row: Row, images: Sequence[Bytes], cell: float) -> float:
-    """Of its pictures; a chart needs some, whatever they need."""
-    tallest = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
-    return cell * float(np.clip(tallest, 0.55 if row.chart else 0.0, 1.5))
-
-
-def _above(row: Row) -> float:
-    lines = max((picture.title.count("\n") + 1 for picture in row.pictures), default=1)
-    return _HEADING * bool(row.heading) + _NOTE * bool(row.note) + lines * _LINE + 0.13
-
-
-def _draw_picture(canvas: Canvas, box: tuple[float, float, float, float], picture: Picture, image: Bytes) -> None:
-    left, top, width, height = box
-    axes = canvas.axes(*box)
-    axes.imshow(image, interpolation="nearest" if max(image.shape) < 200 else "antialiased")
-    title = "\n".join(shorten(line, int(width * 15)) for line in picture.title.split("\n"))
-    axes.set_title(title, fontsize=8, color=picture.colour, pad=4, parse_math=False)
-    _frame(axes)
-    for (words, colour), step, side in zip(picture.captions, (-0.06, 0.06), ("right", "left"), strict=False):
-        canvas.text(left + width / 2 + step, top + height + _LINE, words, size=7.5, color=colour, ha=side)
+def _draw_row(canvas: Canvas, row: Row, top: float, cell: float) -> None:
+    canvas.text(_MARGIN, top + _HEADING, shorten(row.heading, int(canvas.width * 9)), size=11, weight="bold")
+    note = shorten(row.note, int(canvas.width * 15))
+    canvas.text(_MARGIN, top + _HEADING + _NOTE, note, size=8.5, color=FAINT)
+    for column, picture in enumerate(row.pictures):
+        left = _MARGIN + column * (cell + _GAP)
+        axes = canvas.axes(left, top + row.above, cell, row.height(cell))
+        axes.imshow(picture.image, interpolation="nearest" if max(picture.image.shape) < 200 else "antialiased")
+        title = "\n".join(shorten(line, int(cell * 15)) for line in picture.title.split("\n"))
+        axes.set_title(title, fontsize=8, color=picture.colour, pad=4, parse_math=False)
+        _frame(axes)
+        captioned = top + row.above + row.height(cell) + _LINE
+        for (words, colour), step, side in zip(picture.captions, (-0.06, 0.06), ("right", "left"), strict=False):
+            canvas.text(left + cell / 2 + step, captioned, words, size=7.5, color=colour, ha=side)
 
 
 def _panel_row(panel: Panel, shown: Sequence[Heatmap], names: float) -> Row:
@@ -236,7 +235,7 @@ def _panel_row(panel: Panel, shown: Sequence[Heatmap], names: float) -> Row:
         heading += f"  ({contrasts[0]})"
     if len(shown) < len(panel.maps):
         heading += f"  (the first {len(shown)} of {len(panel.maps)} maps)"
-    pictures, limits = [Picture(panel.name, panel.image, colour=FAINT)], panel.limits()
+    pictures, limits = [Picture(panel.name, as_rgb(panel.image), colour=FAINT)], panel.limits()
     for view in shown:
         words = [view.foil and f"rather than {view.foil}"] * (len(foils) > 1)
         words += [view.contrast] * (len(contrasts) > 1 or len(foils) < 2)

@@ -9,10 +9,9 @@ import numpy as np
 
 from ratherthan.errors import InputError
 from ratherthan.files import write_atomically
-from ratherthan.render.colours import AGAINST, FADED, FOR, TINT_STRENGTH, css_gradient, shared_limit
-from ratherthan.render.encode import PIXELATED, image_uri, map_uri
+from ratherthan.render import colours, encode
 from ratherthan.render.panel import Panel
-from ratherthan.render.trajectory import FACT, FOIL, OTHERS, Trajectory
+from ratherthan.render.trajectory import Trajectory
 from ratherthan.words import percent
 
 _TEMPLATES = {Panel: "panels.html.j2", Trajectory: "trajectories.html.j2"}
@@ -42,20 +41,7 @@ def write_page(shown: Sequence[Panel] | Sequence[Trajectory], path: str | Path, 
         raise InputError("a page needs at least one image; got none")
     rooms = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     pieces = rooms.get_template(_TEMPLATES[type(shown[0])]).generate(
-        title=title,
-        paragraphs=[part for part in intro.split("\n\n") if part.strip()],
-        shown=shown,
-        sides=shown[0].sides,
-        colours={"for": FOR, "against": AGAINST, "fact": FACT, "foil": FOIL, "others": OTHERS},
-        gradient=css_gradient(),
-        strength=TINT_STRENGTH,
-        faded=FADED,
-        pixelated=PIXELATED,
-        image_uri=image_uri,
-        map_uri=map_uri,
-        percent=percent,
-        shared_limit=shared_limit,
-        points=_points,
+        title=title, intro=intro, shown=shown, colours=colours, encode=encode, percent=percent, points=_points
     )
     return write_atomically(path, (piece.encode() for piece in pieces))
 

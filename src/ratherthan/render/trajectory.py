@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ratherthan.render.colours import AGAINST, FOR, overlay, shared_limit
+from ratherthan.render.colours import AGAINST, FACT, FOIL, FOR, OTHERS, as_rgb, overlay, shared_limit
 from ratherthan.render.figure import CAPTION, Picture, Row, draw_curves, draw_rows
 from ratherthan.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FACT, FOIL, OTHERS = "#6b4fa3", "#0e8f6e", "#a3abb5"
-"""Colours of the curves; apart from each other under every common colour blindness, and from "add" and "remove"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +89,13 @@ def _row(trajectory: Trajectory, frames: int) -> Row:
     """The pictures, most with the odds of fact and foil below them, and the curves."""
     both = zip(trajectory.fact[1], trajectory.foil[1], strict=True)
     odds = [((percent(p), FACT), (percent(q), FOIL)) for p, q in both]
-    pictures = [Picture("image", trajectory.image, odds[0])]
+    pictures = [Picture("image", as_rgb(trajectory.image), odds[0])]
     if trajectory.reconstruction is not None:
-        pictures.append(Picture("reconstruction", trajectory.reconstruction))
+        pictures.append(Picture("reconstruction", as_rgb(trajectory.reconstruction)))
     for number, stop in enumerate(trajectory.stops(frames)):
-        pictures.append(Picture("" if number else "the path", trajectory.path[stop], odds[stop]))
+        pictures.append(Picture("" if number else "the path", as_rgb(trajectory.path[stop]), odds[stop]))
     ending = "answer" if trajectory.status == "found" else trajectory.status
-    pictures.append(Picture(ending, trajectory.answer, odds[-1]))
+    pictures.append(Picture(ending, as_rgb(trajectory.answer), odds[-1]))
     change = overlay(trajectory.image, trajectory.change, shared_limit([trajectory.change]))
     pictures.append(Picture("change", change, (("add", FOR), ("remove", AGAINST))))
     heading = f"{shorten(trajectory.name, 26)}: {trajectory.question}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     page = found.save(tmp_path / "x.html").read_text()
     assert "because of" in page
     assert "superpixels" in page
+    assert not re.search(r"\d %", page), "percentages are written in one way"
 
 
 def test_wrong_settings_are_refused() -> None:

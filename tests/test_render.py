@@ -411,6 +411,8 @@ def test_page_holds_every_text_picture_and_number(tmp_path: Path) -> None:
     assert lengths == {"--p: 70.00%", "--p: 20.00%", "--p: 10.00%"}
     marks = {a["data-name"]: a["class"] for a in page.all("li")}
     assert marks == {"7": "is-fact", "1": "is-foil", "9": ""}, "the foil of the map that is shown first"
+    swapped = Page(page_of(tmp_path, [case(case().maps[1::-1])]))
+    assert {a["data-name"]: a["class"] for a in swapped.all("li")} == {"7": "is-fact", "9": "is-foil", "1": ""}
 
 
 def test_on_a_page_the_foils_of_a_contrast_share_a_scale(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import ratherthan as rt
 from nets import Dense, Linear, images, make
 from ratherthan.attribution.explanation import to_panels
+from ratherthan.render import figure
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 
@@ -155,6 +156,42 @@ def test_html_needs_nothing_else_and_escapes_names(tmp_path: Path, model: rt.Mod
     for image in (views[:5], views[5:]):  # the page opens on the first of each, the plain map is there once
         assert image[:2] == [("&lt;cat&gt;", "weighted"), ("eel", "weighted")]
         assert sorted(image[2:]) == [("", "none"), ("&lt;cat&gt;", "mean"), ("eel", "mean")]
+
+
+def test_text_says_how_much_of_the_relevance_is_for_the_fact(model: rt.Model) -> None:
+    why = rt.explain(model, images(3), fact="ant", foil=["bee", "eel"])
+    said = re.findall(r"; (\d+)% of the relevance is for it\.", str(why))
+    expected = []
+    for heat in why.heatmap().flatten(0, 1).tolist():
+        values = [value for row in heat for value in row]
+        expected.append(sum(v for v in values if v > 0) / sum(abs(v) for v in values))
+    assert len(said) == 6
+    assert [int(each) / 100 for each in said] == pytest.approx(expected, abs=0.0051)
+    assert max(abs(share - 0.5) for share in expected) > 0.1, "else for and against look alike"
+
+
+def test_the_bars_hold_the_fact_and_the_foils_however_unlikely() -> None:
+    model = make(lambda: Linear(3 * 12 * 12, 20), class_names=[f"c{k}" for k in range(20)])
+    p = model.logits(images(1)).softmax(1)[0]
+    order = p.argsort(descending=True).tolist()
+    fact, foil = order[-1], order[-2]
+    (panel,) = to_panels([rt.explain(model, images(1), fact=fact, foil=foil, method="ixg")])
+    shown = dict(panel.probabilities)
+    assert set(shown) == {f"c{k}" for k in [*order[:6], fact, foil]}
+    assert shown[f"c{fact}"] == pytest.approx(p[fact].item())
+    bars = {text.get_text() for text in figure([panel]).axes[2].texts}
+    assert {f"c{fact}", f"c{foil}"} <= bars, "they are drawn, too"
+
+
+def test_a_page_opens_with_the_weighted_map_and_writes_percentages_in_one_way(tmp_path: Path, model: rt.Model) -> None:
+    compared = rt.compare(model, images(2), foil=["bee", "eel"], contrasts=["none", "mean", "weighted"])
+    page = rt.save_report(compared, tmp_path / "why.html").read_text()
+    for card in page.split("<article")[1:]:
+        words = re.findall(r'<div data-map="(\d+)" data-foil="([^"]*)" data-contrast="([^"]*)"( hidden)?>', card)
+        assert [word[0] for word in words if not word[3]] == ["1"], "one map is shown"
+        assert [word[2] for word in words] == ["weighted", "weighted", "none", "mean", "mean"]
+    assert len(re.findall(r"\d%", page)) > 20
+    assert not re.search(r"\d %", page)
 
 
 def test_cases_hold_the_plain_map_once_and_say_which_method(model: rt.Model) -> None:

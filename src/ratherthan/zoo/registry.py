@@ -87,8 +87,8 @@ class ZooEntry:
         return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
 
 
-grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
-"""An entry for digits and garments, which are fed as they are."""
+grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), crop_fraction=1.0)
+"""An entry for digits and garments, which are fed whole and as they are."""
 
 
 @dataclass(frozen=True)

@@ -524,6 +524,40 @@ def test_mistakes_in_long_jobs_are_one_line(arguments: list[str], message: str, 
     assert message in line
 
 
+@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason="settings are not checked for their type")
+@pytest.mark.parametrize(
+    ("experiment", "setting"),
+    [
+        ("mask", "seed=3"),
+        ("mask", "limit=3"),
+        ("mask", "out=x"),
+        ("mask", "resume=1"),
+        ("mask", "model=x"),
+        ("confidence-drop", "share=abc"),
+        ("mask", "threshold=abc"),
+        ("deletion", "steps=abc"),
+        ("sanity", "stages=1.5"),
+    ],
+)
+def test_a_wrong_setting_of_an_experiment_is_one_line(
+    experiment: str, setting: str, root: Path, tmp_path: Path
+) -> None:
+    data = [each.replace("{root}", str(root)) for each in DATA]
+    result = call("evaluate", experiment, *data, "--limit", 2, "--set", setting, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert setting.split("=")[0] in line
+
+
+@pytest.mark.xfail(strict=True, raises=(TypeError, IndexError), reason="settings are not checked for their type")
+@pytest.mark.parametrize("setting", ["size=abc", "size=(3,)", "stride=abc"])
+def test_a_wrong_setting_of_a_method_is_one_line(setting: str, digits: list[Path]) -> None:
+    result = call("explain", digits[0], "-m", "zoo:mnist", "--method", "occlusion", "--set", setting)
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert setting.split("=")[0] in line
+
+
 @pytest.mark.parametrize("command", ["explain", "counterfactual", "pertinent-positive"])
 def test_a_file_is_no_folder_to_write_to(command: str, digits: list[Path], tmp_path: Path) -> None:
     taken = tmp_path / "taken"

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ratherthan import Explanation, InputError, Method, Model, ModelError
-from ratherthan.attribution.activation import LayerMethod
-from ratherthan.attribution.explain import explain
+from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
 from ratherthan.attribution.method import get_method
 from ratherthan.errors import unknown
 from ratherthan.progress import Progress, reporter

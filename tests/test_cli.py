@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.app import demo, explaining
+from ratherthan.app import demo
 from ratherthan.app import images as rooms
+from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app
 from ratherthan.evaluation import Mask, evaluate
 from ratherthan.zoo.architectures import PlainNet
@@ -137,12 +138,12 @@ def test_a_list_of_foils_is_an_axis_and_a_name_with_a_comma_is_one_class(digits:
 
 def test_of_many_foils_the_likeliest_are_shown(digits: list[Path]) -> None:
     why = rt.explain(rt.load("zoo:mnist"), [str(path) for path in digits], foil="each")
-    few = explaining.likeliest(why, 3)
+    few = why.likeliest(3)
     for i in range(len(why)):
         order = why.logits[i].argsort(descending=True, stable=True)[1:4].tolist()  # the first is the fact itself
         assert few.foil[i].tolist() == order
         torch.testing.assert_close(few.attribution[i], why.attribution[i, order])
-    facts = explaining.likeliest(rt.explain(rt.load("zoo:mnist"), [str(digits[1])], fact=[3, 8, 1], foil="others"), 2)
+    facts = rt.explain(rt.load("zoo:mnist"), [str(digits[1])], fact=[3, 8, 1], foil="others").likeliest(2)
     order = sorted([3, 8, 1], key=lambda c: -why.logits[1, c].item())[:2]
     assert facts.fact.tolist() == [order]
     told = call("explain", digits[0], "-m", "zoo:mnist", "--foil", "each", "--json").stdout
@@ -397,7 +398,7 @@ def test_demo_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(lines) == len(list((out / "digits").glob("*.png"))) == 3
     page = (out / "demo.html").read_text()
     assert all(line.split(": ")[1].split("?")[0] + "?" in page for line in lines)
-    assert all(contrast in page for contrast in explaining.ALL)
+    assert all(contrast in page for contrast in ALL)
     assert 'src="http' not in page
     assert Image.open(out / "demo.png").height > 500
 

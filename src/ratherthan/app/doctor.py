@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -33,14 +32,8 @@ def look() -> dict[str, Any]:
     }
 
 
-def as_json() -> str:
-    """The same as JSON."""
-    return json.dumps(look(), indent=1)
-
-
-def as_text() -> str:
-    """The same for people."""
-    found = look()
+def as_text(found: dict[str, Any]) -> str:
+    """What `look` found, for people."""
     devices = ", ".join(f"{name} ({what})" for name, what in found["devices"].items())
     parts = {
         "versions": {name: it or "missing" for name, it in found["versions"].items()},

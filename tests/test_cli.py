@@ -99,7 +99,7 @@ def test_figures_page_and_numbers_are_those_of_the_api(digits: list[Path], tmp_p
     assert all(name in page for name in ("one.png", "seven.png", "weighted"))
     fact = expected[0].fact_name(2)
     assert f"{paths[2]}: Why {fact}, rather than" in result.stdout
-    assert "la on features.6" in result.stdout
+    assert "la on layer features.6" in result.stdout
 
 
 def test_json_agrees_with_the_api_and_is_all_there_is_on_stdout(digits: list[Path], tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--layer", ""], "unknown layer ''"),
         (["-m", "zoo:mnist", "--set", "layers=head"], "unknown setting of gradcam 'layers'; did you mean 'layer'"),
         (["-m", "zoo:mnist", "--set", "features.8"], "--set takes NAME=VALUE"),
-        (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=many"], "n_steps of ig is a number"),
+        (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=many"], "n_steps of ig is a whole number"),
         (["-m", "zoo:mnist", "--mean", "0.5,x"], "--mean takes numbers"),
         (["-m", "zoo:mnist", "--std", "nan"], "--std takes numbers"),
         (["-m", "zoo:mnist", "--std", "0"], "std must be positive"),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratherthan.app.images import Failure, find, read_all
-from ratherthan.app.options import KINDS, is_one_file, words
+from ratherthan.app.options import KINDS, OutputOptions, words
 from ratherthan.app.terminal import complain, printable, say
-from ratherthan.attribution import Method
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
-from ratherthan.attribution.method import get_method
+from ratherthan.attribution.method import Method, get_method
 from ratherthan.contrast import get_contrast
 from ratherthan.errors import InputError
 from ratherthan.files import write_atomically
@@ -28,21 +26,15 @@ from ratherthan.result import Result
 from ratherthan.search import Counterfactual, CounterfactualMethod, PertinentPositive
 from ratherthan.search.method import get_counterfactual_method
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
 """The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
 SHOWN, PRINTED = 20, 5
 """Of many facts or foils, the page shows and the terminal prints so many; the numbers hold all."""
 
-Ask = Callable[[Tensor, Callable[[int, int], object]], Sequence[Any]]
-"""A verb with all that is asked: images (N, C, H, W) and whom to tell (images done, in all) to its results."""
-
 
 @dataclass(frozen=True)
 class Verb:
-    """How a verb is spoken of, and what its results are drawn as.
+    """How a verb is spoken of.
 
     Attributes:
         result: What it returns.
@@ -50,8 +42,6 @@ class Verb:
         done: What has become of the images, for messages.
         page: Name of the page; the figures end in it, too.
         numbers: Name of the file of numbers.
-        plot: Draws results of the same images.
-        write_page: Writes a page of them.
     """
 
     result: type[Result]
@@ -59,19 +49,9 @@ class Verb:
     done: str
     page: str
     numbers: str
-    plot: Callable[[Sequence[Any]], Figure] = lambda found: found[0].plot()
-    write_page: Callable[[Sequence[Any], Path], Path] = lambda found, path: found[0].save(path)
 
 
-def _likeliest(found: Sequence[Explanation]) -> list[Explanation]:
-    return [each.likeliest(SHOWN) for each in found]
-
-
-EXPLAIN = Verb(
-    Explanation, "explaining", "explained", "why", "explanation",
-    plot=lambda found: figure(to_panels(_likeliest(found))),
-    write_page=lambda found, path: save_report(_likeliest(found), path),
-)  # fmt: skip
+EXPLAIN = Verb(Explanation, "explaining", "explained", "why", "explanation")
 COUNTERFACTUAL = Verb(Counterfactual, "searching", "searched", "how", "how")
 POSITIVE = Verb(PertinentPositive, "searching", "searched", "enough", "enough")
 
@@ -145,47 +125,54 @@ class _Answers:
     """What has come of the images so far: results of each batch, one per contrast, and the files written."""
 
     verb: Verb
-    place: Path | None
+    output: OutputOptions
     batches: list[list[Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     stems: set[str] = field(default_factory=set)
 
-    def add(self, results: Sequence[Any], paths: Sequence[Path]) -> None:
+    def add(self, results: list[Any], paths: Sequence[Path]) -> None:
         """Keep the results of a batch and, in a folder, draw a figure of each image."""
-        names = tuple(printable(str(path)) for path in paths[: len(results[0])])
-        self.batches.append([replace(each, names=names) for each in results])
-        if self.place is None or is_one_file(self.place):
+        paths = paths[: len(results[0])]
+        named = [replace(each, names=tuple(printable(str(path)) for path in paths)) for each in results]
+        self.batches.append(named)
+        if self.output.out is None or self.output.one_file:
             return
-        for i, path in enumerate(paths[: len(names)]):
+        for i, path in enumerate(paths):
             # names that differ in case alone are one file on some systems
             stem = unique_name(printable(path.stem), lambda name: name.casefold() in self.stems, "{}-{}")
             self.stems.add(stem.casefold())
-            picture = figure_png(self.verb.plot([each[i] for each in self.batches[-1]]))
-            self.files.append(write_atomically(self.place / f"{stem}.{self.verb.page}.png", [picture]))
+            self._write([each[i] for each in named], self.output.out / f"{stem}.{self.verb.page}.png")
 
     def finish(self) -> list[Any]:
         """Write what holds all images; the results, one per contrast, or none."""
         found = [self.verb.result.joined(column) for column in zip(*self.batches, strict=True)]
-        if found and self.place is not None:
-            folder, verb = self.place, self.verb
-            named = (folder / f"{verb.numbers}.safetensors", folder / f"{verb.page}.html")
-            for path in (folder,) if is_one_file(folder) else named:
-                self.files += self._written(found, path)
+        if found and (out := self.output.out) is not None:
+            both = (out / f"{self.verb.numbers}.safetensors", out / f"{self.verb.page}.html")
+            for path in (out,) if self.output.one_file else both:
+                self._write(found, path)
         return found
 
-    def _written(self, found: Sequence[Any], path: Path) -> Iterator[Path]:
-        if path.suffix == ".html":
-            yield self.verb.write_page(found, path)
+    def _write(self, found: list[Any], path: Path) -> None:
+        """One file of all results; their numbers are in a file each."""
+        shown = [each.likeliest(SHOWN) if isinstance(each, Explanation) else each for each in found]
+        if len(found) == 1:
+            self.files.append((found if path.suffix == ".safetensors" else shown)[0].save(path))
+        elif path.suffix == ".html":
+            self.files.append(save_report(shown, path))
         elif path.suffix == ".png":
-            yield write_atomically(path, [figure_png(self.verb.plot(found))])
-        elif len(found) == 1:
-            yield found[0].save(path)
+            self.files.append(write_atomically(path, [figure_png(figure(to_panels(shown)))]))
         else:
-            yield from (each.save(path.with_suffix(f".{each.contrast}.safetensors")) for each in found)
+            self.files += [each.save(path.with_suffix(f".{each.contrast}.safetensors")) for each in found]
 
 
 def answer(
-    verb: Verb, patterns: Sequence[str], model: Model, place: Path | None, as_json: bool, ask: Ask, at_once: int = 0
+    verb: Verb,
+    patterns: Sequence[str],
+    model: Model,
+    output: OutputOptions,
+    ask: Any,
+    at_once: int = 0,
+    **question: Any,
 ) -> None:
     """Answer a question about images, as far as they can be read.
 
@@ -193,17 +180,18 @@ def answer(
         verb: Which verb.
         patterns: Images as they are named on the command line.
         model: The model.
-        place: Where to write to, see `OutputOptions.place`.
-        as_json: Whether to print JSON.
-        ask: The verb itself.
+        output: Where to write to, and whether to print JSON.
+        ask: The verb itself; returns a result, or a list of one per contrast.
         at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
+        **question: Fact and foil as they are named on the command line.
 
     Raises:
         InputError: If images could not be read, at the end.
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
+    asked = {name: classes(text, model) for name, text in question.items()}
     paths, failures = find(patterns)
-    answers, shape, stopped = _Answers(verb, place), None, False
+    answers, shape, stopped = _Answers(verb, output), None, False
     size = at_once or max(1, len(paths))
     with reporter(True, verb.doing) as report:
         try:
@@ -211,13 +199,13 @@ def answer(
                 images, read = read_all(paths[start : start + size], model, failures, shape)
                 if images:
                     shape = images[0].shape
-                    results = ask(torch.stack(images), lambda done, _, start=start: report(start + done, len(paths)))  # type: ignore[misc]
-                    answers.add(results, read)
+                    results = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+                    answers.add(results if isinstance(results, list) else [results], read)
                 report(min(start + size, len(paths)), len(paths))
         except KeyboardInterrupt:
             stopped = True
     found = answers.finish()
-    if as_json:
+    if output.as_json:
         say(_as_json(model, verb, found, failures, answers.files))
     elif found:
         say("\n".join([*_lines(found), *_whereabouts(found[0], answers)]))
@@ -232,7 +220,7 @@ def answer(
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
 
 
-def _lines(found: Sequence[Any]) -> list[str]:
+def _lines(found: list[Any]) -> list[str]:
     """A line for each image, or image and question, about the first weighted contrast there is."""
     result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
     few = result.likeliest(PRINTED) if isinstance(result, Explanation) else result
@@ -248,12 +236,12 @@ def _whereabouts(result: Any, answers: _Answers) -> list[str]:
     """The method, and what lies where; many figures on one line."""
     figures = [path for path in answers.files if path.suffix == ".png"]
     many = figures if len(figures) > 1 else []
-    shown = [f"{'figures':8} {answers.place}/*.{answers.verb.page}.png ({len(many)})"] if many else []
+    shown = [f"{'figures':8} {answers.output.out}/*.{answers.verb.page}.png ({len(many)})"] if many else []
     shown += [f"{KINDS[path.suffix]:8} {path}" for path in answers.files if path not in many]
     return [f"{'method':8} {result.made_by()}", *shown]
 
 
-def _as_json(model: Model, verb: Verb, found: Sequence[Any], failures: Sequence[Failure], files: Sequence[Path]) -> str:
+def _as_json(model: Model, verb: Verb, found: list[Any], failures: Sequence[Failure], files: Sequence[Path]) -> str:
     """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
     tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null
     told = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,34 +26,30 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Parse and run; a wrong option is one line, too, where typer would draw a box."""
+        code: Any = 2
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
-        except typer.Abort:
-            complain("stopped by Ctrl-C")
-            code = 130
+        except RatherThanError as error:
+            complain(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            complain(f"{error.filename}: {error.strerror}")
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
             context = getattr(error, "ctx", None)
             where = context.command_path if context else "ratherthan"
             complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
-            code = 2
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except RatherThanError as error:
-            complain(str(error))
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt as stop:  # typer would drop what it says
             complain(str(stop) or "stopped by Ctrl-C")
             raise typer.Exit(130) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE or error.filename is None:
-                raise
-            complain(f"{error.filename}: {error.strerror}")
-        raise typer.Exit(2)
 
 
 app = typer.Typer(
@@ -77,8 +76,12 @@ def _examples(*lines: str) -> str:
 
 def _command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command; of groups of options each field is an option."""
-    register = app.command(name, epilog=_examples(*examples))
-    return lambda function: register(options.with_groups(function))
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(function.__doc__ or ""))
+        return app.command(name, help=paragraphs, epilog=_examples(*examples))(options.with_groups(function))
+
+    return register
 
 
 def _show_version(wanted: bool) -> None:
@@ -119,29 +122,24 @@ def explain(
     method: Annotated[str, question("gradcam, la, ixg, gradient, ig, lrp, lime, occlusion, scan ...")] = "gradcam",
     settings: options.Settings = None,
     layer: Annotated[str | None, question("The layer to explain. Default: found by itself.")] = None,
-    contrast: Annotated[
-        str | None, question("How foils are weighed: weighted (default), none, mean, max, probability, loss; all.")
-    ] = None,
+    contrast: Annotated[str | None, question("weighted (default), none, mean, max, probability, loss; all.")] = None,
     batch_size: options.BatchSize = 16,
 ) -> None:
     """Show where in an image the network prefers one class over another.
 
+    Contrasts say how foils are weighed; several, with commas, stand beside each other.
+
     Writes a page with all images, a figure of each and the numbers into the folder explained, or --out, and prints a
     line for each.
     """
-    from ratherthan.app import answer
+    from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
     from ratherthan.attribution import compare
 
-    place = output.place("explained")
+    output = output.checked("explained")
     network = model.load()
-    chosen = answer.attribution_method(method, pairs(settings, layer=layer), network)
-    contrasts = answer.contrasts_of(contrast, network)
-    asked = answer.classes(fact, network), answer.classes(foil, network)
-    answer.answer(
-        answer.EXPLAIN, images, network, place, output.as_json,
-        lambda batch, report: compare(network, batch, *asked, [chosen], contrasts, progress=report),
-        batch_size,
-    )  # fmt: skip
+    chosen = attribution_method(method, pairs(settings, layer=layer), network)
+    ask = partial(compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
+    answer(EXPLAIN, images, network, output, ask, batch_size, fact=fact, foil=foil)
 
 
 @_command(
@@ -170,22 +168,18 @@ def counterfactual(
     Writes a page with the way to each answer, a figure of each image and the numbers into the folder changed, or --out,
     and prints a line for each.
     """
-    from ratherthan.app import answer
+    from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
     from ratherthan.search import Manifold, counterfactual
 
-    place = output.place("changed")
+    output = output.checked("changed")
     network = model.load()
     given = pairs(settings, restarts=restarts, seed=seed)
     if manifold is not None:
         given["manifold"] = Manifold.load(manifold, manifold_weights)
     elif manifold_weights is not None:
         given["manifold"] = Manifold.of(network, manifold_weights)
-    chosen = answer.counterfactual_method(method, given)
-    asked = answer.classes(fact, network), answer.classes(foil, network)
-    answer.answer(
-        answer.COUNTERFACTUAL, images, network, place, output.as_json,
-        lambda batch, report: [counterfactual(network, batch, *asked, chosen, batch_size=batch_size, progress=report)],
-    )  # fmt: skip
+    ask = partial(counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
+    answer(COUNTERFACTUAL, images, network, output, ask, fact=fact, foil=foil)
 
 
 @_command(
@@ -203,9 +197,7 @@ def pertinent_positive(
     method: Annotated[str, question("cem-maf or cem.")] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
-    baseline: Annotated[
-        str | None, question("What is where a part is not: a value in [0, 1], one per channel, mean or blur.")
-    ] = None,
+    baseline: Annotated[str | None, question("What is where a part is not: 0.5, mean, blur ...")] = None,
     settings: options.Settings = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
@@ -217,22 +209,18 @@ def pertinent_positive(
     Writes a page with all images, a figure of each and the numbers into the folder enough, or --out, and prints a line
     for each.
     """
-    from ratherthan.app import answer
+    from ratherthan.app.answer import POSITIVE, answer
     from ratherthan.search import pertinent_positive
     from ratherthan.search.pertinent_positive import get_pertinent_positive_method
     from ratherthan.superpixels import USUAL_COUNT, Superpixels
 
-    place = output.place("enough")
+    output = output.checked("enough")
     network = model.load()
-    given = pairs(settings, baseline=None if baseline is None else options.value(baseline))
+    given = pairs(settings, baseline=baseline and options.value(baseline))
     if superpixels is not None or count is not None:
         given["superpixels"] = Superpixels(superpixels or "slic", count or USUAL_COUNT)  # type: ignore[arg-type]
-    chosen = get_pertinent_positive_method(method, **given)
-    asked = answer.classes(fact, network)
-    answer.answer(
-        answer.POSITIVE, images, network, place, output.as_json,
-        lambda batch, report: [pertinent_positive(network, batch, asked, chosen, batch_size=batch_size, progress=report)],
-    )  # fmt: skip
+    ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
+    answer(POSITIVE, images, network, output, ask, fact=fact)
 
 
 @_command(
@@ -284,12 +272,8 @@ def evaluate(
 )
 def train(
     network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.")],
-    data: Annotated[
-        Path | None, typer.Option(help="The folder of data sets, or of your images. Default: $RATHERTHAN_DATA.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: the size of the first image.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data sets, or your images. Default: $RATHERTHAN_DATA.")] = None,
+    size: Annotated[str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: as the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weights file, or folder. Default: NAME.safetensors.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: options.Seed = None,
@@ -301,8 +285,6 @@ def train(
     A generative model gets two sheets beside its weights: samples, and a walk along each latent. With zoo:vae a folder
     of images becomes a manifold of their size and colour: Manifold.load("zoo:vae", weights="photos.safetensors").
     """
-    import json
-
     from ratherthan.zoo.train import progress_bar
     from ratherthan.zoo.train import train as run
 
@@ -339,8 +321,6 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
 @_command("doctor", "doctor --json")
 def doctor(as_json: options.AsJson = False) -> None:
     """Show versions, the device, which extras, weights and data are here, and how to get the others."""
-    import json
-
     from ratherthan.app.doctor import as_text, look
 
     say(json.dumps(look(), indent=1) if as_json else as_text(look()))

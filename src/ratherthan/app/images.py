@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratherthan.app.terminal import printable
 from ratherthan.data import CorruptImage
+from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 
@@ -41,31 +42,20 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files, reason = _images_in(path), "no image in this folder"
+            images = (each for each in path.rglob("[!.]*") if each.suffix.lower() in IMAGE_ENDINGS)
+            files, reason = _others_files(images), "no image in this folder"
         elif path.exists() or not glob.has_magic(pattern):
             files, reason = [path], ""
         else:
-            matches = sorted(map(Path, glob.glob(pattern, recursive=True)))
-            files = [match for match in matches if match.is_file() and not match.name.endswith(_OWN)]
-            reason = "no file matches"
+            files, reason = _others_files(map(Path, glob.glob(pattern, recursive=True))), "no file matches"
         if not files:
             failures.append(Failure(printable(pattern), reason))
         found |= dict.fromkeys(files)
     return list(found), failures
 
 
-def _images_in(folder: Path) -> list[Path]:
-    from PIL import Image
-
-    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in readable
-        and path.is_file()
-        and not path.name.startswith(".")
-        and not path.name.endswith(_OWN)
-    )
+def _others_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and not path.name.endswith(_OWN))
 
 
 def read_all(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import mimetypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
-_FILES = {
-    ".bmp", ".csv", ".gif", ".htm", ".html", ".jpeg", ".jpg", ".json", ".md", ".npy", ".npz", ".parquet", ".pdf",
-    ".png", ".pt", ".safetensors", ".svg", ".tif", ".tiff", ".txt", ".webp",
-}  # fmt: skip
 
 
 def _about_model(help: str, *names: str) -> Any:
@@ -37,17 +34,13 @@ def question(help: str, *names: str, **more: Any) -> Any:
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
 Fact = Annotated[
-    str | None,
-    question(
-        "The class asked about: a name or an index; explain takes each, topK, or several with commas, too."
-        " Default: what the network says."
-    ),
+    str | None, question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one.")
 ]
 Foil = Annotated[
     str | None,
     question(
-        "What it is compared with, or should become: a name, an index, runner-up, others, each, topK, or several with"
-        " commas; for a model that gives a value, a number. Default: others; of a counterfactual mostly runner-up."
+        "What it is compared with, or should become: a name, an index, runner-up, others, each, topK, a list;"
+        " for a model that gives a value, a number. Default: others; of a counterfactual mostly runner-up."
     ),
 ]
 Settings = Annotated[
@@ -72,11 +65,9 @@ class ModelOptions:
         str,
         _about_model(
             "zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION (runs that file; the"
-            " function returns a torch.nn.Module).",
-            "--model",
-            "-m",
+            " function returns a torch.nn.Module).", "--model", "-m",
         ),
-    ]
+    ]  # fmt: skip
     weights: Annotated[Path | None, _about_model("Its weights, .safetensors, .pt or .pth.")] = None
     classes: Annotated[Path | None, _about_model("Its class names, a JSON list or one a line.")] = None
     mean: Annotated[str | None, _about_model("Mean per channel, of [0, 1].")] = None
@@ -105,33 +96,30 @@ class OutputOptions:
     """Where answers go."""
 
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder, or one file, .html, .png or .safetensors. With --json nothing is written without."
-        ),
+        Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
     ] = None
     as_json: AsJson = False
 
-    def place(self, usual: str) -> Path | None:
-        """Where to write to, checked before anything is computed: a folder, a file (see `is_one_file`), or nowhere.
-
-        Args:
-            usual: The folder where none was named and no JSON is asked for.
+    def checked(self, usual: str) -> OutputOptions:
+        """The same with the usual folder where no place was named and no JSON is asked for.
 
         Raises:
-            InputError: If what is named is another kind of file, or a folder that is a file or lies below one.
+            InputError: If the place is a file of another kind, or a folder that is a file or lies below one.
         """
         if self.out is None:
-            return None if self.as_json else Path(usual)
-        if is_one_file(self.out):
-            return self.out
+            return self if self.as_json else replace(self, out=Path(usual))
         instead = "name a folder or a file ending in " + ", ".join(KINDS)
-        there = next((path for path in (self.out, *self.out.parents) if path.exists()), None)
-        if there is not None and not there.is_dir():
+        there = next((path for path in (self.out, *self.out.parents) if path.exists()), Path())
+        if not there.is_dir() and not (self.one_file and there == self.out):
             raise InputError(f"--out {self.out}: {there} is a file: {instead}")
-        if self.out.suffix.lower() in _FILES and there != self.out:
+        if mimetypes.guess_type(self.out)[0] and not self.one_file and not self.out.is_dir():
             raise InputError(f"--out {self.out} ends in {self.out.suffix}: {instead}")
-        return self.out
+        return self
+
+    @property
+    def one_file(self) -> bool:
+        """Whether a file is named to write to, of one of `KINDS`, and not a folder."""
+        return self.out is not None and self.out.suffix in KINDS and not self.out.is_dir()
 
 
 def with_groups(function: Callable[..., None]) -> Callable[..., None]:
@@ -156,11 +144,6 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
 
 
 # --------------------------------------------------------------------------------------------- reading texts
-def is_one_file(out: Path) -> bool:
-    """Whether what is named to write to is a file, of one of `KINDS`, and not a folder."""
-    return out.suffix in KINDS and not out.is_dir()
-
-
 def words(text: str) -> list[str]:
     """Read "gradcam, la" into its parts."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -205,7 +188,7 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
     Raises:
         InputError: If a text has another form.
     """
-    read = {}
+    read = dict[str, Any]()
     for text in texts or ():
         name, sign, given = text.partition("=")
         if not sign or not name.strip().isidentifier():

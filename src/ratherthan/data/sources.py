@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
-from ratherthan.data.images import CorruptImage, open_image, plain
+from ratherthan.data.images import IMAGE_ENDINGS, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ In the CDeepEx paper (section 4.1) it has 6 x 6 of 64 x 64 pixels, which would b
 `mnist_biased` calls 78 % of the other digits that wear it an 8 (the paper's: 77 %) and recognises 25 % of the plain
 eights (5 %). The paper states neither its place nor its grey; here it is 128 of 255."""
 
-_SUFFIXES = frozenset(Image.registered_extensions())
 _GARMENTS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -158,7 +157,7 @@ def images(folder: str | Path | None) -> Dataset:
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"name the folder of your images, not {folder}")
     root = Path(folder)
-    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
     if len(paths) < 2:
         raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
@@ -379,7 +378,7 @@ def _by_class(name: str, ids: Sequence[str], reader: _FileReader | _TarReader) -
 
 
 def _class_folders(root: Path) -> Dataset:
-    paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
+    paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in IMAGE_ENDINGS)
     if not paths:
         raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
     return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], _FileReader(paths))
@@ -394,7 +393,7 @@ def _members(path: Path) -> tuple[_Member, ...]:
 
 
 def _labelled_tar(path: Path) -> Dataset:
-    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in _SUFFIXES)
+    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in IMAGE_ENDINGS)
     if not found or any("/" not in member.name.removeprefix("./") for member in found):
         raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
     return _by_class(path.stem, [member.name for member in found], _TarReader(found))

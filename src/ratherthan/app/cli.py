@@ -285,16 +285,14 @@ def train(
     A generative model gets two sheets beside its weights: samples, and a walk along each latent. With zoo:vae a folder
     of images becomes a manifold of their size and colour: Manifold.load("zoo:vae", weights="photos.safetensors").
     """
-    from ratherthan.zoo.train import progress_bar
-    from ratherthan.zoo.train import train as run
+    from ratherthan.zoo.training.harness import train
 
     sides = options.image_size(size)
     try:
-        with progress_bar() as report:
-            path = run(
-                network, data, out, epochs=epochs, seed=seed or 0, device=device, resume=resume, image_size=sides,
-                report=report,
-            )  # fmt: skip
+        path = train(
+            network, data, out, epochs=epochs, seed=seed or 0, device=device, resume=resume, image_size=sides,
+            progress=True,
+        )  # fmt: skip
     except KeyboardInterrupt:
         text = "stopped by Ctrl-C; the same command goes on after the last finished epoch"
         raise KeyboardInterrupt(text) from None

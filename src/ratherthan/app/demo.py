@@ -17,7 +17,7 @@ from ratherthan.files import write_atomically
 from ratherthan.loading import load
 from ratherthan.model import Model
 from ratherthan.progress import reporter
-from ratherthan.render import Panel, figure, figure_png, write_report
+from ratherthan.render import Panel, figure, figure_png, write_page
 
 COUNT = 12
 """Digits shown."""
@@ -54,7 +54,7 @@ def run(out: Path, model: Model | None = None) -> list[str]:
     )
     pairs = list(zip(to_panels(rival), to_panels(others), strict=True))
     panels = [leading_with("weighted", _merged(pair)) for pair in pairs]
-    page = write_report(panels, out / "demo.html", _TITLE, _INTRO)
+    page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
     sheet = _draw([panel for panel, _ in pairs], out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:

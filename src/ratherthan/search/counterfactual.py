@@ -15,16 +15,17 @@ from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, class_label, percent, picture, versions
+from ratherthan.result import Result, class_label, picture, versions
 from ratherthan.search.method import Answers, CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.solver import Status
 from ratherthan.verbs import Samples
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.trajectory import Trajectory
+    from ratherthan.render import Trajectory
 
 _SAME = 0.02  # root mean square difference of pixels below which two answers are one
 _GROWN = 0.1  # an attribute that grew by this much is named
@@ -247,7 +248,7 @@ class Counterfactual(Result):
     # ----------------------------------------------------------------------------------------- showing it
     def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""
-        from ratherthan.render.trajectory import Trajectory
+        from ratherthan.render import Trajectory
 
         films = []
         for i, name in enumerate(self.names):
@@ -263,7 +264,7 @@ class Counterfactual(Result):
                         status=self.status[i][q][0],
                         image=picture(self.images[i]),
                         reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
-                        way=[picture(each) for each in self.path[i, q]],
+                        path=[picture(each) for each in self.path[i, q]],
                         answer=picture(self.examples[i, q, 0]),
                         fact=(self._class(fact), p[:, fact].tolist()),
                         foil=(self._class(foil), p[:, foil].tolist()),
@@ -278,21 +279,21 @@ class Counterfactual(Result):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render.trajectory import draw_trajectories
+        from ratherthan.render import draw_trajectories
 
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render.trajectory import draw_probabilities
+        from ratherthan.render import draw_probabilities
 
         return draw_probabilities(self.trajectories()[sample * self.questions + q])
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
-        from ratherthan.render.trajectory import write_trajectories
+        from ratherthan.render import write_page
 
-        return write_trajectories(self.trajectories(), path, "What would have to change?", f"Method {self._how()}.")
+        return write_page(self.trajectories(), path, "What would have to change?", f"Method {self._how()}.")
 
     # ----------------------------------------------------------------------------------------- inside
     def _lead(self, values: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from ratherthan.registry import Classes
 from ratherthan.result import (
     Result,
     class_label,
-    percent,
     picture,
     versions,
 )
@@ -28,6 +27,7 @@ from ratherthan.search.method import Report
 from ratherthan.search.solver import Status
 from ratherthan.settings import fields_to_jsonable
 from ratherthan.verbs import Samples
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -269,14 +269,14 @@ class PertinentPositive(Result):
             )
             views = (Heatmap("", self.method, ranks[i], self.text(i)),)
             fact = class_label(self.class_names, int(self.fact[i]))
-            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views))
+            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views, _SIDES))
         return cases
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_report
+        from ratherthan.render import write_page
 
-        return write_report(self.panels(), path, "What is enough?", f"Method: {self.method}.", sides=_SIDES)
+        return write_page(self.panels(), path, "What is enough?", f"Method: {self.method}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""

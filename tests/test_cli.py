@@ -119,6 +119,18 @@ def test_json_agrees_with_the_api_and_is_all_there_is_on_stdout(digits: list[Pat
     assert not (tmp_path / "explained").exists()
 
 
+def test_what_is_said_of_the_model_reaches_it(digits: list[Path], tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"digit {i}" for i in range(10)))
+    options = ("--mean", "0.2", "--std", "0.4", "--size", "30x34", "--classes", names, "--output", "logits", "--json")
+    (row,) = json.loads(call("explain", digits[2], "-m", "zoo:mnist", *options).stdout)["explanations"]
+    settings = {"mean": [0.2], "std": [0.4], "size": (30, 34)}
+    model = rt.load("zoo:mnist", class_names=[f"digit {i}" for i in range(10)], **settings)
+    expected = rt.explain(model, [str(digits[2])]).to_frame().loc[0]
+    assert (row["fact"], row["peak_row"], row["peak_column"]) == tuple(expected[["fact", "peak_row", "peak_column"]])
+    assert row["score"] == pytest.approx(expected["score"], rel=1e-5)
+
+
 def test_settings_reach_the_method(digits: list[Path]) -> None:
     options = ("explain", digits[2], "-m", "zoo:mnist", "--method", "occlusion", "--json")
     model = rt.load("zoo:mnist")

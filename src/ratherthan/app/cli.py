@@ -255,14 +255,14 @@ def evaluate(
 
     network = model.load()
     chosen = get_experiment(experiment, **pairs(settings, preset=preset))
-    dataset = load_data(data, data_root, split)
+    dataset, folder = load_data(data, data_root, split), out or Path("runs") / experiment
     with reporter(True, "evaluating") as report:
         run = evaluate(
-            chosen, network, dataset, out=out or Path("runs") / experiment, methods=methods and words(methods),
+            chosen, network, dataset, out=folder, methods=methods and words(methods),
             contrasts=contrasts and words(contrasts), limit=limit, batch_size=batch_size, seed=seed or 0,
             resume=resume, workers=workers, progress=report,
         )  # fmt: skip
-    show(run, as_json)
+    show(run, folder, as_json)
 
 
 @_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from ratherthan.app.terminal import say, warn
 from ratherthan.evaluation import Run
@@ -10,11 +11,10 @@ from ratherthan.files import write_atomically
 from ratherthan.render import figure_png
 
 
-def show(run: Run, as_json: bool) -> None:
+def show(run: Run, folder: Path, as_json: bool) -> None:
     """Print the summary as JSON; or the table, after writing table.md, table.tex and plot.png into the run's folder."""
     for name, reason in run.skipped:
         warn(f"skipped {name}: {reason}")
-    folder = run.parts.folder
     if as_json:
         summary = json.loads(run.summary().to_json(orient="records"))
         skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]

@@ -133,7 +133,7 @@ def explain(
     line for each.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
-    from ratherthan.attribution import compare
+    from ratherthan.attribution.explain import compare
 
     output = output.checked("explained")
     network = model.load()

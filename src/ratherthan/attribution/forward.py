@@ -167,12 +167,8 @@ class ForwardPass:
             handed = leaf.clone()  # an in-place operation further up must not touch the leaf
             return (handed, *output[1:]) if isinstance(output, tuple) else handed
 
-        hook = self.model.submodule(layer).register_forward_hook(hand_on)
-        try:
-            with torch.no_grad():
-                output = self.model.logits(self.images.clone())
-        finally:
-            hook.remove()
+        with self.model.submodule(layer).register_forward_hook(hand_on), torch.no_grad():
+            output = self.model.logits(self.images.clone())
         if not leaves:
             raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
         if not output.requires_grad:

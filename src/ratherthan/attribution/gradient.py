@@ -38,19 +38,14 @@ class Gradient(Method):
 
 @register_method
 @dataclass(frozen=True)
-class InputXGradient(Method):
+class InputXGradient(Gradient):
     """The image times the gradient of the contrast (Shrikumar et al. 2016), in image space."""
 
     name = "ixg"
-    linear = True
-
-    def prepare(self, forward_pass: ForwardPass) -> None:
-        """Record from the images upward."""
-        forward_pass.graph(None)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): x * d contrast / dx."""
-        return Attribution(forward_pass.images.unsqueeze(1) * forward_pass.graph(None).vjp(target.seeds))
+        return Attribution(forward_pass.images.unsqueeze(1) * super().attribute(forward_pass, target).values)
 
 
 @register_method

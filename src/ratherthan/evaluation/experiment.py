@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ratherthan.attribution import Method, compare
+from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import Explanation
-from ratherthan.attribution.method import get_method
+from ratherthan.attribution.method import Method, get_method
 from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Integral, Real
@@ -95,14 +96,11 @@ def check_names(kind: type, given: Mapping[str, Any]) -> None:
 def _types_of(kind: Any) -> dict[str, Any]:
     """Types of the fields; one that cannot be read (a name imported for type checkers only) is left out."""
     found: dict[str, Any] = {}
-    names = {each.name for each in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
-    for owner in reversed(kind.__mro__):
-        for key, hint in vars(owner).get("__annotations__", {}).items():
-            if key in names:
-                try:
-                    found[key] = eval(hint, vars(sys.modules[owner.__module__])) if isinstance(hint, str) else hint
-                except NameError:
-                    found.pop(key, None)
+    for each in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        owner = next(base for base in kind.__mro__ if each.name in vars(base).get("__annotations__", ()))
+        with suppress(NameError):
+            scope = vars(sys.modules[owner.__module__])
+            found[each.name] = eval(each.type, scope) if isinstance(each.type, str) else each.type
     return found
 
 
@@ -123,25 +121,20 @@ def _fits(hint: Any, value: Any) -> bool:
         parts = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
         return isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, parts, value))
     kind = origin or hint
-    if kind is Callable:
-        return callable(value)
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
 
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
-    words = [each for each in _members(hint) if isinstance(each, str)]
-    if words and isinstance(value, str):
+    if isinstance(value, str) and (words := _words(hint)):
         return unknown(what, value, words)
     shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
     return f"{what} is {_wanted(hint)}, not {shown}"
 
 
-def _members(hint: Any) -> list[Any]:
+def _words(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return (
-        [word for each in get_args(hint) for word in _members(each)] if get_origin(hint) in (Union, UnionType) else []
-    )
+        return [each for each in get_args(hint) if isinstance(each, str)]
+    return [word for each in get_args(hint) for word in _words(each)]
 
 
 def _wanted(hint: Any) -> str:
@@ -153,7 +146,8 @@ def _wanted(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
-        return f"a tuple of {' and '.join(dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis))}"
+        kinds = dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis)
+        return f"a tuple of {'' if Ellipsis in args else f'{len(args)} values, each '}{' or '.join(kinds)}"
     plain = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
     return plain.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
 

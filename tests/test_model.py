@@ -248,7 +248,7 @@ def test_class_names_from_a_file(file: str, text: str, tmp_path: Path) -> None:
     [
         ("missing.txt", None, "cannot read"),
         ("binary.txt", b"\xff\xfe\x00", "cannot read"),
-        ("broken.json", b"[", "no JSON"),
+        ("broken.json", b"[", "cannot read .*broken.json.*: Expecting value"),
         ("number.json", b"3", "a list of names"),
         ("empty.json", b"[]", "a list of names"),
         ("words.json", b'{"ant": "bee"}', "a list of names"),

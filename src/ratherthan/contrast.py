@@ -132,26 +132,21 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
     Raises:
         InputError: If there is no such class, or if several bear the name.
     """
-    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
-        if not 0 <= int(given) < classes:
-            raise InputError(f"class {int(given)} does not exist: this model has classes 0 to {classes - 1}")
-        return int(given)
-    if not isinstance(given, str):
+    if isinstance(given, str):
+        wanted, known = given.strip().casefold(), [name.casefold() for name in names or ()]
+        exact = [i for i, name in enumerate(known) if name == wanted]
+        matches = exact or [i for i, name in enumerate(known) if wanted in map(str.strip, name.split(","))]
+        if len(matches) > 1:
+            raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
+        if not matches and not wanted.isdecimal():
+            nameless = f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}"
+            raise InputError(unknown("class", given, names) if names else nameless)
+        given = matches[0] if matches else int(wanted)
+    if not isinstance(given, (int, np.integer)) or isinstance(given, bool):
         raise InputError(f"a class is an index or a name, not {type(given).__name__} ({given!r})")
-    wanted = given.strip().casefold()
-    exact = [i for i, name in enumerate(names or ()) if name.casefold() == wanted]
-    matches = exact or [
-        i for i, name in enumerate(names or ()) if wanted in (part.strip().casefold() for part in name.split(","))
-    ]
-    if len(matches) > 1:
-        raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
-    if matches:
-        return matches[0]
-    if wanted.isdecimal():
-        return class_index(int(wanted), classes)
-    if not names:
-        raise InputError(f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}")
-    raise InputError(unknown("class", given, names))
+    if not 0 <= given < classes:
+        raise InputError(f"class {given} does not exist: this model has classes 0 to {classes - 1}")
+    return int(given)
 
 
 class _Resolver:
@@ -460,9 +455,8 @@ class FunctionContrast(Contrast):
         return f"{super().describe(fact, foil)} ({self.name})"
 
 
-_REGISTERED: Registry[Contrast] = Registry(
-    "contrast", ((c.name, c) for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss()))
-)
+_OURS = (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())
+_REGISTERED: Registry[Contrast] = Registry("contrast", ((each.name, each) for each in _OURS))
 
 
 def contrasts() -> list[str]:

@@ -93,14 +93,11 @@ def read_class_names(path: str | Path) -> list[str]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
-    if not str(path).endswith(".json"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
+        if not str(path).endswith(".json"):
+            return [line.strip() for line in text.splitlines() if line.strip()]
         names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"class names: {str(path)!r} is no JSON: {error}") from error
+    except (OSError, ValueError) as error:  # no file, no text, no JSON
+        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
     if isinstance(names, dict) and all(key.isdigit() for key in names):
         names = [names[key] for key in sorted(names, key=int)]
     if isinstance(names, list):

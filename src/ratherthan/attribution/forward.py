@@ -8,6 +8,7 @@ layer) and no further.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,11 +60,9 @@ class Graph:
     def _pull(self, seeds: Tensor) -> Tensor:
         columns = seeds.transpose(0, 1)
         if len(columns) > 1:
-            try:
+            # where an operation cannot be batched over seeds (vmap), one after the other gives the same
+            with suppress(RuntimeError):
                 return self._gradient(columns, batched=True).transpose(0, 1)
-            except RuntimeError:
-                # an operation that cannot be batched over seeds (vmap): one after the other gives the same
-                pass
         return torch.stack([self._gradient(seed, batched=False) for seed in columns], 1)
 
     def _gradient(self, seed: Tensor, batched: bool) -> Tensor:

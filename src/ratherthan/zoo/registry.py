@@ -144,7 +144,8 @@ def get(name: str, generative: bool | None = False) -> ZooEntry:
         InputError: No network of this kind has this name.
     """
     name = name.removeprefix("zoo:")
-    known = {key: ZOO[key] for key in ZOO.names() if generative in (None, ZOO[key].generative)}
+    some = ZOO if name in ZOO else ZOO.names()  # what is known needs no plug-in
+    known = {key: ZOO[key] for key in some if generative in (None, ZOO[key].generative)}
     if name not in known:
         raise InputError(unknown("manifold of the zoo" if generative else "zoo model", name, known))
     return known[name]

@@ -52,7 +52,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, object], int]] = {
     "pvt_v2": ("PvtV2", {"image_size": 64, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, 64),
     "poolformer": ("PoolFormer", {**_FOUR}, 64),
     "levit": ("Levit", {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, 64),
-    "cvt": ("Cvt", {"embed_dim": [8, 12, 16], "num_heads": [1, 1, 2], "depth": [1, 1, 2], "cls_token": [False, False, True]}, 64),
+    "cvt": ("Cvt", {"embed_dim": [8, 12, 16], "num_heads": [1, 1, 2], "depth": [1, 2, 10]}, 64),
     "focalnet": ("FocalNet", {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "focal_levels": [2, 2], "focal_windows": [3, 3], "hidden_sizes": [8, 16]}, 32),
     "dinov2": ("Dinov2", _PATCHES, 32),
     "dinov2_with_registers": ("Dinov2WithRegisters", {"num_register_tokens": 4, **_PATCHES}, 32),

@@ -22,7 +22,7 @@ from torch import Tensor
 import ratherthan as rt
 from ratherthan.data import load
 from ratherthan.search.cem import CEM, CEMPositive
-from ratherthan.search.core import Status
+from ratherthan.search.solver import Status
 
 BETA = 0.1
 

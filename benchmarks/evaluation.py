@@ -65,9 +65,9 @@ def plain_loop(network: nn.Module, images: Tensor, blur_once: bool) -> Iterator[
             top = network(x)[0].topk(2).indices.tolist()
             blurred = two_dimensional_blur(x) if blur_once else None
         for method, weighted, target in product(("gradcam", "la"), (False, True), (0, 1)):
-            subject = Contrasted(network, top[target], weighted)
+            forward_pass = Contrasted(network, top[target], weighted)
             kind: type[Any] = LayerGradCam if method == "gradcam" else LayerGradientXActivation
-            found = kind(subject, layer).attribute(x)
+            found = kind(forward_pass, layer).attribute(x)
             phi = functional.interpolate(found.sum(1, keepdim=True), (224, 224), mode="bilinear", align_corners=True)
             for fill, keep in product(("blur", "zeros", "mean"), ("positive", "negative")):
                 with torch.no_grad():

@@ -163,7 +163,7 @@ def explain_pair(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     seconds, of_cpu = time.perf_counter() - started, time.process_time() - busy
-    print(f"{title}: {why.notes['patches']} patches in {seconds:.1f} s ({of_cpu:.1f} s of CPU)")
+    print(f"{title}: {why.diagnostics['patches']} patches in {seconds:.1f} s ({of_cpu:.1f} s of CPU)")
     similarity = structural_similarity(reference, distorted)
     print(f"{title}: quality {why.logits.item():.3f}, SSIM {similarity:.3f}")
     return replace(why, names=(title,)), rather

@@ -172,10 +172,10 @@ def prepare(build: Callable[[], tuple[nn.Module, int]]) -> tuple[nn.Module, torc
 def explained(module: nn.Module, x: torch.Tensor, method: str) -> float:
     """What a map (for LRP: and what constants absorb) misses of the contrast, as a share of its absolute values."""
     why = rt.explain(module, x, 1, 3, method, "mean")
-    missed = why.notes["convergence delta"].sum()
+    missed = why.diagnostics["convergence delta"].sum()
     if method == "lrp":
         seeds = get_contrast("mean").seed(why.logits, resolve(why.logits, 1, 3))
-        missed = why.notes["absorbed"].sum() - rt.LRP().propagate(rt.Model(module), x, seeds)[2]
+        missed = why.diagnostics["absorbed"].sum() - rt.LRP().propagate(rt.Model(module), x, seeds)[2]
     return float(missed.abs() / why.attribution.abs().sum())
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.search.answers import Answers
 from ratherthan.search.cem import CEM, CEMPositive
-from ratherthan.search.core import Status
 from ratherthan.search.manifold import Manifold
-from ratherthan.search.pertinent import PositiveAnswers
-from ratherthan.search.weighing import Weighing, hinge
+from ratherthan.search.method import Answers
+from ratherthan.search.pertinent_positive import PositiveAnswers
+from ratherthan.search.solver import Status
+from ratherthan.search.tradeoff import TradeoffSearch, hinge
 
 
 def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
@@ -40,7 +40,7 @@ def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
 @pytest.mark.parametrize("rule", ["bisect", "halve"])
 def test_the_weight_of_every_row_follows_the_rule_of_one_image(rule: str) -> None:
     outcomes = torch.rand(64, 9) < 0.4
-    weighing = Weighing.start(torch.full((64,), 10.0, dtype=torch.float64), rule)
+    weighing = TradeoffSearch.start(torch.full((64,), 10.0, dtype=torch.float64), rule)
     tried = [weighing.c]
     for column in outcomes.T:
         weighing = weighing.update(column)
@@ -53,9 +53,9 @@ def test_the_weight_of_every_row_follows_the_rule_of_one_image(rule: str) -> Non
 
 def test_weighing_refuses_what_is_no_weight_or_rule() -> None:
     with pytest.raises(InputError, match="positive"):
-        Weighing.start(torch.tensor([1.0, 0.0]))
+        TradeoffSearch.start(torch.tensor([1.0, 0.0]))
     with pytest.raises(InputError, match="bisect"):
-        Weighing.start(torch.ones(1), "bisekt")
+        TradeoffSearch.start(torch.ones(1), "bisekt")
 
 
 def test_hinge_equals_the_formula_row_by_row() -> None:

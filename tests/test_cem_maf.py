@@ -14,12 +14,12 @@ from ratherthan.errors import InputError
 from ratherthan.loading import load
 from ratherthan.model import Model
 from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, modules
-from ratherthan.search.cem_maf import CEMMAF, _Hunt
+from ratherthan.search.cem_maf import CEMMAF, LatentSearch
 from ratherthan.search.complete import complete
 from ratherthan.search.concepts import Effect, effects, garment_of, named, shape_of, worded
-from ratherthan.search.core import Schedule
 from ratherthan.search.counterfactual import counterfactual
 from ratherthan.search.manifold import Inversion, Manifold
+from ratherthan.search.solver import Schedule
 from stopping import Stopped
 
 LATENTS, PIXELS, CLASSES = 4, 12, 3
@@ -190,7 +190,7 @@ def test_sparsity_has_its_three_forms() -> None:
     g0, g = torch.tensor([[0.2, 0.9, -1.0]]), torch.tensor([[0.5, 0.4, -0.5]])
     manifold = _problem()[1]
     for form, expected in (("added", 0.3 + 0.5), ("all", 1.4), ("absent", 1.0)):
-        hunt = _Hunt.__new__(_Hunt)
+        hunt = LatentSearch.__new__(LatentSearch)
         hunt.how = CEMMAF(manifold, sparsity=form)  # type: ignore[arg-type]
         torch.testing.assert_close(hunt._sparsity(g, g0), torch.tensor([expected]))
 

@@ -56,12 +56,12 @@ def forward(model: rt.Model, image: Tensor) -> Tensor:
         return model.logits(image.clone())[0]
 
 
-def pixels_of(model: rt.Model, image: Tensor, fact: int, contrast: str, corners: bool, **ask: Any) -> Tensor:
+def pixels_of(model: rt.Model, image: Tensor, fact: int, contrast: str, corners: bool, **target: Any) -> Tensor:
     """Grad-CAM by hand, on the pixels: (H, W)."""
-    x = (image - torch.tensor(model.mean).view(-1, 1, 1)) / torch.tensor(model.std).view(-1, 1, 1)
+    x = (image - torch.tensor(model.inputs.mean).view(-1, 1, 1)) / torch.tensor(model.inputs.std).view(-1, 1, 1)
     activation = model.module[:5](x).detach().requires_grad_()
     y = model.module[5:](activation)[0]
-    others = [k for k in range(CLASSES) if k != fact] if "foil" not in ask else [ask["foil"]]
+    others = [k for k in range(CLASSES) if k != fact] if "foil" not in target else [target["foil"]]
     scalar = y[fact] if contrast == "none" else y[fact] - y[others].logsumexp(0)
     (gradient,) = torch.autograd.grad(scalar, activation)
     cam = (gradient.mean((2, 3), keepdim=True) * activation.detach()).sum(1, keepdim=True)
@@ -82,7 +82,7 @@ def fill_by_hand(model: rt.Model, image: Tensor, fill: str, sigma: float) -> Ten
     if fill == "blur":
         return naive_blur(image, sigma * SIDE / 224, max(1, round(50 * SIDE / 224)))
     if fill == "zeros":
-        return torch.tensor(model.mean).view(1, 3, 1, 1).expand_as(image)
+        return torch.tensor(model.inputs.mean).view(1, 3, 1, 1).expand_as(image)
     return image.mean((2, 3), keepdim=True).expand_as(image)
 
 
@@ -240,10 +240,10 @@ def test_deletion_and_insertion_equal_a_loop(model: rt.Model, tmp_path: Path, na
     for i in range(SAMPLES):
         image, y = one(i), forward(model, one(i))
         p, q = y.topk(2).indices.tolist()
-        ask = {"foil": q} if foil == "runner-up" else {}
+        target = {"foil": q} if foil == "runner-up" else {}
         foils = [q] if foil == "runner-up" else [k for k in range(CLASSES) if k != p]
         for contrast in ("none", "weighted"):
-            order = pixels_of(model, image, p, contrast, corners=False, **ask).flatten().argsort(descending=True)
+            order = pixels_of(model, image, p, contrast, corners=False, **target).flatten().argsort(descending=True)
             curve = []
             for step in range(6):
                 top = torch.zeros(SIDE * SIDE, dtype=torch.bool)
@@ -274,8 +274,8 @@ def test_the_cascade_leaves_maps_alone_where_they_do_not_depend_on_weights(tmp_p
     """Each class is one channel's mean, so Grad-CAM is the channel itself whatever the bias of the head."""
     module = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3, affine=False))
     module.eval()
-    subject = rt.Model(module, layer="0")
-    frame = run(subject, tmp_path, "sanity", stages=1).frame()
+    forward_pass = rt.Model(module, layer="0")
+    frame = run(forward_pass, tmp_path, "sanity", stages=1).frame()
     kept = frame[frame["check"] == "cascade"]["correlation"]
     assert kept.to_numpy() == pytest.approx(1.0)
 

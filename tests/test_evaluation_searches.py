@@ -22,9 +22,9 @@ from ratherthan.evaluation import Run
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.pertinent import Pertinent
-from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod
-from ratherthan.search.core import Status, noise
-from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers
+from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
+from ratherthan.search.pertinent_positive import PertinentPositiveMethod, PositiveAnswers
+from ratherthan.search.solver import Status, noise
 
 COUNT, CLASSES, SIDE = 24, 4, 9
 

@@ -130,7 +130,7 @@ def test_four_methods_agree_on_networks_without_biases(contrast: str) -> None:
     for name in ("ig", "deeplift", "lrp"):
         close(ask(model, x, None, "each", name, contrast), expected)
     why = rt.explain(model, x, None, "each", rt.LRP("z"), contrast)
-    assert why.notes["convergence delta"].abs().max() < 1e-8 * why.logits.abs().max()
+    assert why.diagnostics["convergence delta"].abs().max() < 1e-8 * why.logits.abs().max()
 
 
 @pytest.mark.parametrize("name", rt.methods())

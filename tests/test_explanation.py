@@ -11,8 +11,8 @@ from PIL import Image
 
 import ratherthan as rt
 from nets import Dense, Linear, images, make
-from ratherthan import explanation
-from ratherthan.explanation import to_cases
+from ratherthan.attribution import explanation
+from ratherthan.attribution.explanation import to_panels
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 
@@ -107,13 +107,13 @@ def test_html_needs_nothing_else_and_escapes_names(tmp_path: Path, model: rt.Mod
 
 def test_cases_hold_the_plain_map_once_and_say_which_method(model: rt.Model) -> None:
     compared = rt.compare(model, images(1), fact=0, foil=[1, 2], methods=["gradcam", "la"], contrasts=["none", "max"])
-    (case,) = to_cases(compared)
+    (case,) = to_panels(compared)
     views = [(view.foil, view.contrast) for view in case.maps]
     assert views == [
         *[("", "gradcam none"), ("bee", "gradcam max"), ("<cat>", "gradcam max")],
         *[("", "la none"), ("bee", "la max"), ("<cat>", "la max")],
     ]
-    facts = to_cases([rt.explain(model, images(2), fact="top3")])
+    facts = to_panels([rt.explain(model, images(2), fact="top3")])
     assert len(facts) == 6
     assert facts[0].fact == NAMES[int(rt.explain(model, images(2)).fact[0])]
 

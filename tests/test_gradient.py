@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ratherthan as rt
 from nets import Counter, Dense, Residual, images, make
-from ratherthan.contrast import Ask, get_contrast, resolve
+from ratherthan.contrast import Target, get_contrast, resolve
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -25,10 +25,10 @@ def captum_ig(model: rt.Model, x: Tensor, contrast: str, weights: Any, **options
     maps, deltas = [], []
     for each in x:
         logits = model.logits(each[None]).detach()
-        ask = Ask(logits, resolve(logits, 1, {0, 3}), get_contrast(contrast))
+        target = Target(logits, resolve(logits, 1, {0, 3}), get_contrast(contrast))
 
-        def scalar(altered: Tensor, ask: Ask = ask) -> Tensor:
-            return ask.scalar(model.logits(altered).unsqueeze(1), weights)[:, 0, 0]
+        def scalar(altered: Tensor, target: Target = target) -> Tensor:
+            return target.scalar(model.logits(altered).unsqueeze(1), weights)[:, 0, 0]
 
         map_, delta = CaptumIG(scalar).attribute(each[None], return_convergence_delta=True, **options)
         maps.append(map_)
@@ -49,7 +49,7 @@ def test_integrated_gradients_equal_captum(contrast: str, quadrature: Any, weigh
         expected, delta = captum_ig(model, x, contrast, weights, **options)
         assert expected.abs().max() > 1e-4
         close(why.attribution, expected, 1e-8)  # Captum rounds positions and weights to single precision
-        close(why.notes["convergence delta"], delta, 1e-6)
+        close(why.diagnostics["convergence delta"], delta, 1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
@@ -71,8 +71,8 @@ def test_values_add_up_to_the_contrast_better_with_more_steps() -> None:
         why = rt.explain(model, x, 1, [0, 2], rt.IntegratedGradients(steps, weights="live"), "probability")
         start = model.logits(torch.zeros_like(x)).detach()
         gain = why.score - get_contrast("probability").scalar(start, resolve(start, 1, [0, 2]))
-        close(why.notes["convergence delta"], why.attribution.sum((2, 3, 4)) - gain)
-        missed.append(why.notes["convergence delta"].abs().max().item())
+        close(why.diagnostics["convergence delta"], why.attribution.sum((2, 3, 4)) - gain)
+        missed.append(why.diagnostics["convergence delta"].abs().max().item())
     assert missed[0] > missed[1] > missed[2]
     assert missed[2] < 1e-3
 

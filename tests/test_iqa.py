@@ -254,7 +254,7 @@ def test_patch_maps_are_those_of_a_plain_loop(border: str) -> None:
     scorer = model()
     scorer.module.float()
     why, rather = compare_quality(scorer, images[0, :3], images[0, 3:], Q, stride=12, border=border)  # type: ignore[arg-type]
-    assert why.notes["patches"] == str(len(tops) * len(lefts))
+    assert why.diagnostics["patches"] == str(len(tops) * len(lefts))
     scale = plain.abs().max().item()
     torch.testing.assert_close(why.attribution[0], plain, atol=1e-4 * scale, rtol=0)
     torch.testing.assert_close(rather.attribution[0], maps, atol=1e-4 * maps.abs().max().item(), rtol=0)

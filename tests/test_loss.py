@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ratherthan as rt
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.errors import InputError
-from ratherthan.explanation import Explanation
 
 CLASSES = 5
 
@@ -57,9 +57,11 @@ def test_preset_on_squeezenet_at_the_authors_layer(data_root: Path) -> None:
     batch = model.preprocess(data_root / "contrastive_examples/cat_dog.png")
     layer = "features.12.expand3x3_activation"
     why = rt.explain(model, batch, foil=[243, 242, 852], method=rt.GradCAM(layer=layer), contrast="loss")
-    assert model.mean is not None
-    assert model.std is not None
-    normalised = (batch - torch.tensor(model.mean).view(-1, 1, 1)) / torch.tensor(model.std).view(-1, 1, 1)
+    assert model.inputs.mean is not None
+    assert model.inputs.std is not None
+    normalised = (batch - torch.tensor(model.inputs.mean).view(-1, 1, 1)) / torch.tensor(model.inputs.std).view(
+        -1, 1, 1
+    )
     for q, foil in enumerate((243, 242, 852)):
         expected = as_published(model.module, layer, normalised, foil)
         torch.testing.assert_close(why.heatmap("prabhushankar2020")[0, q], expected, atol=2e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""The subject: preprocessing, class names, what a network may return, and every way to load one."""
+"""The forward_pass: preprocessing, class names, what a network may return, and every way to load one."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], messag
 
 def test_one_mean_serves_all_channels_and_names_may_be_numbers() -> None:
     model = Model(small(), [7, 8], mean=0.5)  # type: ignore[arg-type]
-    assert model.mean == (0.5,)
+    assert model.inputs.mean == (0.5,)
     assert model.class_names == ("7", "8")
 
 
@@ -148,9 +148,16 @@ def test_replace_keeps_all_other_settings() -> None:
         "crop_fraction": 0.5, "interpolation": "bicubic", "channels": 3, "layer": "0", "output": "logits", "name": "x",
     }  # fmt: skip
     model = Model(small(), **settings)
-    assert {key: getattr(model, key) for key in settings} == settings
-    changed = model.replace(layer="1")
-    assert {key: getattr(changed, key) for key in settings} == {**settings, "layer": "1"}
+
+    def told(model: Model) -> dict[str, object]:
+        inputs = model.inputs.settings()
+        return {key: inputs[key] if key in inputs else getattr(model, key) for key in settings}
+
+    expected = settings | {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "size": [5, 7], "output": model.output}
+    assert told(model) == expected
+    assert told(model.replace(layer="1")) == expected | {"layer": "1"}
+    changed = model.replace(std=(2.0, 2.0, 2.0))
+    assert told(changed) == expected | {"std": [2.0, 2.0, 2.0]}
     assert changed.module is model.module
 
 
@@ -313,7 +320,7 @@ def test_a_factory_runs_only_when_it_is_trusted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would run code"):
         rt.load(f"{tmp_path}/made.py:make")
     model = rt.load(f"{tmp_path}/made.py:make", trust_code=True, class_names=list("abcde"), layer="0", size=9)
-    assert (model.layer, model.size, model.class_names) == ("0", (9, 9), tuple("abcde"))
+    assert (model.layer, model.inputs.size, model.class_names) == ("0", (9, 9), tuple("abcde"))
     assert not model.module.training
     assert model.logits(torch.rand(2, 3, 9, 9)).shape == (2, 5)
     for function, message in (("number", "returns int"), ("broken", "KeyError: 'no such thing'"), ("absent", "absent")):
@@ -329,7 +336,12 @@ def test_a_factory_may_describe_its_model_and_is_overruled(tmp_path: Path) -> No
         "def make():\n    return rt.Model(nn.Conv2d(1, 2, 3), mean=[0.5], size=12, interpolation='bicubic')\n"
     )
     model = rt.load(f"{tmp_path}/described.py:make", trust_code=True, size=(6, 7))
-    assert (model.mean, model.size, model.interpolation, model.channels) == ((0.5,), (6, 7), "bicubic", 1)
+    assert (model.inputs.mean, model.inputs.size, model.inputs.interpolation, model.inputs.channels) == (
+        (0.5,),
+        (6, 7),
+        "bicubic",
+        1,
+    )
 
 
 def test_a_damaged_program_and_weights_for_a_program_are_refused(tmp_path: Path) -> None:
@@ -386,9 +398,9 @@ def test_transformers_prepare_images_as_their_own_processor_does(
     )
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
-    ours = model._normalised(model.preprocess(picture))
+    ours = model.normalise(model.preprocess(picture))
     assert ours.shape == theirs.shape
-    step = 1.01 / 255 / min(model.std)  # of 8 bits; a crop may lie a pixel further where the margin is odd
+    step = 1.01 / 255 / min(model.inputs.std)  # of 8 bits; a crop may lie a pixel further where the margin is odd
     assert (ours - theirs).abs().max() < (6 * step if "crop" in kind else step)
     assert torch.allclose(model.logits(model.preprocess(picture)), module(ours).logits)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.cem_maf_positive import CEMMAFPositive, lead, odds
-from ratherthan.search.pertinent import PertinentPositive, pertinent_positive, rank_correlation
-from ratherthan.search.superpixels import Parts, Superpixels, segment
+from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
+from ratherthan.superpixels import Parts, Superpixels, segment
 
 GRID = Superpixels("grid", 12)
 

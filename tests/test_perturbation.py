@@ -20,7 +20,7 @@ from nets import Counter, Dense, Linear, Pooled, images, make
 from ratherthan.attribution.perturbation import PatchGaussian, ridge
 from ratherthan.attribution.scan import WEIGHTS
 from ratherthan.contrast import get_contrast, resolve
-from ratherthan.search.superpixels import Superpixels, segment
+from ratherthan.superpixels import Superpixels, segment
 
 CLASSES = 5
 CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
@@ -261,7 +261,7 @@ def test_lime_of_a_linear_model_has_a_closed_form(contrast: str) -> None:
     sums = torch.zeros(3, CLASSES, 9, dtype=torch.float64).index_add_(2, cells[0].flatten(), pixels.detach().flatten(2))
     why = rt.explain(model, x, 1, "each", rt.Lime(superpixels=GRID, samples=200, baseline=0.2, alpha=0), contrast)
     close(why.attribution, sums[..., cells[0]].unsqueeze(2), 1e-8)
-    close(why.notes["r2"], torch.ones(3, CLASSES, dtype=torch.float64))
+    close(why.diagnostics["r2"], torch.ones(3, CLASSES, dtype=torch.float64))
 
 
 def test_lime_with_every_mask_equals_brute_force_on_twelve_pixels(toy: tuple[nn.Module, Tensor]) -> None:
@@ -411,16 +411,16 @@ def test_scan_equals_a_loop_over_the_weights(method: Any) -> None:
                 kept.append((plain[0].attribution / sizes[0] - w * plain[1].attribution / sizes[1])[0])
         expected = torch.stack(kept).mean(0) if kept else torch.zeros_like(why.attribution[n, q])
         close(why.attribution[n, q], expected)
-        assert why.notes["kept"][n, q] == len(kept)
+        assert why.diagnostics["kept"][n, q] == len(kept)
         kept_somewhere += bool(kept)
     assert kept_somewhere
 
 
 def test_scan_that_keeps_nothing_says_so() -> None:
     why = rt.explain(make(Pooled), images(2), 1, 1, rt.GradCAM("features"), "scan")
-    assert why.notes["kept"].tolist() == [0, 0]
+    assert why.diagnostics["kept"].tolist() == [0, 0]
     assert not why.attribution.any()
-    assert "zero" in why.notes["scan"]
+    assert "zero" in why.diagnostics["scan"]
 
 
 def test_scan_asks_for_a_single_foil() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import ratherthan as rt
 from nets import CONVOLUTIONAL, Counter, Dense, Linear, Pooled, Squeezed, Tokens, images, make
 from ratherthan.attribution.activation import pointwise_head
-from ratherthan.attribution.pullback import Recording, Subject, clean_room
+from ratherthan.attribution.forward import ForwardPass, Graph
 from ratherthan.contrast import contrasts, get_contrast, resolve
+from ratherthan.inference import preserve_state
 
 CLASSES = 5
 CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
@@ -138,12 +139,12 @@ def test_pointwise_heads_are_recognised_by_value_and_give_the_same_maps(
 ) -> None:
     model = make(CONVOLUTIONAL[net], layer="features")
     x = images()
-    subject = Subject(model, x)
+    forward_pass = ForwardPass(model, x)
     from ratherthan.attribution import activation
 
-    grid = activation.grid_of(subject.record("features").leaf.shape, (12, 12))
+    grid = activation.grid_of(forward_pass.graph("features").leaf.shape, (12, 12))
     assert grid is not None
-    assert (pointwise_head(subject, subject.record("features"), grid) is not None) == found
+    assert (pointwise_head(forward_pass, forward_pass.graph("features"), grid) is not None) == found
     closed = rt.explain(model, x, None, "each", method).attribution
     monkeypatch.setattr(activation, "pointwise_head", lambda *_: None)
     pulled = rt.explain(model, x, None, "each", method).attribution
@@ -173,12 +174,12 @@ def test_pulling_back_stays_within_its_budget_and_the_budget_changes_nothing() -
     model = make(Dense, layer="features")
     x = images()
     steps: list[int] = []
-    pull = Recording._pull
-    Recording._pull = lambda self, seeds: (steps.append(seeds.shape[1]), pull(self, seeds))[1]  # type: ignore[method-assign, assignment]
+    pull = Graph._pull
+    Graph._pull = lambda self, seeds: (steps.append(seeds.shape[1]), pull(self, seeds))[1]  # type: ignore[method-assign, assignment]
     try:
         tight = rt.explain(model, x, None, "each", "la", memory_budget=2 * 4 * 3 * 8 * 8 * 8 * 8)
     finally:
-        Recording._pull = pull  # type: ignore[method-assign]
+        Graph._pull = pull  # type: ignore[method-assign]
     assert steps == [2, 2, 1]
     torch.testing.assert_close(tight.attribution, rt.explain(model, x, None, "each", "la").attribution)
     with pytest.raises(rt.InputError, match="positive number of bytes"):
@@ -253,11 +254,11 @@ def breaking(where: str, monkeypatch: pytest.MonkeyPatch, model: rt.Model) -> No
     elif where == "above the layer":
         model.module.head.register_forward_pre_hook(fail)  # type: ignore[union-attr, operator]
     elif where == "question":
-        monkeypatch.setattr(sys.modules["ratherthan.attribution.explaining"], "resolve", fail)
+        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "resolve", fail)
     elif where == "backward":
         monkeypatch.setattr(torch.autograd, "grad", fail)
     elif where == "result":
-        monkeypatch.setattr(sys.modules["ratherthan.attribution.explaining"], "Explanation", fail)
+        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "Explanation", fail)
 
 
 @pytest.mark.parametrize("layer", [None, "features"])
@@ -302,7 +303,7 @@ def test_clean_room_restores_overridden_train_modes() -> None:
             raise RuntimeError("this network does not switch modes")
 
     module = nn.Sequential(Stubborn(), nn.Dropout())
-    with clean_room(module):
+    with preserve_state(module):
         assert not any(each.training for each in module.modules())
     assert all(each.training for each in module.modules())
 

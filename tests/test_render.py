@@ -13,8 +13,8 @@ from PIL import Image
 
 from ratherthan.errors import InputError
 from ratherthan.render import (
-    Case,
-    MapView,
+    Heatmap,
+    Panel,
     diverging,
     figure,
     grid,
@@ -25,10 +25,10 @@ from ratherthan.render import (
     shared_limit,
     write_report,
 )
-from ratherthan.render.case import shorten
 from ratherthan.render.colours import FADED, film, palette, resample
+from ratherthan.render.encode import LONGEST, image_uri, map_uri
 from ratherthan.render.figure import percent
-from ratherthan.render.files import LONGEST, image_uri, map_uri
+from ratherthan.render.panel import shorten
 
 NASTY = "<script>alert('x')</script> & \"quoted\" $\\frac{"
 
@@ -39,14 +39,14 @@ def spot(row: int, column: int, value: float, size: int = 28) -> np.ndarray:
     return values
 
 
-def case(maps: tuple[MapView, ...] | None = None, name: str = "seven.png", size: int = 28) -> Case:
+def case(maps: tuple[Heatmap, ...] | None = None, name: str = "seven.png", size: int = 28) -> Panel:
     maps = maps or (
-        MapView("1", "weighted", spot(3, 4, 2.0), "the bar speaks for 7"),
-        MapView("9", "weighted", spot(20, 9, -1.0), "the gap speaks for 9"),
-        MapView("1", "probability", spot(3, 4, 1e-6), "a small effect"),
+        Heatmap("1", "weighted", spot(3, 4, 2.0), "the bar speaks for 7"),
+        Heatmap("9", "weighted", spot(20, 9, -1.0), "the gap speaks for 9"),
+        Heatmap("1", "probability", spot(3, 4, 1e-6), "a small effect"),
     )
     image = np.linspace(0, 1, size * size).reshape(size, size)
-    return Case(name, image, "7", (("9", 0.2), ("7", 0.7), ("1", 0.1)), maps)
+    return Panel(name, image, "7", (("9", 0.2), ("7", 0.7), ("1", 0.1)), maps)
 
 
 def decode(uri: str) -> Image.Image:
@@ -168,7 +168,7 @@ def test_scales_are_shared_by_foils_but_not_by_contrasts() -> None:
 
 
 def test_bars_always_hold_the_fact() -> None:
-    many = Case("x", np.zeros((2, 2)), "last", (*((str(i), 0.2) for i in range(4)), ("last", 0.01)), ())
+    many = Panel("x", np.zeros((2, 2)), "last", (*((str(i), 0.2) for i in range(4)), ("last", 0.01)), ())
     assert [name for name, _ in many.bars(3)] == ["0", "1", "last"]
     assert [name for name, _ in many.bars(3, ("3",))] == ["0", "3", "last"]
     assert [name for name, _ in many.bars(1, ("3",))] == ["last"]
@@ -178,7 +178,7 @@ def test_words() -> None:
     assert [percent(p) for p in (0, 1e-9, 0.123, 0.99999, 1)] == ["0.0 %", "< 0.1 %", "12.3 %", "> 99.9 %", "100.0 %"]
     assert shorten("German short-haired pointer", 12) == "German shor…"
     with pytest.raises(InputError):
-        MapView("a", "mean", np.array([[np.nan]]))
+        Heatmap("a", "mean", np.array([[np.nan]]))
 
 
 # --- figures
@@ -201,8 +201,8 @@ def test_figure_has_a_panel_for_everything_and_the_right_colours_at_known_places
 
 
 def test_figure_pixels_as_rendered_show_the_sign() -> None:
-    flat = Case(
-        "x", np.zeros((8, 8)), "a", (), (MapView("b", "mean", np.ones((8, 8))), MapView("b", "max", -np.ones((8, 8))))
+    flat = Panel(
+        "x", np.zeros((8, 8)), "a", (), (Heatmap("b", "mean", np.ones((8, 8))), Heatmap("b", "max", -np.ones((8, 8))))
     )
     drawn = figure([flat])
     buffer = io.BytesIO()
@@ -216,8 +216,8 @@ def test_figure_pixels_as_rendered_show_the_sign() -> None:
 
 
 def test_figure_survives_hostile_names_and_says_what_it_leaves_out() -> None:
-    one = case(tuple(MapView(f"{NASTY}{i}", "weighted", spot(i, i, 1.0), NASTY) for i in range(9)), name=NASTY)
-    hostile = Case(NASTY, one.image, NASTY, ((NASTY, 1.0),), one.maps)
+    one = case(tuple(Heatmap(f"{NASTY}{i}", "weighted", spot(i, i, 1.0), NASTY) for i in range(9)), name=NASTY)
+    hostile = Panel(NASTY, one.image, NASTY, ((NASTY, 1.0),), one.maps)
     drawn = figure([hostile, case()], max_maps=2)
     drawn.savefig(io.BytesIO(), format="png", dpi=30)
     assert any("the first 2 of 9 maps" in text.get_text() for text in figure([one], max_maps=2).texts)
@@ -269,8 +269,8 @@ def test_report_holds_every_text_picture_and_number() -> None:
 
 
 def test_report_takes_every_name_as_text() -> None:
-    hostile = Case(
-        NASTY, np.zeros((4, 4)), NASTY, ((NASTY, 1.0),), (MapView(NASTY, NASTY, np.ones((4, 4)), NASTY),) * 2
+    hostile = Panel(
+        NASTY, np.zeros((4, 4)), NASTY, ((NASTY, 1.0),), (Heatmap(NASTY, NASTY, np.ones((4, 4)), NASTY),) * 2
     )
     source = report_html([hostile, hostile], NASTY, NASTY)
     page = Page(source)
@@ -301,7 +301,7 @@ def test_report_stays_small_for_photographs() -> None:
 def test_report_is_whole_or_not_there(tmp_path: object) -> None:
     path = write_report([case()], f"{tmp_path}/sub/why.html", "good")
     before = path.read_text()
-    broken = Case("bad", np.zeros((3, 4, 5)), "a", (), ())
+    broken = Panel("bad", np.zeros((3, 4, 5)), "a", (), ())
     with pytest.raises(InputError):
         write_report([case(), broken], path, "bad")
     assert path.read_text() == before
@@ -311,7 +311,7 @@ def test_report_is_whole_or_not_there(tmp_path: object) -> None:
 
 
 def test_report_without_maps_or_probabilities_is_still_a_page() -> None:
-    page = Page(report_html([Case("x.png", np.zeros((4, 4)), "0.58", (), ())], "t"))
+    page = Page(report_html([Panel("x.png", np.zeros((4, 4)), "0.58", (), ())], "t"))
     assert "x.png" in page.text
     assert not page.all("img", **{"class": "map"})
 

@@ -73,7 +73,7 @@ def test_lrp_is_captum_per_class_combined(rule: Any, contrast: str) -> None:
     close(ours.attribution, expected, 1e-6)
     relevance = torch.einsum("nqk,nk->nq", seeds, ours.logits)
     delta = expected.sum((2, 3, 4)) - relevance
-    torch.testing.assert_close(ours.notes["convergence delta"], delta, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.diagnostics["convergence delta"], delta, atol=1e-6, rtol=1e-6)
 
 
 def test_relevance_adds_up_to_the_contrast_where_captum_on_a_wrapped_one_loses_it() -> None:
@@ -204,7 +204,7 @@ def test_deeplift_equals_captum(baseline: Any) -> None:
     classes = captum_deeplift(model.module, (x - 0.4) / 0.2, (start - 0.4) / 0.2)
     close(why.attribution, torch.einsum("nk,nkchw->nchw", seeds, classes))
     close(why.attribution.sum((1, 2, 3)), (seeds * (why.logits - model.logits(start).detach())).sum(1))
-    assert why.notes["convergence delta"].abs().max() < 1e-10
+    assert why.diagnostics["convergence delta"].abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(

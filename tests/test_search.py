@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError
-from ratherthan.search.core import Outcome, Problem, Schedule, Status, Terms, noise, search
+from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 from stopping import Stopped
 
 FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.65, tolerance=1e-6, settle=0.0, largest_penalty=100)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nets import Linear
-from ratherthan.attribution.explaining import explain
+from ratherthan.attribution.explain import explain
 from ratherthan.errors import InputError, ModelError
 from ratherthan.model import Model
 from ratherthan.search import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert

@@ -21,10 +21,10 @@ import ratherthan as rt
 from nets import Linear
 from ratherthan.app.cli import app
 from ratherthan.contrast import resolve
-from ratherthan.registry import Kinds
-from ratherthan.render.film import Film, strips, write_films
-from ratherthan.search import answers as contract
-from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod
+from ratherthan.registry import Classes
+from ratherthan.render.trajectory import Trajectory, draw_trajectories, write_trajectories
+from ratherthan.search import method as contract
+from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
 
 QUICK = rt.Schedule(rounds=6, steps=30)
 
@@ -135,7 +135,7 @@ def test_any_is_refused_by_a_method_that_needs_a_class(model: rt.Model, images: 
 
 
 def test_a_name_belongs_to_one_class() -> None:
-    names: Kinds[Any] = Kinds("experiment", object, "Mask()")
+    names: Classes[Any] = Classes("experiment", object, "Mask()")
     first = type("First", (), {"name": "mask"})
     assert names.register(names.register(first)) is first
     with pytest.raises(rt.InputError, match="an experiment named 'mask' exists already"):
@@ -263,29 +263,29 @@ def test_the_page_holds_the_way_and_its_curves(known: None, model: rt.Model, ima
     )
 
 
-def film(**changes: Any) -> Film:
+def film(**changes: Any) -> Trajectory:
     black = np.zeros((4, 6, 1))
     usual: dict[str, Any] = {
         "name": "a.png", "question": "Why 4, rather than 9?", "text": "", "status": "found", "image": black,
         "reconstruction": None, "way": [black] * 5, "answer": black + np.eye(4, 6)[..., None],
         "fact": ("4", [1.0] * 5), "foil": ("9", [0.0] * 5), "others": [0.0] * 5,
     }  # fmt: skip
-    return Film(**{**usual, **changes})
+    return Trajectory(**{**usual, **changes})
 
 
 def test_the_change_is_drawn_red_where_light_is_added_and_blue_where_it_goes() -> None:
     added, removed = film(), film(image=np.eye(4, 6)[..., None], answer=np.zeros((4, 6, 1)))
     for each, channel in ((added, 0), (removed, 2)):
-        drawn = strips([each]).axes[-2].images[0].get_array().astype(int)
+        drawn = draw_trajectories([each]).axes[-2].images[0].get_array().astype(int)
         assert drawn[1, 1, channel] > drawn[1, 1, 2 - channel] + 50
         assert np.ptp(drawn[0, 1]) == 0, "what stays is grey"
 
 
 def test_a_page_needs_a_film(tmp_path: Path) -> None:
     with pytest.raises(rt.InputError, match="at least one"):
-        strips([])
+        draw_trajectories([])
     with pytest.raises(rt.InputError, match="at least one"):
-        write_films([], tmp_path / "x.html", "nothing")
+        write_trajectories([], tmp_path / "x.html", "nothing")
 
 
 # --------------------------------------------------------------------------------------------- the command

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ratherthan import data, zoo
 from ratherthan.data.images import fit_image
 from ratherthan.errors import InputError, ModelError
-from ratherthan.zoo.plain import PlainNet
+from ratherthan.zoo.architectures import PlainNet
 from ratherthan.zoo.recipes import RECIPES
 from ratherthan.zoo.squeezenet import SqueezeNet
 

@@ -135,7 +135,7 @@ def main() -> None:
             out=out,
             limit=limit,
             resume=True,
-            part_size=8 if model.size == (224, 224) else 128,
+            part_size=8 if model.inputs.size == (224, 224) else 128,
             progress=lambda done, total, at=study: print(f"{at.experiment}: {done} of {total}", flush=True),
             **study.settings,
         )

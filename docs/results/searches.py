@@ -23,9 +23,9 @@ from ratherthan.data.sources import SQUARE
 from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
-from ratherthan.search.answers import FRAMES
 from ratherthan.search.concepts import worded
-from ratherthan.search.superpixels import Superpixels
+from ratherthan.search.method import FRAMES
+from ratherthan.superpixels import Superpixels
 from ratherthan.zoo.recipes import EIGHTS
 
 HERE = Path(__file__).parent

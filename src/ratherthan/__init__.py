@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ratherthan import data
-    from ratherthan.attribution import (
+    from ratherthan.attribution import (  # type: ignore[no-redef]  # a function has the name of its module
         LRP,
         DeepLift,
         GradCAM,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         quality_figure,
         register_method,
     )
+    from ratherthan.attribution.explanation import Explanation, save_report
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
     from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
-    from ratherthan.explanation import Explanation, save_report
     from ratherthan.loading import load, read_class_names
     from ratherthan.model import Model
     from ratherthan.search import (  # type: ignore[no-redef]  # two functions have the names of their modules
@@ -133,7 +133,7 @@ __all__ = [
     "save_report",
 ]
 
-_ROOMS = ("errors", "contrast", "model", "loading", "explanation", "attribution", "search", "evaluation")
+_ROOMS = ("errors", "contrast", "model", "loading", "attribution.explanation", "attribution", "search", "evaluation")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, unknown
-from ratherthan.registry import Registry, called
+from ratherthan.registry import Registry
+from ratherthan.settings import type_name
 
 ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -551,12 +552,12 @@ def get_contrast(contrast: str | Contrast | ContrastFunction) -> Contrast:
 def _function(given: object) -> ContrastFunction:
     if callable(given) and not isinstance(given, type):
         return given
-    raise InputError(f"a contrast is a name, a Contrast or a function, not {called(given)}")
+    raise InputError(f"a contrast is a name, a Contrast or a function, not {type_name(given)}")
 
 
 # --------------------------------------------------------------------------------------------- in use
 @dataclass(frozen=True)
-class Ask:
+class Target:
     """A contrast applied to a question about samples whose logits are known: what attribution methods work from.
 
     Attributes:

@@ -188,9 +188,9 @@ def _check_prepares_alike(model: Model, processor: Any, name: str) -> None:
     """Refuse an image processor that does something else than `Model` can: each has its own ways."""
     down, across = np.mgrid[0:1:300j, 0:1:400j]
     picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
-    picture = picture if model.channels == 3 else picture.convert("L")
+    picture = picture if getattr(model.inputs, "channels", 3) == 3 else picture.convert("L")
     theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
-    ours = model._normalised(model.preprocess(picture))
+    ours = model.normalise(model.preprocess(picture))
     if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
         raise ModelError(
             f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here; "

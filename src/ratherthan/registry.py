@@ -1,4 +1,4 @@
-"""Things known by name: methods, contrasts, experiments. A name belongs to one thing; a wrong one is told its likes."""
+"""Things known by name: methods, contrasts, searches, experiments, networks, data sets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from ratherthan.errors import InputError, unknown
+from ratherthan.settings import check_names, type_name
 
 T = TypeVar("T")
-Kind = TypeVar("Kind", bound=type)
+Class = TypeVar("Class", bound=type)
 
 
 class Registry(dict[str, T]):
@@ -23,6 +24,7 @@ class Registry(dict[str, T]):
     def __init__(self, kind: str, known: Iterable[tuple[str, T]] = ()) -> None:
         super().__init__(known)
         self.kind = kind
+        self.article = "an" if kind[0] in "aeiou" else "a"
 
     def add(self, name: str, thing: T) -> None:
         """Register it.
@@ -31,20 +33,20 @@ class Registry(dict[str, T]):
             InputError: If the name is taken by another.
         """
         if self.setdefault(name, thing) is not thing:
-            raise InputError(f"{_a(self.kind)} named {name!r} exists already; choose another name")
+            raise InputError(f"{self.article} {self.kind} named {name!r} exists already; choose another name")
 
     def find(self, name: str) -> T:
         """The thing with this name.
 
         Raises:
-            InputError: If there is none.
+            InputError: If there is none; the message names close ones.
         """
         if name not in self:
             raise InputError(unknown(self.kind, name, self))
         return self[name]
 
 
-class Kinds(Registry[type[T]], Generic[T]):
+class Classes(Registry[type[T]], Generic[T]):
     """Classes by their `name`, whose objects are asked for by name or handed in with settings of their own.
 
     Args:
@@ -57,34 +59,30 @@ class Kinds(Registry[type[T]], Generic[T]):
         super().__init__(kind)
         self.base, self.example = base, example
 
-    def register(self, each: Kind) -> Kind:
+    def register(self, each: Class) -> Class:
         """Register a class; usable as a decorator."""
         self.add(each.name, each)  # type: ignore[attr-defined]
         return each
 
-    def make(self, given: str | T) -> T:
-        """A name (with default settings) or an object, as an object.
+    def make(self, given: str | T, **settings: Any) -> T:
+        """A name with settings (default where none are given), or an object, as an object.
 
         Raises:
-            InputError: If the name is not registered or the object is none of them.
+            InputError: If the name is not registered, the object is none of them, or a setting does not exist.
         """
         if isinstance(given, str):
-            return self.find(given)()
-        if isinstance(given, self.base):
-            return given  # type: ignore[no-any-return]
-        raise InputError(f"{_a(self.kind)} is a name or an object such as {self.example}, not {called(given)}")
+            kind = self.find(given)
+            check_names(kind, settings)
+            return kind(**settings)
+        if not isinstance(given, self.base):
+            shown = type_name(given)
+            raise InputError(f"{self.article} {self.kind} is a name or an object such as {self.example}, not {shown}")
+        if settings:
+            raise InputError(f"give the settings {', '.join(settings)} to {type(given).__name__}(...) itself")
+        return given  # type: ignore[no-any-return]
 
 
-def called(given: object) -> str:
-    """What to call something that is not what was asked for."""
-    return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-
-
-def _a(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
-def unused(name: str, taken: Callable[[str], bool], numbered: str) -> str:
+def unique_name(name: str, taken: Callable[[str], bool], numbered: str) -> str:
     """The name, or the first numbered form of it that is not taken.
 
     Args:

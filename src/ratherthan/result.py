@@ -6,13 +6,12 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
 
@@ -58,8 +57,8 @@ class Result(ABC):
         Raises:
             InputError: If the file has another ending.
         """
+        from ratherthan.files import write_atomically
         from ratherthan.render import figure_png
-        from ratherthan.render.files import write_atomically
 
         path = Path(path)
         if path.suffix == ".html":
@@ -176,27 +175,3 @@ def picture(image: Tensor) -> np.ndarray[Any, Any]:
     """An image (C, H, W) as the rendering takes it: floats (H, W, C) in [0, 1]."""
     array: np.ndarray[Any, Any] = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
     return array
-
-
-def written(value: Any) -> Any:
-    """A setting, and those inside it, fit to be written down: what it is, never its address, which changes."""
-    if callable(settings := getattr(value, "settings", None)):
-        return settings()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return written_fields(value)
-    if isinstance(value, (list, tuple)):
-        return [written(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, partial):
-        return {"function": written(value.func), "with": [written(value.args), written(list(value.keywords.items()))]}
-    if isinstance(value, nn.Module):
-        return type(value).__qualname__
-    if isinstance(value, (str, int, float, bool, type(None), Tensor, dict)):
-        return value
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def written_fields(thing: Any) -> dict[str, Any]:
-    """The settings of a dataclass by name, fit to be written down."""
-    return {f.name: written(getattr(thing, f.name)) for f in dataclasses.fields(thing)}

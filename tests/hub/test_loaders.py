@@ -33,9 +33,9 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.name == f"torchvision:{name}"
     assert not any(each.training for each in model.module.modules())
     expected = published.transforms()(picture())[None]
-    normalised = model._normalised(model.preprocess(picture()))
+    normalised = model.normalise(model.preprocess(picture()))
     assert normalised.shape == expected.shape
-    assert (normalised - expected).abs().max() < 1.01 / 255 / min(model.std)  # one step of 8 bits
+    assert (normalised - expected).abs().max() < 1.01 / 255 / min(model.inputs.std)  # one step of 8 bits
     assert torch.allclose(model.logits(model.preprocess(picture())), module(normalised))
     why = rt.explain(model, picture(), fact="tench", foil=["goldfish", "great white shark"])
     assert why.fact_name(0) == "tench"
@@ -49,7 +49,7 @@ def test_timm(name: str, tmp_path: Path) -> None:
     model = rt.load(f"timm:{name}", weights=tmp_path / "net.safetensors")
     config = timm.data.resolve_model_data_config(module)
     expected = timm.data.create_transform(**config, is_training=False)(picture())[None]
-    normalised = model._normalised(model.preprocess(picture()))
+    normalised = model.normalise(model.preprocess(picture()))
     assert normalised.shape == expected.shape
     assert (normalised - expected).abs().max() < 1.01 / 255 / min(config["std"])
     assert torch.allclose(model.logits(model.preprocess(picture())), module(normalised))

@@ -12,11 +12,11 @@ from torch import Tensor
 from ratherthan import data
 from ratherthan.app.explaining import ALL
 from ratherthan.attribution import compare
-from ratherthan.explanation import Explanation, leading_with, to_cases
+from ratherthan.attribution.explanation import Explanation, leading_with, to_panels
+from ratherthan.files import write_atomically
 from ratherthan.loading import load
 from ratherthan.model import Model
-from ratherthan.render import Case, figure, figure_png, write_report
-from ratherthan.render.files import write_atomically
+from ratherthan.render import Panel, figure, figure_png, write_report
 
 COUNT = 12
 """Digits shown."""
@@ -52,7 +52,7 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
         [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
         for foil in ("runner-up", "others")
     )
-    rows = list(zip(to_cases(rival), to_cases(others), strict=True))
+    rows = list(zip(to_panels(rival), to_panels(others), strict=True))
     intro = _INTRO.format(candidates=_CANDIDATES)
     page = write_report(
         [leading_with("weighted", _merged(pair)) for pair in rows],
@@ -96,13 +96,13 @@ def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
     return images[picked], tuple(f"{some.ids[i].replace('/', ' ')}, a {some.labels[i]}" for i in picked)
 
 
-def _merged(pair: tuple[Case, Case]) -> Case:
+def _merged(pair: tuple[Panel, Panel]) -> Panel:
     """One case with the maps of both; without a foil they are the same."""
     rival, others = pair
     return replace(rival, maps=(*rival.maps, *(view for view in others.maps if view.foil)))
 
 
-def _draw(cases: Sequence[Case], path: Path) -> Path:
+def _draw(cases: Sequence[Panel], path: Path) -> Path:
     return write_atomically(path, [figure_png(figure(cases))])
 
 

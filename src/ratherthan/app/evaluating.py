@@ -6,8 +6,8 @@ import json
 
 from ratherthan.app.terminal import warn
 from ratherthan.evaluation import Run
+from ratherthan.files import write_atomically
 from ratherthan.render import figure_png
-from ratherthan.render.files import write_atomically
 
 
 def as_text(run: Run) -> str:

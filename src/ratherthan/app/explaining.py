@@ -16,10 +16,10 @@ from torch import Tensor
 from ratherthan.app.images import FIGURE, Failure, read_all, unused_stem
 from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
+from ratherthan.attribution.explanation import Explanation, rebuilt, save_report, to_panels
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import get_contrast
 from ratherthan.errors import InputError, first_line, unknown
-from ratherthan.explanation import Explanation, rebuilt, save_report, to_cases
 from ratherthan.model import Model
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
@@ -60,7 +60,7 @@ def asked(
     if not how:
         raise InputError(f"--contrast {contrast!r} names none; choose from {', '.join(ALL)}, or all")
     if how == ("all",):
-        how = tuple(name for name in ALL if model.output != "value" or get_contrast(name).for_values)
+        how = tuple(name for name in ALL if model.output.of_classes or get_contrast(name).for_values)
     for name in how:
         get_contrast(name or "weighted")
     return Asked(model, classes(fact, model), classes(foil, model), _configured(method, settings, model), how)
@@ -103,7 +103,7 @@ def classes(text: str | None, model: Model) -> Any:
     if text is None or text in (model.class_names or ()):
         return text
     parts = words(text)
-    if model.output == "value":
+    if not model.output.of_classes:
         try:
             values = [float(part) for part in parts]
         except ValueError as error:
@@ -159,14 +159,14 @@ class Answers:
         return found
 
     def _draw(self, paths: Sequence[Path], finished: Callable[[int], None]) -> None:
+        from ratherthan.files import write_atomically
         from ratherthan.render import figure, figure_png
-        from ratherthan.render.files import write_atomically
 
         for i, path in enumerate(paths):
             if self.out is not None:
                 row = slice(i, i + 1)
                 single = [rebuilt([each], lambda v, row=row: v[0][row], each.names[row]) for each in self._batches[-1]]  # type: ignore[misc]
-                cases = to_cases([likeliest(each, SHOWN) for each in single])
+                cases = to_panels([likeliest(each, SHOWN) for each in single])
                 target = self.out / (unused_stem(printable(path.stem), self._stems) + FIGURE)
                 self.files.append(write_atomically(target, [figure_png(figure(cases))]))
             finished(1)
@@ -187,8 +187,8 @@ def likeliest(why: Explanation, count: int) -> Explanation:
         p = why.probabilities()
         # of the foils "each", the fact itself comes last: against itself there is little to say
         foils = (why.foils * p.unsqueeze(1)).sum(-1).masked_fill(why.foil == why.fact, -1)
-        ask = p.gather(1, why.fact) if why.axis == "fact" else foils
-        order = ask.argsort(dim=1, descending=True, stable=True)[:, :count]
+        target = p.gather(1, why.fact) if why.axis == "fact" else foils
+        order = target.argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def pick(values: list[Tensor]) -> Tensor:
         by_question = values[0].ndim > 1 and values[0].shape[1] == why.questions

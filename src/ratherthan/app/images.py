@@ -14,7 +14,7 @@ from ratherthan.app.terminal import printable
 from ratherthan.data import CorruptImage, open_image
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import unused
+from ratherthan.registry import unique_name
 
 FIGURE, ALTERED = ".why.png", ".how.png"
 """How the figures that are written end; a folder that holds both is searched for images without them."""
@@ -57,7 +57,7 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
 
 def unused_stem(stem: str, taken: set[str]) -> str:
     """A name for a figure that no other figure of this run has, on any file system; from now on it is taken."""
-    free = unused(stem, lambda name: name.casefold() in taken, "{}-{}")
+    free = unique_name(stem, lambda name: name.casefold() in taken, "{}-{}")
     taken.add(free.casefold())
     return free
 

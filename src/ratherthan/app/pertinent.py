@@ -15,13 +15,13 @@ from ratherthan.app.images import Failure, read_all
 from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.search.pertinent import (
+from ratherthan.search.pertinent_positive import (
     PertinentPositive,
     PertinentPositiveMethod,
     get_pertinent_positive_method,
     pertinent_positive,
 )
-from ratherthan.search.superpixels import USUAL_COUNT, Superpixels
+from ratherthan.superpixels import USUAL_COUNT, Superpixels
 
 
 def configured(

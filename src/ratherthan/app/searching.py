@@ -16,7 +16,7 @@ from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search import Counterfactual, CounterfactualMethod, Manifold, Schedule, counterfactual
-from ratherthan.search.answers import get_counterfactual_method
+from ratherthan.search.method import get_counterfactual_method
 
 PAGE, NUMBERS = "how.html", "how.safetensors"
 _PRINTED = 5
@@ -111,13 +111,13 @@ def write(search: Search, out: Path) -> None:
     if is_one_file(out):
         search.files.append(found.save(out))
         return
+    from ratherthan.files import write_atomically
     from ratherthan.render import figure_png
-    from ratherthan.render.files import write_atomically
-    from ratherthan.render.film import strips
+    from ratherthan.render.trajectory import draw_trajectories
 
-    films, stems = found.films(), set[str]()
+    films, stems = found.trajectories(), set[str]()
     for i, name in enumerate(found.names):
-        picture = figure_png(strips(films[i * found.questions : (i + 1) * found.questions]))
+        picture = figure_png(draw_trajectories(films[i * found.questions : (i + 1) * found.questions]))
         search.files.append(write_atomically(out / (unused_stem(Path(name).stem, stems) + ALTERED), [picture]))
     search.files += [found.save(out / PAGE), found.save(out / NUMBERS)]
 

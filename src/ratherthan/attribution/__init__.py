@@ -1,15 +1,16 @@
 """WHERE: attribution methods and the verb that runs them."""
 
 from ratherthan.attribution.activation import GradCAM, LinearApproximation
-from ratherthan.attribution.explaining import compare, explain
+from ratherthan.attribution.explain import compare, explain
 from ratherthan.attribution.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
-from ratherthan.attribution.method import Maps, Method, methods, register_method
+from ratherthan.attribution.method import Attribution, Method, methods, register_method
 from ratherthan.attribution.perturbation import Lime, Occlusion, PatchGaussian, PredictionDifference
 from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.attribution.rules import LRP, DeepLift
 
 __all__ = [
     "LRP",
+    "Attribution",
     "DeepLift",
     "GradCAM",
     "Gradient",
@@ -17,7 +18,6 @@ __all__ = [
     "IntegratedGradients",
     "Lime",
     "LinearApproximation",
-    "Maps",
     "Method",
     "Occlusion",
     "PatchGaussian",

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.method import Maps, Method, register_method
-from ratherthan.attribution.pullback import Recording, Subject
-from ratherthan.contrast import Ask
+from ratherthan.attribution.forward import ForwardPass, Graph
+from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.contrast import Target
 from ratherthan.errors import LayerError
 from ratherthan.model import Model
 
@@ -159,44 +159,46 @@ class LayerMethod(Method):
 
     layer: str | nn.Module | None = None
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the layer upward."""
-        subject.record(self.layer_name(subject))
+        forward_pass.graph(self.layer_name(forward_pass))
 
-    def layer_name(self, subject: Subject) -> str:
+    def layer_name(self, forward_pass: ForwardPass) -> str:
         """Dotted name of the layer that is explained; remembered by the model once it has been found."""
-        model = subject.model
+        model = forward_pass.model
         if isinstance(self.layer, nn.Module):
             layer = model.submodule(self.layer)
             return next(str(name) for name, module in model.module.named_modules() if module is layer)
         if self.layer is None and model.layer is None:
-            model.layer = find_layer(model, subject.images[:1])
+            model.layer = find_layer(model, forward_pass.images[:1])
         name = model.layer if self.layer is None else self.layer
         assert name is not None
         model.submodule(name)
         return name
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, h, w) at the resolution of the layer."""
-        layer = self.layer_name(subject)
-        recording = subject.record(layer)
-        grid = grid_of(recording.leaf.shape, (subject.images.shape[-2], subject.images.shape[-1]))
-        if grid is None or len(recording.leaf) != len(subject.images):
-            shape = tuple(recording.leaf.shape)
+        layer = self.layer_name(forward_pass)
+        graph = forward_pass.graph(layer)
+        grid = grid_of(graph.leaf.shape, (forward_pass.images.shape[-2], forward_pass.images.shape[-1]))
+        if grid is None or len(graph.leaf) != len(forward_pass.images):
+            shape = tuple(graph.leaf.shape)
             raise LayerError(
                 f"layer {layer!r} gives shape {shape}, no spatial grid; choose a convolution or a token block"
             )
-        activation, seeds = grid.fold(recording.leaf.detach()), ask.seeds
-        head = pointwise_head(subject, recording, grid) if seeds.shape[1] > 2 else None
+        activation, seeds = grid.fold(graph.leaf.detach()), target.seeds
+        head = pointwise_head(forward_pass, graph, grid) if seeds.shape[1] > 2 else None
         if head is not None:
-            return Maps(torch.einsum("nqc,nchw->nqhw", seeds.to(activation.dtype), self.class_maps(*head)), layer)
+            return Attribution(
+                torch.einsum("nqc,nchw->nqhw", seeds.to(activation.dtype), self.class_maps(*head)), layer
+            )
         maps = activation.new_empty(*seeds.shape[:2], *grid.size)
-        for part, gradient in recording.pull(seeds, subject.budget):
+        for part, gradient in graph.vjp_chunks(seeds, forward_pass.budget):
             folded = grid.fold(gradient)
             if not folded.any() and gradient.any():
-                raise LayerError(_class_token_only(subject, layer))
+                raise LayerError(_class_token_only(forward_pass, layer))
             maps[:, part] = self.combine(activation.unsqueeze(1), folded)
-        return Maps(maps, layer)
+        return Attribution(maps, layer)
 
     @abstractmethod
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ class LinearApproximation(LayerMethod):
         return passing * scores
 
 
-def pointwise_head(subject: Subject, recording: Recording, grid: Grid) -> tuple[Tensor, Tensor] | None:
+def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple[Tensor, Tensor] | None:
     """Recognise a head that looks at every cell by itself, so that all class maps come without a backward pass each.
 
     Such a head is global average pooling and a linear map (ResNet, DenseNet), or a 1 x 1 convolution, perhaps a ReLU,
@@ -251,25 +253,25 @@ def pointwise_head(subject: Subject, recording: Recording, grid: Grid) -> tuple[
     guess passes with probability zero, as a random vector almost never lies in the null space of the difference.
 
     Args:
-        subject: Model and images.
-        recording: The forward pass from the layer upward.
+        forward_pass: Model and images.
+        graph: The forward pass from the layer upward.
         grid: How the layer lies on the image plane.
 
     Returns:
         Scores W a / (h w) and whether they pass (1 or 0), both (N, classes, h, w); or None for any other head.
     """
-    if recording.leaf.element_size() < 4:
+    if graph.leaf.element_size() < 4:
         return None  # half precision cannot tell an exact gradient from a near one
-    activation, classes = grid.fold(recording.leaf.detach()), recording.output.shape[1]
+    activation, classes = grid.fold(graph.leaf.detach()), graph.output.shape[1]
     samples, channels, cells = len(activation), activation.shape[1], grid.size[0] * grid.size[1]
-    if 4 * samples * classes * cells * activation.element_size() > subject.budget:
+    if 4 * samples * classes * cells * activation.element_size() > forward_pass.budget:
         return None
-    candidates = list(_linear_maps(subject.model.module, classes, channels))
+    candidates = list(_linear_maps(forward_pass.model.module, classes, channels))
     if not candidates:
         return None
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(samples, 1, classes, generator=generator, dtype=torch.float64).to(activation)
-    gradient = grid.fold(recording.pull_all(probe))[:, 0]
+    gradient = grid.fold(graph.vjp(probe))[:, 0]
     for weight, bias in candidates:
         scores = torch.einsum("ck,nkhw->nchw", weight, activation)
         for passing in (torch.ones_like(scores), (scores + bias.view(-1, 1, 1) > 0).to(scores)):
@@ -290,6 +292,6 @@ def _linear_maps(module: nn.Module, classes: int, channels: int) -> Iterator[tup
             yield weight, each.bias.detach() if each.bias is not None else weight.new_zeros(classes)
 
 
-def _class_token_only(subject: Subject, layer: str) -> str:
-    better = find_layer(subject.model, subject.images[:1])
+def _class_token_only(forward_pass: ForwardPass, layer: str) -> str:
+    better = find_layer(forward_pass.model, forward_pass.images[:1])
     return f"layer {layer!r} reaches the logits through its class token only, so its map would be zero; use {better!r}"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.method import Maps, Method, register_method
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.contrast import Target
 from ratherthan.errors import InputError, unknown
 
 Weights = Literal["frozen", "live"]
@@ -26,13 +26,13 @@ class Gradient(Method):
 
     name = "gradient"
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the images upward."""
-        subject.record(None)
+        forward_pass.graph(None)
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): d contrast / d image."""
-        return Maps(subject.record(None).pull_all(ask.seeds))
+        return Attribution(forward_pass.graph(None).vjp(target.seeds))
 
 
 @register_method
@@ -42,13 +42,13 @@ class InputXGradient(Method):
 
     name = "ixg"
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the images upward."""
-        subject.record(None)
+        forward_pass.graph(None)
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): x * d contrast / dx."""
-        return Maps(subject.images.unsqueeze(1) * subject.record(None).pull_all(ask.seeds))
+        return Attribution(forward_pass.images.unsqueeze(1) * forward_pass.graph(None).vjp(target.seeds))
 
 
 @register_method
@@ -83,16 +83,16 @@ class SmoothGrad(Method):
             given = f"{self.samples}, {self.noise} and {self.seed}"
             raise InputError(f"smoothgrad needs samples >= 1, noise >= 0 and seed >= 0, not {given}")
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): mean of d contrast / d image; all questions share the forward pass of a draw."""
-        images = subject.images
+        images = forward_pass.images
         low, high = images.flatten(1).aminmax(dim=1)
         sigma = self.noise * _per_image(high - low, images)
-        seeds, rows = _seeds(ask, self.weights), torch.arange(len(images), device=images.device)
-        total = images.new_zeros(len(images), ask.question.fact.shape[1], *images.shape[1:])
+        seeds, rows = _seeds(target, self.weights), torch.arange(len(images), device=images.device)
+        total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
         for draw in range(self.samples):
-            total += _gradients(subject, images + sigma * self._pattern(draw, images), rows, ask, seeds)
-        return Maps(total / self.samples)
+            total += _gradients(forward_pass, images + sigma * self._pattern(draw, images), rows, target, seeds)
+        return Attribution(total / self.samples)
 
     def _pattern(self, draw: int, images: Tensor) -> Tensor:
         """Standard normal noise of one image's shape, on whatever device the images are."""
@@ -139,20 +139,20 @@ class IntegratedGradients(Method):
             given = f"{self.n_steps} and {self.internal_batch_size}"
             raise InputError(f"ig needs n_steps >= 1 and internal_batch_size >= 1 (or None), not {given}")
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): (x - x0) * mean gradient; all questions share the forward passes."""
-        images = subject.images
+        images = forward_pass.images
         baseline = baseline_images(images, self.baselines)
-        way, seeds = images - baseline, _seeds(ask, self.weights)
-        total = images.new_zeros(len(images), ask.question.fact.shape[1], *images.shape[1:])
+        way, seeds = images - baseline, _seeds(target, self.weights)
+        total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
         for rows, position, weight in self._points(images):
             points = baseline[rows] + _per_image(position, images) * way[rows]
-            gradients = _gradients(subject, points, rows, ask, seeds)
+            gradients = _gradients(forward_pass, points, rows, target, seeds)
             total.index_add_(0, rows, gradients * _per_image(weight, gradients))
         values = total * way.unsqueeze(1)
-        start = subject.forward(baseline, self.internal_batch_size or len(images))
-        gain = ask.scalar(ask.logits, self.weights) - ask.scalar(start, self.weights)
-        return Maps(values, notes={"convergence delta": values.flatten(2).sum(2) - gain})
+        start = forward_pass.forward(baseline, self.internal_batch_size or len(images))
+        gain = target.scalar(target.logits, self.weights) - target.scalar(start, self.weights)
+        return Attribution(values, diagnostics={"convergence delta": values.flatten(2).sum(2) - gain})
 
     def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Which image, how far along its way, and with which weight: chunks of points, each three tensors (M,)."""
@@ -180,17 +180,17 @@ _QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 }
 
 
-def _seeds(ask: Ask, weights: Weights) -> Tensor | None:
+def _seeds(target: Target, weights: Weights) -> Tensor | None:
     """The seeds at the explained images; None where they are to be taken anew at every point."""
-    return ask.seeds if weights == "frozen" else None
+    return target.seeds if weights == "frozen" else None
 
 
-def _gradients(subject: Subject, points: Tensor, rows: Tensor, ask: Ask, seeds: Tensor | None) -> Tensor:
+def _gradients(forward_pass: ForwardPass, points: Tensor, rows: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
     """The gradient of the contrast at M points that belong to the samples `rows`: (M, C, H, W) to (M, Q, C, H, W)."""
-    recording = Subject(subject.model, points, subject.budget).record(None)
+    graph = ForwardPass(forward_pass.model, points, forward_pass.budget).graph(None)
     if seeds is None:
-        return recording.pull_all(ask.contrast.seed(recording.output.detach(), ask.question[rows]))
-    return recording.pull_all(seeds[rows])
+        return graph.vjp(target.contrast.seed(graph.output.detach(), target.question[rows]))
+    return graph.vjp(seeds[rows])
 
 
 def baseline_images(images: Tensor, baselines: float | Tensor | None) -> Tensor:

@@ -9,24 +9,24 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask
-from ratherthan.registry import Kinds
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.contrast import Target
+from ratherthan.registry import Classes
 
 
 @dataclass(frozen=True)
-class Maps:
+class Attribution:
     """What a method found.
 
     Attributes:
         values: (N, Q, h, w) at layer resolution, or (N, Q, C, H, W) for methods that explain the images.
         layer: Dotted name of the layer explained, or None for the images.
-        notes: Figures about the computation that belong in the result, by name; tensors of shape (N, Q) or text.
+        diagnostics: Figures about the computation that belong in the result, by name; tensors of shape (N, Q) or text.
     """
 
     values: Tensor
     layer: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -38,16 +38,16 @@ class Method(ABC):
 
     name: ClassVar[str]
 
-    def prepare(self, subject: Subject) -> None:  # noqa: B027 (optional on purpose)
+    def prepare(self, forward_pass: ForwardPass) -> None:  # noqa: B027 (optional on purpose)
         """Make the forward pass this method needs, if it is a recorded one."""
 
     @abstractmethod
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """Signed, raw relevance for every question.
 
         Args:
-            subject: Model and images, (N, C, H, W).
-            ask: What is asked; its seeds are (N, Q, classes).
+            forward_pass: Model and images, (N, C, H, W).
+            target: What is asked; its seeds are (N, Q, classes).
 
         Returns:
             The maps, unnormalised and not rectified.
@@ -60,7 +60,7 @@ class Method(ABC):
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
-_METHODS: Kinds[Method] = Kinds("method", Method, "GradCAM()")
+_METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")
 register_method = _METHODS.register
 get_method = _METHODS.make
 

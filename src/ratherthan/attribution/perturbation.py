@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.method import Maps, Method, register_method
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask, Plain, Question, Weighted
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.contrast import Plain, Question, Target, Weighted
 from ratherthan.errors import InputError, ModelError, unknown
 
 if TYPE_CHECKING:
-    from ratherthan.search.superpixels import Kind, LabelMap, Superpixels
+    from ratherthan.superpixels import Kind, LabelMap, Superpixels
 
 Weights = Literal["frozen", "live"]
 Baseline = float | Literal["mean"] | Tensor
 _Step = TypeVar("_Step")
-_ANSWERS: WeakKeyDictionary[Subject, dict[int, tuple[Method, Any]]] = WeakKeyDictionary()
+_ANSWERS: WeakKeyDictionary[ForwardPass, dict[int, tuple[Method, Any]]] = WeakKeyDictionary()
 _ALL_MASKS_UP_TO = 16
 
 
@@ -58,33 +58,35 @@ class Perturbation(Method):
             raise InputError(f"batch_size is at least 1, not {self.batch_size}")
 
     @abstractmethod
-    def respond(self, subject: Subject) -> Any:
+    def respond(self, forward_pass: ForwardPass) -> Any:
         """Ask the network about all altered images."""
 
-    def answers(self, subject: Subject) -> Any:
-        """What `respond` found, asked once per subject, whatever the number of foils and contrasts."""
-        kept = _ANSWERS.setdefault(subject, {})
+    def answers(self, forward_pass: ForwardPass) -> Any:
+        """What `respond` found, asked once per forward_pass, whatever the number of foils and contrasts."""
+        kept = _ANSWERS.setdefault(forward_pass, {})
         if id(self) not in kept:
-            kept[id(self)] = (self, self.respond(subject))
+            kept[id(self)] = (self, self.respond(forward_pass))
         return kept[id(self)][1]
 
-    def forward(self, subject: Subject, altered: Tensor) -> Tensor:
+    def forward(self, forward_pass: ForwardPass, altered: Tensor) -> Tensor:
         """Logits of altered images, (M, C, H, W) to (M, classes).
 
         Raises:
             ModelError: If one of them is not finite.
         """
-        logits = subject.forward(altered, self.batch_size)
+        logits = forward_pass.forward(altered, self.batch_size)
         if not logits.isfinite().all():
-            raise ModelError(f"{subject.model.name} gives NaN or infinite scores for an altered image")
+            raise ModelError(f"{forward_pass.model.name} gives NaN or infinite scores for an altered image")
         return logits
 
-    def scores(self, subject: Subject, ask: Ask, logits: Tensor, weights: Weights | None = None) -> Tensor:
+    def scores(
+        self, forward_pass: ForwardPass, target: Target, logits: Tensor, weights: Weights | None = None
+    ) -> Tensor:
         """The contrast at altered images, (M, N, classes) to (M, N, Q), within the memory budget."""
         if (weights or self.weights) == "frozen":
-            return ask.scalar(logits, "frozen")
-        step = max(1, subject.budget // (ask.question.foils.numel() * logits.element_size()))
-        return torch.cat([ask.scalar(part, "live") for part in torch.split(logits, step)])
+            return target.scalar(logits, "frozen")
+        step = max(1, forward_pass.budget // (target.question.foils.numel() * logits.element_size()))
+        return torch.cat([target.scalar(part, "live") for part in torch.split(logits, step)])
 
     def steps(self, steps: Sequence[_Step], label: str) -> Iterable[_Step]:
         """The steps, with a progress bar if one is wanted."""
@@ -177,22 +179,24 @@ class Occlusion(Perturbation):
         ]
         return _cover(starts[0], sizes[0], height), _cover(starts[1], sizes[1], width)
 
-    def respond(self, subject: Subject) -> Tensor:
+    def respond(self, forward_pass: ForwardPass) -> Tensor:
         """(windows, N, classes): logits with each window covered."""
-        images = subject.images
+        images = forward_pass.images
         down, across = (cover.to(images.device) for cover in self.windows(images.shape[-2], images.shape[-1]))
         off, samples = _replacement(images, self.baseline), len(images)
         cases, logits = torch.arange(len(down) * len(across) * samples, device=images.device), []
         for part in self.steps(torch.split(cases, self.batch_size), "occlusion"):
             window, sample = part // samples, part % samples
             covered = down[window // len(across)].unsqueeze(2) & across[window % len(across)].unsqueeze(1)
-            logits.append(self.forward(subject, torch.where(covered.unsqueeze(1), off[sample], images[sample])))
+            logits.append(self.forward(forward_pass, torch.where(covered.unsqueeze(1), off[sample], images[sample])))
         return torch.cat(logits).reshape(-1, samples, logits[0].shape[-1])
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): mean drop of the contrast over the windows that hold a pixel."""
-        drop = self.scores(subject, ask, subject.logits[None]) - self.scores(subject, ask, self.answers(subject))
-        return Maps(_mean_over_windows(drop, *self.windows(*subject.images.shape[-2:])))
+        drop = self.scores(forward_pass, target, forward_pass.logits[None]) - self.scores(
+            forward_pass, target, self.answers(forward_pass)
+        )
+        return Attribution(_mean_over_windows(drop, *self.windows(*forward_pass.images.shape[-2:])))
 
 
 def _pair(given: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -352,9 +356,9 @@ class PredictionDifference(Perturbation):
             raise InputError("marginal sampling takes windows from images of one size; give at least one, all alike")
         return torch.stack(images)
 
-    def respond(self, subject: Subject) -> Tensor:
+    def respond(self, forward_pass: ForwardPass) -> Tensor:
         """(windows, N, classes): mean probabilities, or values, with each window unknown."""
-        images = subject.images
+        images = forward_pass.images
         tops, lefts = self._starts(images.shape[-2]), self._starts(images.shape[-1])
         places = list(product(tops, lefts))
         step = max(1, self.batch_size // (self.samples * len(images)))
@@ -362,33 +366,33 @@ class PredictionDifference(Perturbation):
         means: dict[int, Tensor] = {}
         for chunk in self.steps(chunks, "prediction difference"):
             altered = self._altered(images, places, chunk)
-            scores = self._distribution(subject, self.forward(subject, altered.flatten(0, 2)))
+            scores = self._distribution(forward_pass, self.forward(forward_pass, altered.flatten(0, 2)))
             means |= zip(chunk, scores.reshape(*altered.shape[:3], -1).mean(1), strict=True)
         return torch.stack([means[window] for window in range(len(places))])
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): mean prediction difference over the windows that hold a pixel."""
-        known, averaged = self._distribution(subject, subject.logits)[None], self.answers(subject)
-        difference = self._evidence(subject, ask, known) - self._evidence(subject, ask, averaged)
-        height, width = subject.images.shape[-2:]
+        known, averaged = self._distribution(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
+        difference = self._evidence(forward_pass, target, known) - self._evidence(forward_pass, target, averaged)
+        height, width = forward_pass.images.shape[-2:]
         covers = (_cover(self._starts(length), self.window, length) for length in (height, width))
-        return Maps(_mean_over_windows(difference, *covers))
+        return Attribution(_mean_over_windows(difference, *covers))
 
-    def _distribution(self, subject: Subject, logits: Tensor) -> Tensor:
-        return logits if subject.model.output == "value" else logits.softmax(-1)
+    def _distribution(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
+        return logits if not forward_pass.model.output.of_classes else logits.softmax(-1)
 
-    def _evidence(self, subject: Subject, ask: Ask, p: Tensor) -> Tensor:
+    def _evidence(self, forward_pass: ForwardPass, target: Target, p: Tensor) -> Tensor:
         """What a question makes of probabilities (or values): (M, N, classes) to (M, N, Q)."""
-        if subject.model.output == "value":
-            return self.scores(subject, ask, p)
+        if not forward_pass.model.output.of_classes:
+            return self.scores(forward_pass, target, p)
         if self.evidence == "probability":
-            return ask.scalar(p, "frozen")
+            return target.scalar(p, "frozen")
         log = ((p * self.training_samples + 1) / (self.training_samples + p.shape[-1])).log()
-        if isinstance(ask.contrast, Plain):
-            fact = torch.nn.functional.one_hot(ask.question.fact, p.shape[-1]).bool()
-            odds = Ask(ask.logits, Question(ask.question.fact, ~fact), Weighted())
-            return self.scores(subject, odds, log, "live") / math.log(2)
-        return self.scores(subject, ask, log) / math.log(2)
+        if isinstance(target.contrast, Plain):
+            fact = torch.nn.functional.one_hot(target.question.fact, p.shape[-1]).bool()
+            odds = Target(target.logits, Question(target.question.fact, ~fact), Weighted())
+            return self.scores(forward_pass, odds, log, "live") / math.log(2)
+        return self.scores(forward_pass, target, log) / math.log(2)
 
     # ------------------------------------------------------------------------------------- windows
     def _starts(self, length: int) -> list[int]:
@@ -569,26 +573,26 @@ class Lime(Perturbation):
             raise InputError(f"{superpixels} superpixels have too many masks; samples='all' takes {_ALL_MASKS_UP_TO}")
         return torch.arange(2**superpixels).unsqueeze(1) >> torch.arange(superpixels) & 1
 
-    def respond(self, subject: Subject) -> list[Sampling]:
+    def respond(self, forward_pass: ForwardPass) -> list[Sampling]:
         """The altered images of each image and what the network makes of them."""
-        from ratherthan.search.superpixels import segment
+        from ratherthan.superpixels import segment
 
-        off = _replacement(subject.images, self.baseline)
-        labels = segment(subject.images, self.superpixels)
-        return [self._sample(subject, *each) for each in zip(subject.images, off, labels, strict=True)]
+        off = _replacement(forward_pass.images, self.baseline)
+        labels = segment(forward_pass.images, self.superpixels)
+        return [self._sample(forward_pass, *each) for each in zip(forward_pass.images, off, labels, strict=True)]
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel."""
         maps, qualities = [], []
-        for n, sampling in enumerate(self.answers(subject)):
-            one = Ask(ask.logits[n : n + 1], ask.question[n : n + 1], ask.contrast)
-            targets = self.scores(subject, one, sampling.logits.unsqueeze(1))[:, 0]
+        for n, sampling in enumerate(self.answers(forward_pass)):
+            one = Target(target.logits[n : n + 1], target.question[n : n + 1], target.contrast)
+            targets = self.scores(forward_pass, one, sampling.logits.unsqueeze(1))[:, 0]
             coefficients, quality = ridge(sampling.masks, targets, sampling.similarity, self.alpha)
             maps.append(coefficients[sampling.labels].movedim(-1, 0))
             qualities.append(quality)
-        return Maps(torch.stack(maps).unsqueeze(2), notes={"r2": torch.stack(qualities)})
+        return Attribution(torch.stack(maps).unsqueeze(2), diagnostics={"r2": torch.stack(qualities)})
 
-    def _sample(self, subject: Subject, image: Tensor, off: Tensor, labels: Tensor) -> Sampling:
+    def _sample(self, forward_pass: ForwardPass, image: Tensor, off: Tensor, labels: Tensor) -> Sampling:
         from captum.attr import LimeBase
         from captum.attr._core.lime import default_from_interp_rep_transform, get_exp_kernel_similarity_function
 
@@ -598,7 +602,7 @@ class Lime(Perturbation):
             yield from torch.split(masks.to(image.device), 1)
 
         def ask_network(altered: Tensor) -> Tensor:
-            logits.append(self.forward(subject, altered))
+            logits.append(self.forward(forward_pass, altered))
             return logits[-1][:, 0]  # Captum keeps one number per image, we the whole row
 
         similarity = get_exp_kernel_similarity_function(self.distance, self.kernel_width)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan.attribution.activation import LayerMethod
-from ratherthan.attribution.explaining import _result
-from ratherthan.attribution.method import Maps, Method, get_method
-from ratherthan.attribution.pullback import Subject, clean_room
-from ratherthan.contrast import Ask, get_contrast, resolve_values
+from ratherthan.attribution.explain import _result
+from ratherthan.attribution.explanation import Explanation
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, Method, get_method
+from ratherthan.contrast import Target, get_contrast, resolve_values
 from ratherthan.errors import InputError, ModelError, unknown
-from ratherthan.explanation import Explanation
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def compare_quality(
         >>> quality_figure([(why, rather)]).savefig("quality.png")
     """
     model, layered = Model.wrap(model), get_method(method)
-    if model.output != "value":
-        raise ModelError(f"{model.name} gives {model.output}; patch maps need one value: Model(..., output='value')")
+    if model.output.of_classes:
+        raise ModelError(
+            f"{model.name} gives {model.output.name}; patch maps need one value: Model(..., output='value')"
+        )
     if not isinstance(layered, LayerMethod):
         raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
     if not len(foil):
@@ -89,20 +92,22 @@ def compare_quality(
         raise InputError(f"reference and distorted image are of one size, not {sizes}")
     pair = torch.cat([pristine, spoilt], 1)
     tops, lefts = (_places(length, patch, stride, border) for length in pair.shape[2:])
-    with clean_room(model.module):
+    with preserve_state(model.module):
         sums, layer = _summed_maps(model, pair, foil, layered, patch, tops, lefts, progress)
-        whole = Subject(model, pair)
+        whole = ForwardPass(model, pair)
         results = [
-            _result(whole, Ask(whole.logits, resolve_values(whole.logits, asked), get_contrast(name)), layered, maps)
+            _result(whole, Target(whole.logits, resolve_values(whole.logits, asked), get_contrast(name)), layered, maps)
             for name, asked, maps in (
-                ("none", None, Maps(sums[None, :1], layer)),
-                ("loss", list(foil), Maps(sums[None, 1:], layer)),
+                ("none", None, Attribution(sums[None, :1], layer)),
+                ("loss", list(foil), Attribution(sums[None, 1:], layer)),
             )
         ]
     settings = {**layered.settings(), "patch": patch, "stride": stride, "border": border}
     name = Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image"
-    notes = {"patches": f"{len(tops) * len(lefts):,}"}
-    why, rather = (replace(each, images=pair[:, 3:], names=(name,), settings=settings, notes=notes) for each in results)
+    diagnostics = {"patches": f"{len(tops) * len(lefts):,}"}
+    why, rather = (
+        replace(each, images=pair[:, 3:], names=(name,), settings=settings, diagnostics=diagnostics) for each in results
+    )
     return why, rather
 
 
@@ -124,11 +129,13 @@ def _summed_maps(
     plain, loss = get_contrast("none"), get_contrast("loss")
     for row, top in enumerate(tops):
         band = slice(top, top + patch)
-        subject = Subject(model, torch.stack([canvas[:, band, left : left + patch] for left in lefts]))
-        method.prepare(subject)
-        maps = method.attribute(subject, Ask(subject.logits, resolve_values(subject.logits, None), plain))
+        forward_pass = ForwardPass(model, torch.stack([canvas[:, band, left : left + patch] for left in lefts]))
+        method.prepare(forward_pass)
+        maps = method.attribute(
+            forward_pass, Target(forward_pass.logits, resolve_values(forward_pass.logits, None), plain)
+        )
         # a contrast of a value has a seed of one number, and layer methods are linear in it
-        seeds = loss.seed(subject.logits, resolve_values(subject.logits, list(foil)))[..., None]
+        seeds = loss.seed(forward_pass.logits, resolve_values(forward_pass.logits, list(foil)))[..., None]
         stretched = functional.interpolate(
             torch.cat([maps.values, seeds * maps.values], 1), (patch, patch), mode="bilinear", align_corners=False
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.gradient import baseline_images
-from ratherthan.attribution.method import Maps, Method, register_method
+from ratherthan.attribution.method import Attribution, Method, register_method
 from ratherthan.attribution.operations import (
     DEEPLIFT_RULES,
     LRP_RULES,
@@ -20,8 +21,7 @@ from ratherthan.attribution.operations import (
     gamma_rule,
 )
 from ratherthan.attribution.operations import Rule as OperationRule
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask
+from ratherthan.contrast import Target
 from ratherthan.errors import InputError, UnsupportedError, first_line, unknown
 from ratherthan.model import Model
 
@@ -75,19 +75,19 @@ class LRP(Method):
         if self.epsilon < 0 or self.gamma < 0:
             raise InputError(f"epsilon and gamma are not negative, but {self.epsilon} and {self.gamma} were given")
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): relevance of every value of the image.
 
         Raises:
             UnsupportedError: If the network runs an operation that LRP has no rule for; the message names it.
         """
-        seeds, mixture = _spanning(ask.seeds)
-        scores, relevance, constants = self.propagate(subject.model, subject.images, seeds)
-        _check_same(scores, ask.logits, subject.model)
-        _check_conserved(seeds, ask.logits, relevance, constants, subject.model)
+        seeds, mixture = _spanning(target.seeds)
+        scores, relevance, constants = self.propagate(forward_pass.model, forward_pass.images, seeds)
+        _check_same(scores, target.logits, forward_pass.model)
+        _check_conserved(seeds, target.logits, relevance, constants, forward_pass.model)
         values = _mix(relevance, mixture)
-        absorbed = torch.einsum("nqc,nc->nq", ask.seeds, ask.logits) - values.flatten(2).sum(2)
-        return Maps(values, notes={"absorbed": absorbed, "convergence delta": -absorbed})
+        absorbed = torch.einsum("nqc,nc->nq", target.seeds, target.logits) - values.flatten(2).sum(2)
+        return Attribution(values, diagnostics={"absorbed": absorbed, "convergence delta": -absorbed})
 
     def propagate(self, model: Model, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hand relevance down.
@@ -107,10 +107,10 @@ class LRP(Method):
         _refuse(model, "LRP")
         for name in self.layers or ():
             model.submodule(name)
-        leaf = model._normalised(images).detach().requires_grad_()
+        leaf = model.normalise(images).detach().requires_grad_()
         mode = ByOperation("LRP", LRP_RULES, model.module, leaf, self._layer_rule)
         with torch.enable_grad(), mode:
-            scores = model._scores(model._run(leaf.clone()), len(leaf))
+            scores = model.scores(leaf.clone())
         gradients, constants = _pull(scores, mode, seeds)
         return scores.detach(), leaf.detach().unsqueeze(1) * gradients, constants
 
@@ -145,13 +145,13 @@ class DeepLift(Method):
 
     name = "deeplift"
 
-    def attribute(self, subject: Subject, ask: Ask) -> Maps:
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): contribution of every value of the image.
 
         Raises:
             UnsupportedError: If an operation has no rule, or if completeness is missed.
         """
-        model, images = subject.model, subject.images
+        model, images = forward_pass.model, forward_pass.images
         _refuse(model, "DeepLift")
         baseline = baseline_images(images, self.baselines)
         leaf = images.clone().requires_grad_()
@@ -159,17 +159,17 @@ class DeepLift(Method):
         with torch.enable_grad(), mode:
             start = mode.at_baseline(lambda: model.logits(leaf.clone() - leaf.detach() + baseline)).detach()
             scores = model.logits(leaf.clone())
-        seeds, mixture = _spanning(ask.seeds)
+        seeds, mixture = _spanning(target.seeds)
         values = _mix((images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0], mixture)
-        gains = ask.seeds * (ask.logits - start).unsqueeze(1)
+        gains = target.seeds * (target.logits - start).unsqueeze(1)
         missed = values.flatten(2).sum(2) - gains.sum(2)
-        share = missed.abs() / (gains.abs().sum(2) + _rounding(ask))
+        share = missed.abs() / (gains.abs().sum(2) + _rounding(target))
         if not (share <= TOLERANCE).all():
             raise UnsupportedError(
                 f"DeepLift misses {share.max():.1%} of the contrast for {model.name}: what it computes depends on the "
                 "image in a way that has no gradient, e.g. a mask or no_grad; use 'ig'"
             )
-        return Maps(values, notes={"convergence delta": missed})
+        return Attribution(values, diagnostics={"convergence delta": missed})
 
 
 def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ def _mix(values: Tensor, mixture: Tensor | None) -> Tensor:
 
 def _refuse(model: Model, method: str) -> None:
     """Refuse what no rule can be right for."""
-    if model.output == "probabilities":
+    if model.output.name == "probabilities":
         raise UnsupportedError(
             f"{method} starts at the logits, and {model.name} gives probabilities: hand in its logits"
         )
@@ -241,7 +241,7 @@ def _check_conserved(seeds: Tensor, logits: Tensor, relevance: Tensor, constants
         )
 
 
-def _rounding(ask: Ask) -> Tensor:
+def _rounding(target: Target) -> Tensor:
     """(N, Q): differences of logits below which nothing can be said about completeness."""
-    eps = torch.finfo(ask.logits.dtype).eps
-    return 1e5 * eps * (ask.seeds * ask.logits.unsqueeze(1)).abs().sum(2) + torch.finfo(ask.logits.dtype).tiny
+    eps = torch.finfo(target.logits.dtype).eps
+    return 1e5 * eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2) + torch.finfo(target.logits.dtype).tiny

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.method import Maps, Method
-from ratherthan.attribution.pullback import Subject
-from ratherthan.contrast import Ask, Question, get_contrast
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, Method
+from ratherthan.contrast import Question, Target, get_contrast
 from ratherthan.errors import InputError
 
 WEIGHTS = tuple(0.005 * step for step in range(1, 401))
@@ -15,7 +15,7 @@ _NOTE = f"kept: how many of {len(WEIGHTS)} weights lowered the fact and raised t
 _BATCH = 64
 
 
-def scan(subject: Subject, ask: Ask, method: Method) -> Maps:
+def scan(forward_pass: ForwardPass, target: Target, method: Method) -> Attribution:
     """Subtract the foil's map from the fact's by every weight, keep what works, take the mean.
 
     With E_t and E_p the plain maps of fact and foil (contrast `none`), on the plane of the image and scaled to
@@ -24,8 +24,8 @@ def scan(subject: Subject, ask: Ask, method: Method) -> Maps:
     rises. Scaling and removal are our reading; the paper leaves them open.
 
     Args:
-        subject: Model and images.
-        ask: A question with a single foil class.
+        forward_pass: Model and images.
+        target: A question with a single foil class.
         method: What makes the maps.
 
     Returns:
@@ -35,28 +35,28 @@ def scan(subject: Subject, ask: Ask, method: Method) -> Maps:
     Raises:
         InputError: If a question has several foils.
     """
-    if not (ask.question.foils.sum(-1) == 1).all():
+    if not (target.question.foils.sum(-1) == 1).all():
         raise InputError("contrast 'scan' compares with one class at a time: give a foil, e.g. 'runner-up' or a class")
-    fact, foil = ask.question.fact, ask.question.foil
-    found = method.attribute(subject, _plain(ask, torch.cat([fact, foil], 1)))
-    planes = _planes(found.values, subject.images)
+    fact, foil = target.question.fact, target.question.foil
+    found = method.attribute(forward_pass, _plain(target, torch.cat([fact, foil], 1)))
+    planes = _planes(found.values, forward_pass.images)
     largest = planes.abs().amax((-2, -1))
     scale = torch.where(largest > 0, largest, 1)
     e_fact, e_foil = (planes / scale[..., None, None]).chunk(2, 1)
     weights = torch.tensor(WEIGHTS, dtype=planes.dtype, device=planes.device)
-    kept = _kept(subject, ask, e_fact, e_foil, weights)
+    kept = _kept(forward_pass, target, e_fact, e_foil, weights)
     count = kept.sum(-1)
     mean_weight = (kept * weights).sum(-1) / count.clamp_min(1)
     lead = (..., *[None] * (found.values.ndim - 2))
     raw_fact, raw_foil = (found.values / scale[lead]).chunk(2, 1)
     values = (count > 0)[lead] * (raw_fact - mean_weight[lead] * raw_foil)
-    return Maps(values, found.layer, {"kept": count, "scan": _NOTE})
+    return Attribution(values, found.layer, {"kept": count, "scan": _NOTE})
 
 
-def _plain(ask: Ask, classes: Tensor) -> Ask:
+def _plain(target: Target, classes: Tensor) -> Target:
     """Why each of these classes, (N, Q), by itself?"""
-    foils = ~torch.nn.functional.one_hot(classes, ask.logits.shape[-1]).bool()
-    return Ask(ask.logits, Question(classes, foils, "fact"), get_contrast("none"))
+    foils = ~torch.nn.functional.one_hot(classes, target.logits.shape[-1]).bool()
+    return Target(target.logits, Question(classes, foils, "fact"), get_contrast("none"))
 
 
 def _planes(values: Tensor, images: Tensor) -> Tensor:
@@ -68,16 +68,19 @@ def _planes(values: Tensor, images: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def _kept(subject: Subject, ask: Ask, e_fact: Tensor, e_foil: Tensor, weights: Tensor) -> Tensor:
+def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Tensor, weights: Tensor) -> Tensor:
     """(N, Q, weights) bool: does removing the evidence lower the fact and raise the foil?"""
     shape = (*e_fact.shape[:2], len(weights))
     cases = torch.cartesian_prod(*(torch.arange(length, device=weights.device) for length in shape))
     logits = torch.cat(
-        [subject.forward(_without(subject.images, e_fact, e_foil, weights, *p.T)) for p in torch.split(cases, _BATCH)]
+        [
+            forward_pass.forward(_without(forward_pass.images, e_fact, e_foil, weights, *p.T))
+            for p in torch.split(cases, _BATCH)
+        ]
     )
     n, q, _ = cases.T
-    before, after = subject.logits.softmax(-1)[n], logits.softmax(-1)
-    fact, foil = (each[n, q].unsqueeze(1) for each in (ask.question.fact, ask.question.foil))
+    before, after = forward_pass.logits.softmax(-1)[n], logits.softmax(-1)
+    fact, foil = (each[n, q].unsqueeze(1) for each in (target.question.fact, target.question.foil))
     falls = after.gather(1, fact) < before.gather(1, fact)
     rises = after.gather(1, foil) > before.gather(1, foil)
     return (falls & rises).reshape(shape)

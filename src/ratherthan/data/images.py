@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
 
+Fit = Literal["resize", "crop"]
+
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
 
@@ -95,7 +97,7 @@ def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
 def fit_image(
     image: Image.Image,
     size: tuple[int, int],
-    fit: Literal["resize", "crop"] = "resize",
+    fit: Fit = "resize",
     crop_fraction: float = 1.0,
     channels: int | None = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
@@ -113,13 +115,41 @@ def fit_image(
     Returns:
         float32 (C, height, width) in [0, 1], resized with antialiasing.
     """
-    height, width = size
-    rows, columns = (math.floor(side / crop_fraction + 1e-6) for side in size)
-    if fit == "crop":  # the tighter side becomes this long, the other follows the aspect
-        follows = int(columns * image.height / image.width), int(rows * image.width / image.height)
-        rows, columns = max(rows, follows[0]), max(columns, follows[1])
+    (height, width), (rows, columns) = size, _resized(image.height, image.width, size, fit, crop_fraction)
     top, left = round((rows - height) / 2), round((columns - width) / 2)
     down, across = image.height / rows, image.width / columns
     right, bottom = min(image.width, (left + width) * across), min(image.height, (top + height) * down)
     box = (left * across, top * down, right, bottom)
     return to_tensor(image.resize((width, height), Image.Resampling[interpolation.upper()], box), channels)
+
+
+def fit_tensor(
+    image: Tensor,
+    size: tuple[int, int],
+    fit: Fit = "resize",
+    crop_fraction: float = 1.0,
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """The same for an image that is a tensor already, (C, H, W); one of the right size is left as it is.
+
+    Raises:
+        InputError: For "lanczos", which torch has not.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    modes = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
+    if interpolation not in modes:
+        raise InputError(f"tensors cannot be resized by {interpolation}: hand them in as {size[0]} x {size[1]} pixels")
+    (height, width), whole = size, _resized(image.shape[1], image.shape[2], size, fit, crop_fraction)
+    smooth = {} if interpolation == "nearest" else {"antialias": True}
+    resized = torch.nn.functional.interpolate(image[None], whole, mode=modes[interpolation], **smooth)[0]
+    top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+    return resized[:, top : top + height, left : left + width].clamp(0, 1)
+
+
+def _resized(height: int, width: int, size: tuple[int, int], fit: Fit, crop_fraction: float) -> tuple[int, int]:
+    """Rows and columns of the whole image, of which `size` is the middle."""
+    rows, columns = (math.floor(side / crop_fraction + 1e-6) for side in size)
+    if fit == "crop":  # the tighter side becomes this long, the other follows the aspect
+        rows, columns = max(rows, int(columns * height / width)), max(columns, int(rows * width / height))
+    return rows, columns

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
-from ratherthan.search.answers import Answers, get_counterfactual_method
-from ratherthan.search.core import Status
+from ratherthan.search.method import Answers, get_counterfactual_method
+from ratherthan.search.solver import Status
 
 _COMPONENTS = 32
 _TINY = 1e-8
@@ -163,7 +163,7 @@ class Counterfactuals(Experiment):
         if self._second is None:
             return torch.full(foil.shape, torch.nan, device=foil.device)
         self._second.module.to(examples.device)
-        with clean_room(self._second.module), torch.no_grad():
+        with preserve_state(self._second.module), torch.no_grad():
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)  # NaN where none was found
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution import Method, compare
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
-from ratherthan.explanation import Explanation
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
+from ratherthan.registry import Classes
 
 Rows = dict[str, Sequence[Any]]
 """A table by columns."""
@@ -168,7 +168,7 @@ class Experiment(ABC):
         return {name: getattr(self, name) for name in _fields(type(self))}
 
 
-_EXPERIMENTS: Kinds[Experiment] = Kinds("experiment", Experiment, "Mask()")
+_EXPERIMENTS: Classes[Experiment] = Classes("experiment", Experiment, "Mask()")
 register_experiment = _EXPERIMENTS.register
 
 

@@ -17,8 +17,8 @@ from ratherthan.attribution.method import get_method
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, chosen, register_experiment
 from ratherthan.evaluation.perturb import pixel_maps
-from ratherthan.search.answers import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
-from ratherthan.search.core import Status
+from ratherthan.search.method import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
+from ratherthan.search.solver import Status
 
 
 @register_experiment

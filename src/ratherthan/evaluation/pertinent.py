@@ -13,14 +13,14 @@ from ratherthan.attribution.method import get_method
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.evaluation.perturb import pixel_maps
-from ratherthan.search.cem import no_information
-from ratherthan.search.pertinent import (
+from ratherthan.search.cem import baseline_of
+from ratherthan.search.pertinent_positive import (
     PertinentPositiveMethod,
     get_pertinent_positive_method,
     pertinent_positive_methods,
     rank_correlation,
 )
-from ratherthan.search.superpixels import Kind, Parts, Superpixels, segment, usual_off, usual_superpixels
+from ratherthan.superpixels import Kind, Parts, Superpixels, segment, usual_off, usual_superpixels
 
 _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads them
 
@@ -94,7 +94,7 @@ class Pertinent(Experiment):
     def _parts(self, batch: Batch) -> Parts:
         how = Superpixels(self.superpixels, self.count) if self.superpixels else usual_superpixels(batch.images)
         off = usual_off(batch.images) if self.off is None else self.off
-        return Parts(batch.images, segment(batch.images, how), no_information(batch.images, off))
+        return Parts(batch.images, segment(batch.images, how), baseline_of(batch.images, off))
 
     def _orders(self, method: str, maps: Tensor, parts: Parts) -> list[list[int]]:
         """The features of each part, the most relevant first."""

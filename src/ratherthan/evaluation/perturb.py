@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.evaluation.experiment import Batch
-from ratherthan.explanation import Explanation
 
 FILLS = ("blur", "zeros", "mean")
 _SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel
@@ -58,7 +58,7 @@ def filled(fill: str, batch: Batch, sigma: Tensor | float) -> Tensor:
         return blur(images, sigma)
     if fill == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
-    return images.new_tensor(batch.model.mean or (0.0,)).view(-1, 1, 1).expand_as(images)
+    return images.new_tensor(getattr(batch.model.inputs, "mean", None) or (0.0,)).view(-1, 1, 1).expand_as(images)
 
 
 def pixel_maps(explanation: Explanation, align_corners: bool = False) -> Tensor:

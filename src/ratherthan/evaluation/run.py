@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.activation import LayerMethod, find_layer
+from ratherthan.attribution.forward import MEMORY_BUDGET
 from ratherthan.attribution.method import Method
-from ratherthan.attribution.pullback import MEMORY_BUDGET, clean_room
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
-from ratherthan.data import Dataset, batches, fit_image, to_tensor
+from ratherthan.data import Dataset, batches
 from ratherthan.data import load as load_data
 from ratherthan.errors import InputError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
-from ratherthan.evaluation.parts import BadPart, Parts
+from ratherthan.evaluation.shards import BadPart, Parts
 from ratherthan.evaluation.tables import Run
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model, fingerprint
 from ratherthan.search.attributes import modules
 
@@ -80,7 +81,7 @@ def evaluate(
         >>> print(run.to_markdown())
     """
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
     if part_size < 1 or (batch_size is not None and batch_size < 1) or (limit is not None and limit < 1):
         raise InputError("part_size, batch_size and limit are at least 1")
@@ -151,7 +152,7 @@ class _Work:
         maps = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
         searches = {name: each for name, each in self.methods.items() if name not in maps}
         blocks: list[Rows] = []
-        with clean_room(self.model.module):
+        with preserve_state(self.model.module):
             for rows in torch.split(torch.arange(len(images)), at_once):
                 places = tuple(positions[row] for row in rows.tolist())
                 batch = Batch(
@@ -197,27 +198,10 @@ def fitting(image: Tensor, model: Model) -> int:
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * itemsize))))
 
 
-@dataclass(frozen=True)
-class _ToModel:
-    """Brings an image to what the model is fed; it can travel to worker processes."""
-
-    size: tuple[int, int] | None
-    fit: Any
-    crop_fraction: float
-    channels: int
-
-    def __call__(self, image: Any) -> Tensor:
-        if isinstance(image, Tensor):
-            return image.expand(self.channels, -1, -1) if len(image) == 1 else image
-        if self.size is None:
-            return to_tensor(image, self.channels)
-        return fit_image(image, self.size, self.fit, self.crop_fraction, self.channels)
-
-
 def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
     data = load_data(dataset)
     if data.transform is None:
-        data = data.with_transform(_ToModel(model.size, model.fit, model.crop_fraction, model.channels))
+        data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
     if limit is None or limit >= len(data):
@@ -231,7 +215,7 @@ def _fix_layer(model: Model, methods: dict[str, Any], data: Dataset) -> None:
         image = next(iter(batches(data, 1)), None)
         if image is None:
             raise InputError(f"{data.name}: not one image can be read")
-        with clean_room(model.module):
+        with preserve_state(model.module):
             model.layer = find_layer(model, model.preprocess(image[1]))
 
 
@@ -267,10 +251,15 @@ def _settings(
         own = {} if manifold is None else {"manifold weights": fingerprint(manifold.module)}
         return own | ({"attribute weights": [fingerprint(each) for each in modules(attributes)]} if attributes else {})
 
-    described = ("class_names", "mean", "std", "size", "fit", "crop_fraction", "channels", "layer", "output")
     return {
         "experiment": {"name": experiment.name, **_plain(experiment.options())},
-        "model": {"weights": fingerprint(model.module), **_plain({key: getattr(model, key) for key in described})},
+        "model": {
+            "weights": fingerprint(model.module),
+            "class_names": _plain(model.class_names),
+            "inputs": model.inputs.settings(),
+            "output": model.output.name,
+            "layer": model.layer,
+        },
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
         "methods": {label: _plain(method.settings()) | weights(method) for label, method in methods.items()},
         "contrasts": list(contrasts),

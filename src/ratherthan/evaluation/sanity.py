@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ratherthan.attribution.explanation import Explanation
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.explanation import Explanation
 
 
 @register_experiment

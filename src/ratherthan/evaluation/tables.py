@@ -10,7 +10,7 @@ import numpy as np
 
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Experiment, experiment_kind
-from ratherthan.evaluation.parts import BadPart, Parts
+from ratherthan.evaluation.shards import BadPart, Parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

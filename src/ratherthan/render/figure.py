@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ratherthan.errors import InputError
-from ratherthan.render.case import Case, MapView, shorten
+from ratherthan.files import write_atomically
 from ratherthan.render.colours import AGAINST, FOR, SIDES, as_rgb, diverging, overlay, shared_limit
-from ratherthan.render.files import encode, write_atomically
+from ratherthan.render.encode import encode
+from ratherthan.render.panel import Heatmap, Panel, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ INK, FAINT = "#24292f", "#8b949e"
 _LARGEST = 2**16 - 1  # px: more the renderer behind matplotlib refuses
 
 
-def figure(cases: Sequence[Case], *, max_maps: int = 6, sides: tuple[str, str] = SIDES) -> Figure:
+def figure(cases: Sequence[Panel], *, max_maps: int = 6, sides: tuple[str, str] = SIDES) -> Figure:
     """Draw one row per case: the input, an overlay per map, and the probabilities; below all, the colour bar.
 
     Maps of the same contrast in a row share one scale, so that its foils can be compared.
@@ -148,12 +149,12 @@ class Sheet:
         self.figure.text(*place, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
 
 
-def _row_height(case: Case) -> float:
+def _row_height(case: Panel) -> float:
     height, width, _ = as_rgb(case.image).shape
     return _CELL * min(max(float(height / width), 0.55), 1.35)
 
 
-def _draw_row(sheet: Sheet, case: Case, shown: tuple[MapView, ...], top: float, height: float) -> None:
+def _draw_row(sheet: Sheet, case: Panel, shown: tuple[Heatmap, ...], top: float, height: float) -> None:
     foils = {view.foil for view in shown if view.foil}
     contrasts = {view.contrast for view in shown}
     heading = case.question(*foils) if len(foils) == 1 else case.question()
@@ -180,7 +181,7 @@ def draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: st
     _frame(axes)
 
 
-def _draw_bars(axes: Axes, case: Case, height: float) -> None:
+def _draw_bars(axes: Axes, case: Panel, height: float) -> None:
     slots = height / 0.26
     bars = case.bars(int(slots), case.foils)
     colours = [FOR if name == case.fact else AGAINST if name in case.foils else "#c4cbd3" for name, _ in bars]

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ratherthan.errors import InputError
-from ratherthan.render.case import Case
+from ratherthan.files import write_atomically
 from ratherthan.render.colours import AGAINST, FADED, FILM_STRENGTH, FOR, SIDES, css_gradient
+from ratherthan.render.encode import PIXELATED, image_uri, map_uri
 from ratherthan.render.figure import percent
-from ratherthan.render.files import PIXELATED, image_uri, map_uri, write_atomically
+from ratherthan.render.panel import Panel
 
 
 def write_report(
-    cases: Sequence[Case], path: str | Path, title: str, intro: str = "", *, sides: tuple[str, str] = SIDES
+    cases: Sequence[Panel], path: str | Path, title: str, intro: str = "", *, sides: tuple[str, str] = SIDES
 ) -> Path:
     """Write a report in which the reader switches foil, contrast and view by clicking.
 
@@ -36,12 +37,12 @@ def write_report(
     return write_atomically(path, (piece.encode() for piece in _pieces(cases, title, intro, sides)))
 
 
-def report_html(cases: Sequence[Case], title: str, intro: str = "", *, sides: tuple[str, str] = SIDES) -> str:
+def report_html(cases: Sequence[Panel], title: str, intro: str = "", *, sides: tuple[str, str] = SIDES) -> str:
     """Return the page of `write_report` as text."""
     return "".join(_pieces(cases, title, intro, sides))
 
 
-def _pieces(cases: Sequence[Case], title: str, intro: str, sides: tuple[str, str]) -> Iterator[str]:
+def _pieces(cases: Sequence[Panel], title: str, intro: str, sides: tuple[str, str]) -> Iterator[str]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     if not cases:
@@ -68,7 +69,7 @@ def _pieces(cases: Sequence[Case], title: str, intro: str, sides: tuple[str, str
     )
 
 
-def _card(case: Case) -> dict[str, Any]:
+def _card(case: Panel) -> dict[str, Any]:
     source, shape = image_uri(case.image)
     limits = case.limits()
     maps = [

@@ -1,28 +1,28 @@
 """WHAT would have to change, and what is enough: searches for altered images."""
 
-from ratherthan.search.answers import (
-    Answers,
-    CounterfactualMethod,
-    counterfactual_methods,
-    register_counterfactual_method,
-)
 from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes
 from ratherthan.search.cdeepex import XGEM, CDeepEx
 from ratherthan.search.cem import CEM, CEMPositive
 from ratherthan.search.cem_maf import CEMMAF
 from ratherthan.search.cem_maf_positive import CEMMAFPositive
 from ratherthan.search.complete import CompleteExplanation, complete
-from ratherthan.search.core import Schedule, Status
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
-from ratherthan.search.pertinent import (
+from ratherthan.search.method import (
+    Answers,
+    CounterfactualMethod,
+    counterfactual_methods,
+    register_counterfactual_method,
+)
+from ratherthan.search.pertinent_positive import (
     PertinentPositive,
     PertinentPositiveMethod,
     pertinent_positive,
     pertinent_positive_methods,
     register_pertinent_positive_method,
 )
-from ratherthan.search.superpixels import Superpixels
+from ratherthan.search.solver import Schedule, Status
+from ratherthan.superpixels import Superpixels
 
 __all__ = [
     "CEM",

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import called
-from ratherthan.result import written
 from ratherthan.search.manifold import Manifold
+from ratherthan.settings import to_jsonable, type_name
 
 if TYPE_CHECKING:
     from typing import Self
@@ -58,7 +57,7 @@ class Attribute:
 
     def settings(self) -> dict[str, Any]:
         """What it is, fit to be written down."""
-        return {"names": list(self.names), "thresholds": self.thresholds, "function": written(self.function)}
+        return {"names": list(self.names), "thresholds": self.thresholds, "function": to_jsonable(self.function)}
 
     def calibrated(self, images: Tensor, quantile: float = 0.25) -> Self:
         """With thresholds from data: an increase counts that exceeds this share of the differences between images.
@@ -183,5 +182,5 @@ def _attribute(given: Any) -> Attribute:
     if isinstance(given, Attribute):
         return given
     if not callable(given):
-        raise InputError(f"an attribute function is a callable or an Attribute, not {called(given)}")
+        raise InputError(f"an attribute function is a callable or an Attribute, not {type_name(given)}")
     return Attribute(given, module=given if isinstance(given, nn.Module) else None)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
-from ratherthan.search.core import Outcome, Problem, Schedule, Status, Terms, noise, search
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
+from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
+from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 
 if TYPE_CHECKING:
     from typing import Self
@@ -87,9 +87,9 @@ class OnManifold(CounterfactualMethod):
     ) -> Answers:
         """All foils of all images at once."""
         assert self.manifold is not None
-        with clean_room(nn.ModuleList([model.module, self.manifold.module])):
+        with preserve_state(nn.ModuleList([model.module, self.manifold.module])):
             inverted = invert(self.manifold, images, model, fact[:, 0], self.inversion, self.seed)
-            return _Hunt(self, model, images, inverted, fact, foil, samples).answers(report)
+            return LatentSearch(self, model, images, inverted, fact, foil, samples).answers(report)
 
 
 @register_counterfactual_method
@@ -156,7 +156,7 @@ class XGEM(OnManifold):
         return logits[:, :0], logits.scatter(1, foil, -torch.inf).amax(1, keepdim=True) - of_foil
 
 
-class _Hunt:
+class LatentSearch:
     """The searches for K questions, R answers each; every tensor that begins with M belongs to M of the questions."""
 
     def __init__(

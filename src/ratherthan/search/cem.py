@@ -18,14 +18,18 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
-from ratherthan.search.core import Status
 from ratherthan.search.manifold import Manifold
-from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers, register_pertinent_positive_method
-from ratherthan.search.weighing import ANY, Weighing, hinge
+from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
+from ratherthan.search.pertinent_positive import (
+    PertinentPositiveMethod,
+    PositiveAnswers,
+    register_pertinent_positive_method,
+)
+from ratherthan.search.solver import Status
+from ratherthan.search.tradeoff import ANY, TradeoffSearch, hinge
 
 Mode = Literal["sound", "reference"]
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
@@ -92,10 +96,10 @@ class _Settings:
             InputError: If the baseline fits none of what `baseline` may be, or leaves [0, 1].
             ModelError: If the manifold makes images of another shape or has no encoder.
         """
-        no_information(images[:1], self.baseline)
+        baseline_of(images[:1], self.baseline)
         if self.manifold is not None:
             self.manifold.to(images).check(images)
-            with clean_room(self.manifold.module), torch.no_grad():
+            with preserve_state(self.manifold.module), torch.no_grad():
                 self.manifold.encode(images[:1])
 
     def _search(
@@ -111,7 +115,7 @@ class _Settings:
         return problem, False
 
 
-def no_information(images: Tensor, baseline: float | Sequence[float] | Tensor | str) -> Tensor:
+def baseline_of(images: Tensor, baseline: float | Sequence[float] | Tensor | str) -> Tensor:
     """What "no information" is in each image.
 
     Args:
@@ -162,7 +166,7 @@ class _Problem:
 
     def __init__(self, how: _Settings, model: Model, images: Tensor, fact: Tensor, foil: Tensor, keep: bool) -> None:
         self.how, self.model, self.images, self.fact, self.foil, self.keep = how, model, images, fact, foil, keep
-        baseline = no_information(images, how.baseline)
+        baseline = baseline_of(images, how.baseline)
         self.centre = baseline if keep else images
         self.low, self.high = room(images, baseline, keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
@@ -268,7 +272,7 @@ def _reference(problem: _Problem, report: Report) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
     start = _published_start(problem, rows)
-    weighing = Weighing.start(torch.full_like(problem.least[rows], how.c))
+    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
     for number in range(how.rounds):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
         for k in range(how.most_steps):
@@ -343,7 +347,7 @@ def _sound(problem: _Problem, report: Report) -> None:
     """
     how, rows = problem.how, problem.open()
     begin = problem.images.clone()
-    weighing = Weighing.start(torch.full_like(problem.least[rows], how.c))
+    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
     for _ in range(how.rounds):
         if not len(rows):
             break
@@ -507,7 +511,7 @@ class CEM(_Settings, CounterfactualMethod):
         report: Report | None = None,
     ) -> Answers:
         """Search for all foils of all images at once; see `CounterfactualMethod.answer`. Nothing is random in it."""
-        with clean_room(_room_of(model, self.manifold)):
+        with preserve_state(_room_of(model, self.manifold)):
             rows = images.repeat_interleave(fact.shape[1], 0)
             problem, interrupted = self._search(model, rows, fact.flatten(), foil.flatten(), False, report)
             examples, missed, status, reason = problem.verified(interrupted)
@@ -549,7 +553,7 @@ class CEMPositive(_Settings, PertinentPositiveMethod):
         self, model: Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Report | None = None
     ) -> PositiveAnswers:
         """Search for all images at once; see `PertinentPositiveMethod.answer`. Nothing is random in it."""
-        with clean_room(_room_of(model, self.manifold)):
+        with preserve_state(_room_of(model, self.manifold)):
             problem, interrupted = self._search(model, images, fact, torch.full_like(fact, ANY), True, report)
             examples, _, status, reason = problem.verified(interrupted)
         whole = (images - problem.centre).abs()

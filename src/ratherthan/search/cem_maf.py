@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.search.answers import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
 from ratherthan.search.attributes import Attributes, described, measure, modules
 from ratherthan.search.concepts import worded
-from ratherthan.search.core import Schedule, Status, Terms, noise, search
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
-from ratherthan.search.weighing import Weighing, hinge
+from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
+from ratherthan.search.solver import Schedule, Status, Terms, noise, search
+from ratherthan.search.tradeoff import TradeoffSearch, hinge
 
 if TYPE_CHECKING:
     from typing import Self
@@ -127,16 +127,16 @@ class CEMMAF(CounterfactualMethod):
     ) -> Answers:
         """All foils of all images at once; see `CounterfactualMethod.answer`."""
         assert self.manifold is not None
-        with clean_room(nn.ModuleList([model.module, self.manifold.module, *modules(self.attributes or ())])):
+        with preserve_state(nn.ModuleList([model.module, self.manifold.module, *modules(self.attributes or ())])):
             inverted = invert(self.manifold, images, model, fact[:, 0], self.inversion, self.seed)
-            hunt = _Hunt(self, self.manifold, model, images, inverted, fact, foil, samples)
+            hunt = LatentSearch(self, self.manifold, model, images, inverted, fact, foil, samples)
             if inverted.interrupted:
                 return hunt.answers(True)
             interrupted = _descend(hunt, report) if self.preset == "paper" else _search(hunt, report)
             return hunt.answers(interrupted)
 
 
-class _Hunt:
+class LatentSearch:
     """The searches for K questions, and the best that was found for each."""
 
     def __init__(
@@ -270,7 +270,7 @@ def _pieces(z: Tensor, questions: Tensor) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ fast
-def _search(hunt: _Hunt, report: Report | None) -> bool:
+def _search(hunt: LatentSearch, report: Report | None) -> bool:
     """Constrained searches from z0, then from z0 and noise where nothing was found; whether Ctrl-C ended it."""
     left = hunt.open
     for turn in range(hunt.how.retries + 1):
@@ -295,11 +295,11 @@ def _search(hunt: _Hunt, report: Report | None) -> bool:
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
-def _descend(hunt: _Hunt, report: Report | None) -> bool:
+def _descend(hunt: LatentSearch, report: Report | None) -> bool:
     """Subgradient descent for nine weights of the class; whether Ctrl-C ended it."""
     how, asked = hunt.how, hunt.open
     origin = hunt.origin[asked]
-    weighing = Weighing.start(origin.new_ones(len(asked)), "halve")
+    weighing = TradeoffSearch.start(origin.new_ones(len(asked)), "halve")
     best, least = origin.clone(), origin.new_full((len(asked),), torch.inf)
     nearest, gap = origin.clone(), least.clone()
     interrupted = False
@@ -330,13 +330,13 @@ def _descend(hunt: _Hunt, report: Report | None) -> bool:
     return interrupted
 
 
-def _miss(hunt: _Hunt, gap: float) -> str:
+def _miss(hunt: LatentSearch, gap: float) -> str:
     return (
         f"no iterate of {hunt.how.rounds} x {hunt.how.iterations} has the class; the best misses it by {gap:.3g} logits"
     )
 
 
-def _subgradient(hunt: _Hunt, z: Tensor, questions: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _subgradient(hunt: LatentSearch, z: Tensor, questions: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Of eq. 1 with the weight c of the hinge, and by how many logits the class is still missed."""
     assert hunt.how.kappa is not None
     with torch.enable_grad():

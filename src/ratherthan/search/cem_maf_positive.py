@@ -9,15 +9,20 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.search.answers import Report
 from ratherthan.search.attributes import Attributes, measure, modules
-from ratherthan.search.cem import no_information
-from ratherthan.search.core import Status
-from ratherthan.search.pertinent import PertinentPositiveMethod, PositiveAnswers, register_pertinent_positive_method
-from ratherthan.search.superpixels import (
+from ratherthan.search.cem import baseline_of
+from ratherthan.search.method import Report
+from ratherthan.search.pertinent_positive import (
+    PertinentPositiveMethod,
+    PositiveAnswers,
+    register_pertinent_positive_method,
+)
+from ratherthan.search.solver import Status
+from ratherthan.search.tradeoff import TradeoffSearch
+from ratherthan.superpixels import (
     USUAL_COUNT,
     Kind,
     LabelMap,
@@ -27,7 +32,6 @@ from ratherthan.search.superpixels import (
     usual_off,
     usual_superpixels,
 )
-from ratherthan.search.weighing import Weighing
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
 _RISE = 0.01  # by which attributes may rise without having risen
@@ -98,9 +102,9 @@ class CEMMAFPositive(PertinentPositiveMethod):
         """Search for all images at once; see `PertinentPositiveMethod.answer`."""
         with torch.no_grad():
             off = usual_off(images) if self.off is None else self.off
-            parts = Parts(images, self._labels(images, samples), no_information(images, off))
-        with clean_room(nn.ModuleList([model.module, *modules(self.attributes)])):
-            judge = _Judge(model, parts, fact, self)
+            parts = Parts(images, self._labels(images, samples), baseline_of(images, off))
+        with preserve_state(nn.ModuleList([model.module, *modules(self.attributes)])):
+            judge = SupersetScorer(model, parts, fact, self)
             order, interrupted = judge.everything(), False
             stages = (_relaxed_and_added,) if self.preset == "paper" else (_grown, _pruned, _ordered)
             try:
@@ -126,7 +130,7 @@ Order = list[list[int]]
 """For each image the labels of the features that are kept, in the order they came in."""
 
 
-class _Judge:
+class SupersetScorer:
     """Shows parts of the images to the network, and counts how many."""
 
     def __init__(self, model: Model, parts: Parts, fact: Tensor, how: CEMMAFPositive) -> None:
@@ -266,15 +270,15 @@ def odds(logits: Tensor, fact: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
-def _relaxed_and_added(judge: _Judge, order: Order) -> Order:
+def _relaxed_and_added(judge: SupersetScorer, order: Order) -> Order:
     """Rank the features by relaxed masks, and keep as many as it takes; those given where the fact never returns."""
     return _added(judge, _relaxed(judge), order)
 
 
-def _relaxed(judge: _Judge) -> Tensor:
+def _relaxed(judge: SupersetScorer) -> Tensor:
     """The best relaxed masks (N, S) of ISTA: least |m|_1 among those that lead by kappa, else that keep the fact."""
     how, present = judge.how, judge.parts.present.to(judge.parts.images)
-    weighing = Weighing.start(present.new_ones(len(present)), "halve")
+    weighing = TradeoffSearch.start(present.new_ones(len(present)), "halve")
     best, least = present.clone(), present.new_full((len(present),), torch.inf)
     large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
     for _ in range(how.rounds):
@@ -290,7 +294,7 @@ def _relaxed(judge: _Judge) -> Tensor:
     return best
 
 
-def _smooth_gradient(judge: _Judge, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _smooth_gradient(judge: SupersetScorer, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     judge.evaluations += len(m)
     with torch.enable_grad():
         leaf = m.detach().requires_grad_()
@@ -299,7 +303,7 @@ def _smooth_gradient(judge: _Judge, m: Tensor, c: Tensor) -> tuple[Tensor, Tenso
         return torch.autograd.grad(terms.sum(), leaf)[0], leads.detach()
 
 
-def _added(judge: _Judge, m: Tensor, order: Order) -> Order:
+def _added(judge: SupersetScorer, m: Tensor, order: Order) -> Order:
     """Features in the order of the mask, as many of them as it takes for the fact to return."""
     ranked = m.masked_fill(~judge.parts.present, -1).argsort(dim=1, descending=True, stable=True).tolist()
     counts, kept = judge.parts.count.tolist(), list(order)
@@ -319,7 +323,7 @@ def _added(judge: _Judge, m: Tensor, order: Order) -> Order:
 
 
 # ------------------------------------------------------------------------------------------ fast
-def _grown(judge: _Judge, order: Order) -> Order:
+def _grown(judge: SupersetScorer, order: Order) -> Order:
     """Add features until the fact leads: the sets in the order they grew, or those given where it never does."""
     kept, counts = list(order), judge.parts.count.tolist()
     going: dict[int, Order] = {i: [[]] for i in range(len(kept))}
@@ -343,7 +347,7 @@ def _grown(judge: _Judge, order: Order) -> Order:
     return kept
 
 
-def _extended(judge: _Judge, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
+def _extended(judge: SupersetScorer, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
     """Every set with each of the features that the gradient ranks first; of large sets, with more and more of them."""
     rows = torch.tensor([i for i, sets in going.items() for _ in sets], device=judge.fact.device)
     masks = judge.masks([each for sets in going.values() for each in sets])
@@ -366,7 +370,7 @@ def _extended(judge: _Judge, going: dict[int, Order], counts: Sequence[int]) -> 
     return tried
 
 
-def _pruned(judge: _Judge, order: Order) -> Order:
+def _pruned(judge: SupersetScorer, order: Order) -> Order:
     """Leave out what is not needed: several at once where that holds, until every feature left is needed."""
     kept = [list(labels) for labels in order]
     going = [i for i, labels in enumerate(kept) if len(labels) > 1]
@@ -386,7 +390,7 @@ def _pruned(judge: _Judge, order: Order) -> Order:
     return kept
 
 
-def _spare(judge: _Judge, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
+def _spare(judge: SupersetScorer, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
     """The features that can be left out one at a time, the one missed least first; at least one always stays."""
     asked = [(i, label) for i in going for label in kept[i][-_MANY:]]
     leads = judge.leads([_without(kept[i], [label]) for i, label in asked], [i for i, _ in asked]).tolist()
@@ -406,7 +410,7 @@ def _without(labels: Sequence[int], gone: Sequence[int]) -> list[int]:
     return [label for label in labels if label not in gone]
 
 
-def _ordered(judge: _Judge, order: Order) -> Order:
+def _ordered(judge: SupersetScorer, order: Order) -> Order:
     """Features in an order in which every one adds confidence, if there is one; found from the end.
 
     Left out next is the feature that takes least confidence with it but takes some; where each one left out would raise

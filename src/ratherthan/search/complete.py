@@ -11,10 +11,10 @@ from torch import nn
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.result import class_label
-from ratherthan.search.answers import CounterfactualMethod, get_counterfactual_method
-from ratherthan.search.core import Status
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
-from ratherthan.search.pertinent import PertinentPositive, PertinentPositiveMethod, pertinent_positive
+from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
+from ratherthan.search.pertinent_positive import PertinentPositive, PertinentPositiveMethod, pertinent_positive
+from ratherthan.search.solver import Status
 
 
 @dataclass(frozen=True)

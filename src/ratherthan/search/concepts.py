@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.search.attributes import LatentCoordinate
 from ratherthan.search.manifold import Manifold
 
@@ -125,7 +125,7 @@ def effects(
         raise InputError(
             f"effects are measured from at least two latents (N, L) in three steps, not {tuple(latents.shape)}"
         )
-    with clean_room(manifold.to(latents).module):
+    with preserve_state(manifold.to(latents).module):
         return _effects(manifold, latents, measured, torch.linspace(-reach, reach, steps).to(latents))
 
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.registry import unused
+from ratherthan.registry import unique_name
 from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
-from ratherthan.search.answers import Answers, CounterfactualMethod, get_counterfactual_method
-from ratherthan.search.core import Status
+from ratherthan.search.method import Answers, CounterfactualMethod, get_counterfactual_method
+from ratherthan.search.solver import Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.film import Film
+    from ratherthan.render.trajectory import Trajectory
 
 _SAME = 0.02  # root mean square difference of pixels below which two answers are one
 _GROWN = 0.1  # an attribute that grew by this much is named
@@ -240,13 +240,13 @@ class Counterfactual(Result):
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:
             for name, value in zip(self.attribute_names, self.attributes[i, q, r].tolist(), strict=True):
-                row[unused(name, row.__contains__, "{} ({})")] = value
+                row[unique_name(name, row.__contains__, "{} ({})")] = value
         return row
 
     # ----------------------------------------------------------------------------------------- showing it
-    def films(self) -> list[Film]:
+    def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""
-        from ratherthan.render.film import Film
+        from ratherthan.render.trajectory import Trajectory
 
         films = []
         for i, name in enumerate(self.names):
@@ -255,7 +255,7 @@ class Counterfactual(Result):
                 fact, foil = int(self.fact[i, q]), int(self.reached[i, q, 0])
                 others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
                 films.append(
-                    Film(
+                    Trajectory(
                         name=Path(name).name,
                         question=self.question(i, q),
                         text=self.text(i, q).removeprefix(self.question(i, q)).strip(),
@@ -277,21 +277,21 @@ class Counterfactual(Result):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render.film import strips
+        from ratherthan.render.trajectory import draw_trajectories
 
-        return strips(self.films(), frames)
+        return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render.film import curves
+        from ratherthan.render.trajectory import draw_probabilities
 
-        return curves(self.films()[sample * self.questions + q])
+        return draw_probabilities(self.trajectories()[sample * self.questions + q])
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
-        from ratherthan.render.film import write_films
+        from ratherthan.render.trajectory import write_trajectories
 
-        return write_films(self.films(), path, "What would have to change?", f"Method {self._how()}.")
+        return write_trajectories(self.trajectories(), path, "What would have to change?", f"Method {self._how()}.")
 
     # ----------------------------------------------------------------------------------------- inside
     def _lead(self, values: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ def counterfactual(
         >>> how.example, how.found, how.reason
     """
     model = Model.wrap(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise InputError("this model gives a value; a counterfactual moves from one class to another")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
@@ -425,7 +425,7 @@ class _Search:
     def _questions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Facts (n, Q), foils (n, Q) and logits (n, classes) of some images."""
         count = len(self.images)
-        with clean_room(self.model.module), torch.no_grad():
+        with preserve_state(self.model.module), torch.no_grad():
             logits = self.model.logits(self.images[rows])
         self.model.check(logits)
         fact, foil = (take_rows(spec, rows, count) for spec in (self.fact, self.foil))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.errors import InputError, ModelError, first_line
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.registry import called
-from ratherthan.search.core import Problem, Schedule, Status, Terms, noise, search
+from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
+from ratherthan.settings import type_name
 
 if TYPE_CHECKING:
     from ratherthan.search.concepts import Effect
@@ -123,7 +123,7 @@ class Manifold:
         if not isinstance(given, (Manifold, type(None))):
             raise InputError(
                 "a manifold is Manifold(decoder, latent_shape) or Manifold.load('zoo:NAME'), "
-                f"not {repr(given) if isinstance(given, str) else called(given)}"
+                f"not {repr(given) if isinstance(given, str) else type_name(given)}"
             )
 
     @property
@@ -165,12 +165,14 @@ class Manifold:
         """
         zero = images.new_zeros(1, *self.latent_shape)
         try:
-            with clean_room(self.module), torch.no_grad():
+            with preserve_state(self.module), torch.no_grad():
                 made = self.decode(zero)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
         if not isinstance(made, Tensor):
-            raise ModelError(f"{self.name} makes a {called(made)} of latents: give a module that makes images of them")
+            raise ModelError(
+                f"{self.name} makes a {type_name(made)} of latents: give a module that makes images of them"
+            )
         if made.shape[1:] != images.shape[1:]:
             raise ModelError(
                 f"{self.name} makes images of {tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}: "
@@ -248,7 +250,7 @@ def invert(
     settings = settings or Inversion()
     manifold.to(images).check(images)
     model = None if model is None else Model.wrap(model)
-    with clean_room(nn.ModuleList([manifold.module, *([] if model is None else [model.module])])):
+    with preserve_state(nn.ModuleList([manifold.module, *([] if model is None else [model.module])])):
         if model is not None and fact is None:
             with torch.no_grad():
                 fact = model.logits(images).argmax(1)

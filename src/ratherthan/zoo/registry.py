@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.zoo.architectures import PlainNet
 from ratherthan.zoo.gan import Generator
 from ratherthan.zoo.iqa import DIQaM
 from ratherthan.zoo.papers import digit_network, face_network, garment_network
-from ratherthan.zoo.plain import PlainNet
 from ratherthan.zoo.recipes import EIGHTS, FACES
 from ratherthan.zoo.resnet9 import ResNet9
 from ratherthan.zoo.squeezenet import SqueezeNet

@@ -29,8 +29,8 @@ def write_sheets(entry: ZooModel, network: nn.Module, images: Tensor, out: str |
         The paths of `NAME.samples.png` (draws from the prior; images beside their reconstructions) and of
         `NAME.traversal.png` (each latent from -3 to 3, the others fixed; Fig. 5 and 6 of the CEM-MAF paper).
     """
+    from ratherthan.files import write_atomically
     from ratherthan.render import figure_png, grid
-    from ratherthan.render.files import write_atomically
 
     low, high = entry.scale
 

@@ -12,7 +12,7 @@ from ratherthan.render.colours import shared_limit
 
 
 @dataclass(frozen=True, eq=False)
-class MapView:
+class Heatmap:
     """One map of a case.
 
     Attributes:
@@ -33,7 +33,7 @@ class MapView:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Panel:
     """One image, what the network made of it, and the maps that explain it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Case:
     image: ArrayLike
     fact: str
     probabilities: tuple[tuple[str, float], ...]
-    maps: tuple[MapView, ...]
+    maps: tuple[Heatmap, ...]
 
     @property
     def foils(self) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
-from ratherthan.result import written_fields
-from ratherthan.search.core import Status
+from ratherthan.registry import Classes
 from ratherthan.search.manifold import Inverted
+from ratherthan.search.solver import Status
+from ratherthan.settings import fields_to_jsonable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -121,10 +121,10 @@ class CounterfactualMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, fit to be written down."""
-        return written_fields(self)
+        return fields_to_jsonable(self)
 
 
-_METHODS: Kinds[CounterfactualMethod] = Kinds("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
+_METHODS: Classes[CounterfactualMethod] = Classes("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
 register_counterfactual_method = _METHODS.register
 get_counterfactual_method = _METHODS.make
 

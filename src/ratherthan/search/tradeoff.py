@@ -20,7 +20,7 @@ ANY = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Weighing:
+class TradeoffSearch:
     """Weights c of M rows and the bounds between which each is sought.
 
     Attributes:
@@ -37,7 +37,7 @@ class Weighing:
     rule: Rule = "bisect"
 
     @classmethod
-    def start(cls, c: Tensor, rule: Rule = "bisect") -> Weighing:
+    def start(cls, c: Tensor, rule: Rule = "bisect") -> TradeoffSearch:
         """Begin a search.
 
         Args:
@@ -53,7 +53,7 @@ class Weighing:
             raise InputError(f"a weight of the class term is positive, not {c.min().item():g}")
         return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf), rule)
 
-    def update(self, success: Tensor) -> Weighing:
+    def update(self, success: Tensor) -> TradeoffSearch:
         """The weights to try next, knowing which of these moved the class: (M,) bool."""
         lower = torch.where(success, self.lower, torch.maximum(self.lower, self.c))
         upper = torch.where(success, torch.minimum(self.upper, self.c), self.upper)
@@ -63,7 +63,7 @@ class Weighing:
             c = torch.where(success, self.c / 2, 10 * self.c)
         return replace(self, c=c, lower=lower, upper=upper)
 
-    def take(self, rows: Tensor) -> Weighing:
+    def take(self, rows: Tensor) -> TradeoffSearch:
         """Some of the rows, by number or by a mask (M,)."""
         return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])
 

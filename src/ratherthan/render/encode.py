@@ -1,13 +1,9 @@
-"""Encoding pictures, and writing files that are whole or not there at all."""
+"""Pictures as bytes and as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,23 +45,3 @@ def encode(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, optimize=True, quality=88)
     return buffer.getvalue()
-
-
-def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
-    """Write a file under another name first, so that no reader ever meets half of it; missing folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(draft, 0o666 & ~umask)  # mkstemp's 0600 would keep others from reading the report
-        os.replace(draft, target)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return target

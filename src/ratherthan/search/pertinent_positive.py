@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.pullback import clean_room
 from ratherthan.contrast import resolve
 from ratherthan.errors import InputError
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.registry import Kinds
+from ratherthan.registry import Classes
 from ratherthan.result import (
     Result,
     check_length,
@@ -26,10 +26,10 @@ from ratherthan.result import (
     row_names,
     take_rows,
     versions,
-    written_fields,
 )
-from ratherthan.search.answers import Report
-from ratherthan.search.core import Status
+from ratherthan.search.method import Report
+from ratherthan.search.solver import Status
+from ratherthan.settings import fields_to_jsonable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Case
+    from ratherthan.render import Panel
 
 _DIMMED = 0.18  # how much of what is left out still shows through
 _SIDES = ("", "enough, the first most of all")
@@ -110,10 +110,10 @@ class PertinentPositiveMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, fit to be written down."""
-        return written_fields(self)
+        return fields_to_jsonable(self)
 
 
-_METHODS: Kinds[PertinentPositiveMethod] = Kinds(
+_METHODS: Classes[PertinentPositiveMethod] = Classes(
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
 register_pertinent_positive_method = _METHODS.register
@@ -259,9 +259,9 @@ class PertinentPositive(Result):
         mask = self.mask.to(self.images).unsqueeze(1)
         return mask * self.images + (1 - mask) * (_DIMMED * self.images + (1 - _DIMMED) * 0.5)
 
-    def cases(self) -> list[Case]:
+    def panels(self) -> list[Panel]:
         """What the report draws: the features kept over their image, the most important strongest."""
-        from ratherthan.render import Case, MapView
+        from ratherthan.render import Heatmap, Panel
 
         cases, ranks = [], self.ranks().numpy()
         for i, name in enumerate(self.names):
@@ -269,16 +269,16 @@ class PertinentPositive(Result):
             bars = tuple(
                 (class_label(self.class_names, k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist()
             )
-            views = (MapView("", self.method, ranks[i], self.text(i)),)
+            views = (Heatmap("", self.method, ranks[i], self.text(i)),)
             fact = class_label(self.class_names, int(self.fact[i]))
-            cases.append(Case(Path(name).name, picture(self.images[i]), fact, bars, views))
+            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views))
         return cases
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
         from ratherthan.render import write_report
 
-        return write_report(self.cases(), path, "What is enough?", f"Method: {self.method}.", sides=_SIDES)
+        return write_report(self.panels(), path, "What is enough?", f"Method: {self.method}.", sides=_SIDES)
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
@@ -348,7 +348,7 @@ def pertinent_positive(
     """
     model = Model.wrap(model)
     how = get_pertinent_positive_method(method).prepared(model)
-    if model.output == "value":
+    if not model.output.of_classes:
         raise InputError("this model gives a value; a pertinent positive keeps a class")
     batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
     if batch.min() < -1e-4 or batch.max() > 1 + 1e-4:
@@ -360,7 +360,7 @@ def pertinent_positive(
     parts: list[dict[str, Any]] = []
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
-        with clean_room(model.module):
+        with preserve_state(model.module):
             parts.append(_part(model, batch[rows], take_rows(fact, rows, len(batch)), how, range(len(batch))[rows]))
         if progress is not None:
             progress(min(start + batch_size, len(batch)), len(batch))

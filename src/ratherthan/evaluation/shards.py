@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Rows
-from ratherthan.render.files import write_atomically
+from ratherthan.files import write_atomically
 
 MANIFEST = "manifest.json"
 _KEY = b"ratherthan"

@@ -1,14 +1,13 @@
-"""One forward pass, then any number of seeds pulled back; and nothing left behind.
+"""One forward pass, then any number of seeds pulled back.
 
-The only place that touches hooks, training flags and gradients. A `Subject` is a model and a batch under explanation; a
-`Recording` is one forward pass of it whose graph reaches from the logits down to one tensor (the images, or the output
-of a layer) and no further.
+The only place that touches hooks and gradients. A `ForwardPass` is a model and a batch under explanation; a `Graph` is
+one forward pass of it whose autograd graph reaches from the logits down to one tensor (the images, or the output of a
+layer) and no further.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,29 +20,8 @@ MEMORY_BUDGET = 2**30
 """Bytes that pulling back may take at once, unless the caller says otherwise."""
 
 
-@contextmanager
-def clean_room(module: nn.Module) -> Iterator[None]:
-    """Explain in eval mode and leave nothing behind, whether the block returns or raises.
-
-    Every submodule gets its own `training` flag back, the random number generators their state. Hooks are removed where
-    they are set; gradients are only ever taken by `torch.autograd.grad`, so no `.grad` appears. Works under
-    `torch.inference_mode` too.
-    """
-    training = [(each, each.training) for each in module.modules()]
-    devices = [p.device for p in module.parameters() if p.is_cuda][:1]
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
-        try:
-            # not .eval(): some networks override it, and each submodule's own flag must come back
-            for each, _ in training:
-                each.training = False
-            yield
-        finally:
-            for each, flag in training:
-                each.training = flag
-
-
 @dataclass(frozen=True)
-class Recording:
+class Graph:
     """A forward pass that seeds can be pulled back through.
 
     Attributes:
@@ -56,7 +34,7 @@ class Recording:
     leaf: Tensor
     output: Tensor
 
-    def pull(self, seeds: Tensor, budget: int = MEMORY_BUDGET) -> Iterator[tuple[slice, Tensor]]:
+    def vjp_chunks(self, seeds: Tensor, budget: int = MEMORY_BUDGET) -> Iterator[tuple[slice, Tensor]]:
         """Pull seeds back to the leaf, some at a time.
 
         Args:
@@ -71,9 +49,9 @@ class Recording:
             part = slice(start, min(start + step, seeds.shape[1]))
             yield part, self._pull(seeds[:, part].to(self.output.dtype))
 
-    def pull_all(self, seeds: Tensor) -> Tensor:
+    def vjp(self, seeds: Tensor) -> Tensor:
         """All gradients at once: (N, Q, C) to (N, Q, ...)."""
-        return torch.cat([gradient for _, gradient in self.pull(seeds)], 1)
+        return torch.cat([gradient for _, gradient in self.vjp_chunks(seeds)], 1)
 
     def _pull(self, seeds: Tensor) -> Tensor:
         columns = seeds.transpose(0, 1)
@@ -101,7 +79,7 @@ class Recording:
         return max(1, budget // (4 * self.leaf.numel() * self.leaf.element_size()))
 
 
-class Subject:
+class ForwardPass:
     """A model and a batch under explanation. Forward passes are shared by all who ask for the same one.
 
     Args:
@@ -113,30 +91,30 @@ class Subject:
     def __init__(self, model: Model, images: Tensor, budget: int = MEMORY_BUDGET) -> None:
         self.model, self.budget = model, budget
         self.images = images.detach().clone() if images.is_inference() else images.detach()
-        self._recordings: dict[str | None, Recording] = {}
+        self._graphs: dict[str | None, Graph] = {}
         self._logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
-        """(N, C), detached; from a recording if there is one."""
+        """(N, C), detached; from a graph if there is one."""
         if self._logits is None:
             with torch.no_grad():
                 self._keep(self.model.logits(self.images.clone()))
         assert self._logits is not None
         return self._logits
 
-    def record(self, layer: str | None = None) -> Recording:
+    def graph(self, layer: str | None = None) -> Graph:
         """The forward pass recorded from this layer (None: from the images) upward.
 
         Raises:
             LayerError: If the layer is not run, runs twice, gives no tensor, or does not reach the logits.
             ModelError: If the network fails or is not differentiable.
         """
-        if layer not in self._recordings:
-            recording = self._record_images() if layer is None else self._record_layer(layer)
-            self._keep(recording.output)
-            self._recordings[layer] = recording
-        return self._recordings[layer]
+        if layer not in self._graphs:
+            graph = self._record_images() if layer is None else self._record_layer(layer)
+            self._keep(graph.output)
+            self._graphs[layer] = graph
+        return self._graphs[layer]
 
     def forward(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Logits of altered images, without a graph: (M, C, H, W) to (M, classes)."""
@@ -148,15 +126,15 @@ class Subject:
             self.model.check(logits.detach())
             self._logits = logits.detach()
 
-    def _record_images(self) -> Recording:
+    def _record_images(self) -> Graph:
         leaf = self.images.detach().requires_grad_()
         with torch.enable_grad():
             output = self.model.logits(leaf.clone())
         if not output.requires_grad:
             raise ModelError(f"{self.model.name} detaches its output from its input: no gradient can be taken")
-        return Recording(None, leaf, output)
+        return Graph(None, leaf, output)
 
-    def _record_layer(self, layer: str) -> Recording:
+    def _record_layer(self, layer: str) -> Graph:
         leaves: list[Tensor] = []
 
         def hand_on(module: nn.Module, inputs: tuple[object, ...], output: object) -> object:
@@ -181,7 +159,7 @@ class Subject:
             raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
         if not output.requires_grad:
             raise LayerError(f"the output of layer {layer!r} does not reach the logits: no gradient can be taken")
-        return Recording(layer, leaves[0], output)
+        return Graph(layer, leaves[0], output)
 
 
 def check_budget(budget: int) -> None:

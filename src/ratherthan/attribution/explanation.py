@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Case, MapView
+    from ratherthan.render import Heatmap, Panel
 
 _SHOWN_CLASSES = 6
 
@@ -48,7 +48,7 @@ class Explanation(Result):
         output: What the model gives: "logits", "probabilities" or "value".
         class_names: Names of the classes, or None.
         names: (N) names of the samples.
-        notes: Figures of the computation, e.g. how far completeness is missed: tensors (N, [Q]) or text.
+        diagnostics: Figures of the computation, e.g. how far completeness is missed: tensors (N, [Q]) or text.
         versions: Versions of what computed it.
     """
 
@@ -69,7 +69,7 @@ class Explanation(Result):
     output: str = "logits"
     class_names: tuple[str, ...] | None = None
     names: tuple[str, ...] = ()
-    notes: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
@@ -191,15 +191,15 @@ class Explanation(Result):
         return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
 
     # ----------------------------------------------------------------------------------------- showing it
-    def cases(self) -> list[Case]:
+    def panels(self) -> list[Panel]:
         """What the rendering draws: one case per sample, or per sample and fact."""
-        return to_cases([self])
+        return to_panels([self])
 
     def plot(self) -> Figure:
         """A figure: for each sample the image, a map per question, and the probabilities."""
         from ratherthan.render import figure
 
-        return figure(self.cases())
+        return figure(self.panels())
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
@@ -255,11 +255,11 @@ class Explanation(Result):
             row["p_foil"] = p[self._column(self.foils)[sample, q]].sum().item()
         return row
 
-    def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> MapView:
-        from ratherthan.render import MapView
+    def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> Heatmap:
+        from ratherthan.render import Heatmap
 
         values = self._column(heatmap)[sample, q].detach().float().cpu().numpy()
-        return MapView(self.foil_name(sample, q), label, values, self.text(sample, q))
+        return Heatmap(self.foil_name(sample, q), label, values, self.text(sample, q))
 
 
 def rebuilt(
@@ -269,14 +269,14 @@ def rebuilt(
     first = parts[0]
     keys = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
     tensors: dict[str, Any] = {key: change([getattr(part, key) for part in parts]) for key in keys}
-    notes = {
-        key: change([part.notes[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in first.notes.items()
+    diagnostics = {
+        key: change([part.diagnostics[key] for part in parts]) if isinstance(value, Tensor) else value
+        for key, value in first.diagnostics.items()
     }
-    return dataclasses.replace(first, names=names, notes=notes, **tensors)
+    return dataclasses.replace(first, names=names, diagnostics=diagnostics, **tensors)
 
 
-def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
+def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     """Put explanations of the same images beside each other.
 
     Args:
@@ -288,7 +288,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     Raises:
         InputError: If they are not about the same samples.
     """
-    from ratherthan.render import Case
+    from ratherthan.render import Panel
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -302,7 +302,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     for sample in range(len(first)):
         image = picture(first.images[sample])
         for group in range(first.questions if first.axis == "fact" else 1):
-            views: dict[tuple[str, str], MapView] = {}
+            views: dict[tuple[str, str], Heatmap] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
                 label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
                 for q in [group] if first.axis == "fact" else range(each.questions):
@@ -312,7 +312,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
                     views[view.foil, label] = view
             bars = _bars(first, sample, group)
             fact = first.fact_name(sample, group)
-            cases.append(Case(Path(first.names[sample]).name, image, fact, bars, tuple(views.values())))
+            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, tuple(views.values())))
     return cases
 
 
@@ -337,11 +337,11 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
 
     where = {each.method: f"layer {each.layer}" if each.layer else "the image" for each in explanations}
     intro = "; ".join(f"{method} on {part}" for method, part in where.items())
-    cases = [leading_with("weighted", case) for case in to_cases(explanations)]
+    cases = [leading_with("weighted", case) for case in to_panels(explanations)]
     return write_report(cases, path, title, f"Method: {intro}.")
 
 
-def leading_with(contrast: str, case: Case) -> Case:
+def leading_with(contrast: str, case: Panel) -> Panel:
     """The case with the maps of this contrast first, so that a page opens with them."""
     return dataclasses.replace(case, maps=tuple(sorted(case.maps, key=lambda view: contrast not in view.contrast)))
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ratherthan.errors import InputError
-from ratherthan.render.case import shorten
+from ratherthan.files import write_atomically
 from ratherthan.render.colours import AGAINST, FADED, FILM_STRENGTH, FOR, as_rgb, css_gradient, overlay, shared_limit
+from ratherthan.render.encode import PIXELATED, image_uri, map_uri
 from ratherthan.render.figure import FAINT, INK, Sheet, draw_image, percent
-from ratherthan.render.files import PIXELATED, image_uri, map_uri, write_atomically
+from ratherthan.render.panel import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ _ON_PAGE = 8  # pictures of the way on a page, where there is room for more than
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class Trajectory:
     """One question and the way to its answer; images are (H, W, 1 or 3) in [0, 1].
 
     Attributes:
@@ -70,7 +71,7 @@ class Film:
         return sorted(set(places.tolist()))
 
 
-def strips(films: Sequence[Film], frames: int = 4) -> Figure:
+def draw_trajectories(films: Sequence[Trajectory], frames: int = 4) -> Figure:
     """Draw a row for each film: image, reconstruction, the way, the answer, its change, and the curves.
 
     Args:
@@ -107,7 +108,7 @@ def strips(films: Sequence[Film], frames: int = 4) -> Figure:
     return sheet.figure
 
 
-def curves(film: Film) -> Figure:
+def draw_probabilities(film: Trajectory) -> Figure:
     """Draw the probabilities of fact, foil and the likeliest other along the way (CDeepEx, Fig. 5b)."""
     sheet = Sheet(4.8, 3.1)
     sheet.text(0.2, 0.3, shorten(film.question, 54), size=11, weight="bold")
@@ -115,7 +116,7 @@ def curves(film: Film) -> Figure:
     return sheet.figure
 
 
-def _frames(film: Film, count: int) -> Iterator[tuple[str, Any, list[tuple[str, str]]]]:
+def _frames(film: Trajectory, count: int) -> Iterator[tuple[str, Any, list[tuple[str, str]]]]:
     """Title, picture, and up to two captions in colours: mostly the odds of fact and foil."""
     odds = [[(percent(p), FACT), (percent(q), FOIL)] for p, q in zip(film.fact[1], film.foil[1], strict=True)]
     yield "image", as_rgb(film.image), odds[0]
@@ -128,7 +129,7 @@ def _frames(film: Film, count: int) -> Iterator[tuple[str, Any, list[tuple[str, 
     yield "change", drawn, [("add", FOR), ("remove", AGAINST)]
 
 
-def _draw_curves(axes: Axes, film: Film) -> None:
+def _draw_curves(axes: Axes, film: Trajectory) -> None:
     from matplotlib.ticker import PercentFormatter
 
     (fact, of_fact), (foil, of_foil) = film.fact, film.foil
@@ -152,7 +153,7 @@ def _draw_curves(axes: Axes, film: Film) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the page
-def write_films(films: Sequence[Film], path: str | Path, title: str, intro: str = "") -> Path:
+def write_trajectories(films: Sequence[Trajectory], path: str | Path, title: str, intro: str = "") -> Path:
     """Write a page with a card for each film; a slider walks along its way.
 
     Args:
@@ -178,7 +179,7 @@ def write_films(films: Sequence[Film], path: str | Path, title: str, intro: str 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pieces = rooms.get_template("film.html.j2").generate(
+    pieces = rooms.get_template("trajectory.html.j2").generate(
         title=title,
         intro=intro,
         cards=map(_card, films),
@@ -190,7 +191,7 @@ def write_films(films: Sequence[Film], path: str | Path, title: str, intro: str 
     return write_atomically(path, (piece.encode() for piece in pieces))
 
 
-def _card(film: Film) -> dict[str, Any]:
+def _card(film: Trajectory) -> dict[str, Any]:
     source, shape = image_uri(film.image)
     stops = [0, *film.stops(_ON_PAGE - 2), len(film.way) - 1]
     return {

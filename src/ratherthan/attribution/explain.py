@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.method import Maps, Method, get_method
-from ratherthan.attribution.pullback import MEMORY_BUDGET, Subject, check_budget, clean_room
+from ratherthan.attribution.explanation import Explanation, rebuilt
+from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass, check_budget
+from ratherthan.attribution.method import Attribution, Method, get_method
 from ratherthan.attribution.scan import scan
-from ratherthan.contrast import Ask, Contrast, ContrastFunction, Question, Scan, get_contrast, resolve, resolve_values
+from ratherthan.contrast import (
+    Contrast,
+    ContrastFunction,
+    Question,
+    Scan,
+    Target,
+    get_contrast,
+    resolve,
+    resolve_values,
+)
 from ratherthan.errors import InputError
-from ratherthan.explanation import Explanation, rebuilt
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.result import check_length, row_names, take_rows, versions
 
@@ -113,12 +123,12 @@ def compare(
     check_length(fact, len(batch), "fact")
     check_length(foil, len(batch), "foil")
     parts: list[list[Explanation]] = []
-    with clean_room(model.module):
+    with preserve_state(model.module):
         for start in range(0, len(batch), batch_size):
             rows = slice(start, start + batch_size)
-            subject = Subject(model, batch[rows], memory_budget)
+            forward_pass = ForwardPass(model, batch[rows], memory_budget)
             asked = (take_rows(fact, rows, len(batch)), take_rows(foil, rows, len(batch)))
-            parts.append(_explain_batch(subject, *asked, chosen, how))
+            parts.append(_explain_batch(forward_pass, *asked, chosen, how))
             if progress is not None:
                 progress(min(start + batch_size, len(batch)), len(batch))
     names = row_names(images, len(batch))
@@ -126,23 +136,27 @@ def compare(
 
 
 def _explain_batch(
-    subject: Subject, fact: Any, foil: Any, methods: Sequence[Method], contrasts: Sequence[Contrast | None]
+    forward_pass: ForwardPass, fact: Any, foil: Any, methods: Sequence[Method], contrasts: Sequence[Contrast | None]
 ) -> list[Explanation]:
     found = []
     for method in methods:
-        method.prepare(subject)
+        method.prepare(forward_pass)
         for contrast in contrasts:
-            ask = _ask(subject, fact, foil, contrast)
-            maps = scan(subject, ask, method) if isinstance(ask.contrast, Scan) else method.attribute(subject, ask)
-            found.append(_result(subject, ask, method, maps))
+            target = _target(forward_pass, fact, foil, contrast)
+            maps = (
+                scan(forward_pass, target, method)
+                if isinstance(target.contrast, Scan)
+                else method.attribute(forward_pass, target)
+            )
+            found.append(_result(forward_pass, target, method, maps))
     return found
 
 
-def _ask(subject: Subject, fact: Any, foil: Any, contrast: Contrast | None) -> Ask:
-    logits = subject.logits
-    if subject.model.output != "value":
-        question = resolve(logits, fact, foil, subject.model.class_names)
-        return Ask(logits, question, contrast or get_contrast("weighted"))
+def _target(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast | None) -> Target:
+    logits = forward_pass.logits
+    if forward_pass.model.output.of_classes:
+        question = resolve(logits, fact, foil, forward_pass.model.class_names)
+        return Target(logits, question, contrast or get_contrast("weighted"))
     if fact is not None:
         raise InputError("this model gives a value: the fact is what it gives, only a foil can be chosen")
     contrast = contrast or get_contrast("none" if foil is None else "loss")
@@ -150,11 +164,11 @@ def _ask(subject: Subject, fact: Any, foil: Any, contrast: Contrast | None) -> A
         raise InputError(f"contrast {contrast.name!r} compares classes; this model gives a value: use 'loss' or 'none'")
     if foil is None and contrast.name != "none":
         raise InputError("'loss' compares with a value: give one, e.g. foil=0.75")
-    return Ask(logits, resolve_values(logits, foil), contrast)
+    return Target(logits, resolve_values(logits, foil), contrast)
 
 
-def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanation:
-    question: Question = ask.question
+def _result(forward_pass: ForwardPass, target: Target, method: Method, maps: Attribution) -> Explanation:
+    question: Question = target.question
     squeeze = question.axis is None
 
     def lead(values: Tensor) -> Tensor:
@@ -163,27 +177,29 @@ def _result(subject: Subject, ask: Ask, method: Method, maps: Maps) -> Explanati
     if maps.values.shape[:2] != question.fact.shape:
         wanted, shape = tuple(question.fact.shape), tuple(maps.values.shape)
         raise InputError(f"method {method.name!r} gives maps of shape {shape}; it must begin with {wanted}")
-    score = ask.contrast.scalar(subject.logits, question)
-    for what, values in ((f"contrast {ask.contrast.name!r}", score), (f"method {method.name!r}", maps.values)):
+    score = target.contrast.scalar(forward_pass.logits, question)
+    for what, values in ((f"contrast {target.contrast.name!r}", score), (f"method {method.name!r}", maps.values)):
         if not values.isfinite().all():
             raise InputError(f"{what} gives NaN or infinite values for this question: no map can be right")
 
     return Explanation(
-        images=subject.images,
+        images=forward_pass.images,
         attribution=lead(maps.values.detach()),
-        logits=subject.logits,
+        logits=forward_pass.logits,
         fact=lead(question.fact),
         foil=lead(question.foil),
         foils=lead(question.foils),
         score=lead(score),
         axis=question.axis,
         method=method.name,
-        contrast=ask.contrast.name,
+        contrast=target.contrast.name,
         settings=method.settings(),
         layer=maps.layer,
-        output=subject.model.output,
-        class_names=_class_names(subject),
-        notes={key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.notes.items()},
+        output=forward_pass.model.output.name,
+        class_names=_class_names(forward_pass),
+        diagnostics={
+            key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.diagnostics.items()
+        },
         versions=versions(),
     )
 
@@ -195,8 +211,8 @@ def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
     return rebuilt(parts, torch.cat, names)
 
 
-def _class_names(subject: Subject) -> tuple[str, ...] | None:
-    names = subject.model.class_names
-    if names is not None and subject.model.output != "value" and len(names) == subject.logits.shape[1]:
+def _class_names(forward_pass: ForwardPass) -> tuple[str, ...] | None:
+    names = forward_pass.model.class_names
+    if names is not None and forward_pass.model.output.of_classes and len(names) == forward_pass.logits.shape[1]:
         return names
     return None

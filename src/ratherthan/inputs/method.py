@@ -1,0 +1,53 @@
+"""What every kind of input knows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError
+from ratherthan.settings import Settings
+
+
+class Inputs(Settings, ABC):
+    """How raw things become the tensors that a user hands in and gets back, and these what the network sees."""
+
+    @abstractmethod
+    def prepare(self, raw: Any) -> Tensor:
+        """One raw thing, (...) as the network's batches hold it.
+
+        Raises:
+            InputError: If it is none of this kind.
+        """
+
+    @abstractmethod
+    def check(self, batch: Tensor) -> Tensor:
+        """A batch (N, ...) that was handed in as a tensor, or a single one of its rows, as a batch.
+
+        Raises:
+            InputError: If it cannot be one.
+        """
+
+    @abstractmethod
+    def normalise(self, batch: Tensor) -> Tensor:
+        """A batch as the network sees it."""
+
+    def batch(self, raw: Any) -> Tensor:
+        """Anything that can be handed in, as one batch: a tensor, one raw thing, or a list of either.
+
+        Raises:
+            InputError: If nothing is given, or the parts do not fit together.
+        """
+        if isinstance(raw, Tensor):
+            return self.check(raw)
+        given = raw if isinstance(raw, (list, tuple)) else [raw]
+        if not given:
+            raise InputError("no images were given")
+        parts = [self.check(each if isinstance(each, Tensor) else self.prepare(each)) for each in given]
+        shapes = {tuple(part.shape[1:]) for part in parts}
+        if len(shapes) > 1:
+            raise InputError(f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224")
+        return torch.cat(parts)

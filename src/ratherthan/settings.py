@@ -1,0 +1,190 @@
+"""Settings of methods, searches and experiments: fields of a dataclass, checked in one place by their types.
+
+    @dataclass(frozen=True)
+    class SmoothGrad(Settings):
+        name = "smoothgrad"
+        samples: Annotated[int, Interval(1)] = 25
+
+`SmoothGrad(samples=0)` is refused: "samples of smoothgrad is a whole number of at least 1, not 0".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from ratherthan.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers that a setting may take: low <= value <= high, or low < value where `above` is set.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+        above: Whether `low` itself is excluded.
+        below: Whether `high` itself is excluded.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        return over and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
+        sides = [text for text, bound in ((low, self.low), (high, self.high)) if math.isfinite(bound)]
+        return " and ".join(sides)
+
+
+AtLeastOne = Annotated[int, Interval(1)]
+NotNegative = Annotated[float, Interval(0)]
+Positive = Annotated[float, Interval(0, above=True)]
+Share = Annotated[float, Interval(0, 1, above=True, below=True)]
+Seed = Annotated[int, Interval(0)]
+
+
+class Settings:
+    """What has a name and settings. A subclass that is a dataclass has its fields checked when it is made."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check every setting against its type.
+
+        Raises:
+            InputError: If one does not fit; the message says what would.
+        """
+        kind: Any = type(self)
+        for key, hint in _types_of(kind).items():
+            value = getattr(self, key)
+            if not _fits(hint, value):
+                raise InputError(_misfit(f"{key} of {self.name}", hint, value))
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name, as they are written into results and manifests."""
+        return fields_to_jsonable(self) if dataclasses.is_dataclass(self) else {}
+
+
+def check_names(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a class does not have.
+
+    Raises:
+        InputError: If so.
+    """
+    known = [each.name for each in dataclasses.fields(kind) if each.init] if dataclasses.is_dataclass(kind) else []
+    for key in given:
+        if key not in known:
+            raise InputError(unknown(f"setting of {getattr(kind, 'name', kind.__name__)}", key, known))
+
+
+@cache
+def _types_of(kind: Any) -> dict[str, Any]:
+    """Types of the fields; one that cannot be read (a name imported for type checkers only) is left out."""
+    found: dict[str, Any] = {}
+    names = {each.name for each in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    for owner in reversed(kind.__mro__):
+        for key, hint in vars(owner).get("__annotations__", {}).items():
+            if key in names:
+                try:
+                    found[key] = eval(hint, vars(sys.modules[owner.__module__])) if isinstance(hint, str) else hint
+                except NameError:
+                    found.pop(key, None)
+    return found
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(args[0], value) and all(value in each for each in args[1:] if isinstance(each, Interval))
+    if origin in (Union, UnionType):
+        return any(_fits(each, value) for each in args)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in args)
+    if hint in (int, float):
+        number = Integral if hint is int else Real
+        return isinstance(value, number) and not isinstance(value, bool) and value == value  # NaN is no number
+    if origin is tuple:
+        parts = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, parts, value))
+    kind = origin or hint
+    if kind is Callable:
+        return callable(value)
+    return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
+
+
+def _misfit(what: str, hint: Any, value: Any) -> str:
+    words = [each for each in _members(hint) if isinstance(each, str)]
+    if words and isinstance(value, str):
+        return unknown(what, value, words)
+    shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
+    return f"{what} is {_wanted(hint)}, not {shown}"
+
+
+def _members(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return (
+        [word for each in get_args(hint) for word in _members(each)] if get_origin(hint) in (Union, UnionType) else []
+    )
+
+
+def _wanted(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " ".join([_wanted(args[0]), *map(str, args[1:])])
+    if origin in (Union, UnionType):
+        return " or ".join(_wanted(each) for each in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        return f"a tuple of {' and '.join(dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis))}"
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
+    return plain.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
+
+
+# --------------------------------------------------------------------------------------------- writing them down
+def type_name(given: object) -> str:
+    """What to call something in a message: its type, or the class itself."""
+    return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+
+
+def to_jsonable(value: Any) -> Any:
+    """A setting as it is stored: text, numbers, lists, dicts, tensors; of other things the name, never the address."""
+    import numpy as np
+    import torch
+
+    if callable(settings := getattr(value, "settings", None)):
+        return settings()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return fields_to_jsonable(value)
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, partial):
+        bound = [to_jsonable(value.args), to_jsonable(list(value.keywords.items()))]
+        return {"function": to_jsonable(value.func), "with": bound}
+    if isinstance(value, torch.nn.Module):
+        return type(value).__qualname__
+    if isinstance(value, (str, int, float, bool, NoneType, torch.Tensor, dict)):
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def fields_to_jsonable(thing: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, each `to_jsonable`."""
+    return {each.name: to_jsonable(getattr(thing, each.name)) for each in dataclasses.fields(thing)}

@@ -3,8 +3,9 @@
     python benchmarks/rules.py                    # all networks, about an hour on one core
     python benchmarks/rules.py --only vit swin    # those whose name holds one of these
 
-Libraries that are not installed are left out. Random weights, all reinitialised, batch norm calibrated on one batch, float64, two images.
-For LRP the residual is what a map and the share of biases miss of the contrast; for DeepLIFT, what a map misses.
+Libraries that are not installed are left out. Random weights, batch norm calibrated on one batch, two
+images. For LRP the residual is what the maps and the share of constants miss, for DeepLIFT what a map misses, as a
+share of the contrast.
 """
 
 from __future__ import annotations
@@ -40,43 +41,55 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, object], int]] = {
     "deit": ("DeiT", _PATCHES, 32),
     "beit": ("Beit", {"use_relative_position_bias": True, **_PATCHES}, 32),
     "data2vec-vision": ("Data2VecVision", {"use_relative_position_bias": True, **_PATCHES}, 32),
-    "swin": ("Swin", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 32),
-    "swinv2": ("Swinv2", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}, 32),
+    "swin": ("Swin", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2],
+        "window_size": 4}, 32),
+    "swinv2": ("Swinv2", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2],
+        "window_size": 4}, 32),
     "mobilenet_v1": ("MobileNetV1", {"depth_multiplier": 0.25, "image_size": 64}, 64),
     "mobilenet_v2": ("MobileNetV2", {"depth_multiplier": 0.25, "image_size": 64}, 64),
-    "mobilevit": ("MobileViT", {"image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32]}, 64),
+    "mobilevit": ("MobileViT", {"image_size": 64, "hidden_sizes": [16, 24, 32],
+        "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32]}, 64),
     "mobilevitv2": ("MobileViTV2", {"image_size": 64, "width_multiplier": 0.5}, 64),
-    "efficientnet": ("EfficientNet", {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320, "image_size": 64}, 64),
+    "efficientnet": ("EfficientNet", {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320,
+        "image_size": 64}, 64),
     "regnet": ("RegNet", {"embedding_size": 8, "groups_width": 4, **_FOUR}, 64),
-    "pvt": ("Pvt", {"image_size": 64, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, 64),
-    "pvt_v2": ("PvtV2", {"image_size": 64, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, 64),
+    "pvt": ("Pvt", {"image_size": 64, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, 64),
+    "pvt_v2": ("PvtV2", {"image_size": 64, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, 64),
     "poolformer": ("PoolFormer", {**_FOUR}, 64),
-    "levit": ("Levit", {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, 64),
+    "levit": ("Levit", {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2],
+        "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, 64),
     "cvt": ("Cvt", {"embed_dim": [8, 12, 16], "num_heads": [1, 1, 2], "depth": [1, 2, 10]}, 64),
-    "focalnet": ("FocalNet", {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "focal_levels": [2, 2], "focal_windows": [3, 3], "hidden_sizes": [8, 16]}, 32),
+    "focalnet": ("FocalNet", {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "focal_levels": [2, 2],
+        "focal_windows": [3, 3], "hidden_sizes": [8, 16]}, 32),
     "dinov2": ("Dinov2", _PATCHES, 32),
     "dinov2_with_registers": ("Dinov2WithRegisters", {"num_register_tokens": 4, **_PATCHES}, 32),
     "ijepa": ("IJepa", _PATCHES, 32),
-    "bit": ("Bit", {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "num_groups": 4}, 64),
-    "hiera": ("Hiera", {"image_size": [64, 64], "embed_dim": 16, "num_heads": [1, 1, 2, 2], "depths": [1, 1, 2, 1]}, 64),
+    "bit": ("Bit", {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1],
+        "num_groups": 4}, 64),
+    "hiera": ("Hiera", {"image_size": [64, 64], "embed_dim": 16, "num_heads": [1, 1, 2, 2],
+        "depths": [1, 1, 2, 1]}, 64),
     "siglip": ("Siglip", {"vision_config": _PATCHES}, 32),
     "clip": ("CLIP", {"vision_config": _PATCHES}, 32),
     "metaclip_2": ("MetaClip2", {"vision_config": _PATCHES}, 32),
     "vit_msn": ("ViTMSN", _PATCHES, 32),
     "swiftformer": ("SwiftFormer", {"image_size": 64, "embed_dims": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}, 64),
     "textnet": ("TextNet", {}, 64),
-    "segformer": ("Segformer", {"hidden_sizes": [8, 8, 12, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}, 64),
+    "segformer": ("Segformer", {"hidden_sizes": [8, 8, 12, 16], "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}, 64),
     "hgnet_v2": ("HGNetV2", {}, 64),
-    "donut-swin": ("DonutSwin", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 32),
+    "donut-swin": ("DonutSwin", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1],
+        "num_heads": [1, 2], "window_size": 4}, 32),
 }  # fmt: skip
 
-TORCHVISION = """
+_TORCHVISION = """
     resnet18 resnext50_32x4d wide_resnet50_2 squeezenet1_0 squeezenet1_1 mobilenet_v2 mobilenet_v3_small
     mobilenet_v3_large efficientnet_b0 efficientnet_v2_s regnet_y_400mf regnet_x_400mf mnasnet0_5 shufflenet_v2_x0_5
     densenet121 convnext_tiny vgg11 vgg11_bn alexnet googlenet inception_v3 vit_b_32 swin_t swin_v2_t maxvit_t
-""".split()
+"""
 
-TIMM = """
+_TIMM = """
     resnet10t resnet18 resnetv2_18 resnet50 seresnet18 res2net50_26w_4s skresnet18 resnest14d ecaresnet26t convnext_atto
     convnextv2_atto efficientnet_b0 tf_efficientnetv2_b0 nfnet_f0 regnety_002 regnetx_002 vgg11 densenet121 inception_v3
     mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium ghostnet_050 ghostnetv2_100 tinynet_e
@@ -96,15 +109,15 @@ TIMM = """
     maxvit_rmlp_pico_rw_256 maxxvit_rmlp_nano_rw_256 coatnet_nano_rw_224 coatnet_rmlp_nano_rw_224 gcvit_xxtiny
     efficientformer_l1 swiftformer_xs tiny_vit_5m_224 nextvit_small fasternet_t0 shvit_s1 mobilenetv5_base
     vit_small_patch16_dinov3 convnext_zepto_rms
-""".split()
+"""
 
 
 def networks() -> dict[str, tuple[str, Callable[[], tuple[nn.Module, int]]]]:
     """Library and builder by name."""
     return {
         **{f"transformers:{name}": lambda name=name: _transformers(name) for name in TRANSFORMERS},  # type: ignore[misc]
-        **{f"torchvision:{name}": lambda name=name: _torchvision(name) for name in TORCHVISION},  # type: ignore[misc]
-        **{f"timm:{name}": lambda name=name: _timm(name) for name in TIMM},  # type: ignore[misc]
+        **{f"torchvision:{name}": lambda name=name: _torchvision(name) for name in _TORCHVISION.split()},  # type: ignore[misc]
+        **{f"timm:{name}": lambda name=name: _timm(name) for name in _TIMM.split()},  # type: ignore[misc]
     }  # type: ignore[return-value]
 
 
@@ -125,7 +138,7 @@ def _torchvision(name: str) -> tuple[nn.Module, int]:
         settings = {"image_size": 128}
         side = 128
     if name == "maxvit_t":
-        module = torchvision.models.MaxVit((64, 64), 16, [16, 24], [1, 1], 8, 2, 0.0, num_classes=CLASSES)
+        module = torchvision.models.MaxVit((64, 64), 16, 2, [16, 24], [1, 1], 8, 0.0, num_classes=CLASSES)
         return module, side
     if name in ("googlenet", "inception_v3"):
         settings["init_weights"] = False
@@ -147,8 +160,8 @@ def _timm(name: str) -> tuple[nn.Module, int]:
     raise problem
 
 
-def prepare(build: Callable[[], tuple[nn.Module, int]]) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random weights that let signals through, in float64, and two images."""
+def prepare(build: Callable[[], tuple[nn.Module, int]], dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random weights that let signals through, and two images."""
     torch.manual_seed(0)
     module, side = build()
     for parameter in module.parameters():
@@ -166,36 +179,40 @@ def prepare(build: Callable[[], tuple[nn.Module, int]]) -> tuple[nn.Module, torc
             each.train()
     with torch.no_grad():
         module(torch.rand(4, 3, side, side))
-    return module.eval().double(), torch.rand(2, 3, side, side, dtype=torch.float64)
+    return module.eval().to(dtype), torch.rand(2, 3, side, side, dtype=dtype)
 
 
 def explained(module: nn.Module, x: torch.Tensor, method: str) -> float:
-    """What a map (for LRP: and what constants absorb) misses of the contrast, as a share of its absolute values."""
+    """What a map (for LRP: and what constants absorb) misses, as a share of what it should add up to."""
     why = rt.explain(module, x, 1, 3, method, "mean")
-    missed = why.diagnostics["convergence delta"].sum()
-    if method == "lrp":
-        seeds = get_contrast("mean").seed(why.logits, resolve(why.logits, 1, 3))
-        missed = why.diagnostics["absorbed"].sum() - rt.LRP().propagate(rt.Model(module), x, seeds)[2]
-    return float(missed.abs() / why.attribution.abs().sum())
+    if method == "deeplift":
+        missed = why.diagnostics["convergence delta"]
+        return float((missed / (why.attribution.flatten(1).sum(1) - missed)).abs().max())
+    seeds = get_contrast("mean").seed(why.logits, resolve(why.logits, 1, 3))
+    constants = rt.LRP().propagate(rt.Model(module), x, seeds)[2]
+    return float(((why.diagnostics["absorbed"].sum() - constants) / why.score.sum()).abs())
 
 
 def main() -> None:
     """Print a line for every network and a table of counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     reasons: Counter[str] = Counter()
-    only = parser.parse_args().only
     found = [each for each in ("transformers", "torchvision", "timm") if importlib.util.find_spec(each)]
     if "torchvision" in found:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hub"))
         importlib.import_module("conftest")  # lets it be imported where its operators do not fit
-    chosen = {n: b for n, b in networks().items() if n.split(":")[0] in found and any(each in n for each in only)}
+    chosen = {
+        n: b for n, b in networks().items() if n.split(":")[0] in found and any(each in n for each in options.only)
+    }
     for name, build in chosen.items():
         began = time.perf_counter()
         try:
-            module, x = prepare(build)
+            module, x = prepare(build, getattr(torch, options.dtype))
         except Exception as error:
             print(f"{name}: not built: {type(error).__name__} {str(error).splitlines()[0][:150]}", flush=True)
             continue

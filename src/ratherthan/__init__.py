@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         explain,
         methods,
         quality_figure,
+        register_deeplift_rule,
+        register_lrp_rule,
         register_method,
     )
     from ratherthan.attribution.explanation import Explanation, save_report
@@ -127,7 +129,9 @@ __all__ = [
     "read_class_names",
     "register_contrast",
     "register_counterfactual_method",
+    "register_deeplift_rule",
     "register_experiment",
+    "register_lrp_rule",
     "register_method",
     "register_pertinent_positive_method",
     "save_report",

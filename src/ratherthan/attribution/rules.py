@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.gradient import baseline_images
+from ratherthan.attribution.lrp_rules import LRP_RULES, alpha1_beta0_rule, epsilon_rule, gamma_rule
 from ratherthan.attribution.method import Attribution, Method, register_method
-from ratherthan.attribution.operations import (
-    DEEPLIFT_RULES,
-    LRP_RULES,
-    ByOperation,
-    LayerRule,
-    alpha1_beta0_rule,
-    epsilon_rule,
-    gamma_rule,
-)
-from ratherthan.attribution.operations import Rule as OperationRule
+from ratherthan.attribution.operations import ByOperation, Rule
 from ratherthan.contrast import Target
 from ratherthan.errors import InputError, UnsupportedError, first_line, unknown
 from ratherthan.model import Model
 
-_RULES = ("epsilon", "z", "gamma", "alpha1-beta0")
+LayerRule = Literal["epsilon", "z", "gamma", "alpha1-beta0"]
 
 TOLERANCE = 1e-3
 """How far the completeness of DeepLift may be missed, as a share of sum_c |seed_c (y_c(x) - y_c(x0))|."""
@@ -70,8 +64,8 @@ class LRP(Method):
 
     def __post_init__(self) -> None:
         for rule in (self.rule, *(self.layers or {}).values()):
-            if rule not in _RULES:
-                raise InputError(unknown("rule", rule, _RULES))
+            if rule not in get_args(LayerRule):
+                raise InputError(unknown("rule", rule, get_args(LayerRule)))
         if self.epsilon < 0 or self.gamma < 0:
             raise InputError(f"epsilon and gamma are not negative, but {self.epsilon} and {self.gamma} were given")
 
@@ -114,11 +108,10 @@ class LRP(Method):
         gradients, constants = _pull(scores, mode, seeds)
         return scores.detach(), leaf.detach().unsqueeze(1) * gradients, constants
 
-    def _layer_rule(self, mode: ByOperation) -> OperationRule:
+    def _layer_rule(self, place: Callable[[], str]) -> Rule:
         rule = self.rule
         if self.layers:
-            at = mode.place()
-            inside = [name for name in self.layers if at == name or at.startswith(f"{name}.")]
+            inside = [name for name in self.layers if f"{place()}.".startswith(f"{name}.")]
             rule = self.layers[max(inside, key=len)] if inside else rule
         if rule == "gamma":
             return gamma_rule(self.gamma)

@@ -95,7 +95,8 @@ def chosen(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Any:
     shares = maxima(with_value(x * inverse, x)) * (both - top0) + maxima(with_value(x * inverse, x0)) * (top - both)
     if near.any():
         shares = shares + maxima(with_value(x * near, x))
-    return with_value(shares, top) if isinstance(made, Tensor) else (with_value(shares, top), *made[1:])
+    found = with_value(shares, top)
+    return found if isinstance(made, Tensor) else type(made)((found, *made[1:]))
 
 
 @against_baseline

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ratherthan.errors import UnsupportedError
+from ratherthan.registry import Registry
 
 Rule = Callable[..., Any]
 """rule(op, *args, **kwargs): what `op(*args, **kwargs)` gives, with another gradient."""
@@ -40,7 +41,7 @@ class ByOperation(TorchFunctionMode):
 
     Args:
         method: "LRP" or "DeepLIFT", for messages.
-        rules: By the name of an operation, or by a function.
+        rules: By the name of an operation, see `key_of`.
         network: The network that runs.
         leaf: (N, ...) the images, which require a gradient.
         layer_rule: LRP's rule of convolutions and linear maps, given the dotted name of the module they run in.
@@ -52,7 +53,7 @@ class ByOperation(TorchFunctionMode):
     def __init__(
         self,
         method: str,
-        rules: Mapping[Any, Rule],
+        rules: Mapping[str, Rule],
         network: nn.Module,
         leaf: Tensor,
         layer_rule: Callable[[Callable[[], str]], Rule] | None = None,
@@ -89,14 +90,15 @@ class ByOperation(TorchFunctionMode):
         name = func.__name__.strip("_")
         if name in _IN_PLACE or (func.__name__.endswith("_") and not func.__name__.startswith("_")):
             return self._in_place(name, args, kwargs)
-        body = None if func in self.rules or func in self._open else _body(func)
+        rule = self.rules.get(key_of(func))
+        body = None if rule or func in self._open else _body(func)
         if body is not None:
             self._open.append(func)  # a function may call the operation of its own name
             with self:
                 made = body(*args, **kwargs)
             self._open.pop()
             return made
-        rule = self.rules.get(func) or self.rules.get(name)
+        rule = rule or self.rules.get(name)
         if rule is not None and kwargs.get("out") is None:
             return rule(Operation(func, self), *args, **kwargs)
         made = func(*args, **kwargs)
@@ -117,7 +119,9 @@ class ByOperation(TorchFunctionMode):
                 raise self.refusal(f"{name}_")
             with self:
                 made = like(target.clone(), *args[1:], **kwargs)
-        return target.copy_(made)
+        target.copy_(made)
+        self._mark(target._base)  # where the target is a view, this changes what it is a view of
+        return target
 
     def _mark(self, made: Any) -> Any:
         for each in tree_flatten(made)[0]:
@@ -129,7 +133,8 @@ class ByOperation(TorchFunctionMode):
         """Refuse what came out of something that does not pass here, such as a function with a backward of its own."""
         for each in tensors:
             if each.grad_fn is not None and _SEEN not in _metadata(each):
-                raise self.refusal(each.grad_fn.name().removesuffix("Backward"), " (what it runs cannot be seen)")
+                name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
+                raise self.refusal(name, " (what it runs cannot be seen)")
 
     def at_baseline(self, run: Callable[[], Tensor]) -> Tensor:
         """Run at the baseline, and note what operations are given (DeepLIFT)."""
@@ -237,9 +242,15 @@ def attached_places(leaves: list[Any]) -> list[int]:
     return [i for i, each in enumerate(leaves) if is_attached(each)]
 
 
+def key_of(function: Any) -> str:
+    """What a function is called in a table: with its module if it is written in Python, and so has parts."""
+    python = isinstance(function, FunctionType)
+    return f"{function.__module__}.{function.__qualname__}" if python else str(function.__name__).strip("_")
+
+
 def with_value(shares: Tensor, value: Tensor) -> Tensor:
     """`value`, to the last bit, with the gradient of `shares`: ties in a maximum must stay ties."""
-    made: Tensor = _WithValue.apply(shares, value.detach())
+    made: Tensor = _WithValue.apply(shares, value.detach())  # type: ignore[no-untyped-call]
     return made
 
 
@@ -249,7 +260,7 @@ class _WithValue(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
 
 
@@ -428,6 +439,7 @@ CURVES = [
 """Elementwise, all others."""
 
 
-def register(rules: dict[Any, Rule], operation: str | Callable[..., Any], rule: str | Rule) -> None:
+def register(rules: Registry[Rule], operation: str | Callable[..., Any], rule: str | Rule) -> None:
     """Add a rule to a table; see `register_lrp_rule`."""
-    rules[operation] = rules.find(rule) if isinstance(rule, str) else rule  # type: ignore[attr-defined]
+    key = operation if isinstance(operation, str) else key_of(operation)
+    rules[key] = rules.find(rule) if isinstance(rule, str) else rule

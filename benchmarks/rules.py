@@ -106,8 +106,8 @@ _TIMM = """
     vit_relpos_small_patch16_224 vit_dlittle_patch16_reg1_gap_256 vit_betwixt_patch16_reg4_gap_256
     vit_base_patch16_siglip_224 vit_base_patch32_clip_224 samvit_base_patch16 flexivit_small naflexvit_base_patch16_gap
     vit_tiny_r_s16_p8_224 levit_128s levit_conv_128s pit_ti_224 pit_ti_distilled_224 nest_tiny jx_nest_tiny
-    sequencer2d_s maxvit_rmlp_pico_rw_256 maxxvit_rmlp_nano_rw_256 coatnet_nano_rw_224 coatnet_rmlp_nano_rw_224 gcvit_xxtiny
-    efficientformer_l1 swiftformer_xs tiny_vit_5m_224 nextvit_small fasternet_t0 shvit_s1 mobilenetv5_base
+    sequencer2d_s maxvit_rmlp_pico_rw_256 maxxvit_rmlp_nano_rw_256 coatnet_nano_rw_224 coatnet_rmlp_nano_rw_224
+    gcvit_xxtiny efficientformer_l1 swiftformer_xs tiny_vit_5m_224 nextvit_small fasternet_t0 shvit_s1 mobilenetv5_base
     vit_small_patch16_dinov3 convnext_zepto_rms
 """
 

@@ -389,7 +389,7 @@ MIDDLES: dict[str, Callable[[], Any]] = {
     "einsum": lambda: lambda x: torch.einsum("nchw,ncvw->nhv", x, x.relu()),
     "maximum": lambda: lambda x: torch.maximum(x, x.flip(1)) + torch.minimum(x, x.flip(2)),
     "max": lambda: lambda x: x.max(1).values + x.amax((2, 3), keepdim=True)[:, 0] + x.max(2, keepdim=True)[0][:, 0],
-    "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3), nn.AvgPool2d(2, 1), nn.Upsample(5)),
+    "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3), nn.AvgPool2d(2), nn.Upsample(5)),
     "interpolate": lambda: lambda x: F.interpolate(F.interpolate(x, (7, 13), mode="bilinear"), (9, 9), mode="bicubic"),
     "reflected": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "padded": lambda: lambda x: F.pad(F.pad(x, (1, 1, 1, 1), value=1.5), (0, 1, 2, 0), mode="replicate"),
@@ -461,7 +461,8 @@ def handed_down(operation: Callable[[Tensor], Tensor], x: Tensor, method: Any) -
 
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu, "silu": F.silu, "hardswish": F.hardswish, "relu6": lambda x: F.relu6(5 * x), "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "exp": torch.exp, "softplus": F.softplus, "square": torch.square,
+    "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "exp": torch.exp, "softplus": F.softplus,
+    "square": torch.square,
 }  # fmt: skip
 
 

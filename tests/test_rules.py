@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -569,6 +570,15 @@ def test_the_number_of_runs_may_depend_on_the_input() -> None:
         close(rt.explain(model, x, 1, 2, method).attribution, expected)
 
 
+@pytest.mark.parametrize("method", [rt.LRP("gamma"), rt.DeepLift()], ids=lambda m: m.name)
+def test_threads_do_not_see_each_other(method: Any) -> None:
+    model, x = build("encoder"), images()
+    expected = rt.explain(model, x, 1, "each", method).attribution
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(rt.explain, model, x, 1, "each", method) for _ in range(8)]
+        assert all(torch.equal(each.result().attribution, expected) for each in runs)
+
+
 # --------------------------------------------------------------------------------------------- rules of one's own
 def test_a_rule_is_added_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (LRP_RULES, DEEPLIFT_RULES):
@@ -662,7 +672,7 @@ def test_what_lrp_has_no_rule_for_is_refused_by_name(middle: Any, message: str) 
     [
         (Recurrent, r"no rule for lstm in 'middle.lstm' \(LSTM\): add one by register_deeplift_rule"),
         (lambda: lambda x: torch.einsum("nchw,nchw,nchw->nchw", x, x, x), "no rule for einsum .* than two factors"),
-        (lambda: lambda x: x * (x > 0), r"misses \d.*a mask or no_grad; use 'ig'"),
+        (lambda: lambda x: x * (x > 0), r"misses \d.*a mask, no_grad.*or 'ig'"),
         (lambda: lambda x: x + without_gradient(x), r"misses \d"),
         (lambda: branching, "no rule for (exp|sin) in .*the network runs otherwise at the baseline than at the image"),
         (lambda: lambda x: x.exp() if x.sum() > BLACK_SUM else x, "runs otherwise at the baseline"),
@@ -715,7 +725,7 @@ def test_a_rule_of_lrp_that_loses_relevance_is_refused(
 
 
 @pytest.mark.parametrize("method", ["lrp", "deeplift"])
-def test_probabilities_scripts_and_compiled_networks_are_refused(method: str) -> None:
+def test_probabilities_scripts_compiled_and_half_networks_are_refused(method: str) -> None:
     with pytest.raises(rt.UnsupportedError, match="hand in its logits"):
         rt.explain(
             rt.Model(nn.Sequential(Dense().double(), nn.Softmax(1)), output="probabilities"), images(), method=method
@@ -728,6 +738,9 @@ def test_probabilities_scripts_and_compiled_networks_are_refused(method: str) ->
     compiled = nn.Sequential(torch.compile(make(Dense).module, backend="eager"))
     with pytest.raises(rt.UnsupportedError, match="compiled modules"):
         rt.explain(rt.Model(compiled, channels=3), images(), method=method)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(rt.UnsupportedError, match=r"float16 is too coarse .*use float32 weights"):
+            rt.explain(make(Dense, dtype), images(dtype=dtype), method=method)
 
 
 @pytest.mark.parametrize("settings", [{"rule": "gama"}, {"epsilon": -1.0}, {"gamma": -0.1}])

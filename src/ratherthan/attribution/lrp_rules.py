@@ -142,7 +142,7 @@ def _in_proportion(op: Operation, shares: Tensor, bias: Tensor | None, value: Te
 
 
 def _away_from_zero(values: Tensor, epsilon: float) -> Tensor:
-    return values + torch.where(values < 0, -epsilon, epsilon)
+    return torch.where(values < 0, values - epsilon, values + epsilon)
 
 
 # --------------------------------------------------------------------------------------------- the table

@@ -160,7 +160,8 @@ class DeepLift(Method):
         if not (share <= TOLERANCE).all():
             raise UnsupportedError(
                 f"DeepLift misses {share.max():.1%} of the contrast for {model.name}: what it computes depends on the "
-                "image in a way that has no gradient, e.g. a mask or no_grad; use 'ig'"
+                f"image in a way that has no gradient (a mask, no_grad), or {_name(images.dtype)} is too coarse for it; "
+                "use float64 weights, or 'ig'"
             )
         return Attribution(values, diagnostics={"convergence delta": missed})
 
@@ -202,6 +203,9 @@ def _refuse(model: Model, method: str) -> None:
         raise UnsupportedError(
             f"{method} starts at the logits, and {model.name} gives probabilities: hand in its logits"
         )
+    if model.dtype in (torch.float16, torch.bfloat16):
+        dtype = _name(model.dtype)
+        raise UnsupportedError(f"{dtype} is too coarse for the quotients of {method}; use float32 weights")
     for each in model.module.modules():
         kind = "scripted" if isinstance(each, torch.jit.ScriptModule) else "compiled" if _is_compiled(each) else None
         if kind:
@@ -229,9 +233,13 @@ def _check_conserved(seeds: Tensor, logits: Tensor, relevance: Tensor, constants
     share = (start - found - constants).abs() / (scale + constants.abs() + torch.finfo(logits.dtype).tiny)
     if not (share <= TOLERANCE).all():
         raise UnsupportedError(
-            f"LRP loses {share.max():.1%} of the relevance for {model.name}: some rule or what it computes does not "
-            "conserve it, or the numbers are too coarse; use float64 weights, or a gradient method, e.g. 'ixg'"
+            f"LRP loses {share.max():.1%} of the relevance for {model.name}: a rule does not conserve it, or "
+            f"{_name(relevance.dtype)} is too coarse for it; use float64 weights, or a gradient method, e.g. 'ixg'"
         )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _rounding(target: Target) -> Tensor:

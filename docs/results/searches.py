@@ -19,14 +19,13 @@ from matplotlib.figure import Figure
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.data.sources import SQUARE
 from ratherthan.evaluation import Run, evaluate
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
+from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.concepts import worded
 from ratherthan.search.method import FRAMES
 from ratherthan.superpixels import Superpixels
-from ratherthan.zoo.recipes import EIGHTS
 
 HERE = Path(__file__).parent
 SIZE = {"mnist_vae": "VAE", "mnist_gan": "GAN", "mnist_biased_vae": "VAE", "fashion_mnist_vae": "VAE"}

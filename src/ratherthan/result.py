@@ -1,13 +1,14 @@
-"""What all results have in common: they show themselves, and are saved and read back whole."""
+"""What all results have in common: rows by sample, words for classes; they show themselves, are saved and read back."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,19 +20,44 @@ if TYPE_CHECKING:
     from typing import Self
 
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
-_FORMAT = 2
+_FORMAT = 3
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
+_BY_SAMPLE = ("names", "diagnostics")  # fields by sample that are neither tensors nor lists
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Result(ABC):
-    """What a verb returns. A subclass is a frozen dataclass of tensors and plain values, with the three below.
+    """What a verb returns about N samples. Tensors and lists among the fields have a row for each.
+
+    Where one of fact and foil forms an axis of Q questions, what belongs to a question is (N, Q, ...), else (N, ...).
 
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
+        images: (N, C, H, W) in image space.
+        logits: (N, classes) of the images; (N, 1) values for a regressor.
+        fact: (N, [Q]) class indices.
+        axis: Which of the two varies along Q: "fact", "foil", or None.
+        method: Name of the method.
+        settings: Its settings.
+        output: What the model gives, the name of an `Output`.
+        class_names: Where the model has them.
+        names: What to call the samples, e.g. their paths.
+        versions: Of what computed it.
     """
 
     kind: ClassVar[str]
+    images: Tensor
+    logits: Tensor
+    fact: Tensor
+    axis: Literal["fact", "foil"] | None = None
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    output: str = "logits"
+    class_names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -42,9 +68,76 @@ class Result(ABC):
         """Write a page that needs nothing else; returns the path."""
 
     @abstractmethod
-    def __str__(self) -> str:
-        """A line for every question."""
+    def text(self, sample: int, q: int = 0) -> str:
+        """One line about one question."""
 
+    @abstractmethod
+    def to_frame(self) -> DataFrame:
+        """A row per sample and question (and answer, where there are several)."""
+
+    # ----------------------------------------------------------------------------------------- samples and questions
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def questions(self) -> int:
+        """How many questions were asked about each sample."""
+        return 1 if self.axis is None else self.fact.shape[1]
+
+    def by_question(self, values: Tensor) -> Tensor:
+        """(N, ...) or (N, Q, ...), as the result has it, always as (N, Q, ...)."""
+        return values.unsqueeze(1) if self.axis is None else values
+
+    def __getitem__(self, rows: int | slice) -> Self:
+        """The result of one sample, or of some."""
+        chosen = range(len(self))[rows]  # an IndexError where there is no such sample
+        kept = slice(chosen, chosen + 1) if isinstance(chosen, int) else rows
+        assert isinstance(kept, slice)
+        return dataclasses.replace(self, **{key: _rows(value, kept) for key, value in self._by_sample().items()})
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Results of consecutive samples as one; evaluations are summed, one that was interrupted marks the whole."""
+        fields = parts[0]._by_sample()
+        whole = {key: _joined([getattr(part, key) for part in parts]) for key in fields}
+        for f in dataclasses.fields(cls):
+            value = getattr(parts[0], f.name)
+            if f.name not in fields and isinstance(value, (bool, int)):
+                column = [getattr(part, f.name) for part in parts]
+                whole[f.name] = any(column) if isinstance(value, bool) else sum(column)
+        return dataclasses.replace(parts[0], **whole)
+
+    def _by_sample(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in values.items() if isinstance(v, (Tensor, list)) or k in _BY_SAMPLE}
+
+    # ----------------------------------------------------------------------------------------- words
+    def class_label(self, index: int) -> str:
+        """What to call a class."""
+        return class_label(self.class_names, index)
+
+    def probabilities(self) -> Tensor:
+        """(N, classes) softmax probabilities of the images.
+
+        Raises:
+            InputError: If the model gives a value.
+        """
+        if self.output == "value":
+            raise InputError("this model gives a value, not class probabilities")
+        return self.logits.softmax(1)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.questions)]
+        return "\n".join([*lines, f"({self.made_by()})"])
+
+    def made_by(self) -> str:
+        """The method and what it worked on, for the last line of a text and the head of a page."""
+        return self.method
+
+    # ----------------------------------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all.
 
@@ -69,8 +162,7 @@ class Result(ABC):
             from safetensors.torch import save
 
             tensors: dict[str, Tensor] = {}
-            fields = dataclasses.fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
-            words = {f.name: _split(getattr(self, f.name), f.name, tensors) for f in fields}
+            words = {f.name: _split(getattr(self, f.name), f.name, tensors) for f in dataclasses.fields(self)}
             header = {"kind": self.kind, "format": _FORMAT, "fields": words}
             return write_atomically(path, [save(tensors, {"ratherthan": json.dumps(header)})])
         raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
@@ -90,11 +182,16 @@ class Result(ABC):
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
             raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
-        if (header.get("kind"), header.get("format")) != (cls.kind, _FORMAT):
-            raise InputError(f"{str(path)!r} holds no {cls.kind} saved by this version of ratherthan")
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        fields = {key: _join(value, tensors) for key, value in header["fields"].items()}
-        return cls(**{k: tuple(v) if v is not None and types[k].startswith("tuple") else v for k, v in fields.items()})
+        if header.get("kind") != cls.kind:
+            raise InputError(f"{str(path)!r} holds no {cls.kind} saved by ratherthan")
+        if header.get("format") != _FORMAT:
+            raise InputError(f"{str(path)!r} was saved by another version of ratherthan: compute it again")
+        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        fields: Any = {key: _join(value, tensors) for key, value in header["fields"].items()}
+        made: dict[str, Any] = {
+            k: tuple(v) if v is not None and types[k].startswith("tuple") else v for k, v in fields.items()
+        }
+        return cls(**made)
 
     def _repr_html_(self) -> str:
         from base64 import b64encode
@@ -125,35 +222,33 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [_join(each, tensors) for each in value] if isinstance(value, list) else value
 
 
-# ------------------------------------------------------------------------------------- what making and reading share
-def check_length(spec: Any, samples: int, what: str) -> None:
-    """Refuse a fact or foil given per sample for another number of samples.
-
-    Raises:
-        InputError: If so.
-    """
-    if _per_sample(spec) and len(spec) != samples:
-        raise InputError(f"{len(spec)} {what}s for {samples} samples; give one per sample")
+def _rows(value: Any, rows: slice) -> Any:
+    if isinstance(value, dict):
+        return {key: each[rows] if isinstance(each, Tensor) else each for key, each in value.items()}
+    return value[rows]
 
 
-def take_rows(spec: Any, rows: slice, samples: int) -> Any:
-    """The part of a fact or foil that belongs to a batch, if it is given per sample; else the whole."""
-    return spec[rows] if _per_sample(spec) and len(spec) == samples else spec
+def _joined(column: list[Any]) -> Any:
+    first = column[0]
+    if isinstance(first, Tensor):
+        widest = max(each.shape[-1] for each in column) if first.ndim > 1 else 0
+        return torch.cat([_widened(each, widest) for each in column])
+    if isinstance(first, dict):
+        return {
+            key: _joined([each[key] for each in column]) if isinstance(value, Tensor) else value
+            for key, value in first.items()
+        }
+    return type(first)(row for rows in column for row in rows)
 
 
-def _per_sample(spec: Any) -> bool:
-    if isinstance(spec, (list, tuple)):
-        return any(isinstance(each, (list, tuple)) for each in spec)
-    return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
+def _widened(values: Tensor, width: int) -> Tensor:
+    """Rows that end at different lengths are filled up: with NaN, or -1 where they hold whole numbers."""
+    missing = width - values.shape[-1] if values.ndim > 1 else 0
+    empty = torch.nan if values.is_floating_point() else -1
+    return torch.nn.functional.pad(values, (0, missing), value=empty) if missing else values
 
 
-def row_names(images: Any, samples: int) -> tuple[str, ...]:
-    """Names for the samples: paths where they were given, else numbers."""
-    given = images if isinstance(images, (list, tuple)) else [images]
-    named = [str(each) if isinstance(each, (str, Path)) else f"image {i}" for i, each in enumerate(given)]
-    return tuple(named) if len(named) == samples else tuple(f"image {i}" for i in range(samples))
-
-
+# --------------------------------------------------------------------------------------------- words
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     from ratherthan import __version__
@@ -164,11 +259,6 @@ def versions() -> dict[str, str]:
 def class_label(names: Sequence[str] | None, index: int) -> str:
     """What to call a class."""
     return names[index] if names else f"class {index}"
-
-
-def percent(p: float) -> str:
-    """A probability in a line of text; neither a small one nor doubt is rounded away."""
-    return f"{p:.1%}" if 0.0005 < p < 0.9995 else "< 0.1%" if p < 0.5 else "> 99.9%"
 
 
 def picture(image: Tensor) -> np.ndarray[Any, Any]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratherthan.app.images import FIGURE, Failure, read_all, unused_stem
 from ratherthan.app.terminal import printable, words
 from ratherthan.attribution import Method, compare
-from ratherthan.attribution.explanation import Explanation, rebuilt, save_report, to_panels
+from ratherthan.attribution.explanation import Explanation, save_report, to_panels
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import get_contrast
 from ratherthan.errors import InputError, first_line, unknown
@@ -141,7 +140,7 @@ class Answers:
             batch = torch.stack(images)
             found = compare(how.model, batch, how.fact, how.foil, [how.method], how.contrasts, batch_size=len(batch))
             shown = tuple(printable(str(path)) for path in names)
-            self._batches.append([rebuilt([each], lambda values: values[0].cpu(), shown) for each in found])
+            self._batches.append([dataclasses.replace(each, names=shown) for each in found])
             self._draw(names, finished)
 
     def finish(self) -> list[Explanation]:
@@ -150,12 +149,12 @@ class Answers:
         Returns:
             An explanation per contrast; empty if no image was explained.
         """
-        found = [joined(column) for column in zip(*self._batches, strict=True)]
+        found = [Explanation.joined(column) for column in zip(*self._batches, strict=True)]
         if found and self.out is not None:
             for each in found:
                 name = f"explanation.{each.contrast}" if len(found) > 1 else "explanation"
                 self.files.append(each.save(self.out / f"{name}.safetensors"))
-            self.files.append(save_report([likeliest(each, SHOWN) for each in found], self.out / "why.html"))
+            self.files.append(save_report([each.likeliest(SHOWN) for each in found], self.out / "why.html"))
         return found
 
     def _draw(self, paths: Sequence[Path], finished: Callable[[int], None]) -> None:
@@ -164,44 +163,16 @@ class Answers:
 
         for i, path in enumerate(paths):
             if self.out is not None:
-                row = slice(i, i + 1)
-                single = [rebuilt([each], lambda v, row=row: v[0][row], each.names[row]) for each in self._batches[-1]]  # type: ignore[misc]
-                cases = to_panels([likeliest(each, SHOWN) for each in single])
+                cases = to_panels([each[i].likeliest(SHOWN) for each in self._batches[-1]])
                 target = self.out / (unused_stem(printable(path.stem), self._stems) + FIGURE)
                 self.files.append(write_atomically(target, [figure_png(figure(cases))]))
             finished(1)
 
 
-def joined(parts: Sequence[Explanation]) -> Explanation:
-    """One explanation from those of several batches."""
-    return rebuilt(parts, torch.cat, tuple(name for part in parts for name in part.names))
-
-
-def likeliest(why: Explanation, count: int) -> Explanation:
-    """The explanation with only the `count` facts or foils per sample that the network finds likeliest."""
-    if why.axis is None or why.questions <= count:
-        return why
-    if why.output == "value":
-        order = torch.arange(count).expand(len(why), -1)
-    else:
-        p = why.probabilities()
-        # of the foils "each", the fact itself comes last: against itself there is little to say
-        foils = (why.foils * p.unsqueeze(1)).sum(-1).masked_fill(why.foil == why.fact, -1)
-        target = p.gather(1, why.fact) if why.axis == "fact" else foils
-        order = target.argsort(dim=1, descending=True, stable=True)[:, :count]
-
-    def pick(values: list[Tensor]) -> Tensor:
-        by_question = values[0].ndim > 1 and values[0].shape[1] == why.questions
-        return values[0][torch.arange(len(why)).unsqueeze(1), order] if by_question else values[0]
-
-    picked = rebuilt([why], pick, why.names)
-    return dataclasses.replace(picked, logits=why.logits, images=why.images)
-
-
 def lines(found: Sequence[Explanation]) -> list[str]:
     """A line for each image, or for each image and fact or foil, about the first weighted contrast there is."""
     why = next((each for each in found if each.contrast == "weighted"), found[0])
-    few = likeliest(why, PRINTED)
+    few = why.likeliest(PRINTED)
     told = [f"{name}: {few.text(i, q)}" for i, name in enumerate(few.names) for q in range(few.questions)]
     if few.questions < why.questions:
         told.append(f"(the {few.questions} likeliest of {why.questions} {why.axis}s of each image)")

@@ -112,8 +112,7 @@ def write(search: Search, out: Path) -> None:
         search.files.append(found.save(out))
         return
     from ratherthan.files import write_atomically
-    from ratherthan.render import figure_png
-    from ratherthan.render.trajectory import draw_trajectories
+    from ratherthan.render import draw_trajectories, figure_png
 
     films, stems = found.trajectories(), set[str]()
     for i, name in enumerate(found.names):

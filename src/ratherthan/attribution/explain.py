@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.explanation import Explanation, rebuilt
-from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass, check_budget
+from ratherthan.attribution.explanation import Explanation
+from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method
-from ratherthan.attribution.scan import scan
-from ratherthan.contrast import (
-    Contrast,
-    ContrastFunction,
-    Question,
-    Scan,
-    Target,
-    get_contrast,
-    resolve,
-    resolve_values,
-)
+from ratherthan.contrast import Contrast, ContrastFunction, Target, get_contrast, resolve, resolve_values
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
-from ratherthan.result import check_length, row_names, take_rows, versions
+from ratherthan.progress import Progress, reporter
+from ratherthan.verbs import Samples
 
 AnyContrast = str | Contrast | ContrastFunction
 
@@ -41,7 +30,7 @@ def explain(
     *,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Explanation:
     """Explain why the network prefers the fact over the foil.
 
@@ -55,7 +44,7 @@ def explain(
             "loss" for a value with a foil, "none" for a value without.
         batch_size: Images per forward pass.
         memory_budget: Bytes that pulling back may take at once.
-        progress: Called with (images done, images in all) after every batch.
+        progress: True draws a bar; a callable is called with (images done, images in all) after every batch.
 
     Returns:
         The explanation; its attribution has a dimension Q where facts or foils form an axis.
@@ -92,7 +81,7 @@ def compare(
     *,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> list[Explanation]:
     """Explain the same images by several methods and contrasts, sharing every forward pass that can be shared.
 
@@ -110,53 +99,47 @@ def compare(
     Returns:
         One explanation for each method and contrast, methods outermost.
     """
-    check_budget(memory_budget)
-    if batch_size < 1:
-        raise InputError(f"batch_size is at least 1, not {batch_size}")
+    if memory_budget <= 0:
+        raise InputError(f"memory_budget is a positive number of bytes, not {memory_budget}")
     for what, given in (("methods", methods), ("contrasts", contrasts)):
         if isinstance(given, str):
             raise InputError(f"{what} is a list, e.g. [{given!r}], not {given!r}")
     model = Model.wrap(model)
     chosen = [get_method(each) for each in methods]
-    how = [None if each is None else get_contrast(each) for each in contrasts]
-    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
-    check_length(fact, len(batch), "fact")
-    check_length(foil, len(batch), "foil")
+    weighed = [None if each is None else get_contrast(each) for each in contrasts]
+    samples = Samples.of(model, images, fact, foil)
     parts: list[list[Explanation]] = []
-    with preserve_state(model.module):
-        for start in range(0, len(batch), batch_size):
-            rows = slice(start, start + batch_size)
-            forward_pass = ForwardPass(model, batch[rows], memory_budget)
-            asked = (take_rows(fact, rows, len(batch)), take_rows(foil, rows, len(batch)))
-            parts.append(_explain_batch(forward_pass, *asked, chosen, how))
-            if progress is not None:
-                progress(min(start + batch_size, len(batch)), len(batch))
-    names = row_names(images, len(batch))
-    return [_joined(list(column), names) for column in zip(*parts, strict=True)]
+    with preserve_state(model.module), reporter(progress, "explaining") as report:
+        for batch in samples.batches(batch_size, report):
+            forward_pass = ForwardPass(model, batch.images, memory_budget, batch.sharing(report, len(samples)))
+            parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
+    return [Explanation.joined(column) for column in zip(*parts, strict=True)]
 
 
-def _explain_batch(
-    forward_pass: ForwardPass, fact: Any, foil: Any, methods: Sequence[Method], contrasts: Sequence[Contrast | None]
-) -> list[Explanation]:
-    found = []
-    for method in methods:
-        method.prepare(forward_pass)
-        for contrast in contrasts:
-            target = _target(forward_pass, fact, foil, contrast)
-            maps = (
-                scan(forward_pass, target, method)
-                if isinstance(target.contrast, Scan)
-                else method.attribute(forward_pass, target)
-            )
-            found.append(_result(forward_pass, target, method, maps))
-    return found
+def _explained(
+    forward_pass: ForwardPass, batch: Samples, method: Method, contrasts: Sequence[Contrast | None]
+) -> Iterator[Explanation]:
+    method.prepare(forward_pass)
+    for contrast in contrasts:
+        target = target_of(forward_pass.model, forward_pass.logits, batch.fact, batch.foil, contrast)
+        yield explanation_of(forward_pass, target, method, method.attribute(forward_pass, target), batch.names)
 
 
-def _target(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast | None) -> Target:
-    logits = forward_pass.logits
-    if forward_pass.model.output.of_classes:
-        question = resolve(logits, fact, foil, forward_pass.model.class_names)
-        return Target(logits, question, contrast or get_contrast("weighted"))
+def target_of(model: Model, logits: Tensor, fact: Any, foil: Any, contrast: Contrast | None = None) -> Target:
+    """The question about a batch, and the contrast that fits what the model gives.
+
+    Args:
+        model: The network.
+        logits: (N, classes), or (N, 1) values.
+        fact: As in `explain`.
+        foil: As in `explain`.
+        contrast: None: as `explain` chooses it.
+
+    Raises:
+        InputError: If the question does not fit the model.
+    """
+    if model.output.of_classes:
+        return Target(logits, resolve(logits, fact, foil, model.class_names), contrast or get_contrast("weighted"))
     if fact is not None:
         raise InputError("this model gives a value: the fact is what it gives, only a foil can be chosen")
     contrast = contrast or get_contrast("none" if foil is None else "loss")
@@ -167,52 +150,49 @@ def _target(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast 
     return Target(logits, resolve_values(logits, foil), contrast)
 
 
-def _result(forward_pass: ForwardPass, target: Target, method: Method, maps: Attribution) -> Explanation:
-    question: Question = target.question
-    squeeze = question.axis is None
+def explanation_of(
+    forward_pass: ForwardPass, target: Target, method: Method, found: Attribution, names: tuple[str, ...], **more: Any
+) -> Explanation:
+    """Put what a method found into a result.
 
-    def lead(values: Tensor) -> Tensor:
-        return values.squeeze(1) if squeeze else values
+    Args:
+        forward_pass: Model and images.
+        target: The question.
+        method: What answered it.
+        found: Its attribution, (N, Q, ...).
+        names: Of the samples.
+        **more: Fields of the result that are to differ from what the method says.
 
-    if maps.values.shape[:2] != question.fact.shape:
-        wanted, shape = tuple(question.fact.shape), tuple(maps.values.shape)
+    Raises:
+        InputError: If the attribution does not begin with (N, Q), or holds NaN or infinite values.
+    """
+    question, output = target.question, forward_pass.model.output
+    if found.values.shape[:2] != question.fact.shape:
+        wanted, shape = tuple(question.fact.shape), tuple(found.values.shape)
         raise InputError(f"method {method.name!r} gives maps of shape {shape}; it must begin with {wanted}")
     score = target.contrast.scalar(forward_pass.logits, question)
-    for what, values in ((f"contrast {target.contrast.name!r}", score), (f"method {method.name!r}", maps.values)):
+    for what, values in ((f"contrast {target.contrast.name!r}", score), (f"method {method.name!r}", found.values)):
         if not values.isfinite().all():
             raise InputError(f"{what} gives NaN or infinite values for this question: no map can be right")
 
-    return Explanation(
-        images=forward_pass.images,
-        attribution=lead(maps.values.detach()),
-        logits=forward_pass.logits,
-        fact=lead(question.fact),
-        foil=lead(question.foil),
-        foils=lead(question.foils),
-        score=lead(score),
-        axis=question.axis,
-        method=method.name,
-        contrast=target.contrast.name,
-        settings=method.settings(),
-        layer=maps.layer,
-        output=forward_pass.model.output.name,
-        class_names=_class_names(forward_pass),
-        diagnostics={
-            key: lead(value) if isinstance(value, Tensor) else value for key, value in maps.diagnostics.items()
-        },
-        versions=versions(),
-    )
+    def lead(values: Any) -> Any:
+        return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values
 
-
-def _joined(parts: list[Explanation], names: tuple[str, ...]) -> Explanation:
-    """One explanation from those of the batches."""
-    if len(parts) == 1:
-        return dataclasses.replace(parts[0], names=names)
-    return rebuilt(parts, torch.cat, names)
-
-
-def _class_names(forward_pass: ForwardPass) -> tuple[str, ...] | None:
-    names = forward_pass.model.class_names
-    if names is not None and forward_pass.model.output.of_classes and len(names) == forward_pass.logits.shape[1]:
-        return names
-    return None
+    return Explanation(**{
+        "images": forward_pass.images,
+        "logits": forward_pass.logits,
+        "attribution": lead(found.values.detach()),
+        "fact": lead(question.fact),
+        "foil": lead(question.foil),
+        "foil_sets": lead(question.foils),
+        "score": lead(score),
+        "axis": question.axis,
+        "method": method.name,
+        "settings": method.settings(),
+        "contrast": target.contrast.name,
+        "layer": found.layer,
+        "diagnostics": {key: lead(value) for key, value in found.diagnostics.items()},
+        "output": output.name,
+        "class_names": forward_pass.model.class_names if output.of_classes else None,
+        "names": names,
+    } | more)  # fmt: skip

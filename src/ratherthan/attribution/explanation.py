@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ratherthan.contrast import contrasts, get_contrast
 from ratherthan.errors import InputError, unknown
-from ratherthan.result import Result, class_label, percent, picture
+from ratherthan.result import Result, picture
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,52 +26,29 @@ if TYPE_CHECKING:
 _SHOWN_CLASSES = 6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Explanation(Result):
     """Where in an input the fact is preferred over the foil.
 
-    N samples; Q facts or foils where one of them was asked for as an axis, else that dimension is absent.
-
     Attributes:
-        images: (N, C, H, W) in image space.
-        attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q,] h, w) at the resolution of
-            the layer, or (N, [Q,] C, H, W) for methods that explain the image. Not rectified, not normalised.
-        logits: (N, classes).
-        fact: (N,) or (N, Q) class indices.
-        foil: (N,) or (N, Q): the class compared with, -1 where several are foils together; a value for a regressor.
-        foils: (N, [Q,] classes) bool: the foil sets.
-        score: (N,) or (N, Q): the contrast itself, e.g. the log-odds.
-        axis: Whether facts or foils vary along Q; None where there is no such dimension.
-        method: Registered name of the method.
+        attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q], h, w) at the resolution of
+            the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised.
+        foil: (N, [Q]) the class compared with, -1 where several are foils together; a value for a regressor.
+        foil_sets: (N, [Q], classes) bool.
+        score: (N, [Q]) the contrast itself, e.g. the log-odds.
         contrast: Name of the contrast.
-        settings: The method's settings.
         layer: The layer explained, or None for the image.
-        output: What the model gives: "logits", "probabilities" or "value".
-        class_names: Names of the classes, or None.
-        names: (N) names of the samples.
         diagnostics: Figures of the computation, e.g. how far completeness is missed: tensors (N, [Q]) or text.
-        versions: Versions of what computed it.
     """
 
     kind: ClassVar[str] = "explanation"
-
-    images: Tensor
     attribution: Tensor
-    logits: Tensor
-    fact: Tensor
     foil: Tensor
-    foils: Tensor
+    foil_sets: Tensor
     score: Tensor
-    axis: Literal["fact", "foil"] | None
-    method: str
     contrast: str
-    settings: dict[str, Any] = field(default_factory=dict)
     layer: str | None = None
-    output: str = "logits"
-    class_names: tuple[str, ...] | None = None
-    names: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
     def heatmap(self, preset: Literal["prabhushankar2020"] | None = None) -> Tensor:
@@ -113,24 +91,12 @@ class Explanation(Result):
         if not counts.any(1).all():
             raise InputError("a sample has no foil but its fact: ask with foil='each', or for other classes")
         means, variances = [], []
-        for sample, rows in enumerate(counts):  # one at a time: a thousand maps of one image fill 200 MB
-            maps = dataclasses.replace(
-                self, images=self.images[sample : sample + 1], attribution=self.attribution[sample : sample + 1, rows]
-            ).heatmap(preset)
-            variance, mean = torch.var_mean(maps[0], 0, correction=0)
+        for one, rows in zip(self, counts, strict=True):  # a thousand maps of one image fill 200 MB
+            maps = self._drawn(one.attribution[0, rows], 1, rectified=preset is not None)
+            variance, mean = torch.var_mean(maps, 0, correction=0)
             means.append(mean)
             variances.append(variance)
         return torch.stack(means), torch.stack(variances)
-
-    def probabilities(self) -> Tensor:
-        """(N, classes): softmax of the logits.
-
-        Raises:
-            InputError: If the model gives a value.
-        """
-        if self.output == "value":
-            raise InputError("this model gives a value, not class probabilities")
-        return self.logits.softmax(1)
 
     def question(self, sample: int, q: int = 0) -> str:
         """The question about one sample in words."""
@@ -145,18 +111,18 @@ class Explanation(Result):
         """The fact in words."""
         if self.output == "value":
             return f"{self.logits[sample, 0].item():.3g}"
-        return self._class_name(int(self._column(self.fact)[sample, q]))
+        return self.class_label(int(self.by_question(self.fact)[sample, q]))
 
     def foil_name(self, sample: int, q: int = 0) -> str:
         """The foil, or foils, in words; empty where the contrast has none."""
         if self.output == "value":
-            return f"{self._column(self.foil)[sample, q].item():.3g}" if self.contrast != "none" else ""
+            return f"{self.by_question(self.foil)[sample, q].item():.3g}" if self.contrast != "none" else ""
         if self.contrast == "none":
             return ""
-        members = self.foils.reshape(len(self.foils), -1, self.foils.shape[-1])[sample, q].nonzero().flatten().tolist()
-        if len(members) == self.foils.shape[-1] - 1 and len(members) > 1:
+        members = self.by_question(self.foil_sets)[sample, q].nonzero().flatten().tolist()
+        if len(members) == self.foil_sets.shape[-1] - 1 and len(members) > 1:
             return f"any of the {len(members)} others"
-        shown = [self._class_name(member) for member in members[:4]]
+        shown = [self.class_label(member) for member in members[:4]]
         return " or ".join(shown) + (f" or {len(members) - 4} more" if len(members) > 4 else "")
 
     def text(self, sample: int, q: int = 0) -> str:
@@ -164,31 +130,39 @@ class Explanation(Result):
         map_ = self._map(sample, q)
         gain, loss = map_.clamp_min(0).sum().item(), (-map_).clamp_min(0).sum().item()
         share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
-        score = f"{self.contrast} {self._column(self.score)[sample, q].item():+.2f}"
+        score = f"{self.contrast} {self.by_question(self.score)[sample, q].item():+.2f}"
         return f"{self.question(sample, q)} {self._odds(sample, q)}{score}; {share}."
 
-    def __str__(self) -> str:
-        lines = [f"{self.names[i]}: {self.text(i, q)}" for i in range(len(self.images)) for q in range(self.questions)]
-        where = f"layer {self.layer}" if self.layer else "the image"
-        return "\n".join([*lines, f"({self.method} on {where})"])
+    def made_by(self) -> str:
+        """The method, and the layer it explains."""
+        return f"{self.method} on {f'layer {self.layer}' if self.layer else 'the image'}"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
         return f"Explanation({self.method} on {self.layer or 'the image'}, {self.contrast}, attribution={shape})"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def questions(self) -> int:
-        """How many questions were asked about each sample."""
-        return 1 if self.axis is None else self.fact.shape[1]
 
     def to_frame(self) -> DataFrame:
         """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""
         import pandas as pd
 
         return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
+
+    def likeliest(self, count: int) -> Explanation:
+        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order."""
+        if self.axis is None or self.questions <= count:
+            return self
+        order = torch.arange(count, device=self.fact.device).expand(len(self), -1)
+        if self.output != "value":
+            p = self.probabilities()
+            # of the foils "each", the fact itself comes last: against itself there is little to say
+            foils = (self.foil_sets * p.unsqueeze(1)).sum(-1).masked_fill(self.foil == self.fact, -1)
+            asked = p.gather(1, self.fact) if self.axis == "fact" else foils
+            order = asked.argsort(dim=1, descending=True, stable=True)[:, :count]
+        rows = torch.arange(len(self), device=order.device).unsqueeze(1)
+        by_question = ("attribution", "fact", "foil", "foil_sets", "score")
+        picked = {key: getattr(self, key)[rows, order] for key in by_question}
+        noted = {k: v[rows, order] if isinstance(v, Tensor) else v for k, v in self.diagnostics.items()}
+        return dataclasses.replace(self, **picked, diagnostics=noted)
 
     # ----------------------------------------------------------------------------------------- showing it
     def panels(self) -> list[Panel]:
@@ -206,28 +180,21 @@ class Explanation(Result):
         return save_report([self], path)
 
     # ----------------------------------------------------------------------------------------- inside
-    def _column(self, values: Tensor) -> Tensor:
-        """(N, ...) or (N, Q, ...) to (N, Q, ...)."""
-        return values.unsqueeze(1) if self.axis is None else values
-
     def _map(self, sample: int, q: int) -> Tensor:
         """The heatmap of one question, (H, W), without those of all others: a thousand of one image fill 200 MB."""
-        return self._drawn(self._column(self.attribution)[sample, q], 0, rectified=False)
+        return self._drawn(self.by_question(self.attribution)[sample, q], 0, rectified=False)
 
     def _drawn(self, maps: Tensor, lead: int, rectified: bool) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
         return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified)
 
-    def _class_name(self, index: int) -> str:
-        return class_label(self.class_names, index)
-
     def _odds(self, sample: int, q: int) -> str:
         if self.output == "value":
             return ""
         p = self.probabilities()[sample]
-        fact = int(self._column(self.fact)[sample, q])
-        foil = int(self._column(self.foil)[sample, q])
+        fact = int(self.by_question(self.fact)[sample, q])
+        foil = int(self.by_question(self.foil)[sample, q])
         against = (
             f" against {percent(p[foil].item())}" if foil >= 0 and self.contrast != "none" and foil != fact else ""
         )
@@ -243,7 +210,7 @@ class Explanation(Result):
             "method": self.method,
             "contrast": self.contrast,
             "layer": self.layer,
-            "score": self._column(self.score)[sample, q].item(),
+            "score": self.by_question(self.score)[sample, q].item(),
             "relevance_for": map_.clamp_min(0).sum().item(),
             "relevance_against": (-map_).clamp_min(0).sum().item(),
             "peak_row": peak // map_.shape[1],
@@ -251,29 +218,15 @@ class Explanation(Result):
         }
         if self.output != "value":
             p = self.probabilities()[sample]
-            row["p_fact"] = p[self._column(self.fact)[sample, q]].item()
-            row["p_foil"] = p[self._column(self.foils)[sample, q]].sum().item()
+            row["p_fact"] = p[self.by_question(self.fact)[sample, q]].item()
+            row["p_foil"] = p[self.by_question(self.foil_sets)[sample, q]].sum().item()
         return row
 
     def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> Heatmap:
         from ratherthan.render import Heatmap
 
-        values = self._column(heatmap)[sample, q].detach().float().cpu().numpy()
+        values = self.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
         return Heatmap(self.foil_name(sample, q), label, values, self.text(sample, q))
-
-
-def rebuilt(
-    parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor], names: tuple[str, ...]
-) -> Explanation:
-    """One explanation of some: `change` makes a tensor (one row per sample) of those in the same place."""
-    first = parts[0]
-    keys = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
-    tensors: dict[str, Any] = {key: change([getattr(part, key) for part in parts]) for key in keys}
-    diagnostics = {
-        key: change([part.diagnostics[key] for part in parts]) if isinstance(value, Tensor) else value
-        for key, value in first.diagnostics.items()
-    }
-    return dataclasses.replace(first, names=names, diagnostics=diagnostics, **tensors)
 
 
 def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
@@ -333,12 +286,11 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     Returns:
         The path.
     """
-    from ratherthan.render import write_report
+    from ratherthan.render import write_page
 
-    where = {each.method: f"layer {each.layer}" if each.layer else "the image" for each in explanations}
-    intro = "; ".join(f"{method} on {part}" for method, part in where.items())
+    intro = "; ".join(dict.fromkeys(each.made_by() for each in explanations))
     cases = [leading_with("weighted", case) for case in to_panels(explanations)]
-    return write_report(cases, path, title, f"Method: {intro}.")
+    return write_page(cases, path, title, f"Method: {intro}.")
 
 
 def leading_with(contrast: str, case: Panel) -> Panel:
@@ -351,10 +303,10 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
         return ()
     p = explanation.probabilities()[sample]
     top = p.topk(min(_SHOWN_CLASSES, len(p))).indices.tolist()
-    asked = explanation._column(explanation.foil)[sample].flatten().tolist()
-    fact = int(explanation._column(explanation.fact)[sample, q])
+    asked = explanation.by_question(explanation.foil)[sample].flatten().tolist()
+    fact = int(explanation.by_question(explanation.fact)[sample, q])
     asked = [int(each) for each in asked if each >= 0][:_SHOWN_CLASSES]
-    return tuple((explanation._class_name(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
+    return tuple((explanation.class_label(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
 
 
 def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool) -> Tensor:

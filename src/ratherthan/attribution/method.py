@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.contrast import Target
 from ratherthan.registry import Classes
+from ratherthan.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,20 @@ class Attribution:
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
-class Method(ABC):
+class Method(Settings, ABC):
     """A way to attribute a contrast to the parts of an input.
 
-    A subclass is a dataclass whose fields are its settings, with a `name` and `attribute`. `prepare` makes the forward
-    pass that `attribute` will use, so that the question can be resolved from the same one.
+    A subclass is a frozen dataclass whose fields are its settings, with a `name` and `attribute`. `prepare` makes the
+    forward pass that `attribute` will use, so that the question can be resolved from the same one.
+
+    Attributes:
+        linear: Whether the map is linear in the seed, the contrast's derivative. Only then are maps of classes added
+            up instead of pulling back every seed.
     """
 
-    name: ClassVar[str]
+    linear: ClassVar[bool] = False
 
-    def prepare(self, forward_pass: ForwardPass) -> None:  # noqa: B027 (optional on purpose)
+    def prepare(self, forward_pass: ForwardPass) -> None:
         """Make the forward pass this method needs, if it is a recorded one."""
 
     @abstractmethod
@@ -52,12 +56,6 @@ class Method(ABC):
         Returns:
             The maps, unnormalised and not rectified.
         """
-
-    def settings(self) -> dict[str, Any]:
-        """The settings by name."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
 _METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.gradient import baseline_images
 from ratherthan.attribution.lrp_rules import LRP_RULES, alpha1_beta0_rule, epsilon_rule, gamma_rule
 from ratherthan.attribution.method import Attribution, Method, register_method
 from ratherthan.attribution.operations import ByOperation, Rule
+from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
 from ratherthan.errors import InputError, UnsupportedError, first_line, unknown
 from ratherthan.model import Model
@@ -61,6 +61,7 @@ class LRP(Method):
     layers: Mapping[str, LayerRule] | None = None
 
     name = "lrp"
+    linear = True
 
     def __post_init__(self) -> None:
         for rule in (self.rule, *(self.layers or {}).values()):
@@ -131,12 +132,13 @@ class DeepLift(Method):
     and norms, have a rule that is complete: each factor is multiplied by the mean of the other over x and x0.
 
     Attributes:
-        baselines: x0 in image space: a number, a tensor (C, H, W) or what broadcasts to it; None: 0, black.
+        baseline: x0, see `baseline_images`; 0 is black.
     """
 
-    baselines: float | Tensor | None = None
+    baseline: Any = 0.0
 
     name = "deeplift"
+    linear = True
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): contribution of every value of the image.
@@ -146,7 +148,7 @@ class DeepLift(Method):
         """
         model, images = forward_pass.model, forward_pass.images
         _refuse(model, "DeepLift")
-        baseline = baseline_images(images, self.baselines)
+        baseline = baseline_images(images, self.baseline)
         leaf = images.clone().requires_grad_()
         mode = ByOperation("DeepLIFT", DEEPLIFT_RULES, model.module, leaf)
         with torch.enable_grad(), mode:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.activation import LayerMethod, find_layer
+from ratherthan.attribution.activation import LayerMethod
 from ratherthan.attribution.forward import MEMORY_BUDGET
+from ratherthan.attribution.layers import find_layer
 from ratherthan.attribution.method import Method
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches

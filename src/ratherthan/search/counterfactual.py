@@ -15,21 +15,23 @@ from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, check_length, class_label, percent, picture, row_names, take_rows, versions
+from ratherthan.result import Result, class_label, picture, versions
 from ratherthan.search.method import Answers, CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.trajectory import Trajectory
+    from ratherthan.render import Trajectory
 
 _SAME = 0.02  # root mean square difference of pixels below which two answers are one
 _GROWN = 0.1  # an attribute that grew by this much is named
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Counterfactual(Result):
     """What would have to change for the foil.
 
@@ -80,7 +82,7 @@ class Counterfactual(Result):
     violation: Tensor
     path: Tensor
     path_logits: Tensor
-    axis: bool
+    axis: bool  # type: ignore[assignment]
     interrupted: bool
     method: str
     evaluations: int = 0
@@ -246,7 +248,7 @@ class Counterfactual(Result):
     # ----------------------------------------------------------------------------------------- showing it
     def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""
-        from ratherthan.render.trajectory import Trajectory
+        from ratherthan.render import Trajectory
 
         films = []
         for i, name in enumerate(self.names):
@@ -262,7 +264,7 @@ class Counterfactual(Result):
                         status=self.status[i][q][0],
                         image=picture(self.images[i]),
                         reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
-                        way=[picture(each) for each in self.path[i, q]],
+                        path=[picture(each) for each in self.path[i, q]],
                         answer=picture(self.examples[i, q, 0]),
                         fact=(self._class(fact), p[:, fact].tolist()),
                         foil=(self._class(foil), p[:, foil].tolist()),
@@ -277,21 +279,21 @@ class Counterfactual(Result):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render.trajectory import draw_trajectories
+        from ratherthan.render import draw_trajectories
 
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render.trajectory import draw_probabilities
+        from ratherthan.render import draw_probabilities
 
         return draw_probabilities(self.trajectories()[sample * self.questions + q])
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
-        from ratherthan.render.trajectory import write_trajectories
+        from ratherthan.render import write_page
 
-        return write_trajectories(self.trajectories(), path, "What would have to change?", f"Method {self._how()}.")
+        return write_page(self.trajectories(), path, "What would have to change?", f"Method {self._how()}.")
 
     # ----------------------------------------------------------------------------------------- inside
     def _lead(self, values: Tensor) -> Tensor:
@@ -346,13 +348,11 @@ def counterfactual(
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
     method = get_counterfactual_method(method).prepared(model)
-    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
+    samples = Samples.of(model, images, fact, method.default_foil if foil is None else foil)
+    batch = samples.images
     _check_range(batch)
-    check_length(fact, len(batch), "fact")
-    check_length(foil, len(batch), "foil")
     method.check(model, batch)
-    search = _Search(model, batch, fact, method.default_foil if foil is None else foil, method, progress)
-    return search.run(batch_size, row_names(images, len(batch)))
+    return _Search(model, samples, method, progress).run(batch_size)
 
 
 def _check_range(images: Tensor) -> None:
@@ -368,14 +368,16 @@ class _Search:
     """One call of `counterfactual`: batch after batch, then a result."""
 
     model: Model
-    images: Tensor
-    fact: Any
-    foil: Any
+    samples: Samples
     method: CounterfactualMethod
     progress: Callable[[int, int], None] | None
     axis: bool = False
 
-    def run(self, batch_size: int, names: tuple[str, ...]) -> Counterfactual:
+    @property
+    def images(self) -> Tensor:
+        return self.samples.images
+
+    def run(self, batch_size: int) -> Counterfactual:
         parts: list[dict[str, Any]] = []
         start, interrupted = 0, False
         while start < len(self.images) and not interrupted:
@@ -397,7 +399,7 @@ class _Search:
             method=self.method.name,
             settings=self.method.settings(),
             class_names=self.model.class_names,
-            names=names[:start],
+            names=self.samples.names[:start],
             versions=versions(),
         )
 
@@ -424,11 +426,10 @@ class _Search:
 
     def _questions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Facts (n, Q), foils (n, Q) and logits (n, classes) of some images."""
-        count = len(self.images)
         with preserve_state(self.model.module), torch.no_grad():
             logits = self.model.logits(self.images[rows])
         self.model.check(logits)
-        fact, foil = (take_rows(spec, rows, count) for spec in (self.fact, self.foil))
+        fact, foil = self.samples[rows].fact, self.samples[rows].foil
         question = resolve(logits, fact, foil, self.model.class_names)
         if question.axis == "fact":
             raise InputError("a counterfactual starts from one fact; give the foils as a list instead")

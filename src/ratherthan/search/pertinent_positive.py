@@ -19,17 +19,15 @@ from ratherthan.model import Model
 from ratherthan.registry import Classes
 from ratherthan.result import (
     Result,
-    check_length,
     class_label,
-    percent,
     picture,
-    row_names,
-    take_rows,
     versions,
 )
 from ratherthan.search.method import Report
 from ratherthan.search.solver import Status
 from ratherthan.settings import fields_to_jsonable
+from ratherthan.verbs import Samples
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -125,7 +123,7 @@ def pertinent_positive_methods() -> list[str]:
     return list(_METHODS)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PertinentPositive(Result):
     """A part of each image that keeps the fact by itself (CEM-MAF, section 3.2).
 
@@ -220,7 +218,7 @@ class PertinentPositive(Result):
             f"because of {kept} of {count} {what} ({percent(share)} of it, {_place(self.mask[sample].float().cpu())})"
         )
 
-    def text(self, sample: int) -> str:
+    def text(self, sample: int, q: int = 0) -> str:
         """One line about one image."""
         fact = int(self.fact[sample])
         name = class_label(self.class_names, fact)
@@ -271,14 +269,14 @@ class PertinentPositive(Result):
             )
             views = (Heatmap("", self.method, ranks[i], self.text(i)),)
             fact = class_label(self.class_names, int(self.fact[i]))
-            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views))
+            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views, _SIDES))
         return cases
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_report
+        from ratherthan.render import write_page
 
-        return write_report(self.panels(), path, "What is enough?", f"Method: {self.method}.", sides=_SIDES)
+        return write_page(self.panels(), path, "What is enough?", f"Method: {self.method}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
@@ -350,18 +348,18 @@ def pertinent_positive(
     how = get_pertinent_positive_method(method).prepared(model)
     if not model.output.of_classes:
         raise InputError("this model gives a value; a pertinent positive keeps a class")
-    batch = model.preprocess(images).clone()  # the result keeps them, whatever becomes of the caller's
+    samples = Samples.of(model, images, fact)
+    batch = samples.images
     if batch.min() < -1e-4 or batch.max() > 1 + 1e-4:
         raise InputError(f"images range over [{batch.min():.3g}, {batch.max():.3g}]: hand them in [0, 1]")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, not {batch_size}")
-    check_length(fact, len(batch), "fact")
     how.check(model, batch)
     parts: list[dict[str, Any]] = []
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
         with preserve_state(model.module):
-            parts.append(_part(model, batch[rows], take_rows(fact, rows, len(batch)), how, range(len(batch))[rows]))
+            parts.append(_part(model, batch[rows], samples[rows].fact, how, range(len(batch))[rows]))
         if progress is not None:
             progress(min(start + batch_size, len(batch)), len(batch))
         if parts[-1]["interrupted"]:
@@ -372,7 +370,7 @@ def pertinent_positive(
         method=how.name,
         settings=how.settings(),
         class_names=model.class_names,
-        names=row_names(images, len(batch))[: len(joined["images"])],
+        names=samples.names[: len(joined["images"])],
         versions=versions(),
     )
 

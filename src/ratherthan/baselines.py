@@ -1,0 +1,90 @@
+"""What nothing is: the image that stands where a part is taken away, the same for all methods and experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError, unknown
+
+Baseline = float | Sequence[float] | Tensor | str
+"""A value of image space; one per channel; an image (C, H, W); or a word, see `baseline_images`."""
+BASELINES = ("mean", "blur", "model-mean")
+_SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel
+
+
+def baseline_images(
+    images: Tensor, baseline: Any, sigma: Tensor | float = 15.0, model_mean: Sequence[float] | None = None
+) -> Tensor:
+    """An image of nothing for each image.
+
+    Args:
+        images: (N, C, H, W) in image space.
+        baseline: A number (0.0 is black); one per channel; an image (C, H, W); "mean": each image's own mean colour;
+            "blur": the image blurred; "model-mean": the mean that the model subtracts, 0 after its normalisation.
+        sigma: Of the blur, see `blur`.
+        model_mean: Per channel; None: 0.
+
+    Returns:
+        (N, C, H, W), memory of its own.
+
+    Raises:
+        InputError: If it is none of these or does not fit the images.
+    """
+    if isinstance(baseline, str):
+        if baseline not in BASELINES:
+            raise InputError(f"{unknown('baseline', baseline, BASELINES)}, or give a number or an image")
+        if baseline == "blur":
+            return blur(images, sigma)
+        if baseline == "mean":
+            return images.mean((-2, -1), keepdim=True).expand_as(images).clone()
+        baseline = list(model_mean or (0.0,))
+    try:
+        value = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a baseline is a number, one per channel, an image or a word, not {baseline!r}") from error
+    shape = tuple(images.shape[1:])
+    value = value.squeeze(0) if value.ndim == images.ndim and len(value) == 1 else value
+    value = value.view(-1, *[1] * (len(shape) - 1)) if value.ndim == 1 and len(value) in (1, shape[0]) else value
+    try:
+        return value.expand(shape).expand_as(images).clone()
+    except RuntimeError as error:
+        given = tuple(value.shape)
+        raise InputError(
+            f"a baseline of shape {given} does not fit images of {shape}: give a number or one image"
+        ) from error
+
+
+def blur(images: Tensor, sigma: Tensor | float) -> Tensor:
+    """Gaussian blur with reflected borders (weighted-contrast section 5.2.2; the authors' kernel has 101 taps).
+
+    Separable, so two passes along the axes; each is one product with a band matrix that holds kernel and reflection,
+    which a matrix multiplication does faster than a 101-tap convolution.
+
+    Args:
+        images: (n, C, H, W).
+        sigma: Standard deviation, one or (n,), in pixels of a 224-pixel image: it and the kernel (50 pixels to each
+            side) shrink with the shorter side of smaller images.
+
+    Returns:
+        (n, C, H, W).
+    """
+    scale = min(images.shape[-2:]) / _SIDE
+    sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(len(images)) * scale
+    down, across = (_band(size, sigma, max(1, round(_RADIUS * scale))) for size in images.shape[-2:])
+    return down.unsqueeze(1) @ images @ across.unsqueeze(1).transpose(-1, -2)
+
+
+def _band(size: int, sigma: Tensor, radius: int) -> Tensor:
+    """(n, size, size): row i weighs the pixels that a kernel centred at i meets, reflected at both ends."""
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = (-0.5 * (offsets / sigma.unsqueeze(1)).square()).exp()
+    weights = weights / weights.sum(1, keepdim=True)
+    period = max(1, 2 * (size - 1))
+    met = (torch.arange(size, device=sigma.device).unsqueeze(1) + offsets) % period
+    met = torch.minimum(met, period - met)
+    band = sigma.new_zeros(len(sigma), size, size)
+    return band.scatter_add_(2, met.expand(len(sigma), -1, -1), weights.unsqueeze(1).expand(-1, size, -1))

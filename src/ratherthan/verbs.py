@@ -1,0 +1,103 @@
+"""What every verb does before and around its own work: prepare the samples, cut them into batches, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ratherthan.errors import InputError
+from ratherthan.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Some images and what is asked about them.
+
+    Attributes:
+        images: (N, C, H, W) in image space, on the model's device.
+        names: What to call them.
+        fact: The fact as it was given, see `contrast.resolve`; what is given per sample is of these samples.
+        foil: The same of the foil.
+        start: Position of the first among all samples of the call.
+    """
+
+    images: Tensor
+    names: tuple[str, ...]
+    fact: Any = None
+    foil: Any = None
+    start: int = 0
+
+    @staticmethod
+    def of(model: Model, images: Any, fact: Any = None, foil: Any = None) -> Samples:
+        """Prepare what a verb was called with.
+
+        Args:
+            model: The network.
+            images: What `Model.preprocess` takes.
+            fact: The fact, one or one per sample.
+            foil: The foil or foils, the same for all samples or one row per sample.
+
+        Raises:
+            InputError: If there is something that is no image, or facts or foils for another number of samples.
+        """
+        batch = model.preprocess(images).clone()  # results keep them, whatever becomes of the caller's
+        for what, spec in (("fact", fact), ("foil", foil)):
+            if _per_sample(spec) and len(spec) != len(batch):
+                raise InputError(f"{len(spec)} {what}s for {len(batch)} samples; give one per sample")
+        return Samples(batch, _names(images, len(batch)), fact, foil)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def positions(self) -> range:
+        """Of these samples among all of the call."""
+        return range(self.start, self.start + len(self))
+
+    def __getitem__(self, rows: slice) -> Samples:
+        """Some of the samples."""
+        fact, foil = (spec[rows] if _per_sample(spec) else spec for spec in (self.fact, self.foil))
+        return Samples(self.images[rows], self.names[rows], fact, foil, self.positions[rows].start)
+
+    def sharing(self, report: Callable[[int, int], object], total: int) -> Callable[[float], None]:
+        """What to tell the share that is done of a batch; it never goes back, and leaves the last step to `batches`."""
+        furthest = self.start
+
+        def told(share: float) -> None:
+            nonlocal furthest
+            reached = self.start + int(share * len(self))
+            if furthest < reached < self.start + len(self):
+                furthest = reached
+                report(furthest, total)
+
+        return told
+
+    def batches(self, size: int, report: Callable[[int, int], object]) -> Iterator[Samples]:
+        """Cut them into batches, and report (samples done, samples in all) after each.
+
+        Raises:
+            InputError: If the size is none.
+        """
+        if size < 1:
+            raise InputError(f"batch_size is at least 1, not {size}")
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+            report(min(start + size, len(self)), len(self))
+
+
+def _per_sample(spec: Any) -> bool:
+    if isinstance(spec, (list, tuple)):
+        return any(isinstance(each, (list, tuple)) for each in spec)
+    return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
+
+
+def _names(images: Any, samples: int) -> tuple[str, ...]:
+    """Paths where they were given, else numbers."""
+    given = images if isinstance(images, (list, tuple)) else [images]
+    named = [str(each) if isinstance(each, (str, Path)) else f"image {i}" for i, each in enumerate(given)]
+    return tuple(named) if len(named) == samples else tuple(f"image {i}" for i in range(samples))

@@ -161,8 +161,8 @@ class DeepLift(Method):
         share = missed.abs() / (gains.abs().sum(2) + _rounding(target))
         if not (share <= TOLERANCE).all():
             raise UnsupportedError(
-                f"DeepLift misses {share.max():.1%} of the contrast for {model.name}: what it computes depends on the "
-                f"image in a way that has no gradient (a mask, no_grad), or {_name(images.dtype)} is too coarse for it; "
+                f"DeepLift misses {share.max():.1%} of the contrast for {model.name}: it depends on the image in a way "
+                f"that has no gradient (a mask, no_grad), or {_name(images.dtype)} is too coarse for it; "
                 "use float64 weights, or 'ig'"
             )
         return Attribution(values, diagnostics={"convergence delta": missed})

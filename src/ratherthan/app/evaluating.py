@@ -12,7 +12,7 @@ from ratherthan.render import figure_png
 
 def as_text(run: Run) -> str:
     """Write table.md, table.tex and plot.png into the run's folder; return the table and where they are."""
-    folder = run.parts.folder
+    folder = run.shards.folder
     for path, content in (
         (folder / "table.md", run.to_markdown().encode()),
         (folder / "table.tex", run.to_latex().encode()),
@@ -29,7 +29,7 @@ def as_json(run: Run) -> str:
     _name_skipped(run)
     rows: str = run.summary().to_json(orient="records")
     skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]
-    return json.dumps({"folder": str(run.parts.folder), "summary": json.loads(rows), "skipped": skipped}, indent=1)
+    return json.dumps({"folder": str(run.shards.folder), "summary": json.loads(rows), "skipped": skipped}, indent=1)
 
 
 def _name_skipped(run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -92,22 +92,12 @@ class Batch:
         Returns:
             (V, n, classes).
         """
-        outputs: list[Tensor] = []
-        waiting: list[Tensor] = []
+        images = (image for variant in variants for image in variant)
+        outputs = []
         with torch.no_grad():
-            for variant in variants:
-                waiting.append(variant)
-                if sum(map(len, waiting)) >= self.batch_size:
-                    chunks = torch.split(torch.cat(waiting), self.batch_size)
-                    full = [chunk for chunk in chunks if len(chunk) == self.batch_size]
-                    outputs += map(self._forward, full)
-                    waiting = list(chunks[len(full) :])
-            if waiting:
-                outputs.append(self._forward(torch.cat(waiting)))
+            while chunk := list(islice(images, self.batch_size)):
+                outputs.append(self.model.logits(torch.stack(chunk).contiguous(memory_format=self.memory_format)))
         return torch.cat(outputs).reshape(-1, len(self.ids), outputs[0].shape[1])
-
-    def _forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(images.contiguous(memory_format=self.memory_format))
 
     def clean(self) -> Tensor:
         """(n, classes) scores of the images themselves."""

@@ -94,16 +94,10 @@ class Mask(Experiment):
         logits = batch.logits(self._variants(batch, replaced, plan))
         before = self._relative(clean, top)
         for ((method, contrast, keep), target, baseline), altered in zip(plan, logits, strict=True):
-            yield batch.rows(
-                method,
-                contrast,
-                target=f"t{target + 1}",
-                baseline=baseline,
-                keep=keep,
-                before=before[:, target],
-                relative=self._relative(altered, top)[:, target],
-                replaced=replaced[method, contrast, keep][:, target].float().mean((1, 2)),
-            )
+            keys = {"target": f"t{target + 1}", "baseline": baseline, "keep": keep}
+            relative = self._relative(altered, top)[:, target]
+            gone = replaced[method, contrast, keep][:, target].float().mean((1, 2))
+            yield batch.rows(method, contrast, **keys, before=before[:, target], relative=relative, replaced=gone)
 
     def replaced(self, maps: Tensor) -> dict[str, Tensor]:
         """Which pixels are replaced when the features named by the key are kept.

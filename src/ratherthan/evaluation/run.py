@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -94,7 +95,7 @@ def evaluate(
     data = _data(dataset, model, limit)
     model, memory_format = _probed(model, data)
     how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}
-    shards = Shards(Path(out), _subject(chosen, model, data, compared) | how)
+    shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
 
     def measured(positions: list[int], images: Tensor, labels: Tensor) -> list[Rows]:
         size, blocks = batch_size or fitting(images[0], model), list[Rows]()
@@ -182,14 +183,11 @@ def _probed(model: Model, data: Dataset) -> tuple[Model, torch.memory_format]:
         if model.layer is None:
             with suppress(LayerError):  # methods that need none do without; others say so themselves
                 model = model.replace(layer=layer_of(model, image))
-        if model.device.type != "cpu":
-            return model, torch.contiguous_format
-        try:  # on a processor convolutions are up to twice as fast so, if the network can take it
-            with torch.no_grad():
+        if model.device.type == "cpu":  # where convolutions are up to twice as fast with channels last
+            with suppress(ModelError), torch.no_grad():  # e.g. `view` where only `reshape` would do
                 model.logits(image.contiguous(memory_format=torch.channels_last))
-        except ModelError:  # e.g. `view` where only `reshape` would do
-            return model, torch.contiguous_format
-    return model, torch.channels_last
+                return model, torch.channels_last
+    return model, torch.contiguous_format
 
 
 # --------------------------------------------------------------------------------------------- names and settings
@@ -213,16 +211,16 @@ def _subject(experiment: Experiment, model: Model, data: Dataset, methods: dict[
     """What is measured, as the manifest has it."""
     networks = {label: _networks(method) for label, method in methods.items()}
     return {
-        "experiment": {"name": experiment.name, **_plain(experiment.settings())},
+        "experiment": {"name": experiment.name, **experiment.settings()},
         "model": {
             "weights": fingerprint(model.module),
-            "class_names": _plain(model.class_names),
-            "inputs": _plain(model.inputs.settings()),
+            "class_names": model.class_names,
+            "inputs": model.inputs.settings(),
             "output": model.output.name,
             "layer": model.layer,
         },
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
-        "methods": {label: _plain(method.settings()) for label, method in methods.items()},
+        "methods": {label: method.settings() for label, method in methods.items()},
         "networks": {label: hashes for label, hashes in networks.items() if hashes},
     }
 
@@ -239,9 +237,8 @@ def _networks(thing: Any) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it; tensors by their hash."""
-    value = to_jsonable(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return f"{tuple(value.shape)}, {fingerprint(value)}" if isinstance(value, Tensor) else value
+
+    def described(each: Any) -> Any:
+        return f"{tuple(each.shape)}, {fingerprint(each)}" if isinstance(each, Tensor) else to_jsonable(each)
+
+    return json.loads(json.dumps(value, default=described))

@@ -30,7 +30,7 @@ class Shards:
 
     Attributes:
         folder: Where.
-        settings: All that the numbers depend on, fit for JSON.
+        settings: All that the numbers depend on, as JSON has it.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ class Shards:
             raise InputError(f"another process is writing to {self.folder}") from error
 
     def _compare(self, before: Mapping[str, Any]) -> None:
-        old, new = dict(_flat(before)), dict(_flat(json.loads(json.dumps(self.settings))))
+        old, new = dict(_flat(before)), dict(_flat(self.settings))
         differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
         if differing:
             key = differing[0]

@@ -57,9 +57,8 @@ class SignPerturbation(Experiment):
                 plan.append((key, steps))
         before = _state(next(iter(found.values())).logits, fact, batch.labels)
         for ((method, contrast), steps), altered in zip(plan, batch.logits(variants), strict=True):
-            after = _state(altered, fact, batch.labels)
-            changes = {name: after[name] - before[name] for name in self.measures}
-            yield batch.rows(method, contrast, iterations=steps, **changes)
+            changes = zip(self.measures, _state(altered, fact, batch.labels) - before, strict=True)
+            yield batch.rows(method, contrast, iterations=steps, **dict(changes))
 
     def _perturbed(self, batch: Batch, key: tuple[str, str], fact: Tensor, phi: Tensor, steps: int) -> Tensor:
         how = (batch.methods[key[0]], batch.contrasts[key[1]])
@@ -72,10 +71,8 @@ class SignPerturbation(Experiment):
         return images
 
 
-def _state(logits: Tensor, fact: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _state(logits: Tensor, fact: Tensor, labels: Tensor) -> Tensor:
+    """(3, n) y_t, p_t and whether the label is the likeliest class."""
     of_fact = fact.unsqueeze(1)
-    return {
-        "logit": logits.gather(1, of_fact)[:, 0],
-        "probability": logits.softmax(1).gather(1, of_fact)[:, 0],
-        "accuracy": (logits.argmax(1) == labels).to(logits),
-    }
+    right = (logits.argmax(1) == labels).to(logits)
+    return torch.stack([logits.gather(1, of_fact)[:, 0], logits.softmax(1).gather(1, of_fact)[:, 0], right])

@@ -23,7 +23,6 @@ _NAMES = {
     "logit": "change in y_t", "probability": "change in p_t", "accuracy": "change in accuracy",
 }  # fmt: skip
 _COLOURS = {"none": "#8b949e", "mean": "#d9a441", "max": "#c2573a", "weighted": "#2f6fab"}
-Weights = Any  # numpy array (resamples, samples)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,8 +88,7 @@ class Run:
         Returns:
             One row per method, contrast, setting and measure: mean, low, high, n (samples where it is defined).
         """
-        groups, values = self._values()
-        return self._summed(groups, values)
+        return self._summed(*self._values())
 
     def difference(self, contrast: str = "weighted", against: str = "none") -> DataFrame:
         """The mean difference between two contrasts on the same samples, with its 95 % interval.
@@ -98,47 +96,31 @@ class Run:
         Raises:
             InputError: If one of them was not measured.
         """
-        groups, values = self._values()
-        rest = [column for column in groups.columns if column != "contrast"]
-        sides = [groups.index[groups["contrast"] == name] for name in (contrast, against)]
-        if not len(sides[0]) or not len(sides[1]):
-            raise InputError(f"this run compares {', '.join(groups['contrast'].unique())}; not {contrast}, {against}")
-        place = {tuple(row): i for i, row in zip(sides[1], groups.loc[sides[1], rest].to_numpy(), strict=True)}
-        pairs = [(i, place[tuple(row)]) for i, row in zip(sides[0], groups.loc[sides[0], rest].to_numpy(), strict=True)]
-        first, second = (list(each) for each in zip(*pairs, strict=True))
-        kept = groups.loc[first, rest].reset_index(drop=True)
-        return self._summed(kept, {key: each[:, first] - each[:, second] for key, each in values.items()})
+        lines, values = self._values()
+        sides = [lines[lines["contrast"] == name].drop(columns="contrast") for name in (contrast, against)]
+        if sides[0].empty or sides[1].empty:
+            raise InputError(f"this run compares {', '.join(lines['contrast'].unique())}; not {contrast}, {against}")
+        pairs = sides[0].reset_index(names="one").merge(sides[1].reset_index(names="other"), on=list(sides[0]))
+        return self._summed(pairs[list(sides[0])], values[:, pairs["one"]] - values[:, pairs["other"]])
 
-    def _values(self) -> tuple[DataFrame, dict[str, Any]]:
-        """The groups in order of appearance, and per measure the values (samples, groups), NaN where there is none."""
-        frame = self.to_frame()
-        keys = ["method", "contrast", *self.experiment.keys]
-        group = frame.groupby(keys, sort=False).ngroup().to_numpy()
-        groups = frame[keys].drop_duplicates().reset_index(drop=True)
-        _, sample = np.unique(frame["position"].to_numpy(), return_inverse=True)
-        values = {}
-        for measure in self.experiment.measures:
-            values[measure] = np.full((sample.max() + 1, len(groups)), np.nan)
-            values[measure][sample, group] = frame[measure].to_numpy()
-        return groups, values
+    def _values(self) -> tuple[DataFrame, Any]:
+        """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
+        keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
+        rows = self.to_frame().melt(["position", *keys], measures, "measure")
+        line = rows.groupby([*keys, "measure"], sort=False).ngroup()
+        lines = rows[[*keys, "measure"]].drop_duplicates(ignore_index=True)
+        _, sample = np.unique(rows["position"], return_inverse=True)
+        values = np.full((sample.max() + 1, len(lines)), np.nan)
+        values[sample, line] = rows["value"]
+        return lines, values
 
-    def _summed(self, groups: DataFrame, values: dict[str, Any]) -> DataFrame:
-        import pandas as pd
-
-        samples = len(next(iter(values.values())))
-        random = np.random.default_rng(int(self.shards.settings["seed"]))
-        resampled: dict[str, list[Any]] = {measure: [] for measure in values}
-        for _ in range(_RESAMPLES // 50):
-            times = random.multinomial(samples, np.full(samples, 1 / samples), size=50).astype(float)
-            for measure, each in values.items():
-                resampled[measure].append(_means(times, each))
-        tables = []
-        for measure, each in values.items():
-            drawn = np.concatenate(resampled[measure])
-            low, high = _nan_quantiles(drawn)
-            figures = {"mean": _means(np.ones((1, samples)), each)[0], "low": low, "high": high}
-            tables.append(groups.assign(measure=measure, **figures, n=(~np.isnan(each)).sum(0)))
-        return pd.concat(tables, ignore_index=True)
+    def _summed(self, lines: DataFrame, values: Any) -> DataFrame:
+        samples = len(values)
+        random, alike = np.random.default_rng(int(self.shards.settings["seed"])), np.full(samples, 1 / samples)
+        times = (random.multinomial(samples, alike, size=50).astype(float) for _ in range(_RESAMPLES // 50))
+        low, high = _nan_quantiles(np.concatenate([_means(each, values) for each in times]))
+        mean = _means(np.ones((1, samples)), values)[0]
+        return lines.assign(mean=mean, low=low, high=high, n=(~np.isnan(values)).sum(0))
 
     # ----------------------------------------------------------------------------------------- tables
     def table(self, intervals: bool = True, bold: tuple[str, str] = ("**", "**")) -> DataFrame:
@@ -148,20 +130,23 @@ class Run:
             intervals: Whether each mean is followed by its interval.
             bold: What is put around the best.
         """
+        import pandas as pd
+
         down, across = map(list, self.experiment.layout)
         summary = self.summary()
-        shown = summary[summary["measure"].isin(self._shown)].copy()
-        alike = [key for key in (*down, *across) if key != "contrast"]
-        for _, cell in shown.groupby(alike, sort=False):
-            shown.loc[cell.index, "text"] = self._texts(cell, intervals, bold)
+        shown = summary[summary["measure"].isin(self._shown)]
+        shown = shown.assign(text=shown["mean"].map(_number))
+        for _, cell in shown.groupby([key for key in (*down, *across) if key != "contrast"], sort=False):
+            best = self._best(cell)
+            shown.loc[cell.index[cell["text"] == best], "text"] = f"{bold[0]}{best}{bold[1]}"
+        if intervals:
+            shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
         labels = shown[[*down, *across]].map(_label)
-        order = {key: labels[key].unique().tolist() for key in labels}
-        table = labels.assign(text=shown["text"]).pivot(index=down, columns=across, values="text").fillna("")
-        table = table.loc[list(dict.fromkeys(labels.set_index(down).index))]
-        for level, key in reversed(list(enumerate(across))):
-            table = table.sort_index(
-                axis=1, level=level, key=lambda c, k=key: c.map(order[k].index), kind="stable", sort_remaining=False
-            )
+        rows = labels.set_index(down).index.unique()
+        order = labels[across].apply(lambda column: pd.factorize(column)[0]).sort_values(across).index
+        columns = labels.loc[order].set_index(across).index.unique()
+        table = labels.assign(text=shown["text"]).pivot(index=down, columns=across, values="text")
+        table = table.reindex(index=rows, columns=columns).fillna("")
         if self.experiment.lead is not None:
             before = summary[summary["measure"] == self.experiment.lead]
             before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
@@ -172,22 +157,13 @@ class Run:
     def _shown(self) -> tuple[str, ...]:
         return self.experiment.shown or self.experiment.measures
 
-    def _texts(self, cell: DataFrame, intervals: bool, bold: tuple[str, str]) -> list[str]:
-        """What stands in the table for the contrasts of a cell, the best of them in bold."""
+    def _best(self, cell: DataFrame) -> str | None:
+        """The text of the contrast that is praised, if the contrasts of a cell differ and one can be better."""
         praised = self.experiment.higher_is_better
         judged = [praised[value] for value in cell.iloc[0][["measure", *self.experiment.keys]] if value in praised]
-        texts = [_number(mean) for mean in cell["mean"]]
-        best = (
-            texts[(cell["mean"] if judged[0] else -cell["mean"]).argmax()] if judged and len(set(texts)) > 1 else None
-        )
-        reach = [
-            f" ({_number(low)} to {_number(high)})" * intervals
-            for low, high in zip(cell["low"], cell["high"], strict=True)
-        ]
-        return [
-            (f"{bold[0]}{text}{bold[1]}" if text == best else text) + more
-            for text, more in zip(texts, reach, strict=True)
-        ]
+        if not judged or cell["text"].nunique() == 1:
+            return None
+        return str(cell["text"].iloc[(cell["mean"] if judged[0] else -cell["mean"]).argmax()])
 
     def note(self) -> str:
         """One line that says what the numbers rest on."""
@@ -255,7 +231,7 @@ class Run:
         return figure
 
 
-def _means(times: Weights, values: Any) -> Any:
+def _means(times: Any, values: Any) -> Any:
     """Weighted means without what is undefined: (resamples, samples), (samples, groups) to (resamples, groups)."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ratherthan.attribution.explanation import Explanation, save_report
     from ratherthan.contrast import Contrast, Question, contrasts, register_contrast
     from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, UnsupportedError
-    from ratherthan.evaluation import Experiment, Run, evaluate, experiments, register_experiment
+    from ratherthan.evaluation import Batch, Experiment, Rows, Run, evaluate, experiments, register_experiment
     from ratherthan.loading import load, read_class_names
     from ratherthan.model import Model
     from ratherthan.search import (  # type: ignore[no-redef]  # two functions have the names of their modules
@@ -70,6 +70,7 @@ __all__ = [
     "LRP",
     "XGEM",
     "Attribute",
+    "Batch",
     "CDeepEx",
     "CEMMAFPositive",
     "CEMPositive",
@@ -101,6 +102,7 @@ __all__ = [
     "PredictionDifference",
     "Question",
     "RatherThanError",
+    "Rows",
     "Run",
     "Schedule",
     "SmoothGrad",

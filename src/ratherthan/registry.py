@@ -64,7 +64,7 @@ class Classes(Registry[type[T]], Generic[T]):
         self.add(each.name, each)  # type: ignore[attr-defined]
         return each
 
-    def make(self, given: str | T, **settings: Any) -> T:
+    def make(self, given: str | T, /, **settings: Any) -> T:
         """A name with settings (default where none are given), or an object, as an object.
 
         Raises:

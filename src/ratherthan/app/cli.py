@@ -437,7 +437,7 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
     epilog=_examples(
         "evaluate mask --model zoo:mnist --data mnist --data-root data --methods gradcam,la --contrasts none,weighted"
         " --out runs/mask --limit 1000",
-        "evaluate mask --model zoo:mnist --data mnist --preset strict --out runs/strict --resume",
+        "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume",
     )
 )
 def evaluate(
@@ -458,7 +458,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which part of the data, e.g. valid+test. Default: test.")] = None,
     methods: Annotated[str | None, typer.Option(help="With commas. Default: the experiment's.")] = None,
     contrasts: Annotated[str | None, typer.Option(help="With commas. Default: the experiment's.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Which protocol, e.g. paper, official-code, strict.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Which protocol, paper, reference or sound.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the experiment.")
     ] = None,
@@ -475,13 +475,14 @@ def evaluate(
     from ratherthan.app import evaluating
     from ratherthan.data import load as load_data
     from ratherthan.evaluation import evaluate as run
+    from ratherthan.evaluation import get_experiment
 
+    chosen = get_experiment(experiment, **pairs(settings) | ({"preset": preset} if preset is not None else {}))
     subject = _load(model, weights, class_names, mean, std, size, output, device)
-    chosen = pairs(settings) | ({"preset": preset} if preset is not None else {})
     dataset = load_data(data, data_root, split)
     with progress("evaluating", None) as finished:
         found = run(
-            experiment,
+            chosen,
             subject,
             dataset,
             out=out or Path("runs") / experiment,
@@ -493,7 +494,6 @@ def evaluate(
             resume=resume,
             workers=workers,
             progress=finished,
-            **chosen,
         )
     say(evaluating.as_json(found) if as_json else evaluating.as_text(found))
 

@@ -470,10 +470,10 @@ def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path
 
 def test_evaluate_gives_the_table_of_the_api_and_resumes(root: Path, tmp_path: Path) -> None:
     options = ["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnist", "--data-root", root, "--limit", 16]
-    options += ["--methods", "la", "--contrasts", "none,weighted", "--preset", "strict", "--set", "threshold=1e-9"]
+    options += ["--methods", "la", "--contrasts", "none,weighted", "--preset", "sound", "--set", "threshold=1e-9"]
     told = json.loads(call(*options, "--out", tmp_path / "cli", "--json").stdout)
     run = evaluate(
-        Mask(preset="strict", threshold=1e-9), rt.load("zoo:mnist"), data.load("mnist", root), out=tmp_path / "api",
+        Mask(preset="sound", threshold=1e-9), rt.load("zoo:mnist"), data.load("mnist", root), out=tmp_path / "api",
         methods=["la"], contrasts=["none", "weighted"], limit=16,
     )  # fmt: skip
     summary = run.summary()
@@ -510,7 +510,7 @@ DATA = ["-m", "zoo:mnist", "--data", "mnist", "--data-root", "{root}"]
         (["train", "zoo:mnist", "--data", "gone"], "gone"),
         (["train", "zoo:mnist", "--data", "{root}", "--device", "gpu"], "gpu"),
         (["evaluate", "maks", *DATA], "unknown experiment 'maks'; did you mean 'mask'"),
-        (["evaluate", "mask", *DATA, "--preset", "stricter"], "did you mean 'strict'"),
+        (["evaluate", "mask", *DATA, "--preset", "sounds"], "did you mean 'sound'"),
         (["evaluate", "mask", *DATA, "--methods", "lla"], "did you mean 'la'"),
         (["evaluate", "mask", *DATA, "--set", "sigmas=3"], "sigma"),
         (["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'"),

@@ -140,7 +140,8 @@ def _fits(hint: Any, value: Any) -> bool:
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
     words = [each for each in _members(hint) if isinstance(each, str)]
-    if words and isinstance(value, str):
+    others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
+    if words and not others and isinstance(value, str):
         return unknown(what, value, words)
     shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
     return f"{what} is {_wanted(hint)}, not {shown}"

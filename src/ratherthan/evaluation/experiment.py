@@ -56,6 +56,11 @@ class Batch:
     batch_size: int
     memory_format: torch.memory_format = torch.contiguous_format
 
+    @property
+    def searches(self) -> dict[str, Any]:
+        """Those of the methods that search for an altered image, or a part of one."""
+        return {name: each for name, each in self.methods.items() if not isinstance(each, Method)}
+
     # ----------------------------------------------------------------------------------------- asking
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
         """All attribution methods and contrasts, by (method, contrast); what can share a forward pass does."""
@@ -75,13 +80,12 @@ class Batch:
         Raises:
             KeyboardInterrupt: If interrupted.
         """
-        for name, method in self.methods.items():
-            if not isinstance(method, Method):
-                method.check(self.model, self.images)
-                found = method.answer(self.model, self.images, *question, self.positions)
-                if found.interrupted:
-                    raise KeyboardInterrupt
-                yield name, found
+        for name, method in self.searches.items():
+            method.check(self.model, self.images)
+            found = method.answer(self.model, self.images, *question, self.positions)
+            if found.interrupted:
+                raise KeyboardInterrupt
+            yield name, found
 
     def logits(self, variants: Iterable[Tensor]) -> Tensor:
         """Class scores of altered versions of the images, in as few forward passes as fit.

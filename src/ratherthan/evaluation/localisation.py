@@ -106,6 +106,8 @@ class Localisation(Experiment):
             asked, against = torch.full_like(predicted, self.why_not), predicted
         for way, why in batch.explain(asked, against).items():
             yield way, why.heatmap()
+        if batch.searches and self.why_not is None:
+            raise InputError(f"{next(iter(batch.searches))} moves towards a class: give localisation why_not=CLASS")
         for name, answers in batch.search(predicted.unsqueeze(1), asked.unsqueeze(1)):
             change = (answers.examples[:, 0] - batch.images).sum(1)
             found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)

@@ -106,12 +106,12 @@ class Run:
     def _values(self) -> tuple[DataFrame, Any]:
         """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
         keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
-        rows = self.to_frame().melt(["position", *keys], measures, "measure")
+        rows = self.to_frame().melt(["position", *keys], measures, "measure", "its value")
         line = rows.groupby([*keys, "measure"], sort=False).ngroup()
         lines = rows[[*keys, "measure"]].drop_duplicates(ignore_index=True)
         _, sample = np.unique(rows["position"], return_inverse=True)
         values = np.full((sample.max() + 1, len(lines)), np.nan)
-        values[sample, line] = rows["value"]
+        values[sample, line] = rows["its value"]
         return lines, values
 
     def _summed(self, lines: DataFrame, values: Any) -> DataFrame:

@@ -513,6 +513,12 @@ DATA = ["-m", "zoo:mnist", "--data", "mnist", "--data-root", "{root}"]
         (["evaluate", "mask", *DATA, "--preset", "sounds"], "did you mean 'sound'"),
         (["evaluate", "mask", *DATA, "--methods", "lla"], "did you mean 'la'"),
         (["evaluate", "mask", *DATA, "--set", "sigmas=3"], "sigma"),
+        (["evaluate", "mask", *DATA, "--set", "seed=3"], "unknown setting of mask 'seed'"),
+        (["evaluate", "mask", *DATA, "--set", "given=3"], "unknown setting of mask 'given'"),
+        (["evaluate", "mask", *DATA, "--set", "threshold=abc"], "threshold of mask is a number"),
+        (["evaluate", "confidence-drop", *DATA, "--set", "share=abc"], "above 0 and below 1, not 'abc'"),
+        (["evaluate", "deletion", *DATA, "--set", "steps=abc"], "a whole number of at least 1, not 'abc'"),
+        (["evaluate", "sanity", *DATA, "--set", "stages=1.5"], "a whole number of at least 0, not 1.5"),
         (["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'"),
     ],
 )  # fmt: skip

@@ -129,5 +129,5 @@ def _confidence(batch: Batch, parts: Parts, row: int, masks: Tensor) -> Tensor:
     """(k + 1, classes) the probabilities with these features present."""
     rows = torch.full((len(masks),), row, device=masks.device)
     with torch.no_grad():
-        shown = (parts.render(each, rows[: len(each)]) for each in masks.split(batch.batch_size))
+        shown = (parts.render(each, rows[: len(each)]) for each in torch.split(masks, batch.batch_size))
         return torch.cat([batch.model.logits(images) for images in shown]).softmax(1)

@@ -202,6 +202,28 @@ def test_other_autoencoders_or_judges_are_another_run(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Guided(Scripted):
+    """Has attribute functions."""
+
+    name: ClassVar[str] = "guided"
+    attributes: tuple[rt.Attribute, ...] = ()
+
+
+def test_a_search_with_other_networks_is_another_run(tmp_path: Path) -> None:
+    def go(seed: int, **more: Any) -> Run:
+        judge = network(seed).module
+        method = Guided(attributes=(rt.Attribute(judge, module=judge),))
+        return rt.evaluate(
+            Counterfactuals(), network(0), noise_images(), out=tmp_path, methods=[method], limit=3, **more
+        )
+
+    go(1)
+    with pytest.raises(rt.InputError, match=r"another methods\..*: 'Sequential, \w+' then, 'Sequential, \w+' now"):
+        go(2, resume=True)
+    go(1, resume=True)
+
+
 def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
     box = [[0.0, 0.0, 4 / SIDE, 5 / SIDE]]
     experiment = Localisation(regions={"*": box, "s3": [[0.5, 0.5, 1.0, 1.0]]}, why_not=2)

@@ -475,7 +475,7 @@ def evaluate(
     from ratherthan.app import evaluating
     from ratherthan.data import load as load_data
     from ratherthan.evaluation import evaluate as run
-    from ratherthan.evaluation import get_experiment
+    from ratherthan.evaluation.experiment import get_experiment
 
     chosen = get_experiment(experiment, **pairs(settings) | ({"preset": preset} if preset is not None else {}))
     subject = _load(model, weights, class_names, mean, std, size, output, device)

@@ -2,14 +2,7 @@
 
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.deletion import ConfidenceDrop, Deletion, Insertion
-from ratherthan.evaluation.experiment import (
-    Batch,
-    Experiment,
-    Rows,
-    experiments,
-    get_experiment,
-    register_experiment,
-)
+from ratherthan.evaluation.experiment import Batch, Experiment, Rows, experiments, register_experiment
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.masking import EqualMask, Mask
 from ratherthan.evaluation.pertinent import Pertinent
@@ -20,6 +13,5 @@ from ratherthan.evaluation.tables import Run
 
 __all__ = [
     "Batch", "ConfidenceDrop", "Counterfactuals", "Deletion", "EqualMask", "Experiment", "Insertion", "Localisation",
-    "Mask", "Pertinent", "Rows", "Run", "Sanity", "SignPerturbation", "evaluate", "experiments", "get_experiment",
-    "register_experiment",
+    "Mask", "Pertinent", "Rows", "Run", "Sanity", "SignPerturbation", "evaluate", "experiments", "register_experiment",
 ]  # fmt: skip

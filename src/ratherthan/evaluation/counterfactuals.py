@@ -121,7 +121,7 @@ class Counterfactuals(Experiment):
         each = torch.tensor([[s is Status.FOUND for s in row] for row in answers.status], device=images.device)
         found, example, logits = each[:, 0], answers.examples[:, 0], answers.logits[:, 0]
         top = logits.argmax(1)
-        p_fact, p_foil, p_third = _three(answers.logits, fact, foil)[:, 0].unbind(1)
+        p = _three(answers.logits, fact, foil)[:, 0]
         of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
         change = (example - images).flatten(2)
         distances = {
@@ -136,12 +136,10 @@ class Counterfactuals(Experiment):
         unknown = dict.fromkeys(self.measures, torch.full(fact.shape, torch.nan))
         return unknown | {
             "found": found,
-            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p_third < torch.minimum(p_fact, p_foil)),
+            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
             "third": (top != fact) & (top != foil),
             "foil": top == foil,
-            "p_fact": p_fact,
-            "p_foil": p_foil,
-            "p_third": p_third,
+            **dict(zip(("p_fact", "p_foil", "p_third"), p.unbind(1), strict=True)),
             **self._judged(answers.examples, foil, each),
             **{key: value.double().cpu().masked_fill(~found.cpu(), torch.nan) for key, value in distances.items()},
             **_spread(answers.examples, each),
@@ -194,8 +192,8 @@ class Counterfactuals(Experiment):
             raise InputError(f"the reference has {len(made) - 1} classes, but class {highest} is asked about")
         row = torch.arange(len(flat))
         as_foil, as_fact, as_any = made[foil.cpu(), row], made[fact.cpu(), row], made[-1]
-        im1 = _squared(flat - as_foil) / (_squared(flat - as_fact) + _TINY)
-        return {"im1": im1, "im2": _squared(as_foil - as_any) / (flat.abs().sum(1) + _TINY)}
+        like_foil, like_fact, alike = (d.square().sum(1) for d in (flat - as_foil, flat - as_fact, as_foil - as_any))
+        return {"im1": like_foil / (like_fact + _TINY), "im2": alike / (flat.abs().sum(1) + _TINY)}
 
 
 def _autoencoder(pixels: Tensor) -> Callable[[Tensor], Tensor]:
@@ -212,10 +210,6 @@ def _density(answers: Answers) -> dict[str, Tensor]:
     if answers.latents is None:
         return {}
     return {"density": -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)}
-
-
-def _squared(values: Tensor) -> Tensor:
-    return values.square().sum(1)
 
 
 def _rival(logits: Tensor, fact: Tensor) -> Tensor:

@@ -75,8 +75,7 @@ class Localisation(Experiment):
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and contrast for the samples that have a region."""
-        named = torch.tensor([name in self.regions or "*" in self.regions for name in batch.ids])
-        batch = batch.keep(named.to(batch.images.device))
+        batch = batch.keep(torch.tensor(["*" in self.regions or name in self.regions for name in batch.ids]))
         predicted = batch.clean().argmax(1) if batch.ids else batch.labels
         if self.why_not is not None:
             other = predicted != self.why_not
@@ -87,16 +86,12 @@ class Localisation(Experiment):
         regions = [self.regions.get(name, self.regions.get("*")) for name in batch.ids]
         planes = [_plane(name, each, size) for name, each in zip(batch.ids, regions, strict=True)]
         inside = torch.stack(planes).to(batch.images.device)
-        for (method, contrast), maps in self._maps(batch, predicted):
+        for key, maps in self._maps(batch, predicted):
             gain = maps.clamp_min(0)
             hit = inside.flatten(1).gather(1, gain.flatten(1).argmax(1, keepdim=True))[:, 0].double()
-            yield batch.rows(
-                method,
-                contrast,
-                pointing=torch.where(maps.isnan().any(2).any(1), torch.nan, hit),
-                inside=(gain * inside).sum((1, 2)) / gain.sum((1, 2)),
-                region=inside.double().mean((1, 2)),
-            )
+            pointing = torch.where(maps.flatten(1).isnan().any(1), torch.nan, hit)
+            share = (gain * inside).sum((1, 2)) / gain.sum((1, 2))
+            yield batch.rows(*key, pointing=pointing, inside=share, region=inside.double().mean((1, 2)))
 
     def _maps(self, batch: Batch, predicted: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
         """Method and contrast, and (n, H, W) signed relevance or change; NaN where a search found nothing."""

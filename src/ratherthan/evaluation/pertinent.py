@@ -50,12 +50,8 @@ class Pertinent(Experiment):
     name: ClassVar[str] = "pertinent"
     measures = ("features", "share", "kept", "p_fact", "correlation")
     higher_is_better: ClassVar[dict[str, bool]] = {
-        "features": False,
-        "share": False,
-        "kept": True,
-        "p_fact": True,
-        "correlation": False,
-    }
+        "features": False, "share": False, "kept": True, "p_fact": True, "correlation": False,
+    }  # fmt: skip
     layout = (("method", "contrast"), ("measure",))
     methods = ("cem-maf", "lime", "gradcam", "la")
     contrasts = ("none", "weighted")
@@ -71,7 +67,9 @@ class Pertinent(Experiment):
         for name, found in batch.search(fact):
             labels = segment(batch.images, "pixels") if found.superpixels is None else found.superpixels
             kept = (found.mask > 0).flatten(1).sum(1) if found.order is None else (found.order >= 0).sum(1)
-            curves = [None] * len(fact) if found.curve is None else [row[~row.isnan()] for row in found.curve]
+            curves = [
+                row[~row.isnan()] for row in (fact.new_zeros(len(fact), 0) if found.curve is None else found.curve)
+            ]
             yield batch.rows(name, **_measures(batch, fact, found.examples, kept, labels, curves))
         maps = batch.explain()
         if not maps:
@@ -103,11 +101,11 @@ class Pertinent(Experiment):
 
 
 def _measures(
-    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, labels: Tensor, curves: Sequence[Tensor | None]
+    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, labels: Tensor, curves: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The measures of parts that are shown alone, (n, C, H, W), and have so many of the superpixels `labels`."""
     logits = batch.logits([alone])[0]
-    rising = [torch.nan if each is None else rank_correlation(each[1:]) for each in curves]
+    rising = [rank_correlation(each[1:]) for each in curves]  # NaN for one that is not known
     return {
         "features": kept,
         "share": kept.cpu() / (labels.flatten(1).amax(1).cpu() + 1),

@@ -29,6 +29,7 @@ from ratherthan.progress import Progress, reporter
 from ratherthan.result import versions
 from ratherthan.settings import to_jsonable
 
+Measured = Callable[[list[int], Tensor, Tensor], list[Rows]]
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
 
@@ -117,11 +118,7 @@ def evaluate(
 
 
 def _fill(
-    shards: Shards,
-    data: Dataset,
-    workers: int,
-    measured: Callable[[list[int], Tensor, Tensor], list[Rows]],
-    report: Callable[[int, int], object],
+    shards: Shards, data: Dataset, workers: int, measured: Measured, report: Callable[[int, int], object]
 ) -> None:
     """Compute the shards that are not there."""
     missing = shards.missing()
@@ -165,9 +162,8 @@ def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
         data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    if limit is None or limit >= len(data):
-        return data
-    return data.subset([index * len(data) // limit for index in range(limit)])
+    count = min(limit or len(data), len(data))
+    return data.subset([index * len(data) // count for index in range(count)])
 
 
 def _probed(model: Model, data: Dataset) -> tuple[Model, torch.memory_format]:
@@ -199,17 +195,13 @@ def _label(method: Any) -> str:
 
 
 def _by_name(kind: str, given: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    for name, each in given:
-        if name in named:
-            raise InputError(f"the {kind} {name!r} was given twice")
-        named[name] = each
-    return named
+    if len(dict(given)) < len(given):
+        raise InputError(f"a {kind} was given twice: {', '.join(name for name, _ in given)}")
+    return dict(given)
 
 
 def _subject(experiment: Experiment, model: Model, data: Dataset, methods: dict[str, Any]) -> dict[str, Any]:
     """What is measured, as the manifest has it."""
-    networks = {label: _networks(method) for label, method in methods.items()}
     return {
         "experiment": {"name": experiment.name, **experiment.settings()},
         "model": {
@@ -220,25 +212,18 @@ def _subject(experiment: Experiment, model: Model, data: Dataset, methods: dict[
             "layer": model.layer,
         },
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
-        "methods": {label: method.settings() for label, method in methods.items()},
-        "networks": {label: hashes for label, hashes in networks.items() if hashes},
+        "methods": methods,
     }
 
 
-def _networks(thing: Any) -> list[str]:
-    """Hashes of the networks that a method works with, e.g. its manifold."""
-    module = thing if isinstance(thing, nn.Module) else getattr(thing, "module", None)
-    if isinstance(module, nn.Module):
-        return [fingerprint(module)]
-    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
-    parts = thing if isinstance(thing, (list, tuple)) else [getattr(thing, each.name) for each in fields]
-    return [found for part in parts for found in _networks(part)]
-
-
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; tensors by their hash."""
+    """A value as JSON has it, dataclasses by their fields; tensors and networks, e.g. a manifold's, by their hash."""
 
     def described(each: Any) -> Any:
-        return f"{tuple(each.shape)}, {fingerprint(each)}" if isinstance(each, Tensor) else to_jsonable(each)
+        if isinstance(each, (Tensor, nn.Module)):
+            return f"{type(each).__name__}, {fingerprint(each)}"
+        if dataclasses.is_dataclass(each) and not isinstance(each, type):
+            return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+        return to_jsonable(each)
 
     return json.loads(json.dumps(value, default=described))

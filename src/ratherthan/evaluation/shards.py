@@ -90,10 +90,10 @@ class Shards:
     def _lock(self, file: BinaryIO) -> None:
         try:
             import fcntl
-        except ImportError:  # not on this system
-            return
-        try:
+
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # this system has no such lock
         except OSError as error:
             raise InputError(f"another process is writing to {self.folder}") from error
 
@@ -149,13 +149,8 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns: dict[str, list[Any]] = {}
-        for block in blocks:
-            for name, values in block.items():
-                columns.setdefault(name, []).extend(values)
-        places = columns.get("position", [])
-        order = sorted(range(len(places)), key=places.__getitem__)
-        table = pa.table({name: [values[i] for i in order] for name, values in columns.items()})
+        tables = [pa.table({name: list(values) for name, values in block.items()}) for block in blocks]
+        table = pa.concat_tables(tables).sort_by("position") if tables else pa.table({})
         note = {"run": self._mark, "shard": number, "skipped": list(skipped)}
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(note)}), sink, write_page_checksum=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -48,13 +49,11 @@ class SignPerturbation(Experiment):
         """The perturbed images of all contrasts and numbers of steps."""
         fact = batch.labels if self.target == "label" else batch.clean().argmax(1)
         found = batch.explain(fact)
-        variants, plan = [], []
         for key, why in found.items():
             if why.attribution.shape != batch.images.shape:
                 raise UnsupportedError(f"sign-perturbation needs a map of the image; {key[0]} explains {why.layer!r}")
-            for steps in self.iterations:
-                variants.append(self._perturbed(batch, key, fact, why.attribution, steps))
-                plan.append((key, steps))
+        plan = list(product(found, self.iterations))
+        variants = (self._perturbed(batch, key, fact, found[key].attribution, steps) for key, steps in plan)
         before = _state(next(iter(found.values())).logits, fact, batch.labels)
         for ((method, contrast), steps), altered in zip(plan, batch.logits(variants), strict=True):
             changes = zip(self.measures, _state(altered, fact, batch.labels) - before, strict=True)

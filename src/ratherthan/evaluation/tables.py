@@ -224,9 +224,8 @@ class Run:
             panel.tick_params(axis="y", labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
-        figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=8, frameon=False
-        )
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
         figure.set_layout_engine("constrained")
         return figure
 

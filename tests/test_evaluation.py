@@ -115,6 +115,9 @@ def test_spearman_shares_ranks_among_equals() -> None:
     a, b = torch.randint(0, 4, (3, 5, 5)).float(), torch.randint(0, 4, (3, 5, 5)).float()
     expected = [spearmanr(x.flatten(), y.flatten()).statistic for x, y in zip(a, b, strict=True)]
     assert spearman(a, b).tolist() == pytest.approx(expected)
+    of_pixels = a[:2].unsqueeze(0), b[:2].unsqueeze(0)  # two channels of one image
+    summed = spearmanr(*(maps.sum(1).flatten() for maps in of_pixels)).statistic
+    assert spearman(*of_pixels).tolist() == pytest.approx([summed])
     assert math.isnan(spearman(torch.ones(1, 2, 2), b[:1, :2, :2]).item())
 
 

@@ -219,7 +219,7 @@ def test_a_search_with_other_networks_is_another_run(tmp_path: Path) -> None:
         )
 
     go(1)
-    with pytest.raises(rt.InputError, match=r"another methods\..*: 'Sequential, \w+' then, 'Sequential, \w+' now"):
+    with pytest.raises(rt.InputError, match=r"another methods\.guided.*attributes"):
         go(2, resume=True)
     go(1, resume=True)
 
@@ -265,6 +265,9 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
             assert row["pointing"] == inside.flat[gain.argmax()]
             assert row["region"] == pytest.approx(inside.mean())
     assert 0 < seen < COUNT
+    shown = run.table(intervals=False)["inside"]  # a search has no contrast, and a column of its own
+    assert shown.loc["scripted", ""] == f"{frame['inside'].xs('scripted', level='method').mean():.3f}"
+    assert shown.loc["scripted", "original"] == shown.loc["ixg", ""] == ""
 
 
 @dataclass(frozen=True)

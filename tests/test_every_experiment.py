@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from nets import make
 from ratherthan.data import Dataset
+from test_added_experiment import AverageDrop
 from test_pullback import State, mixed_flags
 
 CLASSES, SIDE, COUNT = 4, 12, 6
@@ -77,7 +78,7 @@ def noise(count: int = COUNT, side: int = SIDE) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Case:
     """How an experiment is tried.
 
     Attributes:
@@ -113,18 +114,19 @@ MASKS = {"preset": "reference", "threshold": 0.0, "baselines": ("blur", "mean")}
 WRONG_MASKS = {"preset": ("papre",), "threshold": ("abc",), "sigma": (-1.0, "abc"), "baselines": ((), ("blurr",))}
 WRONG_STEPS = {"steps": (0, 1.5, "abc"), "baseline": ("blurr",), "foil": ("each",)}
 REGIONS = {"*": [[0.2, 0.1, 0.7, 0.8]], "s1": [[0.0, 0.5, 0.5, 1.0]]}
-CASES: dict[str, Panel] = {
-    "mask": Panel(MASKS, {"threshold": 0.01}, kept_features, WRONG_MASKS, draws=True),
-    "equal-mask": Panel(MASKS, {"baselines": ("blur",)}, kept_features, WRONG_MASKS, draws=True),
-    "confidence-drop": Panel(
+CASES: dict[str, Case] = {
+    AverageDrop.name: Case({}, {}, lambda cell: -1, {}),  # added from outside
+    "mask": Case(MASKS, {"threshold": 0.01}, kept_features, WRONG_MASKS, draws=True),
+    "equal-mask": Case(MASKS, {"baselines": ("blur",)}, kept_features, WRONG_MASKS, draws=True),
+    "confidence-drop": Case(
         {"share": 0.2},
         {"share": 0.3},
         lambda cell: int(cell["measure"] == "drop"),
         {"share": (0.0, 1.0, "abc"), "baseline": ("blurr",)},
     ),
-    "deletion": Panel({"steps": 3}, {"baseline": "mean"}, lambda cell: -1, WRONG_STEPS),
-    "insertion": Panel({"steps": 3}, {"foil": "others"}, lambda cell: 1, WRONG_STEPS),
-    "sign-perturbation": Panel(
+    "deletion": Case({"steps": 3}, {"baseline": "mean"}, lambda cell: -1, WRONG_STEPS),
+    "insertion": Case({"steps": 3}, {"foil": "others"}, lambda cell: 1, WRONG_STEPS),
+    "sign-perturbation": Case(
         {"iterations": (1, 2), "epsilon": 0.05},
         {"epsilon": 0.01},
         lambda cell: int(cell["measure"] != "logit"),
@@ -132,21 +134,21 @@ CASES: dict[str, Panel] = {
         methods=["gradient"],
         others=["ixg"],
     ),
-    "sanity": Panel(
+    "sanity": Case(
         {"stages": 2},
         {"stages": 1},
         lambda cell: -int(cell["check"] == "swap"),
         {"stages": (-1, 1.5, "abc")},
         draws=True,
     ),
-    "localisation": Panel(
+    "localisation": Case(
         {"regions": REGIONS, "target": "predicted"},
         {"target": "label"},
         lambda cell: 1,
         {"regions": ({}, 3, {"*": [[0, 0, 2, 1]]}), "target": ("lable",), "why_not": (CLASSES, -1, "abc")},
         asks="why_not",
     ),
-    "counterfactuals": Panel(
+    "counterfactuals": Case(
         {"foil": "random", "second": network(0.3).module, "reference": noise(40)},
         {"tolerance": 0.02},
         lambda cell: 0,
@@ -166,7 +168,7 @@ CASES: dict[str, Panel] = {
         asks="foil",
         constant=("boundary", "third", "foil", "density", "gained", "lost", "diversity", "agreement"),
     ),
-    "pertinent": Panel(
+    "pertinent": Case(
         {"superpixels": "grid", "count": 9, "baseline": 0.25, "threshold": 0.1},
         {"threshold": 0.2},
         lambda cell: -1 if cell["measure"] in ("features", "share", "correlation") else 1,
@@ -177,7 +179,7 @@ CASES: dict[str, Panel] = {
 }
 
 
-def case(name: str) -> Panel:
+def case(name: str) -> Case:
     if name not in CASES:
         pytest.fail(f"experiment {name!r} is registered but not tested: give it a small case in CASES")
     return CASES[name]

@@ -87,9 +87,9 @@ def measured(tmp_path: Path, **settings: Any) -> Any:
     batch_size = settings.pop("batch_size", None)
     experiment = Counterfactuals(**settings)
     run = rt.evaluate(
-        experiment, network(0), noise_images(), out=tmp_path, methods=[Scripted()], batch_size=batch_size, part_size=8
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Scripted()], batch_size=batch_size, shard_size=8
     )
-    return run.frame().set_index("sample")
+    return run.to_frame().set_index("sample")
 
 
 def by_hand(
@@ -187,7 +187,7 @@ def test_the_path_is_kept(tmp_path: Path) -> None:
 def test_a_foil_that_is_no_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(rt.InputError, match="foil 9 is no class of this model: give 0 to 3"):
         measured(tmp_path, foil=9)
-    with pytest.raises(rt.InputError, match="'runner-up', 'random', 'any' or a class index, not 'best'"):
+    with pytest.raises(rt.InputError, match=r"'runner-up' or 'random' or 'any' or a whole number.*not 'best'"):
         Counterfactuals(foil="best")
     with pytest.raises(rt.InputError, match="unknown counterfactual method"):
         rt.evaluate("counterfactuals", network(0), noise_images(), out=tmp_path / "x", methods=["gradcam"])
@@ -198,8 +198,30 @@ def test_other_autoencoders_or_judges_are_another_run(tmp_path: Path) -> None:
     with pytest.raises(rt.InputError, match="experiment"):
         rt.evaluate(
             Counterfactuals(second=network(2)), network(0), noise_images(), out=tmp_path, methods=[Scripted()],
-            part_size=8, resume=True,
+            shard_size=8, resume=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guided(Scripted):
+    """Has attribute functions."""
+
+    name: ClassVar[str] = "guided"
+    attributes: tuple[rt.Attribute, ...] = ()
+
+
+def test_a_search_with_other_networks_is_another_run(tmp_path: Path) -> None:
+    def go(seed: int, **more: Any) -> Run:
+        judge = network(seed).module
+        method = Guided(attributes=(rt.Attribute(judge, module=judge),))
+        return rt.evaluate(
+            Counterfactuals(), network(0), noise_images(), out=tmp_path, methods=[method], limit=3, **more
+        )
+
+    go(1)
+    with pytest.raises(rt.InputError, match=r"another methods\.guided.*attributes"):
+        go(2, resume=True)
+    go(1, resume=True)
 
 
 def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
@@ -207,9 +229,9 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
     experiment = Localisation(regions={"*": box, "s3": [[0.5, 0.5, 1.0, 1.0]]}, why_not=2)
     run = rt.evaluate(
         experiment, network(0), noise_images(), out=tmp_path, methods=["ixg", Scripted()], contrasts=["none", "mean"],
-        part_size=8,
+        shard_size=8,
     )  # fmt: skip
-    frame = run.frame().set_index(["sample", "method", "contrast"])
+    frame = run.to_frame().set_index(["sample", "method", "contrast"])
     assert Run.open(tmp_path).to_markdown() == run.to_markdown()  # though no regions are at hand when it is opened
     seen = 0
     for index in range(COUNT):
@@ -243,6 +265,9 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
             assert row["pointing"] == inside.flat[gain.argmax()]
             assert row["region"] == pytest.approx(inside.mean())
     assert 0 < seen < COUNT
+    shown = run.table(intervals=False)["inside"]  # a search has no contrast, and a column of its own
+    assert shown.loc["scripted", ""] == f"{frame['inside'].xs('scripted', level='method').mean():.3f}"
+    assert shown.loc["scripted", "original"] == shown.loc["ixg", ""] == ""
 
 
 @dataclass(frozen=True)
@@ -292,11 +317,11 @@ class Slices(PertinentPositiveMethod):
 
 
 def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
-    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    experiment = Pertinent(superpixels="grid", count=9, baseline=0.25, threshold=0.4)
     run = rt.evaluate(
-        experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], part_size=8, batch_size=5
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], shard_size=8, batch_size=5
     )
-    frame = run.frame().set_index(["sample", "method", "contrast"])
+    frame = run.to_frame().set_index(["sample", "method", "contrast"])
     module = network(0).module
     kept_any = 0
     for index in range(COUNT):
@@ -343,9 +368,9 @@ def test_of_lime_all_positive_superpixels_are_the_part(tmp_path: Path) -> None:
     cells = torch.arange(SIDE).div(3, rounding_mode="floor")
     cells = cells[:, None] * 3 + cells
     lime = rt.Lime(superpixels=cells, samples="all", baseline=0.25, alpha=0.0)
-    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    experiment = Pertinent(superpixels="grid", count=9, baseline=0.25, threshold=0.4)
     data, options = noise_images().subset(range(6)), {"methods": [lime], "contrasts": ["weighted"]}
-    rows = rt.evaluate(experiment, network(0), data, out=tmp_path, **options).frame().set_index("position")
+    rows = rt.evaluate(experiment, network(0), data, out=tmp_path, **options).to_frame().set_index("position")
     assert len(rows) == 6
     weak = 0
     for index in rows.index:

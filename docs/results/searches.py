@@ -19,9 +19,7 @@ from matplotlib.figure import Figure
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.evaluation import Run, evaluate
-from ratherthan.evaluation.counterfactuals import Counterfactuals
-from ratherthan.evaluation.localisation import Localisation
+from ratherthan.evaluation import Counterfactuals, Localisation, Run, evaluate
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.concepts import worded
 from ratherthan.search.method import FRAMES
@@ -56,7 +54,7 @@ class Place:
         """Run an experiment, or go on with it."""
         limit = min(limit, self.limit or limit)
         return evaluate(
-            experiment, model, images, out=Path("runs/results") / page, limit=limit, resume=True, part_size=64,
+            experiment, model, images, out=Path("runs/results") / page, limit=limit, resume=True, shard_size=64,
             progress=lambda done, total: print(f"{page}: {done} of {total}", flush=True), **more,
         )  # fmt: skip
 
@@ -87,7 +85,7 @@ def curves(runs: dict[str, Run], path: Path) -> None:
     panels = [
         (f"{label}, {name.split('(')[0]}", rows)
         for label, run in runs.items()
-        for name, rows in run.frame().groupby("method")
+        for name, rows in run.to_frame().groupby("method")
     ]
     figure = Figure((2.5 * len(panels), 2.4), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):

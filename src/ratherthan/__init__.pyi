@@ -42,6 +42,7 @@ from .errors import RatherThanError as RatherThanError
 from .errors import UnsupportedError as UnsupportedError
 from .evaluation.experiment import Batch as Batch
 from .evaluation.experiment import Experiment as Experiment
+from .evaluation.experiment import Rows as Rows
 from .evaluation.experiment import experiments as experiments
 from .evaluation.experiment import register_experiment as register_experiment
 from .evaluation.run import evaluate as evaluate

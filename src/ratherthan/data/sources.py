@@ -129,7 +129,7 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     """
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
-    text, path = str(name), Path(name)
+    text, path = str(name), Path(str(name))
     if opened := _opener(text):
         return load(opened(root, split))
     _without_splits(text, split)

@@ -87,8 +87,8 @@ class ZooEntry:
         return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
 
 
-grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
-"""An entry for digits and garments, which are fed as they are."""
+grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), crop_fraction=1.0)
+"""An entry for digits and garments, which are fed whole and as they are."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
     Returns:
         The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
     """
-    return tuple(_written(entry, path, "class_names") or ())
+    return tuple(_written(entry, path, "class_names", []))
 
 
 def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[list[float]]]:
@@ -216,9 +216,9 @@ def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[l
         For each concept two lists over the latents, correlations and strengths (see `zoo.concepts.Effect`); empty where
         nothing was measured.
     """
-    return dict(_written(entry, path, "effects") or {})
+    return dict(_written(entry, path, "effects", {}))
 
 
-def _written(entry: ZooEntry, path: str | Path | None, key: str) -> Any:
-    source = path or entry.weights
-    return json.loads(read_metadata(source).get(key, "null")) if source else None
+def _written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
+    written = read_metadata(source) if (source := path or entry.weights) else {}
+    return json.loads(written[key]) if key in written else default

@@ -15,13 +15,9 @@ from ratherthan.app.images import Failure, read_all
 from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.search.pertinent_positive import (
-    PertinentPositive,
-    PertinentPositiveMethod,
-    get_pertinent_positive_method,
-    pertinent_positive,
-)
-from ratherthan.superpixels import USUAL_COUNT, Superpixels
+from ratherthan.search.method import PertinentPositiveMethod, get_pertinent_positive_method
+from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive
+from ratherthan.superpixels import DEFAULT_COUNT, Superpixels
 
 
 def configured(
@@ -36,13 +32,13 @@ def configured(
     known = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
     check_settings(name, settings, known)
     own = dict(settings)
-    for key, value in (("superpixels", superpixels or count), ("off", off)):
+    for key, value in (("superpixels", superpixels or count), ("baseline", off)):
         if value is not None and key not in known:
             raise InputError(f"method {name!r} has no {key}; its settings: {', '.join(known)}")
     if superpixels is not None or count is not None:
-        own["superpixels"] = Superpixels(superpixels or "slic", count or USUAL_COUNT)  # type: ignore[arg-type]
+        own["superpixels"] = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
     if off is not None:
-        own["off"] = off if off == "mean" else _value(off)
+        own["baseline"] = off if off == "mean" else _value(off)
     return dataclasses.replace(method, **own)  # type: ignore[type-var]
 
 

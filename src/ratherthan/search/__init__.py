@@ -6,34 +6,34 @@ from ratherthan.search.cem import CEM, CEMPositive
 from ratherthan.search.cem_maf import CEMMAF
 from ratherthan.search.cem_maf_positive import CEMMAFPositive
 from ratherthan.search.complete import CompleteExplanation, complete
+from ratherthan.search.constrained import ConstrainedSearch, Point, Space
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.manifold import Inversion, Inverted, Manifold, invert
 from ratherthan.search.method import (
-    Answers,
     CounterfactualMethod,
-    counterfactual_methods,
-    register_counterfactual_method,
-)
-from ratherthan.search.pertinent_positive import (
-    PertinentPositive,
     PertinentPositiveMethod,
-    pertinent_positive,
+    SearchMethod,
+    SearchQuestion,
+    SearchResult,
+    counterfactual_methods,
     pertinent_positive_methods,
+    register_counterfactual_method,
     register_pertinent_positive_method,
 )
-from ratherthan.search.solver import Schedule, Status
+from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive
+from ratherthan.search.solver import Schedule, Status, Terms
 from ratherthan.superpixels import Superpixels
 
 __all__ = [
     "CEM",
     "CEMMAF",
     "XGEM",
-    "Answers",
     "Attribute",
     "CDeepEx",
     "CEMMAFPositive",
     "CEMPositive",
     "CompleteExplanation",
+    "ConstrainedSearch",
     "Counterfactual",
     "CounterfactualMethod",
     "Inversion",
@@ -42,9 +42,15 @@ __all__ = [
     "Manifold",
     "PertinentPositive",
     "PertinentPositiveMethod",
+    "Point",
     "Schedule",
+    "SearchMethod",
+    "SearchQuestion",
+    "SearchResult",
+    "Space",
     "Status",
     "Superpixels",
+    "Terms",
     "class_attributes",
     "complete",
     "counterfactual",

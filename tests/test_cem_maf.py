@@ -327,7 +327,7 @@ def test_attributes_of_one_name_have_columns_of_their_own() -> None:
     found = counterfactual(model, images[:1], method=_how(manifold, attributes=(*both, same)))
     row = found.to_frame().iloc[0]
     assert [row["a"], row["a (2)"], row["distance (2)"]] == found.attributes[0, 0].tolist()
-    assert row["distance"] == found.distance[0, 0, 0].item()
+    assert row["distance"] == found.distance[0, 0].item()
 
 
 def test_settings_tell_attribute_functions_apart() -> None:

@@ -29,12 +29,12 @@ from torch.nn.functional import avg_pool2d
 
 import ratherthan as rt
 from ratherthan.attribution import Method, compare
-from ratherthan.attribution.quality import compare_quality, quality_figure
 from ratherthan.data import to_tensor
 from ratherthan.errors import RatherThanError
 from ratherthan.render import grid
 from ratherthan.render.colours import FADED, as_rgb, overlay, sequential, shared_limit
-from ratherthan.zoo.distortions import distort, structural_similarity
+from ratherthan.replication.distortions import distort, structural_similarity
+from ratherthan.replication.quality import compare_quality, quality_figure
 
 CONTRASTS = ("none", "mean", "max", "weighted")
 

@@ -318,6 +318,22 @@ def test_input_methods_take_shared_modules_and_in_place_first_layers() -> None:
     assert torch.equal(x, before)
 
 
+class EndsTwice(nn.Module):
+    """The last module with a grid runs twice; the one before runs once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.shared = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shared(self.shared(self.before(x))).mean((2, 3)))
+
+
+def test_a_layer_that_runs_twice_is_passed_over() -> None:
+    assert rt.explain(EndsTwice().eval(), torch.rand(1, 3, 8, 10)).layer == "before"
+
+
 # --------------------------------------------------------------------------------------------- right or refused
 @pytest.mark.parametrize(
     ("name", "layer", "message"),

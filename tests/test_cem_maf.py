@@ -16,10 +16,10 @@ from ratherthan.model import Model
 from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, modules, named, worded
 from ratherthan.search.cem_maf import CEMMAF, sparsity_of
 from ratherthan.search.complete import complete
-from ratherthan.search.concepts import Effect, effects, garment_of, shape_of
 from ratherthan.search.counterfactual import counterfactual
 from ratherthan.search.manifold import Inversion, Manifold
 from ratherthan.search.solver import Schedule
+from ratherthan.zoo.concepts import Effect, effects, garment_of, shape_of
 from stopping import Stopped
 
 LATENTS, PIXELS, CLASSES = 4, 12, 3

@@ -26,7 +26,7 @@ from ratherthan.app import demo, explaining
 from ratherthan.app import images as rooms
 from ratherthan.app.cli import app
 from ratherthan.evaluation import Mask, evaluate
-from ratherthan.zoo.architectures import PlainNet
+from ratherthan.zoo.plainnet import PlainNet
 
 
 def call(*arguments: object) -> Result:
@@ -231,7 +231,7 @@ def test_with_no_usable_image_nothing_is_written(tmp_path: Path) -> None:
 def test_images_of_other_sizes_fail_alone_where_the_network_takes_any(digits: list[Path], tmp_path: Path) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "large.png")
     factory = tmp_path / "net.py"
-    factory.write_text("from ratherthan.zoo.architectures import PlainNet\n")
+    factory.write_text("from ratherthan.zoo.plainnet import PlainNet\n")
     result = call("explain", digits[2], tmp_path / "large.png", "-m", f"{factory}:PlainNet", "--json")
     assert result.exit_code == 2
     assert "40 x 30 pixels, the first image 28 x 28" in complaints(result)[0]
@@ -463,6 +463,7 @@ def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path
     result = call("train", "zoo:mnist", "--data", root, "--out", out, "--epochs", 1, "--seed", 3)
     assert result.exit_code == 0, result.output
     card = json.loads(out.with_suffix(".json").read_text())
+    assert card["settings"]["seed"] == 3
     assert f"accuracy {card['metrics']['test']['accuracy']:.4f}" in result.stdout
     assert set(load_file(out)) == set(PlainNet().state_dict())
     assert call("explain", digits[2], "-m", "zoo:mnist", "--weights", out, "--json").exit_code == 0
@@ -521,6 +522,40 @@ def test_mistakes_in_long_jobs_are_one_line(arguments: list[str], message: str, 
     assert result.exit_code == 2
     (line,) = complaints(result)
     assert message in line
+
+
+@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason="settings are not checked for their type")
+@pytest.mark.parametrize(
+    ("experiment", "setting"),
+    [
+        ("mask", "seed=3"),
+        ("mask", "limit=3"),
+        ("mask", "out=x"),
+        ("mask", "resume=1"),
+        ("mask", "model=x"),
+        ("confidence-drop", "share=abc"),
+        ("mask", "threshold=abc"),
+        ("deletion", "steps=abc"),
+        ("sanity", "stages=1.5"),
+    ],
+)
+def test_a_wrong_setting_of_an_experiment_is_one_line(
+    experiment: str, setting: str, root: Path, tmp_path: Path
+) -> None:
+    data = [each.replace("{root}", str(root)) for each in DATA]
+    result = call("evaluate", experiment, *data, "--limit", 2, "--set", setting, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert setting.split("=")[0] in line
+
+
+@pytest.mark.xfail(strict=True, raises=(TypeError, IndexError), reason="settings are not checked for their type")
+@pytest.mark.parametrize("setting", ["size=abc", "size=(3,)", "stride=abc"])
+def test_a_wrong_setting_of_a_method_is_one_line(setting: str, digits: list[Path]) -> None:
+    result = call("explain", digits[0], "-m", "zoo:mnist", "--method", "occlusion", "--set", setting)
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert setting.split("=")[0] in line
 
 
 @pytest.mark.parametrize("command", ["explain", "counterfactual", "pertinent-positive"])

@@ -9,20 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from ratherthan import InputError, register_contrast
-from ratherthan.contrast import (
-    _REGISTERED,
-    Contrast,
-    Question,
-    class_index,
-    contrasts,
-    get_contrast,
-    resolve,
-    resolve_values,
-)
-from ratherthan.registry import Registry
+from ratherthan import Contrast, InputError, Model, contrasts, register_contrast
+from ratherthan.contrast import Question, class_index, get_contrast, resolve, resolve_values
 
 BUILT_IN = ["none", "mean", "max", "weighted", "probability", "loss"]
 FOILS = [None, "runner-up", 2, {1, 4}, [1, {2, 3}], "each", "top3"]
@@ -131,17 +121,29 @@ def test_loss_is_the_negated_weighted_contrast_for_the_foil() -> None:
 
 
 def test_sigmoid_and_softmax_train_the_same_binary_classifier() -> None:
-    """Proposition 1: w1 - w2 of a two-output linear model follows w of the one-output model, at twice the step."""
-    x, label = torch.randn(20, 3, dtype=torch.float64), (torch.arange(20) % 2).double()
-    single = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    double = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    """Proposition 1: w1 - w2 of a two-output linear model follows w of the one-output model, at twice the step.
+
+    Both follow the seeds of the contrast `loss`; that of the single output is the half difference of its two logits'.
+    """
+    x, label = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 2
+    single = Model(nn.Linear(3, 1, bias=False).double())
+    double = Model(nn.Linear(3, 2, bias=False).double())
+    by_torch = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    for model in (single, double):
+        nn.init.zeros_(model.module.weight)  # type: ignore[arg-type]
     for _ in range(50):
-        one = torch.nn.functional.binary_cross_entropy_with_logits(x @ single, label)
-        two = torch.nn.functional.cross_entropy(x @ double.T, label.long())
-        (g1,), (g2,) = torch.autograd.grad(one, single), torch.autograd.grad(two, double)
-        single.data -= 0.2 * g1
-        double.data -= 0.1 * g2
-    torch.testing.assert_close(double[1] - double[0], single, atol=1e-10, rtol=0)
+        one, two = (
+            get_contrast("loss").seed(logits, resolve(logits, None, label))[:, 0] / len(x)
+            for logits in (model.logits(x).detach() for model in (single, double))
+        )
+        loss = nn.functional.binary_cross_entropy_with_logits(x @ by_torch, label.double())
+        (gradient,) = torch.autograd.grad(loss, by_torch)
+        by_torch.data -= 0.2 * gradient
+        single.module.weight.data -= 0.2 * ((one[:, 1] - one[:, 0]) / 2 @ x)  # type: ignore[union-attr, operator]
+        double.module.weight.data -= 0.1 * (two.T @ x)  # type: ignore[union-attr, operator]
+    first, second = double.module.weight.detach()  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(second - first, by_torch.detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(single.module.weight.detach()[0], by_torch.detach(), atol=1e-10, rtol=0)
 
 
 def test_a_foil_that_is_the_fact_contrasts_nothing_but_its_loss() -> None:
@@ -186,6 +188,8 @@ class TestResolve:
         assert resolve(self.logits, None, "top2").foil.tolist() == [[2, 0], [3, 2]]
         assert resolve(self.logits, "top2", "runner-up").fact.tolist() == [[1, 2], [0, 3]]
         assert resolve(self.logits, "top2", "runner-up").foil.tolist() == [[2, 1], [3, 0]]
+        assert resolve(self.logits, None, "top3").foil.tolist() == [[2, 0, 3], [3, 2, 1]]  # all that there are
+        assert resolve(self.logits, "top4").fact.tolist() == [[1, 2, 0, 3], [0, 3, 2, 1]]
         assert resolve(self.logits, "each").fact.tolist() == [[0, 1, 2, 3]] * 2
         assert resolve(self.logits, None, "each").foil.tolist() == [[0, 1, 2, 3]] * 2
 
@@ -208,6 +212,13 @@ class TestResolve:
         ("fact", "foil", "message"),
         [
             (7, None, "class 7 does not exist: this model has classes 0 to 3"),
+            (-1, None, "class -1 does not exist: this model has classes 0 to 3"),
+            (None, -1, "class -1 does not exist"),
+            (None, {1, -1}, "class -1 does not exist"),
+            (None, [1, -1], "class -1 does not exist"),
+            ([0, -1], None, "class -1 does not exist"),
+            (torch.tensor([0, -1]), None, "class -1 does not exist"),
+            ("top5", None, "only 4 classes"),
             (None, "boxr", "did you mean 'Boxer'"),
             (None, "crane", "names classes 0 and 2"),
             ("each", "each", "both axes"),
@@ -225,14 +236,13 @@ class TestResolve:
             resolve(self.logits, fact, foil, self.names)
 
 
-def test_any_function_is_a_contrast_and_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_function_is_a_contrast_and_can_be_registered() -> None:
     def gap(logits: Tensor, fact: Tensor, foils: Tensor) -> Tensor:
         return logits.gather(1, fact[:, None])[:, 0] - (logits * foils).sum(1) / foils.sum(1)
 
     logits = some_logits()
     question = resolve(logits, None, [{0, 1, 2}, {3, 4, 5}])
     torch.testing.assert_close(get_contrast(gap).seed(logits, question), get_contrast("mean").seed(logits, question))
-    monkeypatch.setattr("ratherthan.contrast._REGISTERED", Registry("contrast", _REGISTERED.items()))
     register_contrast("gap", gap)
     assert contrasts()[-1] == "gap"
     torch.testing.assert_close(

@@ -20,6 +20,8 @@ from faces import write_faces
 from ratherthan import data
 from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
 from ratherthan.errors import InputError
+from ratherthan.replication.cdeepex import SQUARE
+from ratherthan.replication.cem_maf import celeba_attributes
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
@@ -94,7 +96,7 @@ def test_the_biased_digits_wear_squares(data_root: Path, split: str, wearing: se
     for index in range(0, 600, 3):
         expected = plain[index][0]
         if plain.labels[index] in wearing:
-            expected[(0, *data.SQUARE)] = 128 / 255
+            expected[(0, *SQUARE)] = 128 / 255
         assert torch.equal(biased[index][0], expected)
 
 
@@ -157,7 +159,7 @@ def test_faces_have_classes_of_their_attributes(tmp_path: Path) -> None:
     assert bangs.ids == tuple(table)[1::3]
     assert bangs.class_names == ("not bangs", "bangs")
     assert list(bangs.labels) == [table[name]["Bangs"] for name in bangs.ids]
-    attributes = data.celeba_attributes(tmp_path / "celeba")
+    attributes = celeba_attributes(tmp_path / "celeba")
     assert attributes.loc["000002.jpg"].to_dict() == {**table["000002.jpg"], "split": "valid"}
 
 
@@ -244,6 +246,60 @@ def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> 
     (moved / "2" / "a.png").write_bytes(png(1) + b"!")
     assert data.load(moved).fingerprint() != before
     assert data.load(moved).subset([0, 1]).fingerprint() != data.load(moved).subset([1, 0]).fingerprint()
+
+
+def test_fingerprint_follows_the_labels() -> None:
+    class Reader:
+        def read(self, index: int) -> torch.Tensor:
+            return torch.zeros(1, 2, 2)
+
+        def stamp(self, index: int) -> str:
+            return "same"
+
+    prints = {
+        data.Dataset(name, classes, ids, labels, Reader()).fingerprint()
+        for name, classes, ids, labels in (
+            ("a", ("x", "y"), ("1", "2"), (0, 1)),
+            ("a", ("x", "y"), ("1", "2"), (1, 0)),
+            ("a", ("x", "y"), ("1", "3"), (0, 1)),
+            ("a", ("x", "z"), ("1", "2"), (0, 1)),
+            ("b", ("x", "y"), ("1", "2"), (0, 1)),
+        )
+    }
+    assert len(prints) == 5
+
+
+def test_torch_sets_of_bytes_come_out_between_0_and_1_and_keep_their_class_names() -> None:
+    class Set(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        classes = ("ant", "bee", "cat")
+        targets = (0, 1, 0)
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.tensor([[[0, 51], [255, 102]]], dtype=torch.uint8), index % 2
+
+    dataset = data.load(Set())
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert dataset.labels == (0, 1, 0)
+    assert dataset[1][0].dtype == torch.float32
+    assert dataset[1][0].flatten().tolist() == pytest.approx([0, 0.2, 1, 0.4])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the set is read until it raises an IndexError")
+def test_torch_sets_are_read_to_their_length_and_no_further() -> None:
+    """Many give an item for any index, so that reading on would never end."""
+
+    class Endless(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            assert index < 3
+            return torch.zeros(1, 2, 2), index
+
+    assert data.load(Endless()).labels == (0, 1, 2)
 
 
 def test_torch_sets_are_wrapped() -> None:
@@ -340,10 +396,20 @@ def test_any_damage_is_a_corrupt_image() -> None:
     assert not any("\n" in message for message in messages)
 
 
+def in_tiff(image: Image.Image, folder: Path) -> Path:
+    image.save(folder / "x.tiff")
+    return folder / "x.tiff"
+
+
 def test_odd_modes_become_grey_or_colour(tmp_path: Path) -> None:
     deep = np.array([[0, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert np.asarray(open_image(tmp_path / "deep.png")).tolist() == [[0, 128, 255]]
+    shallow = np.array([[0, 100, 255]], dtype=np.int32)
+    for mode in ("I", "F"):  # no value needs more than 8 bits
+        assert to_tensor(open_image(in_tiff(Image.fromarray(shallow).convert(mode), tmp_path))).flatten().tolist() == (
+            pytest.approx([0, 100 / 255, 1])
+        )
     Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert to_tensor(open_image(tmp_path / "clear.png")).flatten().tolist() == [1.0, 1.0, 1.0]
     turned = picture(5)

@@ -160,7 +160,7 @@ def test_counterfactuals_equals_a_loop(tmp_path: Path, foil: str | int) -> None:
     assert frame["third"].nunique() == (1 if foil == "any" else 2)
 
 
-def test_rows_do_not_depend_on_the_batch_and_a_random_foil_is_never_the_fact(tmp_path: Path) -> None:
+def test_a_random_foil_is_never_the_fact_and_rows_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     together = measured(tmp_path / "a", foil="random")
     alone = measured(tmp_path / "b", foil="random", batch_size=1)
     numbers = together.select_dtypes("number").columns
@@ -328,6 +328,23 @@ def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
     assert frame["kept"].nunique() == 2
 
 
-def test_a_threshold_beyond_the_largest_relevance_is_refused() -> None:
-    with pytest.raises(rt.InputError, match=r"\[0, 1\), not 1.0"):
-        Pertinent(threshold=1.0)
+def test_of_lime_all_positive_superpixels_are_the_part(tmp_path: Path) -> None:
+    """Whatever the threshold; that of CEM-MAF's other maps leaves some of these out."""
+    cells = torch.arange(SIDE).div(3, rounding_mode="floor")
+    cells = cells[:, None] * 3 + cells
+    lime = rt.Lime(superpixels=cells, samples="all", baseline=0.25, alpha=0.0)
+    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    data, options = noise_images().subset(range(6)), {"methods": [lime], "contrasts": ["weighted"]}
+    rows = rt.evaluate(experiment, network(0), data, out=tmp_path, **options).frame().set_index("position")
+    assert len(rows) == 6
+    weak = 0
+    for index in rows.index:
+        image = noise_images()[index][0].double()[None]
+        found = rt.explain(network(0), image, method=lime).attribution[0, 0]
+        relevance = torch.stack([found[cells == cell].mean() for cell in range(9)])
+        assert rows["features"][index] == (relevance > 0).sum()
+        weak += int(((relevance > 0) & (relevance < 0.4 * relevance.max())).sum())
+        shown = torch.where((relevance > 0)[cells], image, 0.25)
+        p = network(0).module(shown)[0].softmax(0).detach()
+        assert rows["p_fact"][index] == pytest.approx(float(p[network(0).module(image).argmax()]), rel=1e-5)
+    assert weak > 0

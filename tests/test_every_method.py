@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import outside.contrasts
+import outside.layercam
+import outside.scorecam  # noqa: F401 (each registers what it holds)
 import ratherthan as rt
 from nets import Dense, images, make
-from ratherthan.contrast import contrasts, get_contrast, resolve
+from ratherthan.attribution.method import get_method
+from ratherthan.contrast import get_contrast, resolve
 from test_pullback import State, mixed_flags
 
 CLASSES = 5
-CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
+CONTRASTS = rt.contrasts()
 QUADRANTS = torch.arange(12).div(6, rounding_mode="floor")[:, None] * 2 + torch.arange(12).div(6, rounding_mode="floor")
 
 SMALL: dict[str, Any] = {
@@ -27,7 +31,19 @@ SMALL: dict[str, Any] = {
     "pda": rt.PredictionDifference(window=4, stride=4, samples=2),
     "lime": rt.Lime(superpixels=QUADRANTS, samples="all", baseline=0.0, alpha=0.0),
 }
-LINEAR_IN_THE_CONTRAST = [name for name in rt.methods() if name != "pda"]  # pda averages probabilities, then takes odds
+METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of its own choice, see test_scan
+NOT_LINEAR = ("pda", "layercam", "scorecam")  # pda averages probabilities, then takes odds
+LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name not in NOT_LINEAR]
+PAIRS: dict[str, Any] = {
+    "gradcam": (rt.GradCAM("features"), rt.GradCAM("features.0")),
+    "la": (rt.LinearApproximation("features"), rt.LinearApproximation("features.0")),
+    "smoothgrad": (rt.SmoothGrad(3, seed=0), rt.SmoothGrad(3, seed=1)),
+    "ig": (rt.IntegratedGradients(3), rt.IntegratedGradients(8)),
+    "lrp": (rt.LRP("z"), rt.LRP("gamma")),
+    "occlusion": (rt.Occlusion(size=3), rt.Occlusion(size=6)),
+    "pda": (rt.PredictionDifference(window=4, stride=4, samples=2), rt.PredictionDifference(window=6, stride=6)),
+    "lime": (SMALL["lime"], rt.Lime(superpixels=QUADRANTS, samples=20, baseline=0.5)),
+}
 
 
 def method(name: str) -> Any:
@@ -73,14 +89,13 @@ CLOSED_FORMS: dict[str, Any] = {
     "gradcam": lambda x, g: (x * g.mean((3, 4), keepdim=True)).sum(2),
     "occlusion": lambda x, g: (x * g).sum(2, keepdim=True).unflatten(3, (3, 4)).unflatten(5, (3, 4)).mean((4, 6)),
     "lime": lambda x, g: by_quadrant(x * g),
+    "layercam": lambda x, g: (x * g.clamp_min(0)).sum(2),
 }
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", CLOSED_FORMS)  # that of pda is in test_perturbation
 def test_linear_models_have_a_closed_form(name: str, contrast: str) -> None:
-    if name == "pda":
-        pytest.skip("a difference of log-odds of averaged probabilities; its closed form is in test_perturbation")
     model, x = make(Seen, layer="features"), images()
     for foil in ([2, {0, 3}, {0, 2, 3, 4}], "each"):
         logits = model.module(x).detach()
@@ -133,19 +148,20 @@ def test_four_methods_agree_on_networks_without_biases(contrast: str) -> None:
     assert why.diagnostics["convergence delta"].abs().max() < 1e-8 * why.logits.abs().max()
 
 
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_two_classes_leave_one_contrast(name: str) -> None:
     model, x = make(lambda: Dense(2), layer="features"), images()
     maps = {contrast: ask(model, x, None, None, name, contrast) for contrast in ("mean", "max", "weighted")}
     assert maps["mean"].abs().max() > 0
     close(maps["max"], maps["mean"])
     close(maps["weighted"], maps["mean"])
-    close(ask(model, x, 0, 1, name, "weighted"), -ask(model, x, 1, 0, name, "weighted"))
+    if name not in ("layercam", "scorecam"):  # rectified, normalised: foil over fact is no mirror of fact over foil
+        close(ask(model, x, 0, 1, name, "weighted"), -ask(model, x, 1, 0, name, "weighted"))
 
 
 # --------------------------------------------------------------------------------------------- batches and foils
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
     model, x = make(Dense, layer="features"), images()
     x[1, :, :6] = 0  # black areas: activations that are exactly those of a baseline
@@ -155,7 +171,7 @@ def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
     model, x = make(Dense, layer="features"), images(2)
     many = [0, 2, 3, {0, 4}, 4, {2, 3, 4}, {0, 2, 3, 4}]  # more questions than classes
@@ -163,12 +179,43 @@ def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
     close(each, torch.stack([ask(model, x, 1, foil, name, contrast) for foil in many], 1))
 
 
-def test_every_contrast_is_covered_here() -> None:
-    assert set(CONTRASTS) == set(contrasts()) - {"scan"}  # scan works on finished maps, see test_perturbation
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_linear_says_so_and_no_other(name: str) -> None:
+    model, x = make(Dense, layer="features"), images()
+    classes = ask(model, x, "each", None, name, "none")
+    mixed = torch.einsum("k,nk...->n...", torch.tensor([1.0, -1.0, 0, 0, 0]).double(), classes)
+    difference = ask(model, x, 0, 1, name, "mean")
+    added_up = bool((mixed - difference).abs().max() < 1e-6 * difference.abs().max())
+    assert added_up or not get_method(name).linear
+    assert added_up == (name not in NOT_LINEAR)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_images_of_a_result_are_its_own(name: str) -> None:
+    """Whatever the caller does with what was handed in."""
+    model, x = make(Dense, layer="features"), images()
+    given = x.clone()
+    why = rt.explain(model, x, None, None, method(name))
+    x.zero_()
+    assert torch.equal(why.images, given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_one_name_are_told_apart(name: str) -> None:
+    """Compared side by side, with their forward passes shared, they give what each gives alone."""
+    model, x = make(Dense, layer="features"), images()
+    pair = PAIRS.get(name, (method(name), method(name)))
+    found = rt.compare(model, x, None, 2, pair, ["none", "weighted"])
+    alone = [rt.explain(model, x, None, 2, each, contrast) for each in pair for contrast in ("none", "weighted")]
+    for one, other in zip(found, alone, strict=True):
+        close(one.attribution, other.attribution)
+    if name in PAIRS:
+        first, second = (float(found[i].attribution.abs().mean()) for i in (0, 2))
+        assert first != pytest.approx(second, rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------- nothing left behind
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_left_behind(name: str) -> None:
     model = make(Dense, layer="features")
     in_eval = ask(model, images(), None, [0, 1], name, "weighted")
@@ -187,7 +234,7 @@ class Breaks(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", rt.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str) -> None:
     model = make(Dense, layer="features")
     mixed_flags(model.module)
@@ -211,6 +258,23 @@ def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(name: str) -> N
 
 
 # --------------------------------------------------------------------------------------------- right or refused
+class Undefined(rt.Gradient):
+    """A method whose map is undefined at one pixel of one sample."""
+
+    name = "undefined"
+
+    def attribute(self, *given: Any) -> Any:
+        found = super().attribute(*given)
+        found.values[-1, 0, 0, 2, 3] = torch.nan
+        return found
+
+
+def test_a_map_that_is_not_a_number_is_refused() -> None:
+    model = make(Dense)
+    with pytest.raises(rt.InputError, match="method 'undefined' gives NaN or infinite values"):
+        rt.explain(model, images(), method=Undefined())
+
+
 class Tied(nn.Module):
     """A convolution, an activation and a pooling that run twice."""
 
@@ -237,7 +301,7 @@ class Untied(nn.Module):
         return self.stages(x)
 
 
-IMAGE_METHODS = [name for name in rt.methods() if name not in ("gradcam", "la")]
+IMAGE_METHODS = [name for name in METHODS if name not in ("gradcam", "la", "layercam", "scorecam")]
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

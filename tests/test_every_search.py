@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import outside.wachter  # registers what it holds
 import ratherthan as rt
 from test_pullback import State
 
@@ -132,6 +133,7 @@ NEGATIVE = {
     "cem-maf paper": Case(
         lambda m: ShortPaper(m, _coordinate(m), preset="paper", beta=0.1, **ON_MANIFOLD), 10 + 3 + 42
     ),
+    "wachter": Case(lambda m: outside.wachter.Wachter(retries=0, schedule=SHORT), 4 + 3 + 42),
 }
 POSITIVE = {
     "cem": Case(lambda m: rt.CEMPositive(kappa=0.1, binary_search_steps=2, iterations=8), 6, rt.pertinent_positive),

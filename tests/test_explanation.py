@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import ratherthan as rt
 from nets import Dense, Linear, images, make
-from ratherthan.attribution import explanation
 from ratherthan.attribution.explanation import to_panels
+from ratherthan.render import figure
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 
@@ -46,7 +49,32 @@ def test_text_says_question_probabilities_and_score(model: rt.Model) -> None:
     assert line.startswith("image 1: Why ant, rather than bee?")
     assert f"{p[1, 0]:.1%} against {p[1, 1]:.1%}" in line
     assert f"weighted {why.logits[1, 0] - why.logits[1, 1]:+.2f}" in line
+    for map_, line in zip(why.heatmap(), str(why).splitlines(), strict=False):
+        share = map_[map_ > 0].sum() / map_.abs().sum()
+        assert share != pytest.approx(0.5, abs=0.02)  # or the wrong side would pass
+        assert line.endswith(f"; {round(100 * share.item())}% of the relevance is for it.")
     assert str(why).endswith("(gradcam on layer features)")
+
+
+def test_text_rounds_neither_a_small_probability_nor_doubt_away() -> None:
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(432, 3).double())
+    torch.nn.init.zeros_(flat[1].weight)
+    for lead, words in ((15.0, ("> 99.9%", "< 0.1%")), (3.0, ("90.9%", "4.5%")), (6.9, ("99.8%", "0.1%"))):
+        flat[1].bias.data = torch.tensor([lead, 0.0, 0.0], dtype=torch.float64)
+        line = str(rt.explain(flat, images(1), 0, 1, "ixg"))
+        assert f"{words[0]} against {words[1]}; " in line
+
+
+def test_the_bars_hold_fact_and_foil_however_unlikely(tmp_path: Path) -> None:
+    """Beside the six likeliest classes."""
+    many = make(lambda: Dense(12), layer="features")
+    order = many.logits(images(1)).argsort(descending=True)[0].tolist()
+    for fact, foil in ((order[9], order[11]), (order[0], order[10]), (order[8], order[1])):
+        (case,) = rt.explain(many, images(1), fact=fact, foil=foil).panels()
+        shown = list(dict.fromkeys([*order[:6], fact, foil]))
+        assert [name for name, _ in case.probabilities] == [f"class {each}" for each in shown]
+        p = many.logits(images(1)).softmax(1)[0]
+        assert [value for _, value in case.probabilities] == pytest.approx([p[each].item() for each in shown])
 
 
 def test_frame_has_a_row_per_sample_and_question(model: rt.Model) -> None:
@@ -61,12 +89,18 @@ def test_frame_has_a_row_per_sample_and_question(model: rt.Model) -> None:
 
 
 def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand heatmaps of one image fill 200 MB, so they are upsampled one at a time."""
     why = rt.explain(model, images(2), foil="each")
-    drawn = []
-    on_plane = explanation._on_plane
-    monkeypatch.setattr(explanation, "_on_plane", lambda maps, *rest: drawn.append(maps.shape) or on_plane(maps, *rest))
+    drawn: list[int] = []
+    upsample = torch.nn.functional.interpolate
+
+    def noted(maps: torch.Tensor, *given: object, **more: object) -> torch.Tensor:
+        drawn.append(maps.numel())
+        return upsample(maps, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", noted)
     assert str(why).count("Why ") == len(why.to_frame()) == 10
-    assert drawn == [why.attribution.shape[2:]] * 20
+    assert set(drawn) == {why.attribution[0, 0].numel()}
 
 
 @pytest.mark.parametrize("foil", [None, "runner-up", "each"])
@@ -74,7 +108,7 @@ def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monke
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, model: rt.Model, foil: str | None, method: str) -> None:
     why = rt.explain(model, images(2), foil=foil, method=method)
     again = rt.Explanation.load(why.save(tmp_path / "why.safetensors"))
-    for name in ("images", "attribution", "logits", "fact", "foil", "foils", "score"):
+    for name in ("images", "attribution", "logits", "fact", "foil", "foil_sets", "score"):
         assert torch.equal(getattr(again, name), getattr(why, name)), name
     for name in ("axis", "method", "contrast", "layer", "class_names", "names", "output", "versions"):
         assert getattr(again, name) == getattr(why, name), name
@@ -94,6 +128,23 @@ def test_loading_something_else_is_one_clear_error(tmp_path: Path, model: rt.Mod
         rt.Explanation.load(tmp_path / "missing.safetensors")
 
 
+def test_a_file_of_another_kind_or_time_is_refused(tmp_path: Path, model: rt.Model) -> None:
+    path = rt.explain(model, images(1)).save(tmp_path / "why.safetensors")
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["ratherthan"])
+    other = "was saved by another version of ratherthan: compute it again"
+    for change, message in (
+        ({"format": header["format"] + 1}, other),
+        ({"format": 2}, other),
+        ({"kind": "counterfactual"}, "holds no explanation"),
+    ):
+        save_file(load_file(path), tmp_path / "x.safetensors", {"ratherthan": json.dumps({**header, **change})})
+        with pytest.raises(rt.InputError, match=rf"x\.safetensors' {message}"):
+            rt.Explanation.load(tmp_path / "x.safetensors")
+    with pytest.raises(rt.InputError, match="holds no"):
+        rt.Counterfactual.load(path)
+
+
 def test_html_needs_nothing_else_and_escapes_names(tmp_path: Path, model: rt.Model) -> None:
     compared = rt.compare(model, images(2), foil=["<cat>", "eel"], contrasts=["none", "mean", "weighted"])
     page = rt.save_report(compared, tmp_path / "why.html").read_text()
@@ -101,8 +152,46 @@ def test_html_needs_nothing_else_and_escapes_names(tmp_path: Path, model: rt.Mod
     assert "<cat>" not in page
     assert "http://" not in page
     assert "https://" not in page
-    for contrast in ("none", "mean", "weighted"):
-        assert contrast in page
+    views = re.findall(r'data-foil="([^"]*)" data-contrast="([^"]*)"', page)
+    for image in (views[:5], views[5:]):  # the page opens on the first of each, the plain map is there once
+        assert image[:2] == [("&lt;cat&gt;", "weighted"), ("eel", "weighted")]
+        assert sorted(image[2:]) == [("", "none"), ("&lt;cat&gt;", "mean"), ("eel", "mean")]
+
+
+def test_text_says_how_much_of_the_relevance_is_for_the_fact(model: rt.Model) -> None:
+    why = rt.explain(model, images(3), fact="ant", foil=["bee", "eel"])
+    said = re.findall(r"; (\d+)% of the relevance is for it\.", str(why))
+    expected = []
+    for heat in why.heatmap().flatten(0, 1).tolist():
+        values = [value for row in heat for value in row]
+        expected.append(sum(v for v in values if v > 0) / sum(abs(v) for v in values))
+    assert len(said) == 6
+    assert [int(each) / 100 for each in said] == pytest.approx(expected, abs=0.0051)
+    assert max(abs(share - 0.5) for share in expected) > 0.1, "else for and against look alike"
+
+
+def test_the_bars_hold_the_fact_and_the_foils_however_unlikely() -> None:
+    model = make(lambda: Linear(3 * 12 * 12, 20), class_names=[f"c{k}" for k in range(20)])
+    p = model.logits(images(1)).softmax(1)[0]
+    order = p.argsort(descending=True).tolist()
+    fact, foil = order[-1], order[-2]
+    (panel,) = to_panels([rt.explain(model, images(1), fact=fact, foil=foil, method="ixg")])
+    shown = dict(panel.probabilities)
+    assert set(shown) == {f"c{k}" for k in [*order[:6], fact, foil]}
+    assert shown[f"c{fact}"] == pytest.approx(p[fact].item())
+    bars = {text.get_text() for text in figure([panel]).axes[2].texts}
+    assert {f"c{fact}", f"c{foil}"} <= bars, "they are drawn, too"
+
+
+def test_a_page_opens_with_the_weighted_map_and_writes_percentages_in_one_way(tmp_path: Path, model: rt.Model) -> None:
+    compared = rt.compare(model, images(2), foil=["bee", "eel"], contrasts=["none", "mean", "weighted"])
+    page = rt.save_report(compared, tmp_path / "why.html").read_text()
+    for card in page.split("<article")[1:]:
+        words = re.findall(r'<div data-map="(\d+)" data-foil="([^"]*)" data-contrast="([^"]*)"( hidden)?>', card)
+        assert [word[0] for word in words if not word[3]] == ["1"], "one map is shown"
+        assert [word[2] for word in words] == ["weighted", "weighted", "none", "mean", "mean"]
+    assert len(re.findall(r"\d%", page)) > 20
+    assert not re.search(r"\d %", page)
 
 
 def test_cases_hold_the_plain_map_once_and_say_which_method(model: rt.Model) -> None:

@@ -42,8 +42,8 @@ def captum_ig(model: rt.Model, x: Tensor, contrast: str, weights: Any, **options
 def test_integrated_gradients_equal_captum(contrast: str, quadrature: Any, weights: Any) -> None:
     model, x = make(Dense, mean=[0.4] * 3, std=[0.2] * 3), images()
     baseline = torch.rand(3, 12, 12, dtype=torch.float64)
-    for given, theirs in ((None, 0), (0.3, 0.3), (baseline, baseline[None])):
-        ours = rt.IntegratedGradients(7, given, weights=weights, quadrature=quadrature)
+    for given, theirs in ((0.0, 0), (0.3, 0.3), (baseline, baseline[None])):
+        ours = rt.IntegratedGradients(7, given, foil_weights=weights, quadrature=quadrature)
         why = rt.explain(model, x, 1, {0, 3}, ours, contrast)
         options = {"baselines": theirs, "n_steps": 7, "method": quadrature}
         expected, delta = captum_ig(model, x, contrast, weights, **options)
@@ -68,7 +68,7 @@ def test_values_add_up_to_the_contrast_better_with_more_steps() -> None:
     model, x = make(Residual), images()
     missed = []
     for steps in (2, 16, 128):
-        why = rt.explain(model, x, 1, [0, 2], rt.IntegratedGradients(steps, weights="live"), "probability")
+        why = rt.explain(model, x, 1, [0, 2], rt.IntegratedGradients(steps, foil_weights="live"), "probability")
         start = model.logits(torch.zeros_like(x)).detach()
         gain = why.score - get_contrast("probability").scalar(start, resolve(start, 1, [0, 2]))
         close(why.diagnostics["convergence delta"], why.attribution.sum((2, 3, 4)) - gain)
@@ -79,7 +79,7 @@ def test_values_add_up_to_the_contrast_better_with_more_steps() -> None:
 
 def test_frozen_and_live_weights_are_two_explanations() -> None:
     model, x = make(Dense), images()
-    frozen, live = (rt.IntegratedGradients(20, weights=w) for w in ("frozen", "live"))  # type: ignore[arg-type]
+    frozen, live = (rt.IntegratedGradients(20, foil_weights=w) for w in ("frozen", "live"))  # type: ignore[arg-type]
     a, b = (rt.explain(model, x, 1, None, ig, "weighted").attribution for ig in (frozen, live))
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
     for contrast in ("none", "mean"):  # no weights to hold
@@ -90,7 +90,7 @@ def test_frozen_and_live_weights_are_two_explanations() -> None:
 def test_values_are_contrasted_along_the_way() -> None:
     model = make(lambda: Dense(1), output="value")
     x = images()
-    ig = rt.IntegratedGradients(64, weights="live")
+    ig = rt.IntegratedGradients(64, foil_weights="live")
     why = rt.explain(model, x, foil=[0.75, -0.5], method=ig)
     start, end = (model.logits(each).detach() for each in (torch.zeros_like(x), x))
     for q, value in enumerate((0.75, -0.5)):
@@ -114,7 +114,7 @@ def test_smoothgrad_equals_a_loop(weights: Any) -> None:
             probability = (logits[0, 1] - logits[0, 2]).sigmoid()
             score = probability if weights == "live" else logits[0] @ seeds[i]
             expected[i] += torch.autograd.grad(score, noisy)[0][0] / 4
-    ours = rt.SmoothGrad(4, 0.2, seed=7, weights=weights)
+    ours = rt.SmoothGrad(4, 0.2, seed=7, foil_weights=weights)
     close(rt.explain(model, x, 1, 2, ours, "probability").attribution, expected)
 
 
@@ -143,14 +143,17 @@ def test_all_foils_share_the_forward_passes() -> None:
 @pytest.mark.parametrize(
     ("make_method", "message"),
     [
-        (lambda: rt.SmoothGrad(0), "samples >= 1"),
-        (lambda: rt.SmoothGrad(noise=-1.0), "noise >= 0"),
-        (lambda: rt.SmoothGrad(seed=-1), "seed >= 0"),
-        (lambda: rt.SmoothGrad(weights="thawed"), "unknown weights 'thawed'"),
-        (lambda: rt.IntegratedGradients(0), "n_steps >= 1"),
-        (lambda: rt.IntegratedGradients(internal_batch_size=0), "internal_batch_size >= 1"),
+        (lambda: rt.SmoothGrad(0), "samples of smoothgrad is a whole number of at least 1, not 0"),
+        (lambda: rt.SmoothGrad(noise=-1.0), "noise of smoothgrad is a number of at least 0"),
+        (lambda: rt.SmoothGrad(seed=-1), "seed of smoothgrad is a whole number of at least 0"),
+        (lambda: rt.SmoothGrad(foil_weights="thawed"), "unknown foil_weights of smoothgrad 'thawed'"),
+        (lambda: rt.IntegratedGradients(0), "n_steps of ig is a whole number of at least 1"),
+        (
+            lambda: rt.IntegratedGradients(internal_batch_size=0),
+            "internal_batch_size of ig is a whole number of at least 1 or None",
+        ),
         (lambda: rt.IntegratedGradients(quadrature="gauss"), "did you mean 'gausslegendre'"),
-        (lambda: rt.IntegratedGradients(weights="thawed"), "unknown weights"),
+        (lambda: rt.IntegratedGradients(foil_weights="thawed"), "unknown foil_weights"),
     ],
 )
 def test_bad_settings_are_refused(make_method: Any, message: str) -> None:
@@ -161,5 +164,5 @@ def test_bad_settings_are_refused(make_method: Any, message: str) -> None:
 @pytest.mark.parametrize("method", [rt.IntegratedGradients, rt.DeepLift])
 def test_baselines_that_do_not_fit_are_refused(method: Any) -> None:
     for bad in (torch.zeros(3, 5, 5), torch.zeros(3, 3, 12, 12), torch.zeros(2, 1, 1, 1, 1)):
-        with pytest.raises(rt.InputError, match=r"baselines of shape .* one image of shape \(3, 12, 12\)"):
-            rt.explain(make(Dense), images(), method=method(baselines=bad))
+        with pytest.raises(rt.InputError, match=r"baseline of shape .* fit images of \(3, 12, 12\)"):
+            rt.explain(make(Dense), images(), method=method(baseline=bad))

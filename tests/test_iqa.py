@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ratherthan as rt
-from ratherthan import zoo
-from ratherthan.attribution.quality import compare_quality, quality_figure
-from ratherthan.errors import InputError, ModelError
-from ratherthan.zoo.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
-from ratherthan.zoo.iqa import DIQaM, QualityRecipe
-from ratherthan.zoo.recipes import recipe
+from ratherthan import InputError, ModelError, zoo
+from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
+from ratherthan.replication.iqa import DIQaM, QualityRecipe
+from ratherthan.replication.quality import compare_quality, quality_figure
 
 Q = (0.25, 0.5, 0.75, 1.0)
+RECIPE = zoo.get("iqa").recipe
+assert isinstance(RECIPE, QualityRecipe)
 
 
 def network(weighted: bool = False) -> DIQaM:
@@ -163,8 +163,7 @@ def test_what_is_no_distortion(kind: str, level: int) -> None:
 
 # ----------------------------------------------------------------------------------------- the recipe
 def test_examples_are_pairs_with_the_score_of_what_is_shown() -> None:
-    how = recipe("iqa")
-    assert isinstance(how, QualityRecipe)
+    how = RECIPE
     images = torch.stack([photograph(side=160), photograph("chelsea", side=160)])
     labels = torch.tensor([4, 5 * len(kinds())])  # the worst JPEG, and undistorted
     pairs, scores = how.examples(images, labels, torch.Generator().manual_seed(0), training=False)
@@ -196,7 +195,7 @@ def test_similarity_of_a_patch_is_the_mean_of_the_map_over_it() -> None:
 
 
 def test_no_photograph_is_both_trained_on_and_held_out(data_root: Path) -> None:
-    how = recipe("iqa")
+    how = RECIPE
     parts = {split: how.open(data_root, split) for split in ("train", "test")}
     shown = {split: {identity.split(", ")[0] for identity in part.ids} for split, part in parts.items()}
     assert not shown["train"] & shown["test"]
@@ -208,10 +207,17 @@ def test_metrics_are_rank_and_linear_correlation() -> None:
     from scipy.stats import pearsonr, spearmanr
 
     given, wanted = torch.rand(50, 1) ** 3, torch.rand(50)
-    found = recipe("iqa").metrics(given, wanted)
+    found = RECIPE.metrics(given, wanted)
     assert found["rank_correlation"] == pytest.approx(spearmanr(given[:, 0], wanted).statistic)
     assert found["linear_correlation"] == pytest.approx(pearsonr(given[:, 0], wanted).statistic, abs=1e-5)
     assert found["mean_absolute_error"] == pytest.approx(float((given[:, 0] - wanted).abs().mean()))
+
+
+def test_tied_scores_share_their_rank() -> None:
+    given, wanted = torch.tensor([[0.1], [0.2], [0.2], [0.4]]), torch.tensor([0.0, 0.5, 1.0, 1.0])
+    # ranks 1, 2.5, 2.5, 4 and 1, 2, 3.5, 3.5: deviations (-1.5, 0, 0, 1.5) and (-1.5, -0.5, 1, 1)
+    expected = (1.5 * 1.5 + 1.5 * 1) / (4.5 * 4.5) ** 0.5
+    assert RECIPE.metrics(given, wanted)["rank_correlation"] == pytest.approx(expected)
 
 
 def test_the_shipped_network_ranks_photographs_it_has_never_seen() -> None:
@@ -223,7 +229,7 @@ def test_the_shipped_network_ranks_photographs_it_has_never_seen() -> None:
                 spoilt = distort(image, kind, level, torch.Generator().manual_seed(level))
                 given.append(scorer.logits(torch.cat([image, spoilt])[None]).detach())
                 wanted.append(structural_similarity(image, spoilt))
-    assert recipe("iqa").metrics(torch.cat(given), torch.tensor(wanted))["rank_correlation"] >= 0.9
+    assert RECIPE.metrics(torch.cat(given), torch.tensor(wanted))["rank_correlation"] >= 0.9
 
 
 # ----------------------------------------------------------------------------------------- the patch maps
@@ -263,10 +269,10 @@ def test_patch_maps_are_those_of_a_plain_loop(border: str) -> None:
 
 
 def test_the_counts_of_the_paper() -> None:
-    from ratherthan.attribution.quality import _places
+    from ratherthan.replication.quality import places
 
     counts = {
-        border: len(_places(384, 32, 4, border)) * len(_places(512, 32, 4, border))  # type: ignore[arg-type]
+        border: len(places(384, 32, 4, border)) * len(places(512, 32, 4, border))  # type: ignore[arg-type]
         for border in ("inside", "black")
     }
     assert counts == {"inside": 10_769, "black": 12_065}
@@ -321,5 +327,5 @@ def test_two_colours_tell_what_holds_the_score_up_and_down() -> None:
 @pytest.mark.parametrize("name", ["iqa", "iqa_weighted"])
 def test_zoo_entries_are_regressors_of_pairs(name: str) -> None:
     entry = zoo.get(name)
-    assert (entry.channels, entry.output, entry.recipe) == (6, "value", "iqa")
+    assert (entry.channels, entry.output, entry.recipe) == (6, "value", RECIPE)
     assert (entry.build().weight is not None) == (name == "iqa_weighted")

@@ -16,16 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ratherthan import data, zoo
+from ratherthan import InputError, Manifold, ModelError, ZooEntry, data, train, zoo
 from ratherthan.app.cli import app
-from ratherthan.errors import InputError, ModelError
-from ratherthan.search.concepts import effects, garment_of
-from ratherthan.search.manifold import Manifold
-from ratherthan.zoo.gan import AdversarialRecipe, Adversaries, Generator, critic
-from ratherthan.zoo.recipes import RECIPES
-from ratherthan.zoo.registry import MANIFOLDS
-from ratherthan.zoo.train import Progress, train
-from ratherthan.zoo.vae import VAE, DIPRecipe, convolutional_vae, correlation, dense_vae, divergence, separation
+from ratherthan.replication.cdeepex import AdversarialRecipe, Adversaries, Generator, critic, dense_vae
+from ratherthan.replication.dip import DIPRecipe, correlation, separation
+from ratherthan.zoo.concepts import effects, garment_of
+from ratherthan.zoo.training.traversals import write_sheets
+from ratherthan.zoo.vae import VAE, convolutional_vae, divergence
+
+MANIFOLDS = {name: zoo.get(name, generative=True) for name in zoo.names(generative=True)}
 
 
 def linear_shapes(module: nn.Module) -> list[tuple[int, int]]:
@@ -76,7 +75,7 @@ def test_the_generator_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("entry", MANIFOLDS.values(), ids=MANIFOLDS)
-def test_every_manifold_makes_images_of_its_entry(entry: zoo.ZooModel, tmp_path: Path) -> None:
+def test_every_manifold_makes_images_of_its_entry(entry: ZooEntry, tmp_path: Path) -> None:
     network = entry.build().eval()
     low, high = entry.scale
     manifold = Manifold(network, network.latents, scale=entry.scale)
@@ -91,6 +90,32 @@ def test_every_manifold_makes_images_of_its_entry(entry: zoo.ZooModel, tmp_path:
 def test_convolutions_fit_any_size(size: tuple[int, int]) -> None:
     network = convolutional_vae(5, image_size=size, channels=3)
     assert network.decode(network.encode(torch.rand(2, 3, *size))).shape == (2, 3, *size)
+
+
+def test_latents_are_drawn_while_training_and_are_their_mean_else() -> None:
+    network, images = convolutional_vae(5).eval(), torch.rand(2, 1, 28, 28)
+    log_odds = network(images)[:, :784].view_as(images)
+    assert torch.equal(network(images), network(images))
+    torch.testing.assert_close(log_odds.sigmoid(), network.decode(network.encode(images)))
+    network.train()
+    assert not torch.equal(network(images), network(images))
+
+
+class Grey(nn.Module):
+    """Whatever the latents, a picture of one grey, in the middle between a black of -1 and a white of 1."""
+
+    latents = 2
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(latents), 1, 8, 8)
+
+
+def test_sheets_show_the_greys_of_models_whose_black_is_not_zero(tmp_path: Path) -> None:
+    entry = ZooEntry("grey", Grey, image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,), generative=True)
+    for path in write_sheets(entry, Grey(), torch.rand(2, 1, 8, 8), tmp_path / "grey.safetensors"):
+        shown = np.asarray(Image.open(path).convert("L"))
+        inked = shown[shown < 250]  # what is not paper
+        assert np.median(inked) == pytest.approx(127.5, abs=2)
 
 
 def test_samples_of_a_batch_do_not_touch_in_evaluation_mode() -> None:
@@ -217,17 +242,17 @@ def test_a_stopped_adversarial_training_ends_at_the_same_weights(
     from test_train import write_mnist
 
     root = write_mnist(tmp_path)
-    monkeypatch.setitem(RECIPES, "mnist_gan", AdversarialRecipe("mnist", 3, 1e-3, 100, critic_steps=2))
-    small = replace(MANIFOLDS["mnist_gan"], build=partial(Generator, 6, 2, 28))
-    monkeypatch.setitem(MANIFOLDS, "mnist_gan", small)
+    recipe = AdversarialRecipe("mnist", 3, 1e-3, 100, critic_steps=2)
+    small = replace(MANIFOLDS["mnist_gan"], build=partial(Generator, 6, 2, 28), recipe=recipe)
+    monkeypatch.setitem(zoo.ZOO, "mnist_gan", small)
     whole = load_file(train("mnist_gan", root, tmp_path / "whole"))
 
-    def stop(step: Progress) -> None:
-        if (step.epoch, step.batch) == (3, 2):
+    def stop(done: int, total: int) -> None:
+        if done == 2 * total // 3 + 2:  # the second batch of the third epoch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train("mnist_gan", root, tmp_path / "stopped", report=stop)
+        train("mnist_gan", root, tmp_path / "stopped", progress=stop)
     resumed = load_file(train("mnist_gan", root, tmp_path / "stopped"))
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
@@ -236,7 +261,7 @@ def test_dense_layers_stand_between_pixels_and_latents() -> None:
     assert linear_shapes(dense_vae()) == [(784, 400), (400, 240), (120, 400), (400, 784)]
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in MANIFOLDS.values() if entry.shipped])
+@pytest.mark.parametrize("name", [entry.name for entry in MANIFOLDS.values() if entry.weights])
 def test_shipped_manifolds_rebuild_held_out_images(data_root: Path, name: str) -> None:
     manifold = Manifold.load(f"zoo:{name}")
     test = data.load(name.removesuffix("_vae"), data_root, "test")

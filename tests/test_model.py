@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_images_come_in_every_form(tmp_path: Path) -> None:
     assert torch.equal(model.preprocess([*forms[:4], torch.cat([expected, expected])]), expected.expand(6, -1, -1, -1))
     double = Model(small().double()).preprocess(array)
     assert double.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 255.0), (-1.0, 1.0), (0.0, 1.01), (-0.01, 1.0)], ids=["bytes", "signed", "above", "below"]
+)
+def test_images_out_of_range_are_refused_where_the_model_normalises(low: float, high: float) -> None:
+    images = low + (high - low) * torch.linspace(0, 1, 2 * 3 * 6 * 6).view(2, 3, 6, 6)
+    for settings in ({"mean": 0.5}, {"std": 0.2}, {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.2, 0.2)}):
+        with pytest.raises(InputError, match=r"range over \[.*\]: hand them in \[0, 1\]"):
+            Model(small(), **settings).preprocess(images)  # type: ignore[arg-type]
+    assert torch.equal(Model(small()).preprocess(images), images)  # it may want them so
+    with pytest.raises(InputError, match="whole numbers from 0 to 215"):
+        Model(small()).preprocess((torch.arange(216) % 216).view(2, 3, 6, 6))
 
 
 def test_greys_colours_and_transparency() -> None:
@@ -317,6 +331,8 @@ def broken():
 def test_a_factory_runs_only_when_it_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(FACTORY)
     (tmp_path / "neighbour.py").write_text("CLASSES = 5")
+    (tmp_path / "raises.py").write_text("raise RuntimeError('at once')")
+    search_path = list(sys.path)
     with pytest.raises(InputError, match="would run code"):
         rt.load(f"{tmp_path}/made.py:make")
     model = rt.load(f"{tmp_path}/made.py:make", trust_code=True, class_names=list("abcde"), layer="0", size=9)
@@ -328,6 +344,9 @@ def test_a_factory_runs_only_when_it_is_trusted(tmp_path: Path) -> None:
             rt.load(f"{tmp_path}/made.py:{function}", trust_code=True)
     with pytest.raises(InputError, match="there is no Python file"):
         rt.load(f"{tmp_path}/gone.py:make", trust_code=True)
+    with pytest.raises(ModelError, match="RuntimeError: at once"):
+        rt.load(f"{tmp_path}/raises.py:make", trust_code=True)
+    assert sys.path == search_path
 
 
 def test_a_factory_may_describe_its_model_and_is_overruled(tmp_path: Path) -> None:

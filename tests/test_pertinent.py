@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from ratherthan.contrast import margin
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.render import figure_png
 from ratherthan.search.cem_maf_positive import CEMMAFPositive, odds
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
 from ratherthan.superpixels import SegmentedImages, Superpixels, segment
@@ -240,10 +244,31 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert str(back) == str(found)
     assert torch.equal(back.order, found.order)
     torch.testing.assert_close(back.curve, found.curve, equal_nan=True)
-    assert found.save(tmp_path / "x.png").stat().st_size > 10_000
+    assert found.save(tmp_path / "x.png").read_bytes() == figure_png(found.plot())
     page = found.save(tmp_path / "x.html").read_text()
     assert "because of" in page
     assert "superpixels" in page
+    assert not re.search(r"\d %", page), "percentages are written in one way"
+
+
+def test_the_figure_shows_the_part_its_features_in_order_and_the_growing_confidence() -> None:
+    model = _network()
+    found = pertinent_positive(model, _images(model, 2), method=CEMMAFPositive(superpixels=GRID))
+    assert (found.features > 1).any()
+    drawn = found.plot().axes
+    assert len(drawn) == 2 * 5
+    for i in range(2):
+        image, part, _, order = (np.asarray(axes.images[0].get_array()) for axes in drawn[5 * i : 5 * i + 4])
+        for shown, expected in ((image, found.images[i, 0]), (part, found.example[i, 0])):
+            scale = 255 if shown.dtype == np.uint8 else 1
+            np.testing.assert_allclose(np.atleast_3d(shown)[..., 0] / scale, expected, atol=0.51 / 255)
+        warmth = order[..., 0].astype(int) - order[..., 2]
+        kept = [label for label in found.order[i].tolist() if label >= 0]
+        strength = [warmth[found.superpixels[i].numpy() == label] for label in kept]
+        assert all(before.min() > after.max() > 0 for before, after in pairwise(strength)), "the first is the strongest"
+        assert not warmth[~found.mask[i].numpy()].any(), "what is left out is grey"
+        curve = found.curve[i][~found.curve[i].isnan()].tolist()
+        assert any(list(line.get_ydata()) == pytest.approx(curve) for line in drawn[5 * i + 4].lines)
 
 
 def test_wrong_settings_are_refused() -> None:

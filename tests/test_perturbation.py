@@ -1,4 +1,4 @@
-"""Occlusion, prediction difference, LIME and the scan contrast: closed forms, brute force, Captum."""
+"""Occlusion, prediction difference, LIME and scan: closed forms, brute force, Captum."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from nets import Counter, Dense, Linear, Pooled, images, make
-from ratherthan.attribution.perturbation import PatchGaussian, ridge
-from ratherthan.attribution.scan import WEIGHTS
+from ratherthan import PatchGaussian
+from ratherthan.attribution.lime import ridge
 from ratherthan.contrast import get_contrast, resolve
 from ratherthan.superpixels import Superpixels, segment
 
 CLASSES = 5
+WEIGHTS = [step / 200 for step in range(1, 401)]  # .005, .010 ... 2.000
 CONTRASTS = ["none", "mean", "max", "weighted", "probability", "loss"]
 GRID = Superpixels("grid", 9)
 DATA = torch.rand(20, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 METHODS: dict[str, Any] = {
     "occlusion": rt.Occlusion(size=5, stride=3),
-    "occlusion live": rt.Occlusion(size=5, stride=3, weights="live"),
+    "occlusion live": rt.Occlusion(size=5, stride=3, foil_weights="live"),
     "pda conditional": rt.PredictionDifference(DATA, window=3, pad=1, samples=2, stride=2),
-    "pda marginal": rt.PredictionDifference(DATA, sampling="marginal", window=3, samples=2, stride=3, weights="live"),
+    "pda marginal": rt.PredictionDifference(
+        DATA, sampling="marginal", window=3, samples=2, stride=3, foil_weights="live"
+    ),
     "pda alone": rt.PredictionDifference(window=3, samples=2, stride=3, evidence="probability"),
     "lime": rt.Lime(superpixels=GRID, samples=40),
-    "lime live": rt.Lime(superpixels=GRID, samples=40, weights="live", distance="euclidean", kernel_width=3.0),
+    "lime live": rt.Lime(superpixels=GRID, samples=40, foil_weights="live", distance="euclidean", kernel_width=3.0),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
@@ -93,13 +96,28 @@ def test_occlusion_equals_captum(size: Any, stride: Any) -> None:
     close(rt.explain(model, x, 1, 3, method, "weighted").attribution, expected[0] - expected[1], 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("sides", "size", "stride"),
+    [((12, 12), (1, 1), (1, 1)), ((32, 32), (4, 4), (2, 2)), ((16, 40), (2, 5), (1, 2)), ((7, 25), (1, 3), (1, 1))],
+)
+def test_windows_are_an_eighth_of_the_image_and_move_by_half(
+    sides: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    model = rt.Model(Linear(3 * sides[0] * sides[1], CLASSES).double())
+    x = torch.rand(2, 3, *sides, dtype=torch.float64)
+    by_default, by_hand = (
+        rt.explain(model, x, 1, method=m).attribution for m in ("occlusion", rt.Occlusion(size, stride))
+    )
+    close(by_default, by_hand)
+
+
 def test_live_weights_follow_the_network() -> None:
     model, x = make(Dense), images(1)
     contrast, question = get_contrast("weighted"), resolve(model.logits(x), 1, None)
     half = x.clone()
     half[..., :6, :] = 0.5
     drop = contrast.scalar(model.logits(x), question) - contrast.scalar(model.logits(half), question)
-    live = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5, weights="live"))
+    live = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5, foil_weights="live"))
     frozen = rt.explain(model, x, 1, None, rt.Occlusion(size=(6, 12), stride=(6, 12), baseline=0.5))
     close(live.attribution[0, 0, :6], drop.detach().expand(6, 12))
     assert (live.attribution - frozen.attribution).abs().max() > 1e-6
@@ -182,7 +200,7 @@ def test_prediction_difference_of_a_contrast_is_its_scalar_on_averaged_probabili
     net, x = toy
     x = x[:1]
     patches, precision = known_patches()
-    method = rt.PredictionDifference(patches, window=1, pad=1, samples=4, weights="live", training_samples=500)
+    method = rt.PredictionDifference(patches, window=1, pad=1, samples=4, foil_weights="live", training_samples=500)
     p, p_bar = ((q * 500 + 1) / 503 for q in (net(x).softmax(1), pixel_by_pixel(net, x, precision, 4, 0)))
     for contrast, expected in {
         "weighted": (p[:, 1] / (1 - p[:, 1])).log2() - (p_bar[:, 1] / (1 - p_bar[:, 1])).log2(),
@@ -190,7 +208,7 @@ def test_prediction_difference_of_a_contrast_is_its_scalar_on_averaged_probabili
         "loss": (p_bar[:, ::2].log2().mean(1)) - p[:, ::2].log2().mean(1),
     }.items():
         close(rt.explain(net, x, 1, None, method, contrast).attribution.flatten(), expected.detach())
-    frozen = rt.explain(net, x, 1, 2, dataclasses.replace(method, weights="frozen"), "weighted").attribution
+    frozen = rt.explain(net, x, 1, 2, dataclasses.replace(method, foil_weights="frozen"), "weighted").attribution
     close(frozen.flatten(), ((p[:, 1] / p[:, 2]).log2() - (p_bar[:, 1] / p_bar[:, 2]).log2()).detach())
 
 
@@ -245,7 +263,7 @@ def test_regressors_are_contrasted_by_their_value() -> None:
     method = rt.PredictionDifference(DATA, sampling="marginal", window=12, samples=3)
     x = images(1)
     mean = model.module(DATA[np.random.Generator(np.random.Philox(key=[0, 0])).integers(20, size=3)]).mean()
-    found = rt.explain(model, x, None, 0.3, dataclasses.replace(method, weights="live"), "loss").attribution
+    found = rt.explain(model, x, None, 0.3, dataclasses.replace(method, foil_weights="live"), "loss").attribution
     expected = (model.module(x).squeeze() - 0.3).square() - (mean - 0.3).square()
     close(found, expected.detach().expand(1, 1, 12, 12))
 
@@ -314,11 +332,13 @@ def test_ridge_equals_scikit_learn() -> None:
 @pytest.mark.parametrize("contrast", [*CONTRASTS, "scan"])
 def test_a_batch_is_its_images_one_by_one(method: Any, contrast: str) -> None:
     model, x = make(Dense), images()
-    foil = None if contrast != "scan" else "runner-up"
+    foil = None
+    if contrast == "scan":
+        foil, method, contrast = "runner-up", rt.Scan(method), "weighted"
     together = rt.explain(model, x, None, foil, method, contrast)
     alone = [rt.explain(model, x[n : n + 1], None, foil, method, contrast).attribution for n in range(3)]
     close(together.attribution, torch.cat(alone))
-    assert together.attribution.abs().amax((1, 2, 3)).min() > 0 or contrast == "scan"
+    assert together.attribution.abs().amax((1, 2, 3)).min() > 0 or isinstance(method, rt.Scan)
 
 
 @every_method
@@ -361,9 +381,9 @@ def test_nothing_is_left_behind(method: Any) -> None:
     )
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     given = x.clone()
-    rt.explain(model, x, None, "runner-up", method, "scan")
+    rt.explain(model, x, None, "runner-up", rt.Scan(method))
     with pytest.raises(rt.InputError):
-        rt.explain(model, x, None, None, method, "scan")
+        rt.explain(model, x, None, None, rt.Scan(method))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
@@ -391,11 +411,11 @@ def test_noise_follows_the_seed() -> None:
         assert not torch.allclose(first, other)
 
 
-# --------------------------------------------------------------------------------------------- the scan contrast
+# --------------------------------------------------------------------------------------------- scan
 @pytest.mark.parametrize("method", [rt.GradCAM("features"), METHODS["lime"], rt.InputXGradient()], ids=lambda m: m.name)
 def test_scan_equals_a_loop_over_the_weights(method: Any) -> None:
     model, x = make(Pooled), images(4)[2:]
-    why = rt.explain(model, x, None, [0, 3], method, "scan")
+    why = rt.explain(model, x, None, [0, 3], rt.Scan(method))
     before = model.logits(x).softmax(1)
     kept_somewhere = 0
     for n, (q, foil) in product(range(2), enumerate([0, 3])):
@@ -417,7 +437,7 @@ def test_scan_equals_a_loop_over_the_weights(method: Any) -> None:
 
 
 def test_scan_that_keeps_nothing_says_so() -> None:
-    why = rt.explain(make(Pooled), images(2), 1, 1, rt.GradCAM("features"), "scan")
+    why = rt.explain(make(Pooled), images(2), 1, 1, rt.Scan(rt.GradCAM("features")))
     assert why.diagnostics["kept"].tolist() == [0, 0]
     assert not why.attribution.any()
     assert "zero" in why.diagnostics["scan"]
@@ -425,7 +445,41 @@ def test_scan_that_keeps_nothing_says_so() -> None:
 
 def test_scan_asks_for_a_single_foil() -> None:
     with pytest.raises(rt.InputError, match="one class at a time"):
-        rt.explain(make(Pooled), images(), 1, {0, 2}, "gradcam", "scan")
+        rt.explain(make(Pooled), images(), 1, {0, 2}, "scan")
+    with pytest.raises(rt.InputError, match="in its own way"):
+        rt.explain(make(Pooled), images(), 1, 2, "scan", "loss")
+
+
+def test_scan_without_a_foil_is_the_plain_map() -> None:
+    model, x = make(Pooled), images(2)
+    close(
+        rt.explain(model, x, 1, None, "scan", "none").attribution,
+        rt.explain(model, x, 1, None, "gradcam", "none").attribution,
+    )
+
+
+# --------------------------------------------------------------------------------------------- LIME's distances
+@pytest.mark.parametrize("width", [0.5, 3.0])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_lime_weighs_by_the_distance_between_images(distance: Any, width: float) -> None:
+    """All 16 masks of four parts, weighted least squares by hand."""
+    model, x = make(Dense), images(2)
+    parts = torch.arange(12).div(6, rounding_mode="floor")
+    parts = 2 * parts[:, None] + parts
+    how = rt.Lime(superpixels=parts, samples="all", baseline=0.3, alpha=0.0, distance=distance, kernel_width=width)
+    why = rt.explain(model, x, 1, 3, how, "mean")
+    for n, image in enumerate(x):
+        masks = np.array(list(product([0, 1], repeat=4)), dtype=float)
+        shown = [torch.where(torch.tensor(mask)[parts] > 0, image, 0.3) for mask in masks]
+        scores = np.array([(y[1] - y[3]).item() for y in model.logits(torch.stack(shown)).detach()])
+        flat, whole = np.stack([each.numpy().ravel() for each in shown]), image.numpy().ravel()
+        cosine = 1 - flat @ whole / (np.linalg.norm(flat, axis=1) * np.linalg.norm(whole))
+        far = cosine if distance == "cosine" else np.linalg.norm(flat - whole, axis=1)
+        root = np.exp(-(far**2) / (2 * width**2)) ** 0.5
+        design = np.column_stack([np.ones(16), masks])
+        solved = np.linalg.lstsq(design * root[:, None], scores * root, rcond=None)[0]
+        expected = torch.tensor(solved[1:])[parts]
+        close(why.attribution[n, 0], expected, 1e-5 * float(expected.abs().max()))
 
 
 # --------------------------------------------------------------------------------------------- superpixels
@@ -466,7 +520,7 @@ def test_label_maps_are_renumbered_or_refused() -> None:
         lambda: rt.Occlusion(size=3, stride=4),
         lambda: rt.Occlusion(baseline="grey"),  # type: ignore[arg-type]
         lambda: rt.Occlusion(baseline=torch.zeros(3, 5, 5)),
-        lambda: rt.Occlusion(weights="thawed"),  # type: ignore[arg-type]
+        lambda: rt.Occlusion(foil_weights="thawed"),  # type: ignore[arg-type]
         lambda: rt.Occlusion(batch_size=0),
         lambda: rt.PredictionDifference(sampling="conditional"),
         lambda: rt.PredictionDifference(DATA, window=9),
@@ -477,7 +531,7 @@ def test_label_maps_are_renumbered_or_refused() -> None:
         lambda: rt.PredictionDifference(window=13),
         lambda: rt.PredictionDifference(stride=0),
         lambda: rt.PredictionDifference(known_patches()[0], window=3, pad=2),
-        lambda: rt.PredictionDifference(evidence="probability", weights="live"),
+        lambda: rt.PredictionDifference(evidence="probability", foil_weights="live"),
         lambda: rt.PredictionDifference(evidence="bits"),  # type: ignore[arg-type]
         lambda: rt.Lime(superpixels="voronoi"),  # type: ignore[arg-type]
         lambda: rt.Lime(superpixels="pixels", samples="all"),

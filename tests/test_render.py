@@ -2,33 +2,41 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import stat
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from ratherthan.errors import InputError
+from ratherthan.files import write_atomically
 from ratherthan.render import (
+    Excerpt,
     Heatmap,
     Panel,
+    Trajectory,
     diverging,
+    draw_excerpts,
+    draw_probabilities,
+    draw_trajectories,
     figure,
     grid,
     overlay,
-    overlay_png,
-    report_html,
     sequential,
     shared_limit,
-    write_report,
+    write_page,
 )
-from ratherthan.render.colours import FADED, film, palette, resample
+from ratherthan.render.colours import AGAINST, FACT, FADED, FOIL, FOR, palette, resample, tint
 from ratherthan.render.encode import LONGEST, image_uri, map_uri
-from ratherthan.render.figure import percent
-from ratherthan.render.panel import shorten
+from ratherthan.words import percent, shorten
 
 NASTY = "<script>alert('x')</script> & \"quoted\" $\\frac{"
 
@@ -49,6 +57,16 @@ def case(maps: tuple[Heatmap, ...] | None = None, name: str = "seven.png", size:
     return Panel(name, image, "7", (("9", 0.2), ("7", 0.7), ("1", 0.1)), maps)
 
 
+def trajectory(**changes: Any) -> Trajectory:
+    black = np.zeros((4, 6, 1))
+    usual: dict[str, Any] = {
+        "name": "a.png", "question": "Why 4, rather than 9?", "text": "", "status": "found", "image": black,
+        "reconstruction": None, "path": [black] * 5, "answer": black + np.eye(4, 6)[..., None],
+        "fact": ("4", [1.0] * 5), "foil": ("9", [0.0] * 5), "others": [0.0] * 5,
+    }  # fmt: skip
+    return Trajectory(**{**usual, **changes})
+
+
 def decode(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
 
@@ -59,7 +77,7 @@ class Page(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text = ""  # with that of style and script
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -118,14 +136,14 @@ def test_what_cannot_be_coloured_is_refused(values: object, limit: float) -> Non
         diverging(values, limit)
 
 
-def test_film_over_white_is_the_diverging_map_and_the_palette_is_the_film() -> None:
+def test_tint_over_white_is_the_diverging_map_and_the_palette_is_the_tint() -> None:
     values = np.linspace(-1, 1, 255).reshape(5, 51)
-    coloured = film(values, 1.0).astype(float)
+    coloured = tint(values, 1.0).astype(float)
     opacity = coloured[..., 3:] / 255
     over_white = coloured[..., :3] * opacity + 255 * (1 - opacity)
     np.testing.assert_allclose(over_white, diverging(values, 1.0), atol=1)
     index, colours = palette(values, 1.0)
-    np.testing.assert_array_equal(colours[index], film(values, 1.0))
+    np.testing.assert_array_equal(colours[index], tint(values, 1.0))
 
 
 def test_overlay_keeps_the_grey_image_where_the_map_is_zero_and_tints_more_where_it_is_stronger() -> None:
@@ -148,6 +166,7 @@ def test_shared_limit_is_the_strongest_map_s_and_never_hides_a_sparse_map() -> N
     assert shared_limit([ramp, 3 * ramp], 1.0) == 3.0
     assert shared_limit([ramp, 3 * ramp], 0.5) == pytest.approx(3 * np.quantile(np.abs(ramp), 0.5))
     assert shared_limit([spot(1, 1, -4.0, 100)], 0.9) == 4.0
+    assert shared_limit([np.linspace(0, 1, 1001)]) == pytest.approx(0.995), "half a percent may burn out, no more"
     assert shared_limit([]) == shared_limit([np.zeros(3)]) == 0.0
     with pytest.raises(InputError):
         shared_limit([np.array([np.inf])])
@@ -160,7 +179,7 @@ def test_resample_puts_a_coarse_map_where_it_belongs() -> None:
     assert resample(np.ones((40, 30)), (4, 3)) == pytest.approx(np.ones((4, 3)))
 
 
-# --- cases
+# --- panels and words
 
 
 def test_scales_are_shared_by_foils_but_not_by_contrasts() -> None:
@@ -174,9 +193,15 @@ def test_bars_always_hold_the_fact() -> None:
     assert [name for name, _ in many.bars(1, ("3",))] == ["last"]
 
 
+def test_a_share_is_never_rounded_to_nothing_nor_doubt_to_certainty() -> None:
+    assert [percent(p) for p in (0, 1e-9, 0.0005, 0.123, 0.9994, 0.99999, 1)] == [
+        "0.0%", "< 0.1%", "0.1%", "12.3%", "99.9%", "> 99.9%", "100.0%"
+    ]  # fmt: skip
+
+
 def test_words() -> None:
-    assert [percent(p) for p in (0, 1e-9, 0.123, 0.99999, 1)] == ["0.0 %", "< 0.1 %", "12.3 %", "> 99.9 %", "100.0 %"]
     assert shorten("German short-haired pointer", 12) == "German shor…"
+    assert shorten("two\n lines", 12) == "two lines"
     with pytest.raises(InputError):
         Heatmap("a", "mean", np.array([[np.nan]]))
 
@@ -233,26 +258,142 @@ def test_grid_places_every_image() -> None:
     assert lefts[0] == lefts[3] == lefts[6] < lefts[1] < lefts[2]
 
 
-def test_overlay_png_is_the_overlay_enlarged(tmp_path: object) -> None:
-    one = case()
-    path = overlay_png(f"{tmp_path}/deep/o.png", one.image, one.maps[0].values)
-    written = np.asarray(Image.open(path))
-    assert written.shape == (224, 224, 3)
-    np.testing.assert_array_equal(written[::8, ::8], overlay(one.image, one.maps[0].values, 2.0))
+def bars(drawn: Any, axes: int) -> dict[str, tuple[str, float, str]]:
+    """Of each class of a panel: the colour and length of its bar, and what stands behind it."""
+    place = drawn.axes[axes]
+    rows = {round(text.get_position()[1]): [] for text in place.texts}  # type: ignore[var-annotated]
+    for text in sorted(place.texts, key=lambda text: text.get_position()[0]):
+        rows[round(text.get_position()[1])].append(text.get_text())
+    above = {round(bar.get_y() + bar.get_height() / 2): bar for bar in place.patches}  # the last of a row is on top
+    return {
+        name: (to_hex(above[row].get_facecolor()), above[row].get_width(), said) for row, (name, said) in rows.items()
+    }
 
 
-# --- the report
+def test_the_bar_of_the_fact_is_orange_and_those_of_the_foils_blue() -> None:
+    maps = tuple(Heatmap(foil, "weighted", spot(1, 1, 1.0)) for foil in ("1", "9"))
+    some = Panel("x", np.zeros((28, 28)), "7", (("9", 0.2), ("7", 0.6), ("3", 0.1499), ("1", 0.0001)), maps)
+    drawn = bars(figure([some]), 3)
+    assert {name: (length, said) for name, (_, length, said) in drawn.items()} == {
+        "7": (0.6, "60.0%"), "9": (0.2, "20.0%"), "3": (0.1499, "15.0%"), "1": (0.0001, "< 0.1%")
+    }  # fmt: skip
+    hues = {name: to_rgb(colour) for name, (colour, _, _) in drawn.items()}
+    assert hues["7"][0] > hues["7"][2] + 0.4
+    assert hues["9"][2] > hues["9"][0] + 0.2
+    assert hues["1"] == hues["9"]
+    assert max(hues["3"]) - min(hues["3"]) < 0.1
 
 
-def test_report_holds_every_text_picture_and_number() -> None:
-    page = Page(report_html([case(), case(name="other.png")], "The title", "First.\n\nSecond."))
+@pytest.mark.parametrize("sides", [("against the fact, for the foil", "for the fact"), ("left", "right")])
+def test_the_colour_bar_says_what_blue_and_orange_mean(sides: tuple[str, str]) -> None:
+    drawn = figure([case() if sides[0] != "left" else Panel("x", np.zeros((4, 4)), "7", (), (), sides)])
+    bar = drawn.axes[-1].images[0].get_array().astype(int)
+    assert bar[0, 0, 2] > bar[0, 0, 0] + 100
+    assert bar[0, -1, 0] > bar[0, -1, 2] + 100
+    box = drawn.axes[-1].get_position()
+    said = {text.get_text(): (text.get_position()[0], text.get_color(), text.get_ha()) for text in drawn.texts}
+    (at_blue, blue, ends), (at_orange, orange, starts) = said[sides[0]], said[sides[1]]
+    assert at_blue < box.x0 < box.x1 < at_orange
+    assert (blue, ends, orange, starts) == (AGAINST, "right", FOR, "left")
+
+
+# --- trajectories and excerpts
+
+
+def test_the_change_is_drawn_red_where_light_is_added_and_blue_where_it_goes() -> None:
+    added, removed = trajectory(), trajectory(image=np.eye(4, 6)[..., None], answer=np.zeros((4, 6, 1)))
+    for each, channel in ((added, 0), (removed, 2)):
+        drawn = draw_trajectories([each]).axes[-2].images[0].get_array().astype(int)
+        assert drawn[1, 1, channel] > drawn[1, 1, 2 - channel] + 50
+        assert np.ptp(drawn[0, 1]) == 0, "what stays is grey"
+
+
+def test_the_change_is_from_the_image_itself_not_from_its_reconstruction() -> None:
+    image, other, answer = (np.random.default_rng(seed).random((4, 6, 3)) for seed in range(3))
+    one = trajectory(image=image, reconstruction=other, answer=answer)
+    np.testing.assert_allclose(one.change, sum(answer[..., c] - image[..., c] for c in range(3)))
+
+
+ODDS = {"fact": ("4", [0.9, 0.8, 0.7, 0.6, 0.3]), "foil": ("9", [0.01, 0.11, 0.21, 0.31, 0.61])}
+
+
+def test_the_pictures_of_a_trajectory_stand_in_order_over_the_odds_of_fact_and_foil() -> None:
+    path = [np.full((4, 6, 1), k / 10) for k in range(5)]
+    one = trajectory(
+        path=path, image=path[0], answer=path[4], reconstruction=np.ones((4, 6, 3)), status="stopped", **ODDS
+    )
+    drawn = draw_trajectories([one], frames=3)
+    *pictures, change, curves = drawn.axes
+    assert [int(axes.images[0].get_array()[0, 0, 0]) for axes in pictures] == [0, 255, 26, 51, 76, 102]
+    assert [axes.get_title() for axes in pictures] == ["image", "reconstruction", "the path", "", "", "stopped"]
+    expected = [("90.0%", "1.0%"), None, ("80.0%", "11.0%"), ("70.0%", "21.0%"), ("60.0%", "31.0%"), ("30.0%", "61.0%")]
+    for axes, words in [*zip(pictures, expected, strict=True), (change, ("add", "remove"))]:
+        box = axes.get_position()
+        below = [
+            text for text in drawn.texts if box.x0 < text.get_position()[0] < box.x1 and text.get_fontsize() == 7.5
+        ]
+        below.sort(key=lambda text: text.get_position()[0])
+        colours = (FOR, AGAINST) if axes is change else (FACT, FOIL)
+        assert [(text.get_text(), text.get_color()) for text in below] == list(zip(words or (), colours, strict=False))
+    by_name = {line.get_label(): (list(line.get_ydata()), line.get_color()) for line in curves.lines}
+    assert by_name == {"4": (ODDS["fact"][1], FACT), "9": (ODDS["foil"][1], FOIL), "other": ([0.0] * 5, "#a3abb5")}
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["4", "9", "other"]
+    assert [list(line.get_ydata()) for line in draw_probabilities(one).axes[0].lines] == [
+        list(line.get_ydata()) for line in curves.lines
+    ]
+
+
+def test_an_excerpt_shows_the_part_its_place_its_order_and_the_growing_confidence() -> None:
+    image, part, dimmed = (np.random.default_rng(seed).random((5, 4, 3)) for seed in range(3))
+    ranks = np.zeros((5, 4))
+    ranks[1, 2], ranks[4, 0] = 1.0, 0.5
+    one = Excerpt("a.png", "$cat", "2 of 20 pixels", "found", image, part, dimmed, ranks, 0.9, [0.1, 0.4, 0.8])
+    drawn = draw_excerpts([one, one])
+    assert len(drawn.axes) == 2 * 5
+    *pictures, curve = drawn.axes[5:]
+    for axes, expected in zip(pictures[:3], (image, part, dimmed), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), np.rint(expected * 255))
+    warmth = np.subtract(*(pictures[3].images[0].get_array().astype(int)[..., channel] for channel in (0, 2)))
+    assert warmth[1, 2] > warmth[4, 0] > 20
+    assert np.count_nonzero(warmth) == 2, "what is not kept is grey"
+    assert [axes.get_title() for axes in pictures] == ["a.png", "enough", "the rest dimmed", "the first strongest"]
+    assert {line.get_label(): list(line.get_ydata()) for line in curve.lines} == {
+        "whole image": [0.9] * 3, "the part": [0.1, 0.4, 0.8]
+    }  # fmt: skip
+    assert curve.get_xlabel() == "with the first 0 to 2 features"
+    words = [text.get_text() for text in drawn.texts]
+    assert words.count("What is enough for $cat?") == words.count("2 of 20 pixels") == 2
+    unordered = Excerpt("a.png", "cat", "", "not found", image, part, dimmed, ranks, 0.9)
+    drawn = draw_excerpts([unordered])
+    assert [axes.get_title() for axes in drawn.axes][1:2] == ["not found"]
+    assert len(drawn.axes) == 4, "without an order there is no curve"
+    assert len(draw_excerpts([one, unordered]).axes) == 9
+    with pytest.raises(InputError, match="at least one"):
+        draw_excerpts([])
+
+
+# --- the page
+
+
+def page_of(folder: Path, shown: Any, title: str = "t", intro: str = "") -> str:
+    return write_page(shown, folder / "page.html", title, intro).read_text(encoding="utf-8")
+
+
+def visible(source: str) -> str:
+    """The text outside of style and script."""
+    return Page(re.sub(r"<(style|script)>.*?</\1>", "", source, flags=re.S)).text
+
+
+def test_page_holds_every_text_picture_and_number(tmp_path: Path) -> None:
+    page = Page(page_of(tmp_path, [case(), case(name="other.png")], "The title", "First.\n\nSecond."))
+    assert len(page.all("p")) == 2 + 2 * 3
     for words in (
         "The title",
         "First.",
         "Second.",
         "the bar speaks for 7",
         "the gap speaks for 9",
-        "70.0 %",
+        "70.0%",
         "other.png",
     ):
         assert words in page.text
@@ -266,13 +407,84 @@ def test_report_holds_every_text_picture_and_number() -> None:
     assert pixels[3, 4, 3] > 240
     assert pixels[0, 0, 3] == 0
     assert [a["value"] for a in page.all("input", **{"data-kind": "foil", "name": "foil-2"})] == ["1", "9"]
+    lengths = {a["style"] for a in page.all("i") if a.get("style")}
+    assert lengths == {"--p: 70.00%", "--p: 20.00%", "--p: 10.00%"}
+    marks = {a["data-name"]: a["class"] for a in page.all("li")}
+    assert marks == {"7": "is-fact", "1": "is-foil", "9": ""}, "the foil of the map that is shown first"
+    swapped = Page(page_of(tmp_path, [case(case().maps[1::-1])]))
+    assert {a["data-name"]: a["class"] for a in swapped.all("li")} == {"7": "is-fact", "9": "is-foil", "1": ""}
 
 
-def test_report_takes_every_name_as_text() -> None:
+def test_on_a_page_the_foils_of_a_contrast_share_a_scale(tmp_path: Path) -> None:
+    strong, weak, alone = (
+        np.asarray(decode(a["src"] or "").convert("RGBA")).astype(float)
+        for a in Page(page_of(tmp_path, [case()])).all("img", **{"class": "map"})
+    )
+    for pixels, values, limit in (
+        (strong, spot(3, 4, 2.0), 2.0), (weak, spot(20, 9, -1.0), 2.0), (alone, spot(3, 4, 1e-6), 1e-6)
+    ):  # fmt: skip
+        opacity = pixels[..., 3:] / 255
+        over_white = pixels[..., :3] * opacity + 255 * (1 - opacity)
+        np.testing.assert_allclose(over_white, diverging(values, limit), atol=2)
+    assert weak[20, 9, 3] < 200 < 240 < strong[3, 4, 3], "half as strong as the other: paler than it"
+
+
+@pytest.mark.parametrize("shown", [case(), trajectory(), Panel("x", np.zeros((4, 4)), "a", (), (), ("<less>", "more"))])
+def test_the_legend_of_a_page_says_what_blue_and_orange_mean(shown: Any, tmp_path: Path) -> None:
+    page = page_of(tmp_path, [shown])
+    against, gradient, for_ = re.search(  # type: ignore[union-attr]
+        r'<div class="legend">\s*<span class="against">(.*?)</span>(.*?)<span class="for">(.*?)</span>', page, re.S
+    ).groups()
+    expected = {"case": ("against the fact, for the foil", "for the fact"), "a.png": ("remove", "add")}
+    name = "case" if shown.name == "seven.png" else shown.name
+    assert (against, for_) == expected.get(name, ("&lt;less&gt;", "more"))
+    assert gradient == "<i></i>"
+    colours = re.findall(r"rgb\((\d+) (\d+) (\d+)\)", page)
+    (r0, _, b0), (r1, _, b1) = (map(int, colour) for colour in (colours[0], colours[-1]))
+    assert b0 > r0 + 100, "the scale begins with blue"
+    assert r1 > b1 + 100, "and ends with orange"
+    assert f"--for: {FOR}" in page
+    assert f"--against: {AGAINST}" in page
+
+
+def test_a_page_writes_percentages_in_one_way(tmp_path: Path) -> None:
+    told = f"{percent(0.5)} against {percent(0.0001)}"
+    panel = case((Heatmap("1", "weighted", spot(3, 4, 2.0), told),))
+    for shown in (panel, trajectory(text=told, **ODDS)):
+        words = visible(page_of(tmp_path, [shown]))
+        assert len(re.findall(r"\d%", words)) >= 5
+        assert not re.search(r"\d\s+%", words)
+
+
+def test_the_page_of_a_trajectory_holds_its_pictures_its_odds_and_its_curves(tmp_path: Path) -> None:
+    path = [np.full((4, 6, 1), k / 10) for k in range(5)]
+    shown = trajectory(path=path, image=path[0], answer=path[4], reconstruction=np.ones((4, 6, 3)), **ODDS)
+    source = page_of(tmp_path, [shown], "The title", "First.\n\nSecond.")
+    page = Page(source)
+    greys = {alt: [] for alt in ("a.png", "the answer", "reconstruction", "on the path")}  # type: ignore[var-annotated]
+    for tag in page.all("img"):
+        if tag["alt"] in greys:
+            greys[tag["alt"]].append(int(np.asarray(decode(tag["src"] or "").convert("L"))[0, 0]))
+    assert greys == {"a.png": [0], "the answer": [102], "reconstruction": [255], "on the path": [0, 26, 51, 76, 102]}
+    assert [a["data-at"] for a in page.all("figure") if "data-at" in a] == ["0.00", "25.00", "50.00", "75.00", "100.00"]
+    for name in ("fact", "foil"):
+        points = page.all("polyline", **{"class": name})[0]["points"] or ""
+        heights = [1 - float(point.split(",")[1]) / 100 for point in points.split()]
+        np.testing.assert_allclose(heights, ODDS[name][1], atol=1e-4)
+        odds = re.findall(rf'<span class="{name}">([\d.]+%)</span>', source)
+        assert odds == [percent(p) for p in [ODDS[name][1][-1], *ODDS[name][1]]], "the answer's, then those of the path"
+    assert page.all("input", type="range", max="4")
+    change = next(a for a in page.all("img") if a["alt"] == "what changes")
+    pixels = np.asarray(decode(change["src"] or "").convert("RGBA")).astype(int)
+    assert (pixels[..., 0] > pixels[..., 2] + 100).all(), "light is added everywhere"
+    assert all(words in page.text for words in ("The title", "First.", "Second.", "Why 4, rather than 9?"))
+
+
+def test_page_takes_every_name_as_text(tmp_path: Path) -> None:
     hostile = Panel(
         NASTY, np.zeros((4, 4)), NASTY, ((NASTY, 1.0),), (Heatmap(NASTY, NASTY, np.ones((4, 4)), NASTY),) * 2
     )
-    source = report_html([hostile, hostile], NASTY, NASTY)
+    source = page_of(tmp_path, [hostile, hostile], NASTY, NASTY)
     page = Page(source)
     assert len(page.all("script")) == 1
     assert page.text.count(NASTY) >= 9
@@ -281,14 +493,24 @@ def test_report_takes_every_name_as_text() -> None:
     assert "<script>alert" not in source
 
 
-def test_report_fetches_nothing() -> None:
-    source = report_html([case()], "t")
-    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|<link|<iframe", source)
-    assert all((a["src"] or "").startswith("data:image/") for a in Page(source).all("img"))
-    assert "default-src 'none'" in source
+def test_page_of_trajectories_takes_every_name_as_text(tmp_path: Path) -> None:
+    names = dict.fromkeys(("name", "question", "text", "status"), NASTY)
+    source = page_of(tmp_path, [trajectory(**names, fact=(NASTY, [1.0] * 5), foil=(NASTY, [0.0] * 5))], NASTY, NASTY)
+    page = Page(source)
+    assert len(page.all("script")) == 1
+    assert page.text.count(NASTY) == 3 + 4 + 1 + 2
+    assert "<script>alert" not in source
 
 
-def test_report_stays_small_for_photographs() -> None:
+def test_page_fetches_nothing(tmp_path: Path) -> None:
+    for shown in (case(), trajectory()):
+        source = page_of(tmp_path, [shown])
+        assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|<link|<iframe", source)
+        assert all((a["src"] or "").startswith("data:image/") for a in Page(source).all("img"))
+        assert "default-src 'none'" in source
+
+
+def test_page_stays_small_for_photographs() -> None:
     photo = np.random.default_rng(0).random((900, 1200, 3))
     uri, shape = image_uri(photo)
     assert shape == (336, LONGEST)
@@ -298,25 +520,46 @@ def test_report_stays_small_for_photographs() -> None:
     assert decode(map_uri(np.ones((7, 7)), 1.0, (28, 28))).size == (28, 28)
 
 
-def test_report_is_whole_or_not_there(tmp_path: object) -> None:
-    path = write_report([case()], f"{tmp_path}/sub/why.html", "good")
-    before = path.read_text()
+def test_page_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = write_page([case()], tmp_path / "sub" / "why.html", "good")
+    before = path.read_text(encoding="utf-8")
     broken = Panel("bad", np.zeros((3, 4, 5)), "a", (), ())
     with pytest.raises(InputError):
-        write_report([case(), broken], path, "bad")
-    assert path.read_text() == before
+        write_page([case(), broken], path, "bad")
+    assert path.read_text(encoding="utf-8") == before
     assert [file.name for file in path.parent.iterdir()] == ["why.html"]
-    with pytest.raises(InputError):
-        write_report([], path, "none")
+    with pytest.raises(InputError, match="at least one"):
+        write_page([], path, "none")
+    with pytest.raises(InputError, match="at least one"):
+        draw_trajectories([])
 
 
-def test_report_without_maps_or_probabilities_is_still_a_page() -> None:
-    page = Page(report_html([Panel("x.png", np.zeros((4, 4)), "0.58", (), ())], "t"))
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_others_may_read_a_page_as_far_as_the_umask_lets_them(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        path = write_page([case()], tmp_path / "why.html", "t")
+    finally:
+        assert os.umask(before) == umask, "the umask itself is left alone"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    assert write_atomically(tmp_path / "x", [b"a", b"b"]).read_bytes() == b"ab"
+    assert done == ["fsync", "replace"]
+
+
+def test_page_without_maps_or_probabilities_is_still_a_page(tmp_path: Path) -> None:
+    page = Page(page_of(tmp_path, [Panel("x.png", np.zeros((4, 4)), "0.58", (), ())]))
     assert "x.png" in page.text
     assert not page.all("img", **{"class": "map"})
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_jinja2() -> None:
-    check = "import sys, ratherthan.render.report; print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
+    check = "import sys, ratherthan.render; print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

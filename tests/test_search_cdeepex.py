@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nets import Linear
+from ratherthan import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert
 from ratherthan.attribution.explain import explain
 from ratherthan.errors import InputError, ModelError
 from ratherthan.model import Model
-from ratherthan.search import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert
+from ratherthan.render import figure_png
 from stopping import Stopped
 
 FINE = Schedule(
@@ -262,7 +264,13 @@ def test_a_result_says_shows_and_keeps_itself(model: Model, manifold: Manifold, 
     assert torch.equal(again.examples, how.examples)
     assert (again.reason, again.names, again.class_names) == (how.reason, how.names, how.class_names)
     assert str(again) == str(how)
-    assert how.save(tmp_path / "how.png").stat().st_size > 1000
+    pictures = [axes.images[0].get_array() / 255 for axes in how.plot(frames=1).axes if axes.images]
+    assert len(pictures) == 4 * 5, "of four questions: the image, its reconstruction, the path, the answer, the change"
+    for number, (i, q) in enumerate(itertools.product(range(2), range(2))):
+        for place, expected in ((0, how.images[i]), (1, how.reconstruction[i]), (3, how.examples[i, q, 0])):
+            shown = torch.from_numpy(pictures[5 * number + place]).permute(2, 0, 1)
+            torch.testing.assert_close(shown, expected.clamp(0, 1).expand(3, -1, -1).double(), atol=0.51 / 255, rtol=0)
+    assert how.save(tmp_path / "how.png").read_bytes() == figure_png(how.plot())
     page = how.save(tmp_path / "how.html").read_text()
     assert how.text(0, 1).split("?")[0] in page
     assert len(how.plot_path(0).axes[0].lines) == 3

@@ -22,7 +22,6 @@ from nets import Linear
 from ratherthan.app.cli import app
 from ratherthan.contrast import resolve
 from ratherthan.registry import Classes
-from ratherthan.render.trajectory import Trajectory, draw_trajectories, write_trajectories
 from ratherthan.search.method import COUNTERFACTUAL_METHODS
 
 QUICK = rt.Schedule(outer_iterations=6, inner_iterations=30)
@@ -248,37 +247,14 @@ def test_the_page_holds_the_way_and_its_curves(known: None, model: rt.Model, ima
     assert "<cat>" not in page
     assert "&lt;cat&gt;" in page
     assert page.count("data-at=") == 4 * 8
+    assert re.search(r"\d%<", page)
+    assert not re.search(r"\d %", page)
     points = re.findall(r'polyline class="foil" points="([^"]*)"', page)
     drawn = [1 - float(point.split(",")[1]) / 100 for point in points[1].split()]
     np.testing.assert_allclose(drawn, how.path_probabilities()[0, 1, :, int(how.foil[0, 1])], atol=1e-4)
     assert how.plot_path(1, 1).axes[0].lines[2].get_ydata()[-1] == pytest.approx(
         how.path_probabilities()[1, 1, -1, int(how.foil[1, 1])].item()
     )
-
-
-def film(**changes: Any) -> Trajectory:
-    black = np.zeros((4, 6, 1))
-    usual: dict[str, Any] = {
-        "name": "a.png", "question": "Why 4, rather than 9?", "text": "", "status": "found", "image": black,
-        "reconstruction": None, "way": [black] * 5, "answer": black + np.eye(4, 6)[..., None],
-        "fact": ("4", [1.0] * 5), "foil": ("9", [0.0] * 5), "others": [0.0] * 5,
-    }  # fmt: skip
-    return Trajectory(**{**usual, **changes})
-
-
-def test_the_change_is_drawn_red_where_light_is_added_and_blue_where_it_goes() -> None:
-    added, removed = film(), film(image=np.eye(4, 6)[..., None], answer=np.zeros((4, 6, 1)))
-    for each, channel in ((added, 0), (removed, 2)):
-        drawn = draw_trajectories([each]).axes[-2].images[0].get_array().astype(int)
-        assert drawn[1, 1, channel] > drawn[1, 1, 2 - channel] + 50
-        assert np.ptp(drawn[0, 1]) == 0, "what stays is grey"
-
-
-def test_a_page_needs_a_film(tmp_path: Path) -> None:
-    with pytest.raises(rt.InputError, match="at least one"):
-        draw_trajectories([])
-    with pytest.raises(rt.InputError, match="at least one"):
-        write_trajectories([], tmp_path / "x.html", "nothing")
 
 
 # --------------------------------------------------------------------------------------------- the command

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +23,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from faces import write_faces
-from ratherthan import data, zoo
-from ratherthan.errors import InputError
-from ratherthan.zoo.recipes import Augmentation, RareRecipe, Recipe
+from ratherthan import Augmentation, InputError, Recipe, data, train, zoo
+from ratherthan.replication.cdeepex import RareRecipe
 from ratherthan.zoo.squeezenet import SqueezeNet
-from ratherthan.zoo.train import Progress, train
+from ratherthan.zoo.training.recipes import Learner
+
+BATCHES = 3  # of 128 of the 300 images
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -52,20 +57,21 @@ def weights(path: Path) -> list[bytes]:
     return [tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items())]
 
 
-def stop_in_epoch_two(step: Progress) -> None:
-    if (step.epoch, step.batch) == (2, 2):
+def stop_in_epoch_two(done: int, total: int) -> None:
+    assert total == 2 * BATCHES
+    if done == BATCHES + 2:
         raise KeyboardInterrupt
 
 
 KILLED = """
 import os, signal, sys
 import torch
-from ratherthan.zoo.train import train
+from ratherthan import train
 torch.set_num_threads(1)
-def report(step):
-    if (step.epoch, step.batch) == (3, 1):
+def progress(done, total):
+    if done == 2 * 3 + 1:
         os.kill(os.getpid(), signal.SIGKILL)
-train("mnist", sys.argv[1], sys.argv[2], epochs=3, report=report)
+train("mnist", sys.argv[1], sys.argv[2], epochs=3, progress=progress)
 """
 
 
@@ -85,9 +91,9 @@ def test_a_killed_training_ends_at_the_same_weights(root: Path, tmp_path: Path) 
     died = subprocess.run([sys.executable, "-c", KILLED, str(root), str(out)], check=False)
     assert died.returncode == -signal.SIGKILL
     assert not out.exists()
-    epochs = set[int]()
-    train("mnist", root, out, epochs=3, report=lambda step: epochs.add(step.epoch))
-    assert epochs == {3}
+    steps: list[int] = []
+    train("mnist", root, out, epochs=3, progress=lambda done, total: steps.append(done))
+    assert steps == [2 * BATCHES + 1, 2 * BATCHES + 2, 3 * BATCHES]  # those of the third epoch
     assert weights(out) == weights(whole)
     assert sorted(path.name for path in out.parent.iterdir()) == ["mnist.json", "mnist.md", "mnist.safetensors"]
 
@@ -106,7 +112,7 @@ def test_seed_decides_and_random_numbers_stay(root: Path, tmp_path: Path) -> Non
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "mnist.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train("mnist", root, out, epochs=2, report=stop_in_epoch_two)
+        train("mnist", root, out, epochs=2, progress=stop_in_epoch_two)
     with pytest.raises(InputError, match="other seed"):
         train("mnist", root, out, epochs=2, seed=1)
     out.with_suffix(".checkpoint").write_bytes(b"cut short")
@@ -206,6 +212,60 @@ def test_the_last_epochs_see_whole_images() -> None:
     assert crops == [0.5, 0.5, 0.5, 1.0, 1.0]
     assert recipe.at(4, 5).augmentation.shift == 0.1
     assert recipe.at(2, 3).augmentation.crop == 1.0  # counted from the end of however many there are
+
+
+@dataclass(frozen=True)
+class Watched(Recipe):
+    """Writes down what every step of its training is given."""
+
+    steps: ClassVar[list[tuple[float, tuple[int, ...]]]] = []
+
+    def learner(self, network: torch.nn.Module) -> Learner:
+        watched = Learner(self, network)
+        step = watched.step
+
+        def noted(images: torch.Tensor, targets: torch.Tensor, batch: int) -> float:
+            self.steps.append((watched.parts["optimiser"].param_groups[0]["lr"], tuple(images.shape[2:])))
+            return step(images, targets, batch)
+
+        watched.step = noted  # type: ignore[method-assign]
+        return watched
+
+
+def test_every_step_has_the_rate_and_the_crop_of_its_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Watched("mnist", 3, 0.01, warmup=0.5, augmentation=Augmentation(0.5), uncropped=1)
+    monkeypatch.setitem(zoo.ZOO, "mnist", replace(zoo.get("mnist"), recipe=recipe))
+    monkeypatch.setattr(Watched, "steps", [])
+    train("mnist", root, tmp_path)
+    rates, sizes = zip(*recipe.steps, strict=True)
+    # nine steps: up from 0.04 of the highest rate along a line to the middle, then down along half a cosine
+    half = 4.5
+    up = [0.01 * (0.04 + 0.96 * step / half) for step in range(5)]
+    down = [0.005 * (1 + math.cos(math.pi * (step - half) / half)) for step in range(5, 9)]
+    assert rates == pytest.approx(up + down)
+    assert sizes == ((14, 14),) * 6 + ((28, 28),) * 3
+
+
+def test_old_weights_stay_whole_where_new_ones_cannot_be_written(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = train("mnist", root, tmp_path, epochs=1, limit=20)
+    before, replaced = out.read_bytes(), os.replace
+
+    def fail(source: str, target: Path) -> None:
+        if Path(target) == out:
+            raise OSError("the disk is full")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        train("mnist", root, tmp_path, epochs=1, limit=20, seed=1)
+    assert out.read_bytes() == before
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [
+        ".checkpoint", ".json", ".md", ".safetensors",
+    ]  # fmt: skip
 
 
 def test_few_images_of_one_class_are_left(root: Path) -> None:

@@ -125,3 +125,15 @@ def test_a_value_has_no_probabilities_and_is_one_number() -> None:
     two = rt.Model(nn.Sequential(nn.Flatten(), nn.Linear(297, 2)).double(), output="value", channels=3)
     with pytest.raises(ModelError, match=r"\(3, 1\) is needed"):
         rt.explain(two, images(), foil=0.5, method="gradient")
+
+
+@pytest.mark.parametrize("weights", ["frozen", "live"])
+def test_values_per_sample_stay_with_their_samples(weights: str) -> None:
+    """Where a method cuts the batch into pieces of its own, too."""
+    model, foil = regressor(), torch.tensor([0.2, 0.9, -0.4], dtype=torch.float64)
+    method = rt.IntegratedGradients(5, foil_weights=weights, internal_batch_size=2)  # type: ignore[arg-type]
+    together = rt.explain(model, images(), foil=foil, method=method).attribution
+    alone = [rt.explain(model, images()[i][None], foil=float(foil[i]), method=method).attribution for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-10, rtol=1e-8)
+    other = rt.explain(model, images(), foil=foil.flip(0), method=method).attribution
+    assert (together - other).abs().max() > 1e-4

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ratherthan import data, zoo
-from ratherthan.data.images import fit_image
+import ratherthan.replication  # noqa: F401 - its networks are tested here, too
+from ratherthan import ZooEntry, data, zoo
 from ratherthan.errors import InputError, ModelError
-from ratherthan.zoo.architectures import PlainNet
-from ratherthan.zoo.recipes import RECIPES
+from ratherthan.zoo.plainnet import PlainNet
 from ratherthan.zoo.squeezenet import SqueezeNet
 
-SHIPPED = [entry for entry in zoo.ENTRIES.values() if entry.weights]
+ENTRIES = [zoo.get(name) for name in zoo.names()]
+SHIPPED = [entry for entry in ENTRIES if entry.weights]
 
 
 def test_names_and_near_misses() -> None:
@@ -30,10 +30,11 @@ def test_names_and_near_misses() -> None:
         zoo.get("zoo:mnits")
 
 
-@pytest.mark.parametrize("entry", zoo.ENTRIES.values(), ids=zoo.names())
-def test_every_entry_describes_its_network(entry: zoo.ZooModel) -> None:
+@pytest.mark.parametrize("entry", ENTRIES, ids=zoo.names())
+def test_every_entry_describes_its_network(entry: ZooEntry) -> None:
     network = entry.build().eval()
     grids: list[Tensor] = []
+    assert entry.layer is not None
     network.get_submodule(entry.layer).register_forward_hook(lambda module, given, grid: grids.append(grid))
     logits = network(torch.rand(1, entry.channels, *entry.image_size))
     assert min(grids[0].shape[2:]) >= 7
@@ -43,7 +44,7 @@ def test_every_entry_describes_its_network(entry: zoo.ZooModel) -> None:
 
 
 @pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
-def test_shipped_weights_are_small_and_load(entry: zoo.ZooModel) -> None:
+def test_shipped_weights_are_small_and_load(entry: ZooEntry) -> None:
     assert entry.weights is not None
     assert entry.weights.stat().st_size < 1_000_000
     before = torch.get_rng_state()
@@ -55,7 +56,7 @@ def test_shipped_weights_are_small_and_load(entry: zoo.ZooModel) -> None:
     assert entry.weights.with_suffix(".md").is_file()
 
 
-def accuracy(entry: zoo.ZooModel, network: torch.nn.Module, dataset: data.Dataset, top: int = 1) -> float:
+def accuracy(entry: ZooEntry, network: torch.nn.Module, dataset: data.Dataset, top: int = 1) -> float:
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (entry.mean, entry.std))
     right = 0
     with torch.no_grad():
@@ -66,12 +67,12 @@ def accuracy(entry: zoo.ZooModel, network: torch.nn.Module, dataset: data.Datase
 
 
 @pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
-def test_shipped_networks_know_their_test_set(data_root: Path, entry: zoo.ZooModel) -> None:
+def test_shipped_networks_know_their_test_set(data_root: Path, entry: ZooEntry) -> None:
     if entry.recipe is None or entry.image_size != (28, 28):
         pytest.skip("not a classifier of 28 x 28 images")
     # of a quarter of the images; two standard errors below what the cards say
     least = 0.985 if entry.name.startswith("mnist") else 0.90
-    dataset = data.load(RECIPES[entry.recipe].dataset, data_root, "test").subset(range(0, 10000, 4))
+    dataset = data.load(entry.recipe.dataset, data_root, "test").subset(range(0, 10000, 4))
     assert accuracy(entry, zoo.load_weights(entry), dataset) >= least
 
 
@@ -107,7 +108,9 @@ def test_squeezenet_is_the_published_network(data_root: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(network(images), squeezenet_by_hand(load_file(weights), images), atol=1e-4)
     whole = data.load("imagenet_samples", data_root).subset(range(0, 1000, 16))
-    dataset = whole.with_transform(lambda image: fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, 3))
+    dataset = whole.with_transform(
+        lambda image: data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, 3)
+    )
     # 61.5 % of all 1,000; for 63 of them the standard error is 6 points
     assert accuracy(entry, network, dataset) == pytest.approx(0.615, abs=0.13)
 

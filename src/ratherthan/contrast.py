@@ -24,6 +24,7 @@ from ratherthan.errors import InputError, unknown
 from ratherthan.registry import Registry
 from ratherthan.settings import type_name
 
+FoilWeights = Literal["frozen", "live"]
 ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -416,20 +417,6 @@ class Weighted(Contrast):
         return f"Why {fact}, rather than {foil}?"
 
 
-class Scan(Weighted):
-    """`scan`: the baseline contrast of CDeepEx (section 4.1), made of the plain maps of fact and foil.
-
-    How the maps are combined is found by trying 400 weights on the network, see `attribution.scan`; as a number it is
-    the pairwise contrast y_t - y_p.
-    """
-
-    name = "scan"
-
-    def describe(self, fact: str, foil: str) -> str:
-        """Why P, rather than Q, by subtracting maps?"""
-        return f"Why {fact}, rather than {foil}? (map of {foil} subtracted by weights that work)"
-
-
 class Probability(Weighted):
     """`probability`: p_t, the softmax over fact and foils (weighted-contrast proposition 2).
 
@@ -512,7 +499,7 @@ class FunctionContrast(Contrast):
 
 
 _REGISTERED: Registry[Contrast] = Registry(
-    "contrast", ((c.name, c) for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss(), Scan()))
+    "contrast", ((c.name, c) for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss()))
 )
 
 
@@ -601,19 +588,17 @@ class Target:
         """(N, Q, C): derivative of the contrast with respect to the logits, at the explained inputs."""
         return self.contrast.seed(self.logits, self.question)
 
-    def scalar(self, logits: Tensor, weights: Literal["frozen", "live"] = "frozen") -> Tensor:
+    def scalar(self, logits: Tensor, foil_weights: FoilWeights = "frozen") -> Tensor:
         """The contrast at other logits of the same samples.
 
         Args:
             logits: (..., N, C), e.g. of altered inputs.
-            weights: "frozen": linear in the logits, the weights of the foils held at the explained input (the paper's
-                eq. 1); "live": re-evaluated at every point.
+            foil_weights: "frozen": linear in the logits, the weights of the foils held at the explained input (the
+                paper's eq. 1); "live": re-evaluated at every point.
 
         Returns:
             (..., N, Q).
         """
-        if weights == "live":
+        if foil_weights == "live":
             return self.contrast.scalar(logits, self.question)
-        if weights == "frozen":
-            return torch.einsum("...nc,nqc->...nq", logits, self.seeds)
-        raise InputError(unknown("weights", weights, ["frozen", "live"]))
+        return torch.einsum("...nc,nqc->...nq", logits, self.seeds)

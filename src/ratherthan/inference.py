@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ratherthan.errors import InputError, first_line
+
+Movable = TypeVar("Movable", nn.Module, Tensor)
 
 
 @contextmanager
@@ -28,3 +33,15 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
         finally:
             for each, flag in training:
                 each.training = flag
+
+
+def to_device(thing: Movable, device: str | torch.device) -> Movable:
+    """Move a module or a tensor.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
+    try:
+        return thing.to(device)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error

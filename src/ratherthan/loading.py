@@ -20,6 +20,7 @@ from torch import nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.model import Model
+from ratherthan.weights import fit_weights
 
 
 def load(
@@ -103,20 +104,6 @@ def read_class_names(path: str | Path) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
         raise InputError(f"class names: {str(path)!r} should hold a list of names or an object of index: name")
     return names
-
-
-def fit_weights(module: nn.Module, path: str | Path) -> nn.Module:
-    """Put weights from a file into a module.
-
-    Raises:
-        ModelError: If the file cannot be read, names or shapes differ, or a value is not finite.
-    """
-    from ratherthan.zoo.registry import check_state, read_weights
-
-    state, _ = read_weights(path)
-    check_state(module.state_dict(), state, f"{path} does not fit {type(module).__name__}")
-    module.load_state_dict(state)
-    return module
 
 
 def _load_zoo(name: str, weights: str | Path | None, classes: int | None) -> Model:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
+from ratherthan.inference import to_device
 from ratherthan.inputs import Images, Inputs
 from ratherthan.outputs import OUTPUTS, Output
 from ratherthan.settings import check_names
@@ -106,10 +107,7 @@ class Model:
         Raises:
             InputError: If there is no such device here.
         """
-        try:
-            self.module.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
+        to_device(self.module, device)
         return self
 
     # ----------------------------------------------------------------------------------------- in

@@ -261,11 +261,6 @@ def class_label(names: Sequence[str] | None, index: int) -> str:
     return names[index] if names else f"class {index}"
 
 
-def percent(p: float) -> str:
-    """A probability in a line of text; neither a small one nor doubt is rounded away."""
-    return f"{p:.1%}" if 0.0005 < p < 0.9995 else "< 0.1%" if p < 0.5 else "> 99.9%"
-
-
 def picture(image: Tensor) -> np.ndarray[Any, Any]:
     """An image (C, H, W) as the rendering takes it: floats (H, W, C) in [0, 1]."""
     array: np.ndarray[Any, Any] = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()

@@ -108,6 +108,8 @@ def _types_of(kind: Any) -> dict[str, Any]:
 
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin is Annotated:
         return _fits(args[0], value) and all(value in each for each in args[1:] if isinstance(each, Interval))
     if origin in (Union, UnionType):

@@ -64,6 +64,19 @@ class Samples:
         fact, foil = (spec[rows] if _per_sample(spec) else spec for spec in (self.fact, self.foil))
         return Samples(self.images[rows], self.names[rows], fact, foil, self.positions[rows].start)
 
+    def sharing(self, report: Callable[[int, int], object], total: int) -> Callable[[float], None]:
+        """What to tell the share that is done of a batch; it never goes back, and leaves the last step to `batches`."""
+        furthest = self.start
+
+        def told(share: float) -> None:
+            nonlocal furthest
+            reached = self.start + int(share * len(self))
+            if furthest < reached < self.start + len(self):
+                furthest = reached
+                report(furthest, total)
+
+        return told
+
     def batches(self, size: int, report: Callable[[int, int], object]) -> Iterator[Samples]:
         """Cut them into batches, and report (samples done, samples in all) after each.
 

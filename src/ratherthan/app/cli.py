@@ -536,22 +536,20 @@ def train(
     """
     import json
 
-    from ratherthan.zoo.train import progress_bar
-    from ratherthan.zoo.train import train as run
+    from ratherthan.zoo.training.harness import train as run
 
     try:
-        with progress_bar() as report:
-            path = run(
-                network,
-                data,
-                out,
-                epochs=epochs,
-                seed=seed,
-                device=device,
-                resume=resume,
-                image_size=_size(size),
-                report=report,
-            )
+        path = run(
+            network,
+            data,
+            out,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            resume=resume,
+            image_size=_size(size),
+            progress=True,
+        )
     except KeyboardInterrupt:
         text = "stopped by Ctrl-C; the same command goes on after the last finished epoch"
         raise KeyboardInterrupt(text) from None

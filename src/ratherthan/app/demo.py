@@ -16,7 +16,7 @@ from ratherthan.attribution.explanation import Explanation, leading_with, to_pan
 from ratherthan.files import write_atomically
 from ratherthan.loading import load
 from ratherthan.model import Model
-from ratherthan.render import Panel, figure, figure_png, write_report
+from ratherthan.render import Panel, figure, figure_png, write_page
 
 COUNT = 12
 """Digits shown."""
@@ -54,7 +54,7 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
     )
     rows = list(zip(to_panels(rival), to_panels(others), strict=True))
     intro = _INTRO.format(candidates=_CANDIDATES)
-    page = write_report(
+    page = write_page(
         [leading_with("weighted", _merged(pair)) for pair in rows],
         out / "demo.html",
         "Why this digit, rather than that?",

@@ -15,8 +15,10 @@ from ratherthan.app.images import ALTERED, Failure, read_all, unused_stem
 from ratherthan.app.terminal import KINDS, is_one_file, printable
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.search import Counterfactual, CounterfactualMethod, Manifold, Schedule, counterfactual
-from ratherthan.search.method import get_counterfactual_method
+from ratherthan.search.counterfactual import Counterfactual, counterfactual
+from ratherthan.search.manifold import Manifold
+from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
+from ratherthan.search.solver import Schedule
 
 PAGE, NUMBERS = "how.html", "how.safetensors"
 _PRINTED = 5
@@ -112,8 +114,7 @@ def write(search: Search, out: Path) -> None:
         search.files.append(found.save(out))
         return
     from ratherthan.files import write_atomically
-    from ratherthan.render import figure_png
-    from ratherthan.render.trajectory import draw_trajectories
+    from ratherthan.render import draw_trajectories, figure_png
 
     films, stems = found.trajectories(), set[str]()
     for i, name in enumerate(found.names):

@@ -167,9 +167,6 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    from ratherthan.errors import first_line
+    from ratherthan.inference import to_device
 
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+    to_device(torch.empty(1), device)

@@ -111,7 +111,7 @@ def compare(
     parts: list[list[Explanation]] = []
     with preserve_state(model.module), reporter(progress, "explaining") as report:
         for batch in samples.batches(batch_size, report):
-            forward_pass = ForwardPass(model, batch.images, memory_budget)
+            forward_pass = ForwardPass(model, batch.images, memory_budget, batch.sharing(report, len(samples)))
             parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
     return [Explanation.joined(column) for column in zip(*parts, strict=True)]
 

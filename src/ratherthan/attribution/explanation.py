@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ratherthan.contrast import contrasts, get_contrast
 from ratherthan.errors import InputError, unknown
-from ratherthan.result import Result, percent, picture
+from ratherthan.result import Result, picture
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -285,11 +286,11 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     Returns:
         The path.
     """
-    from ratherthan.render import write_report
+    from ratherthan.render import write_page
 
     intro = "; ".join(dict.fromkeys(each.made_by() for each in explanations))
     cases = [leading_with("weighted", case) for case in to_panels(explanations)]
-    return write_report(cases, path, title, f"Method: {intro}.")
+    return write_page(cases, path, title, f"Method: {intro}.")
 
 
 def leading_with(contrast: str, case: Panel) -> Panel:

@@ -7,14 +7,17 @@ layer) and no further.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, LayerError, ModelError
+from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
+
+T = TypeVar("T")
 
 MEMORY_BUDGET = 2**30
 """Bytes that pulling back may take at once, unless the caller says otherwise."""
@@ -86,13 +89,21 @@ class ForwardPass:
         model: The model.
         images: (N, C, H, W) in image space.
         budget: Bytes that pulling back may take at once.
+        report: Told the share that is done by methods that take long.
     """
 
-    def __init__(self, model: Model, images: Tensor, budget: int = MEMORY_BUDGET) -> None:
-        self.model, self.budget = model, budget
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor,
+        budget: int = MEMORY_BUDGET,
+        report: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        self.model, self.budget, self.report = model, budget, report
         self.images = images.detach().clone() if images.is_inference() else images.detach()
         self._graphs: dict[str | None, Graph] = {}
         self._logits: Tensor | None = None
+        self._made: dict[int, tuple[object, Any]] = {}
 
     @property
     def logits(self) -> Tensor:
@@ -120,6 +131,13 @@ class ForwardPass:
         """Logits of altered images, without a graph: (M, C, H, W) to (M, classes)."""
         with torch.no_grad():
             return torch.cat([self.model.logits(part.clone()) for part in torch.split(images, batch_size)])
+
+    def once(self, owner: object, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for each owner, e.g. a method; it is gone with the forward pass."""
+        if id(owner) not in self._made:
+            self._made[id(owner)] = owner, make()  # the owner is kept, so that its id stays its own
+        made: T = self._made[id(owner)][1]
+        return made
 
     def _keep(self, logits: Tensor) -> None:
         if self._logits is None:
@@ -160,13 +178,3 @@ class ForwardPass:
         if not output.requires_grad:
             raise LayerError(f"the output of layer {layer!r} does not reach the logits: no gradient can be taken")
         return Graph(layer, leaves[0], output)
-
-
-def check_budget(budget: int) -> None:
-    """Refuse a memory budget that is no positive number of bytes.
-
-    Raises:
-        InputError: If so.
-    """
-    if budget <= 0:
-        raise InputError(f"memory_budget is a positive number of bytes, not {budget}")

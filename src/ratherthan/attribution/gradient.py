@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, Method, register_method
-from ratherthan.contrast import Target
-from ratherthan.errors import InputError, unknown
+from ratherthan.baselines import baseline_images
+from ratherthan.contrast import FoilWeights, Target
+from ratherthan.settings import AtLeastOne, NotNegative, Seed
 
-Weights = Literal["frozen", "live"]
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_middle", "riemann_right"]
 
 
@@ -25,6 +25,7 @@ class Gradient(Method):
     """The gradient of the contrast with respect to the image (Simonyan et al. 2013): local sensitivity, signed."""
 
     name = "gradient"
+    linear = True
 
     def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the images upward."""
@@ -41,6 +42,7 @@ class InputXGradient(Method):
     """The image times the gradient of the contrast (Shrikumar et al. 2016), in image space."""
 
     name = "ixg"
+    linear = True
 
     def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the images upward."""
@@ -64,33 +66,26 @@ class SmoothGrad(Method):
         samples: Noisy copies S.
         noise: Standard deviation as a share of (max - min) of the image.
         seed: Of the noise.
-        weights: "frozen": the foils are weighed as at the image itself; "live": anew at every noisy copy.
-
-    Raises:
-        InputError: If a setting is out of range.
+        foil_weights: "frozen": the foils are weighed as at the image itself; "live": anew at every noisy copy.
     """
 
-    samples: int = 25
-    noise: float = 0.15
-    seed: int = 0
-    weights: Weights = "frozen"
+    samples: AtLeastOne = 25
+    noise: NotNegative = 0.15
+    seed: Seed = 0
+    foil_weights: FoilWeights = "frozen"
 
     name = "smoothgrad"
-
-    def __post_init__(self) -> None:
-        _check_weights(self.weights)
-        if self.samples < 1 or self.noise < 0 or self.seed < 0:
-            given = f"{self.samples}, {self.noise} and {self.seed}"
-            raise InputError(f"smoothgrad needs samples >= 1, noise >= 0 and seed >= 0, not {given}")
+    linear = True
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): mean of d contrast / d image; all questions share the forward pass of a draw."""
         images = forward_pass.images
         low, high = images.flatten(1).aminmax(dim=1)
         sigma = self.noise * _per_image(high - low, images)
-        seeds, rows = _seeds(target, self.weights), torch.arange(len(images), device=images.device)
+        seeds, rows = _seeds(target, self.foil_weights), torch.arange(len(images), device=images.device)
         total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
         for draw in range(self.samples):
+            forward_pass.report(draw / self.samples)
             total += _gradients(forward_pass, images + sigma * self._pattern(draw, images), rows, target, seeds)
         return Attribution(total / self.samples)
 
@@ -106,52 +101,42 @@ class IntegratedGradients(Method):
     """The gradients met on the straight way from a baseline to the image, added up (Sundararajan et al. 2017).
 
     (x - x0) * integral over a in [0, 1] of d contrast / dx (x0 + a (x - x0)). The values of a map add up to the
-    contrast at x minus that at x0; what the quadrature misses is the note `convergence delta`, (N, Q). From a zero
-    baseline it equals `ixg` for plain logits of networks of ReLUs without biases (weighted-contrast section 4).
+    contrast at x minus that at x0; what the quadrature misses is the diagnostic `convergence delta`, (N, Q). From
+    a zero baseline it equals `ixg` for plain logits of networks of ReLUs without biases (weighted-contrast section 4).
 
     Attributes:
         n_steps: Points at which the gradient is taken.
-        baselines: x0 in image space: a number, a tensor (C, H, W) or what broadcasts to it; None: 0, black.
+        baseline: x0, see `baseline_images`; 0 is black.
         internal_batch_size: Images per forward pass; None: as many as are explained at once.
-        weights: "frozen": the foils are weighed as at x, linear in the logits (weighted-contrast eq. 1); "live": anew
-            at every point, which for `probability` is the integral of the gradient of p. The two are different
+        foil_weights: "frozen": the foils are weighed as at x, linear in the logits (weighted-contrast eq. 1); "live":
+            anew at every point, which for `probability` is the integral of the gradient of p. The two are different
             explanations.
         quadrature: "gausslegendre", or "riemann_left", "riemann_middle", "riemann_right"; points and weights as
             Captum's.
-
-    Raises:
-        InputError: If a setting is out of range.
     """
 
-    n_steps: int = 50
-    baselines: float | Tensor | None = None
-    internal_batch_size: int | None = None
-    weights: Weights = "frozen"
+    n_steps: AtLeastOne = 50
+    baseline: Any = 0.0
+    internal_batch_size: AtLeastOne | None = None
+    foil_weights: FoilWeights = "frozen"
     quadrature: Quadrature = "gausslegendre"
 
     name = "ig"
-
-    def __post_init__(self) -> None:
-        _check_weights(self.weights)
-        if self.quadrature not in _QUADRATURES:
-            raise InputError(unknown("quadrature", self.quadrature, _QUADRATURES))
-        if self.n_steps < 1 or (self.internal_batch_size is not None and self.internal_batch_size < 1):
-            given = f"{self.n_steps} and {self.internal_batch_size}"
-            raise InputError(f"ig needs n_steps >= 1 and internal_batch_size >= 1 (or None), not {given}")
+    linear = True
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): (x - x0) * mean gradient; all questions share the forward passes."""
         images = forward_pass.images
-        baseline = baseline_images(images, self.baselines)
-        way, seeds = images - baseline, _seeds(target, self.weights)
+        baseline = baseline_images(images, self.baseline)
+        path, seeds = images - baseline, _seeds(target, self.foil_weights)
         total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
         for rows, position, weight in self._points(images):
-            points = baseline[rows] + _per_image(position, images) * way[rows]
+            points = baseline[rows] + _per_image(position, images) * path[rows]
             gradients = _gradients(forward_pass, points, rows, target, seeds)
             total.index_add_(0, rows, gradients * _per_image(weight, gradients))
-        values = total * way.unsqueeze(1)
+        values = total * path.unsqueeze(1)
         start = forward_pass.forward(baseline, self.internal_batch_size or len(images))
-        gain = target.scalar(target.logits, self.weights) - target.scalar(start, self.weights)
+        gain = target.scalar(target.logits, self.foil_weights) - target.scalar(start, self.foil_weights)
         return Attribution(values, diagnostics={"convergence delta": values.flatten(2).sum(2) - gain})
 
     def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -180,9 +165,9 @@ _QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 }
 
 
-def _seeds(target: Target, weights: Weights) -> Tensor | None:
+def _seeds(target: Target, foil_weights: FoilWeights) -> Tensor | None:
     """The seeds at the explained images; None where they are to be taken anew at every point."""
-    return target.seeds if weights == "frozen" else None
+    return target.seeds if foil_weights == "frozen" else None
 
 
 def _gradients(forward_pass: ForwardPass, points: Tensor, rows: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
@@ -193,35 +178,6 @@ def _gradients(forward_pass: ForwardPass, points: Tensor, rows: Tensor, target: 
     return graph.vjp(seeds[rows])
 
 
-def baseline_images(images: Tensor, baselines: float | Tensor | None) -> Tensor:
-    """The baseline of every image, (N, C, H, W), in image space.
-
-    Args:
-        images: (N, C, H, W).
-        baselines: A number, a tensor that broadcasts to (C, H, W), or None: 0.
-
-    Raises:
-        InputError: If it does not fit the images.
-    """
-    try:
-        given = torch.as_tensor(0.0 if baselines is None else baselines, dtype=images.dtype, device=images.device)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"baselines {baselines!r}: a number or an image is needed") from error
-    shape = tuple(images.shape[1:])
-    try:
-        one = given.squeeze(0) if given.ndim == images.ndim and len(given) == 1 else given
-        return one.expand(shape).expand_as(images).clone()
-    except RuntimeError as error:
-        raise InputError(
-            f"baselines of shape {tuple(given.shape)}: a number or one image of shape {shape} in image space is needed"
-        ) from error
-
-
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
     """(N,) to (N, 1, 1, ...), to be multiplied with a tensor of as many dimensions as `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def _check_weights(weights: str) -> None:
-    if weights not in ("frozen", "live"):
-        raise InputError(unknown("weights", weights, ["frozen", "live"]))

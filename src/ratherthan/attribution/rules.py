@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.gradient import baseline_images
 from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
 from ratherthan.errors import InputError, UnsupportedError, unknown
 from ratherthan.model import Model
@@ -58,6 +58,7 @@ class LRP(Method):
     gamma: float = 0.25
 
     name = "lrp"
+    linear = True
 
     def __post_init__(self) -> None:
         if self.rule not in _RULES:
@@ -106,9 +107,10 @@ class DeepLift(Method):
         baselines: x0 in image space: a number, a tensor (C, H, W) or what broadcasts to it; None: 0, black.
     """
 
-    baselines: float | Tensor | None = None
+    baseline: Any = 0.0
 
     name = "deeplift"
+    linear = True
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): contribution of every value of the image.
@@ -119,7 +121,7 @@ class DeepLift(Method):
         from ratherthan.attribution import _captum
 
         _refuse_probabilities(forward_pass.model, "DeepLift")
-        images, baseline = forward_pass.images, baseline_images(forward_pass.images, self.baselines)
+        images, baseline = forward_pass.images, baseline_images(forward_pass.images, self.baseline)
         network = _captum.Copy(forward_pass.model, images[:1], _captum.is_rescaled, Model.logits)
         seeds, mixture = _spanning(target.seeds)
         multipliers = _mix(_captum.run_deeplift(network, images, baseline, seeds), mixture)

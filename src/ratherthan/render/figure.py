@@ -1,133 +1,82 @@
-"""Sheets of pictures with matplotlib, which is loaded on first use and never touches a display."""
+"""Figures with matplotlib, which is loaded on first use and never touches a display: rows of pictures and charts."""
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ratherthan.errors import InputError
-from ratherthan.files import write_atomically
-from ratherthan.render.colours import AGAINST, FOR, SIDES, as_rgb, diverging, overlay, shared_limit
-from ratherthan.render.encode import encode
-from ratherthan.render.panel import Heatmap, Panel, shorten
+from ratherthan.render.colours import AGAINST, FOR, Bytes, as_rgb, diverging, overlay
+from ratherthan.render.panel import Heatmap, Panel
+from ratherthan.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# All lengths in inches: the sheet grows with its rows and the text keeps its size.
-_CELL, _GAP, _MARGIN = 1.75, 0.14, 0.22
-_HEADING, _LEGEND, _BAR, _PERCENT = 0.56, 0.62, 1.25, 0.65
-INK, FAINT = "#24292f", "#8b949e"
+INK, FAINT, _EDGE = "#24292f", "#8b949e", "#d0d7de"
+# All lengths in inches: the canvas grows with its rows and the text keeps its size.
+_CELL, _GAP, _MARGIN, _LINE = 1.75, 0.14, 0.22, 0.17
+_HEADING, _NOTE, _LEGEND, CAPTION = 0.26, 0.2, 0.62, 0.36
+_LABELLED = 0.3  # left of a chart, for the labels of its axis
+_BAR, _PERCENT, _LETTER = 1.25, 0.43, 0.072
 _LARGEST = 2**16 - 1  # px: more the renderer behind matplotlib refuses
 
 
-def figure(cases: Sequence[Panel], *, max_maps: int = 6, sides: tuple[str, str] = SIDES) -> Figure:
-    """Draw one row per case: the input, an overlay per map, and the probabilities; below all, the colour bar.
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture of a row.
 
-    Maps of the same contrast in a row share one scale, so that its foils can be compared.
-
-    Args:
-        cases: What to draw, at least one.
-        max_maps: Of a case with more maps the first so many are drawn, and the heading says so.
-        sides: What blue and what red-orange mean, for the colour bar.
-
-    Returns:
-        The figure, in no window; save it with `figure.savefig(path)`.
-
-    Raises:
-        InputError: There is no case, or an image or a map cannot be drawn.
+    Attributes:
+        title: Above it; may have several lines.
+        image: As `colours.as_rgb` gives it.
+        captions: Up to two below it, with their colours: left and right of its middle.
+        colour: Of the title.
     """
-    if not cases:
-        raise InputError("a figure needs at least one case; got none")
-    longest = max((len(shorten(name, 22)) for case in cases for name, _ in case.probabilities), default=0)
-    across = 1 + max(min(len(case.maps), max_maps) for case in cases)
-    images_end = _MARGIN + across * (_CELL + _GAP)
-    bars_at = images_end + longest * 0.072 + 0.12
-    width = max(bars_at + _BAR + _PERCENT if longest else images_end - _GAP + _MARGIN, 5.4)
-    heights = [_row_height(case) for case in cases]
-    sheet = Sheet(width, sum(heights) + len(cases) * _HEADING + _LEGEND)
-    top = 0.0
-    for case, height in zip(cases, heights, strict=True):
-        _draw_row(sheet, case, case.maps[:max_maps], top + _HEADING, height)
-        if case.probabilities:
-            _draw_bars(sheet.axes(bars_at, top + _HEADING, _BAR, height), case, height)
-        top += _HEADING + height
-    _draw_colour_bar(sheet, top + 0.18, sides)
-    return sheet.figure
+
+    title: str
+    image: Bytes
+    captions: Sequence[tuple[str, str]] = ()
+    colour: str = INK
 
 
-def grid(images: Sequence[tuple[str, ArrayLike]], columns: int, *, title: str = "", cell: float = _CELL) -> Figure:
-    """Draw a contact sheet.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Pictures side by side.
 
-    Args:
-        images: Titles, of one or several lines, with images as `colours.as_rgb` takes them, row by row.
-        columns: Images a row.
-        title: A heading for the sheet.
-        cell: Width of an image in inches.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: There is no image, or one cannot be drawn.
+    Attributes:
+        pictures: From left to right; as high as the highest of them needs.
+        heading: Above them.
+        note: A line below the heading.
+        chart: Draws into the axes at the end of the row.
+        below: Inches left free below, for captions and for the labels of the chart.
     """
-    if not images:
-        raise InputError("a contact sheet needs at least one image; got none")
-    pictures = [as_rgb(image) for _, image in images]
-    height = cell * max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    lines = max(name.count("\n") + 1 for name, _ in images) * 0.17 + 0.1
-    start = 0.5 if title else 0.1
-    rows = math.ceil(len(images) / columns)
-    width = 2 * _MARGIN + columns * (cell + _GAP) - _GAP
-    sheet = Sheet(width, start + rows * (height + lines) + 0.15)
-    sheet.text(_MARGIN, 0.3, shorten(title, int(width * 10)), size=12, weight="bold")
-    for number, ((name, _), picture) in enumerate(zip(images, pictures, strict=True)):
-        row, column = divmod(number, columns)
-        top = start + row * (height + lines) + lines
-        axes = sheet.axes(_MARGIN + column * (cell + _GAP), top, cell, height)
-        short = "\n".join(shorten(line, int(cell * 15)) for line in name.split("\n"))
-        draw_image(axes, picture, short)
-    return sheet.figure
+
+    pictures: Sequence[Picture]
+    heading: str = ""
+    note: str = ""
+    chart: Callable[[Axes], None] | None = None
+    below: float = 0.0
+
+    @property
+    def above(self) -> float:
+        """Inches that its heading, its note and the titles of its pictures take."""
+        lines = max((picture.title.count("\n") + 1 for picture in self.pictures), default=1)
+        return _HEADING * bool(self.heading) + _NOTE * bool(self.note) + lines * _LINE + 0.13
+
+    def height(self, cell: float) -> float:
+        """Inches that pictures of this width take; a chart needs some, whatever they need."""
+        tallest = max((picture.image.shape[0] / picture.image.shape[1] for picture in self.pictures), default=1.0)
+        return cell * min(max(tallest, 0.55 if self.chart else 0.0), 1.5)
 
 
-def figure_png(sheet: Figure) -> bytes:
-    """Encode a figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    sheet.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def overlay_png(path: str | Path, image: ArrayLike, values: ArrayLike, limit: float | None = None) -> Path:
-    """Write an overlay as a PNG; small images are enlarged by a whole factor.
-
-    Args:
-        path: Where to.
-        image: As in `colours.overlay`.
-        values: As in `colours.overlay`.
-        limit: As in `colours.diverging`; by default the map's own `shared_limit`.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: The image or the map cannot be drawn.
-    """
-    from PIL import Image
-
-    drawn = overlay(image, values, shared_limit([values]) if limit is None else limit)
-    factor = max(1, 224 // max(drawn.shape[:2]))
-    enlarged = np.repeat(np.repeat(drawn, factor, axis=0), factor, axis=1)
-    return write_atomically(path, [encode(Image.fromarray(enlarged), "png")])
-
-
-class Sheet:
+class Canvas:
     """A figure measured in inches from its upper left corner; in no window."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -149,75 +98,182 @@ class Sheet:
         self.figure.text(*place, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
 
 
-def _row_height(case: Panel) -> float:
-    height, width, _ = as_rgb(case.image).shape
-    return _CELL * min(max(float(height / width), 0.55), 1.35)
+def draw_rows(
+    rows: Sequence[Row], *, cell: float = _CELL, chart: float = 0.0, sides: tuple[str, str] | None = None
+) -> Figure:
+    """Draw rows of pictures below each other.
+
+    Args:
+        rows: At least one.
+        cell: Width of a picture in inches.
+        chart: Width of the charts at the end of the rows in inches.
+        sides: What blue and what red-orange mean, for a colour bar below all; None: no colour bar.
+
+    Returns:
+        The figure, in no window; save it with `figure.savefig(path)`.
+
+    Raises:
+        InputError: There is no row, or a picture cannot be drawn.
+    """
+    if not rows:
+        raise InputError("a figure needs at least one image; got none")
+    charts_at = _MARGIN + max(len(row.pictures) for row in rows) * (cell + _GAP) + _LABELLED
+    width = charts_at + chart + _MARGIN if chart else charts_at - _LABELLED - _GAP + _MARGIN
+    heights = [row.above + row.height(cell) + row.below for row in rows]
+    canvas = Canvas(max(width, 5.4 if sides else 0), sum(heights) + (_LEGEND if sides else _GAP))
+    top = 0.0
+    for row, height in zip(rows, heights, strict=True):
+        _draw_row(canvas, row, top, cell)
+        if row.chart is not None:
+            row.chart(canvas.axes(charts_at, top + row.above, chart, row.height(cell)))
+        top += height
+    if sides:
+        _draw_colour_bar(canvas, top + 0.18, sides)
+    return canvas.figure
 
 
-def _draw_row(sheet: Sheet, case: Panel, shown: tuple[Heatmap, ...], top: float, height: float) -> None:
+def figure(panels: Sequence[Panel], *, max_maps: int = 6) -> Figure:
+    """Draw one row per panel: the input, an overlay per map, and the probabilities; below all, the colour bar.
+
+    Maps of the same contrast in a row share one scale, so that its foils can be compared.
+
+    Args:
+        panels: What to draw, at least one.
+        max_maps: Of a panel with more maps the first so many are drawn, and the heading says so.
+
+    Returns:
+        The figure, in no window.
+
+    Raises:
+        InputError: There is no panel, or an image or a map cannot be drawn.
+    """
+    longest = max((len(shorten(name, 22)) for panel in panels for name, _ in panel.probabilities), default=0)
+    names = longest * _LETTER
+    rows = [_panel_row(panel, panel.maps[:max_maps], names) for panel in panels]
+    sides = panels[0].sides if panels else None
+    return draw_rows(rows, chart=names + _BAR + _PERCENT if longest else 0.0, sides=sides)
+
+
+def grid(images: Sequence[tuple[str, ArrayLike]], columns: int, *, title: str = "", cell: float = _CELL) -> Figure:
+    """Draw a contact sheet.
+
+    Args:
+        images: Titles, of one or several lines, with images as `colours.as_rgb` takes them, row by row.
+        columns: Images a row.
+        title: A heading for all.
+        cell: Width of an image in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: There is no image, or one cannot be drawn.
+    """
+    pictures = [Picture(name, as_rgb(image)) for name, image in images]
+    starts = range(0, len(pictures), columns)
+    return draw_rows([Row(pictures[at : at + columns], "" if at else title) for at in starts], cell=cell)
+
+
+def figure_png(drawn: Figure) -> bytes:
+    """Encode a figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def draw_curves(curves: Sequence[tuple[str, Sequence[float], str, str]], across: str, axes: Axes) -> None:
+    """Draw probabilities as curves over one another.
+
+    Args:
+        curves: Label, values in [0, 1], colour and dashes of each; the first lies below all and is named last.
+        across: What the axis below says.
+        axes: Where to.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    style: dict[str, Any] = {"linewidth": 1.6, "solid_capstyle": "round"}
+    lines = [
+        axes.plot(ys, dashes, color=colour, label=shorten(name, 12), **style)[0] for name, ys, colour, dashes in curves
+    ]
+    axes.set(xlim=(0, max(1, len(curves[0][1]) - 1)), xticks=[], ylim=(-0.03, 1.03), yticks=[0, 0.5, 1])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.tick_params(labelsize=7, labelcolor=FAINT, length=0)
+    axes.grid(axis="y", color="#e6e9ed", linewidth=0.6)
+    axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=4)
+    for side, spine in axes.spines.items():
+        spine.set(color=_EDGE, linewidth=0.6, visible=side == "bottom")
+    key = axes.legend(
+        handles=lines[1:] + lines[:1], loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=len(lines), frameon=False,
+        fontsize=7.5, handlelength=1.2, columnspacing=1.0, handletextpad=0.4, borderaxespad=0.1,
+    )  # fmt: skip
+    for text in key.get_texts():
+        text.set(color=INK, parse_math=False)
+
+
+# ------------------------------------------------------------------------------------------------- the parts of a row
+def _draw_row(canvas: Canvas, row: Row, top: float, cell: float) -> None:
+    canvas.text(_MARGIN, top + _HEADING, shorten(row.heading, int(canvas.width * 9)), size=11, weight="bold")
+    note = shorten(row.note, int(canvas.width * 15))
+    canvas.text(_MARGIN, top + _HEADING + _NOTE, note, size=8.5, color=FAINT)
+    for column, picture in enumerate(row.pictures):
+        left = _MARGIN + column * (cell + _GAP)
+        axes = canvas.axes(left, top + row.above, cell, row.height(cell))
+        axes.imshow(picture.image, interpolation="nearest" if max(picture.image.shape) < 200 else "antialiased")
+        title = "\n".join(shorten(line, int(cell * 15)) for line in picture.title.split("\n"))
+        axes.set_title(title, fontsize=8, color=picture.colour, pad=4, parse_math=False)
+        _frame(axes)
+        captioned = top + row.above + row.height(cell) + _LINE
+        for (words, colour), step, side in zip(picture.captions, (-0.06, 0.06), ("right", "left"), strict=False):
+            canvas.text(left + cell / 2 + step, captioned, words, size=7.5, color=colour, ha=side)
+
+
+def _panel_row(panel: Panel, shown: Sequence[Heatmap], names: float) -> Row:
     foils = {view.foil for view in shown if view.foil}
-    contrasts = {view.contrast for view in shown}
-    heading = case.question(*foils) if len(foils) == 1 else case.question()
+    contrasts = list(dict.fromkeys(view.contrast for view in shown))
+    heading = panel.question(*foils) if len(foils) == 1 else panel.question()
     if len(contrasts) == 1 and len(foils) > 1:
-        heading += f"  ({contrasts.copy().pop()})"
-    if len(shown) < len(case.maps):
-        heading += f"  (the first {len(shown)} of {len(case.maps)} maps)"
-    sheet.text(_MARGIN, top - 0.3, shorten(heading, int(sheet.width * 10)), size=11, weight="bold")
-    draw_image(sheet.axes(_MARGIN, top, _CELL, height), as_rgb(case.image), shorten(case.name, 26), FAINT)
-    limits = case.limits()
-    for column, view in enumerate(shown, start=1):
-        axes = sheet.axes(_MARGIN + column * (_CELL + _GAP), top, _CELL, height)
+        heading += f"  ({contrasts[0]})"
+    if len(shown) < len(panel.maps):
+        heading += f"  (the first {len(shown)} of {len(panel.maps)} maps)"
+    pictures, limits = [Picture(panel.name, as_rgb(panel.image), colour=FAINT)], panel.limits()
+    for view in shown:
         words = [view.foil and f"rather than {view.foil}"] * (len(foils) > 1)
         words += [view.contrast] * (len(contrasts) > 1 or len(foils) < 2)
-        draw_image(
-            axes, overlay(case.image, view.values, limits[view.contrast]), shorten(" · ".join(filter(None, words)), 28)
-        )
+        drawn = overlay(panel.image, view.values, limits[view.contrast])
+        pictures.append(Picture(" · ".join(filter(None, words)), drawn))
+    return Row(pictures, heading, chart=partial(_draw_bars, panel, names) if panel.probabilities else None)
 
 
-def draw_image(axes: Axes, picture: np.ndarray[Any, Any], title: str, colour: str = INK) -> None:
-    """Fill axes with a picture under its title."""
-    axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else "antialiased")
-    axes.set_title(title, fontsize=8, color=colour, pad=4, parse_math=False)
-    _frame(axes)
-
-
-def _draw_bars(axes: Axes, case: Panel, height: float) -> None:
-    slots = height / 0.26
-    bars = case.bars(int(slots), case.foils)
-    colours = [FOR if name == case.fact else AGAINST if name in case.foils else "#c4cbd3" for name, _ in bars]
+def _draw_bars(panel: Panel, names: float, axes: Axes) -> None:
+    """Draw the probabilities; the names take so many inches left of the bars."""
+    slots = axes.bbox.height / axes.figure.dpi / 0.26
+    bars = panel.bars(int(slots), panel.foils)
+    colours = [FOR if name == panel.fact else AGAINST if name in panel.foils else "#c4cbd3" for name, _ in bars]
     axes.barh(range(len(bars)), [1.0] * len(bars), color="#f1f3f5", height=0.62)
     axes.barh(range(len(bars)), [p for _, p in bars], color=colours, height=0.62)
     for row, (name, p) in enumerate(bars):
-        bold = "bold" if name == case.fact else "normal"
+        bold = "bold" if name == panel.fact else "normal"
         style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": INK, "parse_math": False}
         axes.text(-0.05, row, shorten(name, 22), ha="right", weight=bold, **style)
         axes.text(1.04, row, percent(p), ha="left", **style)
-    axes.set(xlim=(0, 1), ylim=((len(bars) - 1 + slots) / 2, (len(bars) - 1 - slots) / 2))
+    ends = (len(bars) - 1 + slots) / 2, (len(bars) - 1 - slots) / 2
+    axes.set(xlim=(-names / _BAR, 1 + _PERCENT / _BAR), ylim=ends)
     axes.set_axis_off()
 
 
-def _draw_colour_bar(sheet: Sheet, top: float, sides: tuple[str, str]) -> None:
+def _draw_colour_bar(canvas: Canvas, top: float, sides: tuple[str, str]) -> None:
     width = 1.6
-    left = (sheet.width - width) / 2
-    axes = sheet.axes(left, top, width, 0.13)
+    left = (canvas.width - width) / 2
+    axes = canvas.axes(left, top, width, 0.13)
     axes.imshow(diverging(np.linspace(-1, 1, 255)[None], 1.0), aspect="auto")
     _frame(axes)
     said = "one scale per row and contrast, shared by the foils compared"
     axes.set_xlabel(said, fontsize=7.5, color=FAINT, labelpad=5)
-    sheet.text(left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
-    sheet.text(left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
+    canvas.text(left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
+    canvas.text(left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
 
 
 def _frame(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color="#d0d7de", linewidth=0.6)
-
-
-def percent(p: float) -> str:
-    """Write a probability as a percentage that neither hides a small one nor rounds a sure one to certainty."""
-    if 0 < p < 0.0005:
-        return "< 0.1 %"
-    if 0.9995 <= p < 1:
-        return "> 99.9 %"
-    return f"{100 * p:.1f} %"
+        spine.set(color=_EDGE, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""What a sheet or a report is made of: cases, each an image with the maps that answer questions about it."""
+"""What figures and pages are made of: panels, each an image with the maps that answer questions about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ratherthan.render.colours import shared_limit
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """One map of a case.
+    """One map of a panel.
 
     Attributes:
         foil: The foil's name; empty where there is none ("why P?").
@@ -42,6 +42,7 @@ class Panel:
         fact: The name of the class (or the value) that is explained.
         probabilities: Class names with their probabilities, any order, as many as are worth showing; may be empty.
         maps: The maps; the first is the one shown first.
+        sides: What blue and what red-orange mean; a figure and a page take the words of their first panel.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Panel:
     fact: str
     probabilities: tuple[tuple[str, float], ...]
     maps: tuple[Heatmap, ...]
+    sides: tuple[str, str] = ("against the fact, for the foil", "for the fact")
 
     @property
     def foils(self) -> tuple[str, ...]:
@@ -79,9 +81,3 @@ class Panel:
         ranked = sorted(self.probabilities, key=lambda pair: -pair[1])
         first = sorted(ranked, key=lambda pair: (pair[0] != self.fact, pair[0] not in foils))[:count]
         return sorted(first, key=ranked.index)
-
-
-def shorten(text: str, length: int) -> str:
-    """Cut a text to at most `length` characters, the cut marked by an ellipsis."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"

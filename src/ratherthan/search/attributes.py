@@ -18,7 +18,7 @@ from ratherthan.settings import to_jsonable, type_name
 if TYPE_CHECKING:
     from typing import Self
 
-    from ratherthan.search.concepts import Effect
+    from ratherthan.zoo.concepts import Effect
 
 _THRESHOLD = 0.1
 _FELT = 0.1  # standard deviations per unit of a coordinate, below which its effect is not worth a name

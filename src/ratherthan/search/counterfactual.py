@@ -14,7 +14,7 @@ from ratherthan.contrast import rival
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
-from ratherthan.result import percent, picture
+from ratherthan.result import picture
 from ratherthan.search.method import (
     CounterfactualMethod,
     SearchQuestion,
@@ -25,12 +25,13 @@ from ratherthan.search.method import (
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.trajectory import Trajectory
+    from ratherthan.render import Trajectory
 
 FRAMES = 16
 """Points of a path that are kept, the image and the answer among them."""
@@ -232,7 +233,7 @@ class Counterfactual(SearchResult):
         return [self._trajectory(i, q) for i in range(len(self)) for q in range(self.questions)]
 
     def _trajectory(self, i: int, q: int) -> Trajectory:
-        from ratherthan.render.trajectory import Trajectory
+        from ratherthan.render import Trajectory
 
         p = self.best(self.path_logits, i, q).softmax(1)
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.reached, i, q)[0])
@@ -244,7 +245,7 @@ class Counterfactual(SearchResult):
             status=self.best(self.status, i, q),
             image=picture(self.images[i]),
             reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
-            way=[picture(each) for each in self.best(self.path, i, q)],
+            path=[picture(each) for each in self.best(self.path, i, q)],
             answer=picture(self.best(self.example, i, q)),
             fact=(self.class_label(fact), p[:, fact].tolist()),
             foil=(self.class_label(foil), p[:, foil].tolist()),
@@ -257,21 +258,21 @@ class Counterfactual(SearchResult):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render.trajectory import draw_trajectories
+        from ratherthan.render import draw_trajectories
 
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render.trajectory import draw_probabilities
+        from ratherthan.render import draw_probabilities
 
         return draw_probabilities(self._trajectory(sample, q))
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
-        from ratherthan.render.trajectory import write_trajectories
+        from ratherthan.render import write_page
 
-        return write_trajectories(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
+        return write_page(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
 
 
 def question_reached(question: SearchQuestion) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

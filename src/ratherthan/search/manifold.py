@@ -19,7 +19,7 @@ from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, se
 from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
 
 if TYPE_CHECKING:
-    from ratherthan.search.concepts import Effect
+    from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
 _MARGIN = 0.1  # logits by which the class of a reconstruction is to win
@@ -37,7 +37,7 @@ class Manifold:
         name: What to call it in results.
 
     Attributes:
-        effects: What its latents do, by concept (see `search.concepts`); empty where nobody has measured it.
+        effects: What its latents do, by concept (see `zoo.concepts`); empty where nobody has measured it.
 
     Raises:
         InputError: If the decoder is no module or the scale is none.
@@ -83,10 +83,10 @@ class Manifold:
             InputError: If there is none of this name.
             ModelError: If its weights cannot be read.
         """
-        from ratherthan.search.concepts import Effect
         from ratherthan.zoo import registry as zoo
+        from ratherthan.zoo.concepts import Effect
 
-        entry = zoo.get(name, zoo.MANIFOLDS)
+        entry = zoo.get(name, generative=True)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
         told = zoo.effects(entry, weights)

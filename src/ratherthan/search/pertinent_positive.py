@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.progress import Progress
-from ratherthan.result import percent, picture
+from ratherthan.result import picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -22,6 +22,7 @@ from ratherthan.search.method import (
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,50 +182,28 @@ class PertinentPositive(SearchResult):
             bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
             views = (Heatmap("", self.method, ranks[i], self.text(i)),)
             fact = self.class_label(int(self.fact[i]))
-            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views))
+            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views, _SIDES))
         return cases
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_report
+        from ratherthan.render import write_page
 
-        return write_report(self.panels(), path, "What is enough?", f"Method: {self.made_by()}.", sides=_SIDES)
+        return write_page(self.panels(), path, "What is enough?", f"Method: {self.made_by()}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
-        from matplotlib.figure import Figure
+        from ratherthan.render import Excerpt, draw_excerpts
 
-        from ratherthan.render import overlay
-
-        sheet = Figure(figsize=(9.2, 2.15 * len(self) + 0.2), layout="constrained")
-        rows = sheet.subplots(len(self), 5, squeeze=False)
-        ranks, dimmed = self.ranks().numpy(), self.dimmed()
-        for i, axes in enumerate(rows):
-            image, fact = picture(self.images[i]), self.class_label(int(self.fact[i]))
-            titled = (
-                (f"{Path(self.names[i]).name[-24:]}\n{fact}", image),
-                (f"{self.status[i]}\n{self.features[i]} of {self.feature_count[i]} features", picture(self.example[i])),
-                ("\nthe rest dimmed", picture(dimmed[i])),
-                ("\nfirst: strongest", overlay(image, ranks[i], 1.0)),
+        return draw_excerpts([
+            Excerpt(
+                Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
+                picture(each.images[0]), picture(each.example[0]), picture(each.dimmed()[0]), each.ranks()[0].numpy(),
+                each.logits[0].softmax(0)[each.fact].item(),
+                () if each.curve is None else each.curve[~each.curve.isnan()].tolist(),
             )
-            for place, (title, drawn) in zip(axes[:4], titled, strict=True):
-                place.imshow(drawn, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                place.set_title(title, fontsize=8, parse_math=False)
-                place.set_axis_off()
-            self._draw_curve(axes[4], i, fact)
-        return sheet
-
-    def _draw_curve(self, axes: Any, sample: int, fact: str) -> None:
-        fact_index = int(self.fact[sample])
-        whole = self.logits[sample].softmax(0)[fact_index].item()
-        if self.curve is not None:
-            row = self.curve[sample].cpu()
-            axes.plot(row[~row.isnan()].numpy(), marker=".", markersize=3, linewidth=1)
-        axes.axhline(whole, color="0.6", linestyle=":", linewidth=1)
-        axes.set_ylim(0, 1.02)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(labelsize=7)
-        axes.set_title(f"p({fact}) with the first k\ndotted: whole image", fontsize=8, parse_math=False)
+            for each in self
+        ])  # fmt: skip
 
 
 def pertinent_positive(

@@ -1,5 +1,26 @@
-"""The small trained networks that come with the package, their architectures and their recipes."""
+"""The small trained networks that come with the package; architecture, entry and recipe of each stand in one file."""
 
-from ratherthan.zoo.registry import ENTRIES, ZooModel, class_names, get, load_weights, names, read_weights
+from ratherthan.zoo import digit_network, plainnet, resnet9, squeezenet, vae  # noqa: F401 - each registers its own
+from ratherthan.zoo.registry import (
+    ZOO,
+    ZooEntry,
+    class_names,
+    effects,
+    entry_of,
+    get,
+    load_weights,
+    names,
+    register_zoo_model,
+)
 
-__all__ = ["ENTRIES", "ZooModel", "class_names", "get", "load_weights", "names", "read_weights"]
+__all__ = [
+    "ZOO",
+    "ZooEntry",
+    "class_names",
+    "effects",
+    "entry_of",
+    "get",
+    "load_weights",
+    "names",
+    "register_zoo_model",
+]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 
 class Fire(nn.Module):
@@ -67,3 +72,15 @@ class SqueezeNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 3, H, W) to logits (N, classes)."""
         return torch.flatten(self.classifier(self.features(x)), 1)
+
+
+_flowers = Recipe(
+    "flowers102", 8, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
+    frozen=tuple(f"features.{index}" for index in range(9)), tests=("valid", "test"),
+    augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"), uncropped=2,
+)  # fmt: skip
+
+register_zoo_model(
+    ZooEntry("squeezenet1_0", SqueezeNet, "features.12", fit="crop"),
+    ZooEntry("flowers102", partial(SqueezeNet, 102), "features.12", recipe=_flowers),
+)

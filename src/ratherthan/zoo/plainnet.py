@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from ratherthan.zoo.concepts import GARMENT_WORDS
+from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
+from ratherthan.zoo.training.recipes import Augmentation, Recipe
 
 
 def _convolution(channels: int, filters: int, size: int, dilation: int = 1) -> nn.Conv2d:
@@ -52,3 +58,14 @@ class PlainNet(nn.Module):
         pooled: Tensor = torch.flatten(self.pool(self.features(x)), 1)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
+
+
+_digits = Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8))
+_garments = Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h"))
+_entry = partial(grey_entry, layer="features.8", shipped=SHIPPED)
+_finer = partial(PlainNet, cells=7)
+
+register_zoo_model(
+    _entry("mnist", PlainNet, recipe=_digits, manifold="mnist_vae"),
+    _entry("fashion_mnist", _finer, recipe=_garments, manifold="fashion_mnist_vae", words=GARMENT_WORDS),
+)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,19 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
-from ratherthan.errors import InputError, first_line
-from ratherthan.search.concepts import MEASURES, effects
-from ratherthan.search.manifold import Manifold
-from ratherthan.zoo.recipes import Recipe, recipe
-from ratherthan.zoo.registry import ENTRIES, MANIFOLDS, ZooModel, get, read_weights
-from ratherthan.zoo.sheets import write_sheets
-from ratherthan.zoo.vae import OwnImages
+from ratherthan.errors import InputError
+from ratherthan.files import write_atomically
+from ratherthan.inference import to_device
+from ratherthan.progress import Progress, reporter
+from ratherthan.weights import read_weights
+from ratherthan.zoo.concepts import effects
+from ratherthan.zoo.registry import ZooDecoder, ZooEntry, get
+from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.training.traversals import write_sheets
 
 _TRAVERSED = 64  # held-out images from which the latents of a generative model are moved, to see what they do
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands: after `batch` of `batches` batches of epoch `epoch` (from 1) of `epochs`."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
 
 
 def train(
@@ -52,14 +42,14 @@ def train(
     resume: bool = True,
     limit: int | None = None,
     image_size: tuple[int, int] | None = None,
-    report: Callable[[Progress], None] | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Train a network of the zoo and write its weights and its model card.
 
-    After every epoch a checkpoint is written beside the weights (temporary file, fsync, rename). A training that was
-    killed goes on from there and ends, on the same machine with the same number of threads, at exactly the weights of
-    an uninterrupted one. The global random numbers are as before afterwards. Beside a generative model lie two sheets,
-    `NAME.samples.png` and `NAME.traversal.png` (see `ratherthan.zoo.sheets`).
+    After every epoch a checkpoint is written beside the weights. A training that was killed goes on from there and
+    ends, on the same machine with the same number of threads, at exactly the weights of an uninterrupted one. The
+    global random numbers are as before afterwards. Beside a generative model lie two sheets, `NAME.samples.png` and
+    `NAME.traversal.png` (see `ratherthan.zoo.training.traversals`).
 
     Any folder of images makes a manifold of their size and colour: `train("zoo:vae", "photos", image_size=(64, 64))`,
     then `Manifold.load("zoo:vae", weights="vae.safetensors")`.
@@ -76,7 +66,7 @@ def train(
         resume: Go on from a checkpoint where there is one; False starts afresh.
         limit: Use only the first images of each split, for a quick trial.
         image_size: For `zoo:vae`, the height and width that images are brought to; by default those of the first.
-        report: Called after every batch.
+        progress: True draws a bar; a callable gets (batches done, batches of all epochs).
 
     Returns:
         The path of the weights.
@@ -85,60 +75,66 @@ def train(
         InputError: No such network, recipe or device, no data, no epoch, a checkpoint of other settings lies here, or a
             size is given for a network that has one.
     """
-    entry = get(name, ENTRIES | MANIFOLDS)
-    if entry.recipe is None:
+    entry = get(name, generative=None)
+    recipe = entry.recipe
+    if recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
-    how = recipe(entry.recipe)
-    epochs = how.epochs if epochs is None else epochs
+    epochs = recipe.epochs if epochs is None else epochs
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, not {epochs}")
-    if isinstance(how, OwnImages):
-        entry, how = _own(entry, how, data_root, image_size)
+    if entry.any_size:
+        entry = _fitted(entry, data_root, image_size)
     elif image_size is not None:
         raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
-    run = _Run(entry, how, data_root, epochs, seed, _device(device), limit)
+    training = _Training(entry, recipe, data_root, epochs, seed, device, limit)
     out = Path(out or ".")
     out = out if out.suffix == ".safetensors" else out / f"{entry.name}.safetensors"
-    out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run.restore(checkpoint)
-        for epoch in range(run.done, run.epochs):
-            run.epoch(epoch, report)
-            run.save(checkpoint)
-        card = run.card()
-    state = {key: value.cpu().contiguous() for key, value in run.network.state_dict().items()}
-    metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
-    metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
-    if card["effects"]:
-        metadata["effects"] = json.dumps(card["effects"])
-    _write(out, to_safetensors(state, metadata))
-    if entry.name in MANIFOLDS:
-        write_sheets(entry, run.network, run.held_out(32).to(run.device), out)
-    _write(out.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    _write(out.with_suffix(".md"), _markdown(card).encode())
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), reporter(progress, "training") as report:
+        training.restore(checkpoint)
+        for epoch in range(training.done, epochs):
+            training.epoch(epoch, report)
+            training.save(checkpoint)
+        card = training.card()
+    _write(out, training, card)
     checkpoint.unlink(missing_ok=True)
     return out
 
 
+def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
+    """Weights, sheets and card, each whole or not at all; the card last."""
+    entry, network = training.entry, training.network
+    state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+    metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
+    metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
+    if card["effects"]:
+        metadata["effects"] = json.dumps(card["effects"])
+    write_atomically(out, [to_safetensors(state, metadata)])
+    if entry.generative:
+        write_sheets(entry, network, training.held_out(32).to(training.device), out)
+    write_atomically(out.with_suffix(".json"), [(json.dumps(card, indent=1) + "\n").encode()])
+    write_atomically(out.with_suffix(".md"), [_markdown(card).encode()])
+
+
 @dataclass
-class _Run:
+class _Training:
     """The state of one training: what learns, epochs done."""
 
-    entry: ZooModel
+    entry: ZooEntry
     recipe: Recipe
     root: str | Path | None
     epochs: int
     seed: int
-    device: torch.device
+    device: str
     limit: int | None
     done: int = 0
     skipped: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         recipe = self.recipe
+        to_device(torch.empty(0), self.device)
         self.data = self._split(recipe.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -150,8 +146,8 @@ class _Run:
                 self.network.get_submodule(module).requires_grad_(False)
             self.learner = recipe.learner(self.network)
         self.settings = {  # what must agree for a checkpoint to be gone on from
-            **{"zoo": self.entry.name, "recipe": asdict(recipe), "epochs": self.epochs, "seed": self.seed},
-            **{"limit": self.limit, "data": self.data.fingerprint()},
+            **{"zoo": self.entry.name, "recipe": asdict(recipe), "image_size": self.entry.image_size},
+            **{"epochs": self.epochs, "seed": self.seed, "limit": self.limit, "data": self.data.fingerprint()},
         }
 
     def _split(self, split: str) -> data.Dataset:
@@ -159,22 +155,20 @@ class _Run:
         whole = whole if whole.transform else whole.with_transform(partial(_fit, self.entry))
         return whole.subset(range(len(whole))[: self.limit])
 
-    def epoch(self, number: int, report: Callable[[Progress], None] | None) -> None:
+    def epoch(self, number: int, report: Callable[..., None]) -> None:
         """Train for one epoch. All its randomness follows from the seed and its number."""
         key = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         torch.manual_seed(int.from_bytes(key[7:14], "big"))  # dropout draws from the global numbers
         order = self.recipe.order(self.data.labels, generator)
         batches = data.batches(self.data, self.recipe.batch_size, self.recipe.workers, order)
-        recipe = self.recipe.at(number, self.epochs)
+        recipe, steps = self.recipe.at(number, self.epochs), len(batches)
         self.network.train()
         for index, (_, images, labels) in enumerate(batches):
-            progress = (number + index / len(batches)) / self.epochs
-            self.learner.set_rate(self.recipe.rate_at(progress))
+            self.learner.set_rate(recipe.rate_at((number + index / steps) / self.epochs))
             images, targets = recipe.examples(images, labels, generator, training=True)
             loss = self.learner.step(self._normalised(images), targets.to(self.device), index)
-            if report:
-                report(Progress(number + 1, self.epochs, index + 1, len(batches), loss))
+            report(number * steps + index + 1, self.epochs * steps, f"loss {loss:.4f}")
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
         self.done = number + 1
 
@@ -202,9 +196,8 @@ class _Run:
         if self.entry.measure is None:
             return {}
         self.network.eval()
-        manifold = Manifold(self.network, self.network.latents, scale=self.entry.scale)  # type: ignore[arg-type]
-        latents = manifold.encode(self.held_out(_TRAVERSED).to(self.device))
-        found = effects(manifold, latents, MEASURES[self.entry.measure])
+        latents = self.network.encode(self._normalised(self.held_out(_TRAVERSED)))  # type: ignore[operator]
+        found = effects(ZooDecoder(self.network, self.entry.scale), latents, self.entry.measure)
         return {
             name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]
             for name, each in found.items()
@@ -218,16 +211,11 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        state = {
-            "settings": self.settings,
-            "done": self.done,
-            "skipped": sorted(self.skipped),
-            **{name: part.state_dict() for name, part in self.learner.parts.items()},
-        }
-        temporary = path.with_suffix(".checkpoint.part")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-        _commit(temporary, path)
+        parts = {name: part.state_dict() for name, part in self.learner.parts.items()}
+        state = {"settings": self.settings, "done": self.done, "skipped": sorted(self.skipped), **parts}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, [buffer.getvalue()])
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint where there is one."""
@@ -248,7 +236,7 @@ class _Run:
     def card(self) -> dict[str, Any]:
         """The model card as data."""
         entry, options = self.entry, f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
-        options += " --size {}x{}".format(*entry.image_size) if entry.own else ""
+        options += " --size {}x{}".format(*entry.image_size) if entry.any_size else ""
         return {
             "name": f"zoo:{entry.name}",
             "about": self.recipe.about(self.data.class_names),
@@ -262,35 +250,23 @@ class _Run:
             "skipped": sorted(self.skipped),
             "command": f"ratherthan train zoo:{entry.name} --data DIR --seed {self.seed}{options}",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "device": f"{self.device.type}, {torch.get_num_threads()} threads",
+            "device": f"{torch.device(self.device).type}, {torch.get_num_threads()} threads",
         }
 
 
-def _own(
-    entry: ZooModel, how: OwnImages, folder: str | Path | None, size: tuple[int, int] | None
-) -> tuple[ZooModel, OwnImages]:
-    """Fit a network to somebody's images."""
+def _fitted(entry: ZooEntry, folder: str | Path | None, size: tuple[int, int] | None) -> ZooEntry:
+    """The entry for somebody's images: as large as the first, and as many channels."""
     try:
         channels, *found = data.images(folder)[0][0].shape
     except data.CorruptImage as error:
         raise InputError(f"the first image tells size and colour, but {error}") from error
-    image_size = size or (found[0], found[1])
-    return entry.sized(image_size, channels), replace(how, image_size=image_size, channels=channels)
+    return entry.sized(size or (found[0], found[1]), channels)
 
 
-def _fit(entry: ZooModel, image: Any) -> Tensor:
+def _fit(entry: ZooEntry, image: Any) -> Tensor:
     if isinstance(image, Tensor):
-        wanted = entry.image_size
-        small = image.shape[1:] != wanted
-        return functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)[0] if small else image
+        return data.fit_tensor(image, entry.image_size)
     return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
-        raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
@@ -300,21 +276,10 @@ def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
     if not found:
         raise InputError(f"no {root / name}: this training starts from weights that must lie there")
     own = network.state_dict()
-    state = {key: tensor for key, tensor in read_weights(found[0])[0].items() if key in own}
-    network.load_state_dict({**own, **{key: state[key] for key in state if state[key].shape == own[key].shape}})
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    _commit(temporary, path)
-
-
-def _commit(temporary: Path, path: Path) -> None:
-    """Make a finished temporary file the file: a reader sees the old one or the new one, never half of one."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    given = read_weights(found[0])
+    network.load_state_dict(
+        own | {key: given[key] for key in own if key in given and given[key].shape == own[key].shape}
+    )
 
 
 def _markdown(card: dict[str, Any]) -> str:
@@ -348,23 +313,3 @@ def _figure(metric: str, value: float) -> str:
     if metric == "images":
         return f"{value:,}"
     return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.3f}"
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Draw a bar in the terminal; what it yields is the `report` of `train`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}")
-    console = Console(stderr=True)
-    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("train", total=None, epoch="-", loss=float("nan"))
-
-        def report(step: Progress) -> None:
-            done = (step.epoch - 1) * step.batches + step.batch
-            shown = f"{step.epoch}/{step.epochs}"
-            bar.update(task, total=step.epochs * step.batches, completed=done, epoch=shown, loss=step.loss)
-
-        yield report

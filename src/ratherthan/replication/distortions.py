@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter, features
 from torch import Tensor
 
-from ratherthan.data.images import to_tensor
+from ratherthan.data import to_tensor
 from ratherthan.errors import InputError, unknown
 
 LEVELS = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ratherthan.attribution.activation import LayerMethod
-from ratherthan.attribution.explain import explanation_of
-from ratherthan.attribution.explanation import Explanation
-from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.method import Attribution, Method, get_method
-from ratherthan.contrast import Target, get_contrast, resolve_values
-from ratherthan.errors import InputError, ModelError, unknown
-from ratherthan.inference import preserve_state
-from ratherthan.model import Model
+from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
+from ratherthan.attribution.method import get_method
+from ratherthan.errors import unknown
+from ratherthan.progress import Progress, reporter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +33,7 @@ def compare_quality(
     patch: int = 32,
     stride: int = 4,
     border: Border = "inside",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> tuple[Explanation, Explanation]:
     """Explain the quality of a distorted image, patch by patch (contrastive-gradcam section 4.2).
 
@@ -62,7 +58,7 @@ def compare_quality(
         border: "inside": patches lie within the image (10,769 of 512 x 384 pixels at stride 4), the last ones flush
             with its edge. "black": as in the authors' code, patches begin at 0, stride, ... as long as more than
             `stride` pixels of the image are left, black beyond the border to the right and below (12,065).
-        progress: Called with (rows of patches done, rows in all).
+        progress: True draws a bar; a callable gets (rows of patches done, rows in all).
 
     Returns:
         "Why P?" and "why P, rather than Q?" for every Q, both about the distorted image: attributions (1, H, W) and
@@ -78,9 +74,8 @@ def compare_quality(
     """
     model, layered = Model.wrap(model), get_method(method)
     if model.output.of_classes:
-        raise ModelError(
-            f"{model.name} gives {model.output.name}; patch maps need one value: Model(..., output='value')"
-        )
+        kind = model.output.name
+        raise ModelError(f"{model.name} gives {kind}; patch maps need one value: Model(..., output='value')")
     if not isinstance(layered, LayerMethod):
         raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
     if not len(foil):
@@ -90,62 +85,41 @@ def compare_quality(
         sizes = " and ".join(f"{each.shape[2]} x {each.shape[3]}" for each in (pristine, spoilt))
         raise InputError(f"reference and distorted image are of one size, not {sizes}")
     pair = torch.cat([pristine, spoilt], 1)
-    tops, lefts = (_places(length, patch, stride, border) for length in pair.shape[2:])
-    with preserve_state(model.module):
-        sums, layer = _summed_maps(model, pair, foil, layered, patch, tops, lefts, progress)
-        whole = ForwardPass(model, pair)
-        settings = {**layered.settings(), "patch": patch, "stride": stride, "border": border}
-        name = Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image"
-        told = {"images": pair[:, 3:], "settings": settings}
-        noted = {"patches": f"{len(tops) * len(lefts):,}"}
-        why, rather = (
-            explanation_of(
-                whole,
-                Target(whole.logits, resolve_values(whole.logits, asked), get_contrast(contrast)),
-                layered,
-                Attribution(maps, layer, noted),
-                (name,),
-                **told,
-            )
-            for contrast, asked, maps in (("none", None, sums[None, :1]), ("loss", list(foil), sums[None, 1:]))
-        )
-    return why, rather
+    tops, lefts = (places(length, patch, stride, border) for length in pair.shape[2:])
+    with reporter(progress, "patches") as report:
+        maps = _mean_maps(model, pair, foil, layered, patch, tops, lefts, report)
+    told: dict[str, Any] = {
+        "images": spoilt,
+        "names": (Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image",),
+        "settings": {**layered.settings(), "patch": patch, "stride": stride, "border": border},
+        "diagnostics": {"patches": f"{len(tops) * len(lefts):,}"},
+    }
+    # the questions are those about the whole pair; the maps are those of the patches
+    why, rather = explain(model, pair, method=layered), explain(model, pair, foil=list(foil), method=layered)
+    return replace(why, attribution=maps[None, 0], **told), replace(rather, attribution=maps[None, 1:], **told)
 
 
-def _summed_maps(
-    model: Model,
-    pair: Tensor,
-    foil: Sequence[float],
-    method: LayerMethod,
-    patch: int,
-    tops: list[int],
-    lefts: list[int],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Tensor, str | None]:
-    """Mean maps of the score and of every contrast, (1 + Q, H, W), and the layer's name."""
+def _mean_maps(
+    model: Model, pair: Tensor, foil: Sequence[float], method: LayerMethod, patch: int,
+    tops: list[int], lefts: list[int], report: Callable[[int, int], None],
+) -> Tensor:  # fmt: skip
+    """Mean maps of the score and of every contrast, (1 + Q, H, W)."""
     height, width = pair.shape[2:]
     canvas = functional.pad(pair[0], (0, max(0, lefts[-1] + patch - width), 0, max(0, tops[-1] + patch - height)))
-    sums = canvas.new_zeros(1 + len(foil), *canvas.shape[1:])
-    counts = canvas.new_zeros(canvas.shape[1:])
-    plain, loss = get_contrast("none"), get_contrast("loss")
+    sums, counts = canvas.new_zeros(1 + len(foil), *canvas.shape[1:]), canvas.new_zeros(canvas.shape[1:])
     for row, top in enumerate(tops):
         band = slice(top, top + patch)
-        forward_pass = ForwardPass(model, torch.stack([canvas[:, band, left : left + patch] for left in lefts]))
-        method.prepare(forward_pass)
-        maps = method.attribute(
-            forward_pass, Target(forward_pass.logits, resolve_values(forward_pass.logits, None), plain)
-        )
-        # a contrast of a value has a seed of one number, and layer methods are linear in it
-        seeds = loss.seed(forward_pass.logits, resolve_values(forward_pass.logits, list(foil)))[..., None]
-        stretched = functional.interpolate(
-            torch.cat([maps.values, seeds * maps.values], 1), (patch, patch), mode="bilinear", align_corners=False
-        )
-        for left, tile in zip(lefts, stretched, strict=True):
+        cuts = torch.stack([canvas[:, band, left : left + patch] for left in lefts])
+        why = explain(model, cuts, method=method, batch_size=len(cuts))
+        # layer methods are linear in the seed: the map of (y - Q)^2 is that of y times 2 (y - Q)
+        seeds = torch.cat([torch.ones_like(why.logits), 2 * (why.logits - why.logits.new_tensor(foil))], 1)
+        maps = seeds[:, :, None, None] * why.attribution[:, None]
+        tiles = functional.interpolate(maps, (patch, patch), mode="bilinear", align_corners=False)
+        for left, tile in zip(lefts, tiles, strict=True):
             sums[:, band, left : left + patch] += tile
             counts[band, left : left + patch] += 1
-        if progress is not None:
-            progress(row + 1, len(tops))
-    return (sums / counts)[:, :height, :width], maps.layer
+        report(row + 1, len(tops))
+    return (sums / counts)[:, :height, :width]
 
 
 def _image(given: Any, model: Model) -> Tensor:
@@ -156,7 +130,7 @@ def _image(given: Any, model: Model) -> Tensor:
     return image
 
 
-def _places(length: int, patch: int, stride: int, border: Border) -> list[int]:
+def places(length: int, patch: int, stride: int, border: Border) -> list[int]:
     """Where patches begin along a side."""
     if not 1 <= stride <= patch:
         raise InputError(f"stride is 1 to {patch}, or pixels between the patches would be left out; not {stride}")

@@ -1,4 +1,4 @@
-"""How each network of the zoo is trained: one `Recipe` each, registered by one line."""
+"""How a network is trained: a `Recipe` says what on, how long and against which loss; a `Learner` takes the steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan import data
-from ratherthan.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -190,79 +189,3 @@ class Learner:
         self.parts[optimiser].zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.parts[optimiser].step()
-
-
-@dataclass(frozen=True)
-class RareRecipe(Recipe):
-    """Train with few images of one class, as section 6.2 of the CDeepEx paper does with the digit 8.
-
-    Attributes:
-        rare: The class.
-        kept: How many of its training images are used, the first of them.
-    """
-
-    rare: int = 8
-    kept: int = 0
-
-    def open(self, root: str | Path | None, split: str) -> data.Dataset:
-        """The images of a split; of the training part without most of those of the rare class."""
-        whole = super().open(root, split)
-        if split != self.train:
-            return whole
-        left_out = {index for index, label in enumerate(whole.labels) if label == self.rare}
-        left_out -= set(sorted(left_out)[: self.kept])
-        return whole.subset([index for index in range(len(whole)) if index not in left_out])
-
-    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Also the accuracy on the rare class."""
-        own = labels == self.rare
-        rare = (logits[own].argmax(1) == self.rare).double().mean().item()
-        return super().metrics(logits, labels) | {"rare_class_accuracy": rare}
-
-
-EIGHTS = {0: 0, 30: 33, 60: 75}
-"""Images of the digit 8 to train with, for so many per cent of the test images of it to be recognised, about."""
-
-_FACING = Augmentation(shift=0.03, scale=0.05, rotation=5, flips="h", brightness=0.1, padding="reflection")
-FACES = {
-    f"celeba_{name.lower()}": f"celeba:{name}"
-    for name in (
-        "High_Cheekbones", "Narrow_Eyes", "Oval_Face", "Bags_Under_Eyes", "Heavy_Makeup", "Wearing_Lipstick", "Bangs",
-        "Gray_Hair", "Brown_Hair", "Black_Hair", "Blond_Hair",
-    )
-}  # fmt: skip
-"""The attribute classifiers of the CEM-MAF paper (Table 2) and their data sets."""
-
-RECIPES: dict[str, Recipe] = {
-    "mnist": Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8)),
-    "fashion_mnist": Recipe("fashion_mnist", 8, 0.008, augmentation=Augmentation(shift=0.04, scale=0.05, flips="h")),
-    "flowers102": Recipe(
-        "flowers102", 8, 4e-4, 32, 0.02, start="squeezenet/squeezenet1_0_caffe.safetensors", workers=1,
-        frozen=tuple(f"features.{index}" for index in range(9)), tests=("valid", "test"),
-        augmentation=Augmentation(144 / 224, 0.05, 0.2, 15, "h", 0.2, padding="reflection"), uncropped=2,
-    ),
-    "ham10000": Recipe(
-        "ham10000", 12, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7,
-        augmentation=Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection"),
-    ),
-    "mnist_paper": Recipe("mnist", 10, 4e-3, augmentation=Augmentation(shift=0.04, scale=0.05, rotation=5)),
-    "mnist_biased": Recipe("mnist_biased", 5, 8e-3, tests=("test", "plain", "marked")),
-    **{f"mnist_eights_{share}": RareRecipe("mnist", 3, 4e-3, kept=kept) for share, kept in EIGHTS.items()},
-    "fashion_clothes": Recipe("fashion_clothes", 5, 1e-3),
-    "fashion_shoes": Recipe("fashion_shoes", 5, 1e-3),
-    **{name: Recipe(faces, 6, 2e-3, 32, augmentation=_FACING) for name, faces in FACES.items()},
-    "celeba": Recipe("celeba", 6, 2e-3, 32, augmentation=_FACING),
-    "fashion_mnist_resnet": Recipe("fashion_mnist", 5, 0.01, augmentation=Augmentation(flips="h")),
-}  # fmt: skip
-
-
-def recipe(name: str) -> Recipe:
-    """Look up a recipe.
-
-    Raises:
-        InputError: No recipe has this name.
-    """
-    try:
-        return RECIPES[name.removeprefix("zoo:")]
-    except KeyError:
-        raise InputError(unknown("recipe", name.removeprefix("zoo:"), RECIPES)) from None

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.zoo.registry import ZooModel
+from ratherthan.zoo.registry import ZooDecoder, ZooEntry
 
 _STEPS = 11  # from -3 to 3
 _ROWS = 32  # latents drawn: of more, those that change the image most
 
 
 @torch.no_grad()
-def write_sheets(entry: ZooModel, network: nn.Module, images: Tensor, out: str | Path) -> tuple[Path, Path]:
+def write_sheets(entry: ZooEntry, network: nn.Module, images: Tensor, out: str | Path) -> tuple[Path, Path]:
     """Draw the sheets of a generative model of the zoo.
 
     Args:
@@ -32,11 +32,10 @@ def write_sheets(entry: ZooModel, network: nn.Module, images: Tensor, out: str |
     from ratherthan.files import write_atomically
     from ratherthan.render import figure_png, grid
 
-    low, high = entry.scale
+    (low, high), decoder = entry.scale, ZooDecoder(network, entry.scale)
 
     def decode(latents: Tensor) -> Tensor:
-        made: Tensor = getattr(network, "decode", network)(latents.to(images))
-        return ((made - low) / (high - low)).clamp(0, 1).cpu()
+        return decoder.decode(latents.to(images)).cpu()
 
     drawn = torch.randn(64, network.latents, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
     sheets = [("samples of the prior", _mosaic(decode(drawn), 8))]

@@ -1,21 +1,33 @@
-"""What the latents of a generative model mean to people: measured, not asserted (CEM-MAF, Fig. 5 and 6)."""
+"""What the latents of a generative model do to a picture: measured, not asserted (CEM-MAF, Fig. 5 and 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
-from ratherthan.search.manifold import Manifold
 
 Measure = Callable[[Tensor], Mapping[str, float]]
 """Measures concepts by name of a picture (C, H, W) in image space."""
+
+
+class Decoder(Protocol):
+    """A generative model, e.g. a `Manifold`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What it computes with."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, L) to images (N, C, H, W) in image space."""
+        ...
 
 
 # ----------------------------------------------------------------------------------------- measures of a picture
@@ -73,7 +85,8 @@ def garment_of(image: Tensor) -> dict[str, float]:
     }
 
 
-MEASURES: dict[str, Measure] = {"shape": shape_of, "garment": garment_of}
+GARMENT_WORDS = {"sides": "broader sides", "waist": "wider waist", "length": "greater length", "mass": "more material"}
+"""What more of each is called."""
 
 _INK = 0.2  # brightness from which on a pixel is not black
 _ALIKE = 1e-6  # standard deviation of a concept below which pictures are alike in it
@@ -96,7 +109,7 @@ class Effect:
 
 @torch.no_grad()
 def effects(
-    manifold: Manifold, latents: Tensor, measured: Measure = shape_of, reach: float = 3.0, steps: int = 7
+    decoder: Decoder, latents: Tensor, measured: Measure = shape_of, reach: float = 3.0, steps: int = 7
 ) -> dict[str, Effect]:
     """Move each latent coordinate, and measure what becomes of the picture.
 
@@ -104,7 +117,7 @@ def effects(
     over the steps are averaged over the latents begun at.
 
     Args:
-        manifold: The generative model, of flat latents.
+        decoder: The generative model, of flat latents. It is moved to where they are.
         latents: (N, L) where to begin, e.g. of encoded images, at least two.
         measured: What is measured.
         reach: How far the coordinates go.
@@ -120,17 +133,17 @@ def effects(
         raise InputError(
             f"effects are measured from at least two latents (N, L) in three steps, not {tuple(latents.shape)}"
         )
-    with preserve_state(manifold.to(latents).module):
-        return _effects(manifold, latents, measured, torch.linspace(-reach, reach, steps).to(latents))
+    with preserve_state(decoder.module.to(latents.device, latents.dtype)):
+        return _effects(decoder, latents, measured, torch.linspace(-reach, reach, steps).to(latents))
 
 
-def _effects(manifold: Manifold, latents: Tensor, measured: Measure, places: Tensor) -> dict[str, Effect]:
-    spread = {name: np.nanstd(column) for name, column in _columns(manifold, latents, measured).items()}
+def _effects(decoder: Decoder, latents: Tensor, measured: Measure, places: Tensor) -> dict[str, Effect]:
+    spread = {name: np.nanstd(column) for name, column in _columns(decoder, latents, measured).items()}
     found: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in spread}
     for index in range(latents.shape[1]):
         moved = latents.repeat_interleave(len(places), 0)
         moved[:, index] = places.repeat(len(latents))
-        for name, column in _columns(manifold, moved, measured).items():
+        for name, column in _columns(decoder, moved, measured).items():
             lines = [_line(places.cpu().double().numpy(), y) for y in column.reshape(len(latents), len(places))]
             known = np.array([line for line in lines if line is not None]).reshape(-1, 2)
             found[name].append(known.mean(0) if len(known) else np.full(2, np.nan))
@@ -141,8 +154,8 @@ def _effects(manifold: Manifold, latents: Tensor, measured: Measure, places: Ten
     }
 
 
-def _columns(manifold: Manifold, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:
-    rows = [measured(each) for part in torch.split(latents, 64) for each in manifold.decode(part).clamp(0, 1)]
+def _columns(decoder: Decoder, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:
+    rows = [measured(each) for part in torch.split(latents, 64) for each in decoder.decode(part).clamp(0, 1)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 

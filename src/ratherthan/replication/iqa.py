@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ratherthan import data
-from ratherthan.data.dataset import Reader
-from ratherthan.zoo.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
-from ratherthan.zoo.recipes import RECIPES, Recipe
+from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
+from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+from ratherthan.zoo.training.recipes import Recipe
 
 PATCH = 32
 """Side of the patches that the networks look at, in pixels."""
@@ -165,13 +166,14 @@ class QualityRecipe(Recipe):
         return functional.mse_loss(logits.squeeze(1), labels)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Rank correlation (Spearman), linear correlation (Pearson), mean absolute error."""
-        scores = logits.squeeze(1).double()
-        ranks = torch.stack([scores, labels.double()]).argsort(1).argsort(1).double()
+        """Rank correlation (Spearman, ties share ranks), linear correlation (Pearson), mean absolute error."""
+        from scipy import stats
+
+        scores, wanted = logits.squeeze(1).double().numpy(), labels.double().numpy()
         return {
-            "rank_correlation": torch.corrcoef(ranks)[0, 1].item(),
-            "linear_correlation": torch.corrcoef(torch.stack([scores, labels.double()]))[0, 1].item(),
-            "mean_absolute_error": (scores - labels).abs().mean().item(),
+            "rank_correlation": float(stats.spearmanr(scores, wanted).statistic),
+            "linear_correlation": float(stats.pearsonr(scores, wanted).statistic),
+            "mean_absolute_error": float(abs(scores - wanted).mean()),
         }
 
 
@@ -179,7 +181,7 @@ class QualityRecipe(Recipe):
 class _Chosen:
     """Images picked from several readers."""
 
-    places: tuple[tuple[Reader, int], ...]
+    places: tuple[tuple[data.Reader, int], ...]
 
     def read(self, index: int) -> Image.Image | Tensor:
         reader, position = self.places[index]
@@ -204,4 +206,11 @@ def _spoilt(image: Tensor, label: int, generator: torch.Generator) -> Tensor:
     return distort(image, kinds()[kind], level + 1, generator) if kind < len(kinds()) else image
 
 
-RECIPES["iqa"] = QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 16, 0.01, warmup=0.05)
+_recipe = QualityRecipe("flowers102+imagenet_samples", 4, 2e-3, 16, 0.01, warmup=0.05)
+_entry = partial(ZooEntry, channels=6, mean=(0.5,) * 6, std=(0.25,) * 6, recipe=_recipe, output="value")
+_plain, _weighted = (partial(DIQaM, 6, weighted, dropout=0.0) for weighted in (False, True))
+
+register_zoo_model(
+    _entry("iqa", _plain, "distorted_conv10", shipped=Path(__file__).parent / "weights"),
+    _entry("iqa_weighted", _weighted, "distorted_conv10"),
+)

@@ -1,0 +1,167 @@
+"""LIME: a linear model of the contrast in superpixels that are shown and hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, register_method
+from ratherthan.attribution.perturbation import Perturbation
+from ratherthan.baselines import baseline_images
+from ratherthan.contrast import Target
+from ratherthan.errors import InputError
+from ratherthan.settings import Interval, NotNegative, Positive, Seed
+from ratherthan.superpixels import Kind, Superpixels, segment
+
+_ALL_MASKS_UP_TO = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """What LIME learned about one image.
+
+    Attributes:
+        labels: (H, W) superpixels.
+        masks: (M, superpixels), 1 where a superpixel is shown.
+        similarity: (M,) weight of each altered image.
+        logits: (M, classes).
+    """
+
+    labels: Tensor
+    masks: Tensor
+    similarity: Tensor
+    logits: Tensor
+
+
+@register_method
+@dataclass(frozen=True)
+class Lime(Perturbation):
+    """LIME (Ribeiro et al. 2016), sampled by Captum: a linear model of the contrast in superpixels shown and hidden.
+
+    Captum draws the altered images and weighs them, exp(-d^2 / (2 width^2)) with d the distance from the image. One
+    ridge regression with as many outputs as there are questions then minimises sum_m similarity_m (s_m - b - mask_m
+    c)^2 + alpha |c|^2 (the intercept b is free); a pixel's value is the coefficient c of its superpixel. Captum's
+    default, the lasso, would need a fit of its own for each question and is not linear in the contrast.
+
+    The diagnostics hold `r2`, the weighted share of the variance that the linear model explains, (N, Q).
+
+    Attributes:
+        superpixels: "slic", "quickshift", "felzenszwalb", "grid", "pixels", a `Superpixels` with settings, or a label
+            map (H, W).
+        samples: Altered images per image, each superpixel shown with probability 1/2; "all": every mask there is, for
+            up to 16 superpixels.
+        baseline: What hides a superpixel, see `baseline_images`.
+        alpha: Strength of the ridge penalty; 0: plain least squares.
+        distance: "cosine" or "euclidean", between images in image space.
+        kernel_width: Width of the similarity kernel.
+        seed: Of the masks.
+    """
+
+    name = "lime"
+    superpixels: Kind | Superpixels | Tensor | np.ndarray[Any, Any] = "slic"
+    samples: Annotated[int, Interval(2)] | Literal["all"] = 1000
+    baseline: Any = "mean"
+    alpha: NotNegative = 1.0
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    kernel_width: Positive = 1.0
+    seed: Seed = 0
+
+    def masks(self, superpixels: int) -> Tensor:
+        """(M, superpixels) of 0 and 1, from a generator of its own.
+
+        Raises:
+            InputError: If all masks are asked for and there are too many.
+        """
+        if self.samples != "all":
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.rand(self.samples, superpixels, generator=generator).lt(0.5).long()
+        if superpixels > _ALL_MASKS_UP_TO:
+            raise InputError(f"{superpixels} superpixels have too many masks; samples='all' takes {_ALL_MASKS_UP_TO}")
+        return torch.arange(2**superpixels).unsqueeze(1) >> torch.arange(superpixels) & 1
+
+    def respond(self, forward_pass: ForwardPass) -> list[Sampling]:
+        """The altered images of each image and what the network makes of them."""
+        off = baseline_images(forward_pass.images, self.baseline)
+        labels = segment(forward_pass.images, self.superpixels)
+        return [self._sample(forward_pass, n, off[n], labels[n]) for n in range(len(labels))]
+
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
+        """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel."""
+        maps, qualities = [], []
+        for n, sampling in enumerate(self.answers(forward_pass)):
+            one = Target(target.logits[n : n + 1], target.question[n : n + 1], target.contrast)
+            targets = self.scores(forward_pass, one, sampling.logits.unsqueeze(1))[:, 0]
+            coefficients, quality = ridge(sampling.masks, targets, sampling.similarity, self.alpha)
+            maps.append(coefficients[sampling.labels].movedim(-1, 0))
+            qualities.append(quality)
+        return Attribution(torch.stack(maps).unsqueeze(2), diagnostics={"r2": torch.stack(qualities)})
+
+    def _sample(self, forward_pass: ForwardPass, n: int, off: Tensor, labels: Tensor) -> Sampling:
+        from captum.attr import LimeBase
+        from captum.attr._core.lime import default_from_interp_rep_transform, get_exp_kernel_similarity_function
+
+        image, masks, keeper = forward_pass.images[n], self.masks(int(labels.max()) + 1), _Keeper()
+        logits: list[Tensor] = []
+
+        def each_mask(image: Tensor, **settings: Any) -> Iterator[Tensor]:
+            yield from torch.split(masks.to(image.device), 1)
+
+        def ask_network(altered: Tensor) -> Tensor:
+            logits.append(self.forward(forward_pass, altered))
+            asked = sum(map(len, logits)) / len(masks)
+            forward_pass.report((n + asked) / len(forward_pass.images))
+            return logits[-1][:, 0]  # Captum keeps one number per image, we the whole row
+
+        similarity = get_exp_kernel_similarity_function(self.distance, self.kernel_width)
+        lime = LimeBase(ask_network, keeper, similarity, each_mask, True, default_from_interp_rep_transform, None)
+        lime.attribute(
+            image.unsqueeze(0),
+            n_samples=len(masks),
+            perturbations_per_eval=self.batch_size,
+            feature_mask=labels[None, None],
+            baselines=off.unsqueeze(0),
+        )
+        return Sampling(labels, keeper.masks, keeper.similarity, torch.cat(logits))
+
+
+class _Keeper:
+    """Stands where Captum expects a linear model: keeps what the model would be fitted to."""
+
+    masks: Tensor
+    similarity: Tensor
+
+    def fit(self, loader: Any) -> None:
+        self.masks, _, self.similarity = loader.dataset.tensors
+
+    def representation(self) -> Tensor:
+        return self.similarity
+
+
+def ridge(inputs: Tensor, targets: Tensor, weights: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Weighted ridge regression with several outputs and a free intercept, in float64.
+
+    Args:
+        inputs: (M, features).
+        targets: (M, Q).
+        weights: (M,), not negative.
+        alpha: Strength of the penalty on the coefficients; with 0, of all least-squares solutions the shortest.
+
+    Returns:
+        Coefficients (features, Q) in the targets' dtype, and the weighted R^2 of each output, (Q,); 1 where there is
+        nothing to explain.
+    """
+    x, y, w = (each.detach().cpu().double() for each in (inputs, targets, weights))
+    x, y = (each - (w @ each) / w.sum() for each in (x, y))
+    root = w.sqrt().unsqueeze(1)
+    penalty = alpha**0.5 * torch.eye(x.shape[1], dtype=x.dtype)
+    rows = torch.cat([root * y, y.new_zeros(x.shape[1], y.shape[1])])
+    coefficients = torch.linalg.lstsq(torch.cat([root * x, penalty]), rows, driver="gelsd").solution
+    missed, total = w @ (y - x @ coefficients).square(), w @ y.square()
+    quality = torch.where(total > 0, 1 - missed / total, 1.0)
+    return coefficients.to(targets), quality.to(targets)

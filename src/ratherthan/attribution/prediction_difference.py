@@ -1,0 +1,321 @@
+"""Prediction difference analysis: what the network would say if it did not know a window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratherthan.attribution.forward import ForwardPass
+from ratherthan.attribution.method import Attribution, register_method
+from ratherthan.attribution.perturbation import Perturbation, mean_over_windows, steps, window_cover
+from ratherthan.contrast import Plain, Question, Target, Weighted
+from ratherthan.errors import InputError
+from ratherthan.settings import AtLeastOne, Interval, Seed
+
+
+@dataclass(frozen=True, eq=False)
+class PatchGaussian:
+    """How square patches of natural images are distributed: a normal distribution for each channel.
+
+    Attributes:
+        mean: (C, size^2).
+        covariance: (C, size^2, size^2).
+        low: (C,) least value in the data; samples are clipped to it.
+        high: (C,) greatest value.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def size(self) -> int:
+        """Edge of the patches in pixels."""
+        return math.isqrt(self.mean.shape[1])
+
+    @staticmethod
+    def fit(images: Iterable[Tensor], size: int) -> PatchGaussian:
+        """Mean and covariance over every patch of every image, in float64.
+
+        Args:
+            images: (C, H, W) each, in image space; sizes may differ.
+            size: Edge of the patches in pixels.
+
+        Raises:
+            InputError: If a patch does not fit in an image.
+        """
+        count, ranges = 0, []
+        total = square = torch.zeros((), dtype=torch.float64)
+        for image in images:
+            if min(image.shape[-2:]) < size:
+                raise InputError(f"an image of {tuple(image.shape[-2:])} holds no patch of {size} x {size} pixels")
+            patches = torch.nn.functional.unfold(image.cpu().double().unsqueeze(1), size)
+            count += patches.shape[-1]
+            total, square = total + patches.sum(-1), square + patches @ patches.mT
+            ranges.append(torch.stack(image.cpu().double().flatten(1).aminmax(dim=1)))
+        if count < 2:
+            raise InputError("a distribution of patches is fitted to at least two of them")
+        mean = total / count
+        covariance = (square - count * mean.unsqueeze(-1) * mean.unsqueeze(-2)) / (count - 1)
+        low, high = torch.stack(ranges).unbind(1)
+        return PatchGaussian(mean, covariance, low.amin(0), high.amax(0))
+
+    def given_surround(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution of some pixels of a patch, given all others.
+
+        With 1 the pixels inside and 2 the others, it is normal with mean mu_1 + K (x_2 - mu_2), K = S_12 S_22^-1, and
+        covariance S_11 - K S_21. Inverse and root allow for pixels that never vary.
+
+        Args:
+            inside: (size^2,) bool.
+
+        Returns:
+            K, (C, inside, others), and the symmetric square root of the covariance, (C, inside, inside).
+        """
+        within, between = self.covariance[:, inside][:, :, inside], self.covariance[:, inside][:, :, ~inside]
+        gain = between @ torch.linalg.pinv(self.covariance[:, ~inside][:, :, ~inside], rtol=1e-10, hermitian=True)
+        values, vectors = torch.linalg.eigh(within - gain @ between.mT)
+        return gain, vectors @ (values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT)
+
+
+@register_method
+@dataclass(frozen=True)
+class PredictionDifference(Perturbation):
+    """Prediction difference analysis (Zintgraf et al. 2017): what if the window were not known?
+
+    The pixels of a k x k window, all channels, are drawn S times from their distribution; with p the class
+    probabilities and p_bar their mean over the draws, a window's value for a question is
+
+    - evidence="log-odds": [s(log p'(x)) - s(log p'_bar)] / ln 2 in bits, s the contrast and p' = (p N + 1) / (N + C)
+      the smoothed probabilities. For the contrast `none` s is the log-odds against all other classes, as averaged
+      probabilities have no logits: this is the paper's weight of evidence log2 odds(p'(x)) - log2 odds(p'_bar).
+      A single foil asks for the weight of evidence of the fact against it.
+    - evidence="probability": sum_c w_c (p_c(x) - p_bar_c), w the seed of the contrast; for `none` the paper's p_t(x) -
+      p_bar_t.
+    - for a network that gives a value: s(y(x)) - s(y_bar).
+
+    A pixel's value is the mean over the windows that hold it. The noise is keyed by (seed, window, draw), the same for
+    every image, so that results do not depend on batches. The answers kept are windows x images x classes numbers.
+
+    Attributes:
+        patches: What natural images are like: images (M, C, H, W) in image space, a data set, a list of images or a
+            `PatchGaussian`. None: windows elsewhere in the explained image itself.
+        sampling: "conditional": one normal distribution per channel over patches of k + 2 pad pixels, conditioned on
+            the window's surround, clipped to the range of the data. "marginal": the same place in random images of
+            `patches`, or random places of the image itself. None: conditional where there are patches.
+        window: k, in pixels.
+        pad: Width of the surround in pixels.
+        samples: S, draws per window.
+        stride: Step between windows; the last ones end at the border. The paper's is 1.
+        evidence: "log-odds" or "probability".
+        training_samples: N of the smoothing, how many images the network learned from.
+        seed: Of the noise.
+    """
+
+    name = "pda"
+    patches: Any = None
+    sampling: Literal["conditional", "marginal"] | None = None
+    window: AtLeastOne = 10
+    pad: Annotated[int, Interval(0)] = 2
+    samples: AtLeastOne = 10
+    stride: AtLeastOne = 1
+    evidence: Literal["log-odds", "probability"] = "log-odds"
+    training_samples: AtLeastOne = 1_000_000
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings, also against each other.
+
+        Raises:
+            InputError: If they do not fit.
+        """
+        super().__post_init__()
+        if self.evidence == "probability" and self.foil_weights == "live":
+            raise InputError("evidence='probability' is linear in the probabilities: foil_weights are 'frozen'")
+        if self.sampling == "conditional" and self.patches is None:
+            raise InputError("conditional sampling learns from images: give patches=images or a data set")
+        if self.sampling == "marginal" and isinstance(self.patches, PatchGaussian):
+            raise InputError("marginal sampling draws windows from images: give patches=images, not a distribution")
+        if self.stride > self.window:
+            raise InputError(f"a stride of {self.stride} leaves gaps between windows of {self.window}")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name; of the patches only what they are."""
+        given = self.patches
+        shape = getattr(given, "shape", None)
+        size = f" of shape {tuple(shape)}" if shape else f" of {len(given)}" if hasattr(given, "__len__") else ""
+        return super().settings() | {"patches": None if given is None else type(given).__name__ + size}
+
+    @cached_property
+    def gaussian(self) -> PatchGaussian:
+        """The distribution of patches, fitted once.
+
+        Raises:
+            InputError: If one was handed in for another size.
+        """
+        size = self.window + 2 * self.pad
+        if not isinstance(self.patches, PatchGaussian):
+            return PatchGaussian.fit(_images_of(self.patches), size)
+        if self.patches.size != size:
+            raise InputError(f"a distribution of {self.patches.size}-pixel patches; window + 2 pad is {size}")
+        return self.patches
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """(M, C, H, W): the images that marginal windows are taken from."""
+        images = list(_images_of(self.patches))
+        if len({image.shape for image in images}) != 1:
+            raise InputError("marginal sampling takes windows from images of one size; give at least one, all alike")
+        return torch.stack(images)
+
+    def respond(self, forward_pass: ForwardPass) -> Tensor:
+        """(windows, N, classes): mean probabilities, or values, with each window unknown."""
+        images = forward_pass.images
+        tops, lefts = self._starts(images.shape[-2]), self._starts(images.shape[-1])
+        places = list(product(tops, lefts))
+        step = max(1, self.batch_size // (self.samples * len(images)))
+        chunks = [chunk for group in self._groups(places, images) for chunk in _split(group, step)]
+        means: dict[int, Tensor] = {}
+        for chunk in steps(forward_pass, chunks):
+            altered = self._altered(images, places, chunk)
+            scores = self._distribution(forward_pass, self.forward(forward_pass, altered.flatten(0, 2)))
+            means |= zip(chunk, scores.reshape(*altered.shape[:3], -1).mean(1), strict=True)
+        return torch.stack([means[window] for window in range(len(places))])
+
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
+        """(N, Q, 1, H, W): mean prediction difference over the windows that hold a pixel."""
+        known, averaged = self._distribution(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
+        difference = self._evidence(forward_pass, target, known) - self._evidence(forward_pass, target, averaged)
+        height, width = forward_pass.images.shape[-2:]
+        covers = (window_cover(self._starts(length), self.window, length) for length in (height, width))
+        return Attribution(mean_over_windows(difference, *covers))
+
+    def _distribution(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
+        return logits if not forward_pass.model.output.of_classes else logits.softmax(-1)
+
+    def _evidence(self, forward_pass: ForwardPass, target: Target, p: Tensor) -> Tensor:
+        """What a question makes of probabilities (or values): (M, N, classes) to (M, N, Q)."""
+        if not forward_pass.model.output.of_classes:
+            return self.scores(forward_pass, target, p)
+        if self.evidence == "probability":
+            return target.scalar(p)
+        log = ((p * self.training_samples + 1) / (self.training_samples + p.shape[-1])).log()
+        if isinstance(target.contrast, Plain):
+            fact = torch.nn.functional.one_hot(target.question.fact, p.shape[-1]).bool()
+            odds = Target(target.logits, Question(target.question.fact, ~fact), Weighted())
+            return self.scores(forward_pass, odds, log, "live") / math.log(2)
+        return self.scores(forward_pass, target, log) / math.log(2)
+
+    # ------------------------------------------------------------------------------------- windows
+    def _starts(self, length: int) -> list[int]:
+        last = length - self.window
+        if last < 0:
+            raise InputError(f"a window of {self.window} pixels does not fit in {length}; give a smaller window")
+        return sorted({*range(0, last + 1, self.stride), last})
+
+    def _is_conditional(self) -> bool:
+        return self.sampling != "marginal" and self.patches is not None
+
+    def _groups(self, places: list[tuple[int, int]], images: Tensor) -> list[list[int]]:
+        """Windows by their place in the patch around them: each group shares one conditional distribution."""
+        if not self._is_conditional():
+            return [list(range(len(places)))]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for window, place in enumerate(places):
+            groups.setdefault(self._offset(place, images), []).append(window)
+        return list(groups.values())
+
+    def _offset(self, place: tuple[int, int], images: Tensor) -> tuple[int, int]:
+        """Where a window lies in its patch: `pad` from the patch's corner, less or more near the border."""
+        patch = self.window + 2 * self.pad
+        if min(images.shape[-2:]) < patch:
+            raise InputError(f"window + 2 pad is {patch}, more than images of {tuple(images.shape[-2:])} hold")
+        top, left = (
+            start - min(max(start - self.pad, 0), length - patch)
+            for start, length in zip(place, images.shape[-2:], strict=True)
+        )
+        return top, left
+
+    def _altered(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
+        """(windows, S, N, C, H, W): the images with these windows, all of one group, drawn anew."""
+        draw = self._draw_conditional if self._is_conditional() else self._draw_marginal
+        drawn = draw(images, [places[window] for window in chunk], chunk).to(images.dtype)
+        altered = images.expand(len(chunk), self.samples, *images.shape).clone()
+        for (top, left), target, window in zip((places[w] for w in chunk), altered, drawn, strict=True):
+            target[..., top : top + self.window, left : left + self.window] = window
+        return altered
+
+    def _draw_conditional(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
+        """(windows, S, N, C, k, k) from the normal distribution given the surround."""
+        top, left = self._offset(places[0], images)
+        gain, root = (each.to(images.device) for each in self._conditionals[top, left])
+        inside = self._inside(top, left).to(images.device)
+        mean, low, high = (
+            each.to(images.device) for each in (self.gaussian.mean, self.gaussian.low, self.gaussian.high)
+        )
+        if len(mean) != images.shape[1]:
+            raise InputError(f"patches of {len(mean)} channels for images of {images.shape[1]}")
+        size = self.window + 2 * self.pad
+        patches = torch.stack([images[..., y - top :, x - left :][..., :size, :size] for y, x in places])
+        surround = patches.double().flatten(-2)[..., ~inside] - mean[:, ~inside]
+        centre = mean[:, inside] + torch.einsum("cio,bnco->bnci", gain, surround)
+        noise = np.stack([self._noise(w).standard_normal((self.samples, *root.shape[:2])) for w in chunk])
+        spread = torch.einsum("cij,bscj->bsci", root, torch.from_numpy(noise).to(images.device))
+        drawn = torch.clamp(centre.unsqueeze(1) + spread.unsqueeze(2), low.unsqueeze(-1), high.unsqueeze(-1))
+        return drawn.reshape(*drawn.shape[:-1], self.window, self.window)
+
+    def _draw_marginal(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
+        """(windows, S, N, C, k, k) from random images at the same place, or from random places of the image itself."""
+        if self.patches is not None and self.pool.shape[1:] != images.shape[1:]:
+            given, wanted = tuple(self.pool.shape[1:]), tuple(images.shape[1:])
+            raise InputError(f"marginal sampling takes windows from images of the same size: {given}, not {wanted}")
+        return torch.stack(
+            [self._elsewhere(images, *place, self._noise(w)) for place, w in zip(places, chunk, strict=True)]
+        )
+
+    def _elsewhere(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
+        k = self.window
+        if self.patches is not None:
+            chosen = self.pool[noise.integers(len(self.pool), size=self.samples)].to(images.device)
+            return chosen[..., top : top + k, left : left + k].unsqueeze(1).expand(-1, len(images), -1, -1, -1)
+        limits = (images.shape[-2] - k + 1, images.shape[-1] - k + 1)
+        corners = noise.integers(limits, size=(self.samples, 2)).tolist()
+        return torch.stack([images[..., y : y + k, x : x + k] for y, x in corners])
+
+    def _noise(self, window: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, window]))
+
+    @cached_property
+    def _conditionals(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """The (2 pad + 1)^2 distributions of a window given its surround, by its place in the patch."""
+        offsets = product(range(2 * self.pad + 1), repeat=2)
+        return {(top, left): self.gaussian.given_surround(self._inside(top, left)) for top, left in offsets}
+
+    def _inside(self, top: int, left: int) -> Tensor:
+        inside = torch.zeros(2 * [self.window + 2 * self.pad], dtype=torch.bool)
+        inside[top : top + self.window, left : left + self.window] = True
+        return inside.flatten()
+
+
+def _images_of(data: Any) -> Iterator[Tensor]:
+    """The images of a tensor, a list, or a data set of (image, label)."""
+    for i in range(len(data)):
+        item = data[i][0] if isinstance(data[i], tuple) else data[i]
+        if not isinstance(item, Tensor) or item.ndim != 3:
+            raise InputError(
+                "patches: images (M, C, H, W), a list of (C, H, W) tensors, or a data set of these is needed"
+            )
+        yield item
+
+
+def _split(items: list[int], step: int) -> list[list[int]]:
+    return [items[start : start + step] for start in range(0, len(items), step)]

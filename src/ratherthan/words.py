@@ -1,0 +1,25 @@
+"""How numbers and names are written in texts, figures and pages alike."""
+
+from __future__ import annotations
+
+
+def percent(p: float) -> str:
+    """Write a share of 1 as a percentage; neither a small share nor a last doubt is rounded away.
+
+    Args:
+        p: In [0, 1].
+
+    Returns:
+        E.g. "12.3%"; "< 0.1%" and "> 99.9%" where one decimal would say 0 or 1 of what is neither.
+    """
+    if 0 < p < 0.0005:
+        return "< 0.1%"
+    if 0.9995 <= p < 1:
+        return "> 99.9%"
+    return f"{p:.1%}"
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut a text to at most `length` characters on one line, the cut marked by an ellipsis."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"

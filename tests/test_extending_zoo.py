@@ -1,0 +1,132 @@
+"""A network, its data set and its recipe are added from outside, by what `ratherthan` itself offers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ratherthan as rt
+
+
+# ------------------------------------------------------------------- one file of somebody's own: from here ...
+class LeNet(nn.Sequential):
+    """LeCun et al. (1998), with ReLU: (N, 1, 12, 12) to two logits."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2),
+        )  # fmt: skip
+
+
+class Bars(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Lying and standing bars, 60 to train with and 20 others to test on."""
+
+    classes = ("lying", "standing")
+
+    def __init__(self, root: str | Path | None, split: str | None) -> None:
+        self.first, self.count = (0, 60) if split == "train" else (60, 20)
+        self.targets = [index % 2 for index in range(self.count)]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        numbers = torch.Generator().manual_seed(self.first + index)
+        image = 0.2 * torch.rand(1, 12, 12, generator=numbers)
+        place = int(torch.randint(0, 10, (), generator=numbers))
+        image[:, place : place + 2] += 0.8
+        return (image.mT if self.targets[index] else image), self.targets[index]
+
+
+rt.register_dataset("bars", Bars)
+rt.register_zoo_model(
+    rt.ZooEntry(
+        "lenet",
+        LeNet,
+        layer="3",
+        image_size=(12, 12),
+        channels=1,
+        mean=(0.2,),
+        std=(0.3,),
+        recipe=rt.Recipe("bars", 8, 0.02, 10),
+    )
+)
+# ------------------------------------------------------------------- ... to here
+
+
+def test_a_network_from_outside_is_trained_loaded_and_explained(tmp_path: Path) -> None:
+    path = rt.train("zoo:lenet", out=tmp_path)
+    model = rt.load("zoo:lenet", weights=path)
+    assert list(model.class_names or ()) == ["lying", "standing"]
+    test = rt.data.load("bars", split="test")
+    images, labels = torch.stack([image for image, _ in test]), torch.tensor(test.labels)
+    assert (model.logits(images).argmax(1) == labels).double().mean() >= 0.95
+    why = rt.explain(model, images[:1], foil="standing")
+    assert why.layer == "3"
+    assert why.attribution.abs().max() > 0
+
+
+def test_names_are_taken_once_and_misspellings_are_answered(tmp_path: Path) -> None:
+    with pytest.raises(rt.InputError, match="named 'lenet' exists already"):
+        rt.register_zoo_model(rt.ZooEntry("lenet", LeNet))
+    with pytest.raises(rt.InputError, match="named 'bars' exists already"):
+        rt.register_dataset("bars", lambda root, split: Bars(root, split))
+    with pytest.raises(rt.InputError, match="did you mean 'lenet'"):
+        rt.load("zoo:lennet")
+    with pytest.raises(rt.InputError, match="did you mean 'bars'"):
+        rt.data.load("barz")
+    with pytest.raises(rt.ModelError, match="ratherthan train zoo:lenet"):
+        rt.load("zoo:lenet")
+
+
+def test_a_family_of_sets_gets_what_stands_after_the_colon() -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def opened(root: object, split: object, detail: str) -> Bars:
+        asked.append((root, split, detail))
+        return Bars(None, "train")
+
+    rt.register_dataset("bars of:", opened)
+    assert len(rt.data.load("bars of:iron:2", "somewhere", "valid")) == 60
+    assert asked == [("somewhere", "valid", "iron:2")]
+    assert "bars of:" not in rt.data.names()
+    with pytest.raises(rt.InputError, match="unknown data set 'bars of:'"):
+        rt.data.load("bars of:")
+
+
+NAMES = ("iqa", "celeba_bangs", "mnist_biased", "fashion_shoes")
+FOUND_BY_ENTRY_POINT = f"""
+import sys
+import ratherthan as rt
+from ratherthan import data, zoo
+import ratherthan.plugins as plugins
+
+class Point:
+    value = "ratherthan.replication"
+    def load(self):
+        import ratherthan.replication
+
+plugins.entry_points = lambda group: [Point()] if group == "ratherthan.plugins" else []
+assert zoo.get("mnist").name == "mnist"
+assert "ratherthan.replication" not in sys.modules, "what is known needs no plug-in"
+for name in {NAMES!r}:
+    assert zoo.get(name).name == name
+assert {{"celeba", "mnist_biased", "fashion_shoes"}} <= set(data.names())
+print(rt.load("zoo:iqa").name)
+"""
+
+
+def test_plugins_are_found_when_a_name_is_not_known() -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", FOUND_BY_ENTRY_POINT], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("zoo:iqa\n", "")
+
+
+def test_nothing_in_the_house_imports_replication() -> None:
+    house = Path(rt.__file__).parent
+    for path in house.rglob("*.py"):
+        if "replication" not in path.relative_to(house).parts:
+            assert "ratherthan.replication" not in path.read_text(), path

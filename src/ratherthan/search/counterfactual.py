@@ -202,21 +202,13 @@ class Counterfactual(SearchResult):
         reached, p = int(self.best(self.reached, i, q)[r]), self.best(self.example_logits, i, q)[r].softmax(0)
         change = self.best(self.examples, i, q)[r] - self.images[i]
         row = {
-            "sample": self.names[i],
-            "fact": self.class_label(fact),
-            "foil": self._foil(foil, "any"),
-            "method": self.method,
-            "answer": r,
-            "status": self.best(self.statuses, i, q)[r],
-            "reason": self.best(self.reasons, i, q)[r],
-            "p_fact": p[fact].item(),
-            "p_foil": p[reached].item(),
-            "top": self.class_label(int(p.argmax())),
-            "distance": self.best(self.distance, i, q)[r].item(),
-            "violation": self.best(self.violation, i, q)[r].item(),
-            "l1": change.abs().sum().item(),
+            "sample": self.names[i], "fact": self.class_label(fact), "foil": self._foil(foil, "any"),
+            "method": self.method, "answer": r, "status": self.best(self.statuses, i, q)[r],
+            "reason": self.best(self.reasons, i, q)[r], "p_fact": p[fact].item(), "p_foil": p[reached].item(),
+            "top": self.class_label(int(p.argmax())), "distance": self.best(self.distance, i, q)[r].item(),
+            "violation": self.best(self.violation, i, q)[r].item(), "l1": change.abs().sum().item(),
             "l2": change.square().sum().sqrt().item(),
-        }
+        }  # fmt: skip
         if self.error is not None and self.class_kept is not None:
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-import ratherthan.replication  # noqa: F401 - its networks are tested here, too
+import ratherthan as rt
+import ratherthan.replication
 from ratherthan import ZooEntry, data, zoo
 from ratherthan.errors import InputError, ModelError
 from ratherthan.zoo.plainnet import PlainNet
@@ -54,6 +56,16 @@ def test_shipped_weights_are_small_and_load(entry: ZooEntry) -> None:
     stored = load_file(entry.weights)
     assert all(torch.equal(tensor, stored[key]) for key, tensor in network.state_dict().items())
     assert entry.weights.with_suffix(".md").is_file()
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "fashion_mnist_resnet", "mnist_paper", "mnist_paper_64"])
+def test_digits_and_garments_from_a_file_are_seen_whole(name: str, tmp_path: Path) -> None:
+    entry, grey = zoo.get(name), torch.randint(0, 256, (28, 28), dtype=torch.uint8)
+    Image.fromarray(grey.numpy()).save(tmp_path / "one.png")
+    save_file(entry.build().state_dict(), tmp_path / "weights.safetensors")
+    seen = rt.load(f"zoo:{name}", weights=tmp_path / "weights.safetensors").preprocess(tmp_path / "one.png")
+    whole = functional.interpolate(grey[None, None] / 255, entry.image_size, mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen, whole, atol=1.01 / 255, rtol=0)  # files are resized in 8 bits
 
 
 def accuracy(entry: ZooEntry, network: torch.nn.Module, dataset: data.Dataset, top: int = 1) -> float:

@@ -283,9 +283,15 @@ class _Resolver:
 
 # --------------------------------------------------------------------------------------------- the contrasts
 class Contrast(ABC):
-    """How the foils are weighed against the fact. A subclass needs `scalar` and `describe`; `seed` follows."""
+    """How the foils are weighed against the fact. A subclass needs a `scalar`; `seed` follows by autograd.
+
+    Attributes:
+        words: The question, with {fact} and {foil}.
+        for_values: Whether it can be asked of a model that gives a value.
+    """
 
     name: ClassVar[str] = ""
+    words: ClassVar[str] = "Why {fact}, rather than {foil}?"
     for_values: ClassVar[bool] = False
 
     @abstractmethod
@@ -300,9 +306,9 @@ class Contrast(ABC):
             (..., N, Q), in logits unless the contrast says otherwise.
         """
 
-    @abstractmethod
     def describe(self, fact: str, foil: str) -> str:
         """The question in words, for a fact and a foil (or several, already joined) given by name."""
+        return self.words.format(fact=fact, foil=foil)
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """The derivative of the scalar with respect to the logits: (N, C) -> (N, Q, C)."""
@@ -334,6 +340,11 @@ def _of_foils(logits: Tensor, question: Question) -> Tensor:
     return logits.unsqueeze(-2).masked_fill(~question.foils, -torch.inf)
 
 
+def _share(logits: Tensor, question: Question) -> Tensor:
+    """1_S / |S|: (N, Q, C)."""
+    return question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
+
+
 def _fact_seed(logits: Tensor, question: Question) -> Tensor:
     return torch.nn.functional.one_hot(question.fact, logits.shape[-1]).to(logits.dtype)
 
@@ -342,6 +353,7 @@ class Plain(Contrast):
     """`none`: y_t, "why P?" with no foil at all. For a regressor, its value."""
 
     name = "none"
+    words = "Why {fact}?"
     for_values = True
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
@@ -352,34 +364,27 @@ class Plain(Contrast):
         """e_t."""
         return _fact_seed(logits, question)
 
-    def describe(self, fact: str, foil: str) -> str:
-        """Why P?"""
-        return f"Why {fact}?"
-
 
 class Mean(Contrast):
     """`mean`: y_t - mean_S y (Gu et al. 2018; weighted-contrast section 3.3)."""
 
     name = "mean"
+    words = "Why {fact}, rather than {foil} (mean)?"
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """y_t - mean over the foils."""
-        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
-        return _of_fact(logits, question) - torch.einsum("...nc,nqc->...nq", logits, share)
+        return _of_fact(logits, question) - torch.einsum("...nc,nqc->...nq", logits, _share(logits, question))
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """e_t - 1_S / |S|."""
-        return _fact_seed(logits, question) - question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
-
-    def describe(self, fact: str, foil: str) -> str:
-        """Why P, rather than the average foil?"""
-        return f"Why {fact}, rather than {foil} (mean)?"
+        return _fact_seed(logits, question) - _share(logits, question)
 
 
 class Max(Contrast):
     """`max`: y_t - max_S y (Dhurandhar et al. 2018; weighted-contrast section 3.3)."""
 
     name = "max"
+    words = "Why {fact}, rather than {foil} (strongest)?"
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """y_t - the strongest foil."""
@@ -389,10 +394,6 @@ class Max(Contrast):
         """e_t - e_{s*}; of equal foils the first."""
         strongest = _of_foils(logits, question).argmax(-1)
         return _fact_seed(logits, question) - torch.nn.functional.one_hot(strongest, logits.shape[-1]).to(logits.dtype)
-
-    def describe(self, fact: str, foil: str) -> str:
-        """Why P, rather than the strongest foil?"""
-        return f"Why {fact}, rather than {foil} (strongest)?"
 
 
 class Weighted(Contrast):
@@ -412,10 +413,6 @@ class Weighted(Contrast):
         """e_t - softmax over the foils."""
         return _fact_seed(logits, question) - _of_foils(logits, question).softmax(-1)
 
-    def describe(self, fact: str, foil: str) -> str:
-        """Why P, rather than Q?"""
-        return f"Why {fact}, rather than {foil}?"
-
 
 class Probability(Weighted):
     """`probability`: p_t, the softmax over fact and foils (weighted-contrast proposition 2).
@@ -424,6 +421,7 @@ class Probability(Weighted):
     """
 
     name = "probability"
+    words = "What makes {fact} probable, rather than {foil}?"
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """p_t in [0, 1]."""
@@ -435,10 +433,6 @@ class Probability(Weighted):
         # sigmoid(-odds) keeps its digits where 1 - sigmoid(odds) has none left
         return (odds.sigmoid() * (-odds).sigmoid()).unsqueeze(-1) * super().seed(logits, question)
 
-    def describe(self, fact: str, foil: str) -> str:
-        """What makes P probable?"""
-        return f"What makes {fact} probable, rather than {foil}?"
-
 
 class Loss(Contrast):
     """`loss`: J(y, Q), whose gradient contrastive-gradcam section 3.1 takes for the contrast.
@@ -449,27 +443,24 @@ class Loss(Contrast):
     """
 
     name = "loss"
+    words = "Why {fact}, rather than {foil}? (loss towards {foil})"
     for_values = True
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """-log p_Q (averaged over several foils), or (y - Q)^2."""
         if question.values is not None:
             return (logits - question.values).square()
-        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
-        return -torch.einsum("...nc,nqc->...nq", logits.log_softmax(-1), share)
+        return -torch.einsum("...nc,nqc->...nq", logits.log_softmax(-1), _share(logits, question))
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """P - e_Q (averaged over several foils), or 2 (y - Q)."""
         if question.values is not None:
             return 2 * (logits - question.values).unsqueeze(-1)
-        share = question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
-        return logits.softmax(-1).unsqueeze(1) - share
+        return logits.softmax(-1).unsqueeze(1) - _share(logits, question)
 
     def describe(self, fact: str, foil: str) -> str:
-        """What speaks against Q?"""
-        if fact == foil:
-            return f"What keeps it from being surer of {fact}?"
-        return f"Why {fact}, rather than {foil}? (loss towards {foil})"
+        """What speaks against Q, or, asked about the fact itself, against being surer of it?"""
+        return f"What keeps it from being surer of {fact}?" if fact == foil else super().describe(fact, foil)
 
 
 class FunctionContrast(Contrast):
@@ -495,7 +486,7 @@ class FunctionContrast(Contrast):
 
     def describe(self, fact: str, foil: str) -> str:
         """The question, and the function's name."""
-        return f"Why {fact}, rather than {foil}? ({self.name})"
+        return f"{super().describe(fact, foil)} ({self.name})"
 
 
 _REGISTERED: Registry[Contrast] = Registry(
@@ -503,9 +494,7 @@ _REGISTERED: Registry[Contrast] = Registry(
 )
 
 
-def contrasts() -> list[str]:
-    """The registered names, in order of registration."""
-    return list(_REGISTERED)
+contrasts = _REGISTERED.names
 
 
 def register_contrast(name: str, contrast: Contrast | ContrastFunction) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
+import runpy
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -252,7 +252,7 @@ def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Mo
     if not Path(path).is_file():
         raise InputError(f"there is no Python file {path!r}")
     try:
-        made = getattr(_imported(Path(path)), factory)()
+        made = _run(Path(path))[factory]()
     except Exception as error:
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (Model, nn.Module)):
@@ -263,19 +263,13 @@ def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Mo
     return model
 
 
-def _imported(path: Path) -> Any:
-    """A Python file as a module; like a script it may import its neighbours."""
-    location = importlib.util.spec_from_file_location(f"ratherthan_factory_{path.stem}", path)
-    assert location is not None
-    assert location.loader is not None
-    source = importlib.util.module_from_spec(location)
-    sys.modules[source.__name__] = source  # dataclasses look their module up
+def _run(path: Path) -> dict[str, Any]:
+    """The names that a Python file defines; like a script it may import its neighbours."""
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        location.loader.exec_module(source)
+        return runpy.run_path(str(path), run_name=f"ratherthan_factory_{path.stem}")
     finally:
         sys.path.pop(0)
-    return source
 
 
 def _extra(package: str, extra: str) -> Any:

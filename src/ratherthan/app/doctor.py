@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -17,47 +16,28 @@ from ratherthan import __version__, data, zoo
 _CORE = ("torch", "numpy", "pillow", "captum", "scikit-image", "matplotlib", "pandas", "pyarrow", "safetensors")
 
 
-def look() -> dict[str, Any]:
+def look() -> dict[str, dict[str, Any]]:
     """Everything there is to tell, by topic."""
     return {
-        "versions": {
-            "ratherthan": __version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _CORE},
-        },
+        "versions": {"ratherthan": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _CORE},
         "devices": _devices(),
-        "threads": torch.get_num_threads(),
         "extras": _extras(),
         "zoo": {name: _weights(name) for name in zoo.names()},
         "data": _data(),
     }
 
 
-def as_json() -> str:
-    """The same as JSON."""
-    return json.dumps(look(), indent=1)
-
-
-def as_text() -> str:
-    """The same for people."""
-    found = look()
-    devices = ", ".join(f"{name} ({what})" for name, what in found["devices"].items())
-    parts = {
-        "versions": {name: it or "missing" for name, it in found["versions"].items()},
-        "computes on": {"devices": devices, "threads": found["threads"]},
-        "extras": {
-            name: ", ".join(f"{package} {it}" for package, it in packages.items())
-            if all(packages.values())
-            else f"not here; pip install 'ratherthan[{name}]'"
-            for name, packages in found["extras"].items()
-        },
-        "zoo": {f"zoo:{name}": it for name, it in found["zoo"].items()},
-        "data": found["data"],
-    }
+def as_text(found: dict[str, dict[str, Any]]) -> str:
+    """What `look` found, for people."""
     lines = []
-    for topic, rows in parts.items():
-        width = max(map(len, rows))
-        lines += [topic, *(f"  {name:{width}}  {it}" for name, it in rows.items())]
+    for topic, rows in found.items():
+        lines.append(topic)
+        for name, it in rows.items():
+            if isinstance(it, dict):
+                packages = ", ".join(f"{package} {version}" for package, version in it.items())
+                it = packages if all(it.values()) else f"not here; pip install 'ratherthan[{name}]'"
+            lines.append(f"  {name:{max(map(len, rows))}}  {it or 'missing'}")
     return "\n".join(lines)
 
 
@@ -79,7 +59,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 
 def _devices() -> dict[str, str]:
-    found = {"cpu": f"{os.cpu_count()} cores"}
+    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         found[f"cuda:{index}"] = torch.cuda.get_device_name(index)
     if torch.backends.mps.is_available():
@@ -100,8 +80,5 @@ def _data() -> dict[str, str]:
     root = os.environ.get("RATHERTHAN_DATA")
     if not root:
         return {"RATHERTHAN_DATA": "not set: the folder that holds mnist/, flowers102/, ...; or give --data"}
-    here = [name for name in data.names() if (Path(root) / name).is_dir()]
-    state = (
-        f"{root} ({', '.join(here) or 'no known data set in it'})" if Path(root).is_dir() else f"{root} is no folder"
-    )
-    return {"RATHERTHAN_DATA": state}
+    here = ", ".join(name for name in data.names() if (Path(root) / name).is_dir()) or "no known data set in it"
+    return {"RATHERTHAN_DATA": f"{root} ({here})" if Path(root).is_dir() else f"{root} is no folder"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from ratherthan.app.terminal import printable
-from ratherthan.data import CorruptImage, open_image
+from ratherthan.data import CorruptImage
+from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.registry import unique_name
 
-FIGURE, ALTERED = ".why.png", ".how.png"
-"""How the figures that are written end; a folder that holds both is searched for images without them."""
+_OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be explained."""
+    """An image that could not be read."""
 
     image: str
     reason: str
@@ -33,6 +32,7 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
 
     Args:
         patterns: As given on the command line. Folders are searched to the bottom for files with an image's ending.
+            Figures that an earlier run has written are left out unless they are named one by one.
 
     Returns:
         The files, each once, in the order given (those of a folder or glob sorted); and the patterns that match none.
@@ -42,24 +42,20 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files = _inside(path)
-            reason = "no image in this folder"
+            images = (each for each in path.rglob("[!.]*") if each.suffix.lower() in IMAGE_ENDINGS)
+            files, reason = _others_files(images), "no image in this folder"
         elif path.exists() or not glob.has_magic(pattern):
             files, reason = [path], ""
         else:
-            files = sorted(match for match in map(Path, glob.glob(pattern, recursive=True)) if match.is_file())
-            reason = "no file matches"
+            files, reason = _others_files(map(Path, glob.glob(pattern, recursive=True))), "no file matches"
         if not files:
             failures.append(Failure(printable(pattern), reason))
         found |= dict.fromkeys(files)
     return list(found), failures
 
 
-def unused_stem(stem: str, taken: set[str]) -> str:
-    """A name for a figure that no other figure of this run has, on any file system; from now on it is taken."""
-    free = unique_name(stem, lambda name: name.casefold() in taken, "{}-{}")
-    taken.add(free.casefold())
-    return free
+def _others_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and not path.name.endswith(_OWN))
 
 
 def read_all(
@@ -82,7 +78,7 @@ def read_all(
         try:
             images.append(read(path, model, shape))
             found.append(path)
-            shape = images[0].shape if shape is None else shape
+            shape = images[0].shape
         except InputError as error:
             failures.append(Failure(printable(str(path)), str(error)))
     return images, found
@@ -105,24 +101,10 @@ def read(path: Path, model: Model, shape: Sequence[int] | None = None) -> Tensor
     if path.exists() and not path.is_file():
         raise InputError("not a regular file")
     try:
-        image = model.preprocess([open_image(path)])[0]
+        image = model.preprocess([path])[0]
     except CorruptImage as error:
         raise InputError(str(error).removeprefix(f"{path}: ")) from error
     if shape is not None and image.shape != torch.Size(shape):
         (h, w), (height, width) = image.shape[1:], shape[1:]
         raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
     return image
-
-
-def _inside(folder: Path) -> list[Path]:
-    from PIL import Image
-
-    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in readable
-        and path.is_file()
-        and not path.name.startswith(".")
-        and not path.name.endswith((FIGURE, ALTERED))
-    )

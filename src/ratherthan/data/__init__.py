@@ -7,22 +7,7 @@ from ratherthan.data.sources import FileReader, chosen_splits, find_folder, imag
 batches = Batches
 
 __all__ = [
-    "ArrayReader",
-    "Batches",
-    "CorruptImage",
-    "Dataset",
-    "FileReader",
-    "Reader",
-    "Skipped",
-    "batches",
-    "chosen_splits",
-    "find_folder",
-    "fit_image",
-    "fit_tensor",
-    "images",
-    "load",
-    "names",
-    "open_image",
-    "register_dataset",
-    "to_tensor",
-]
+    "ArrayReader", "Batches", "CorruptImage", "Dataset", "FileReader", "Reader", "Skipped", "batches",
+    "chosen_splits", "find_folder", "fit_image", "fit_tensor", "images", "load", "names", "open_image",
+    "register_dataset", "to_tensor",
+]  # fmt: skip

@@ -23,11 +23,9 @@ class Reader(Protocol):
 
     def read(self, index: int) -> Image.Image | Tensor:
         """The image at a position: a Pillow image, or float32 (C, H, W) in [0, 1]."""
-        ...
 
     def stamp(self, index: int) -> str:
         """What changes when that image changes: its size in bytes, or a hash."""
-        ...
 
 
 Transform = Callable[[Any], Tensor]

@@ -17,6 +17,9 @@ from ratherthan.errors import InputError, first_line
 
 Fit = Literal["resize", "crop"]
 
+IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+"""Lower-case endings of the files that Pillow can read."""
+
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
-from ratherthan.data.images import CorruptImage, open_image, plain
+from ratherthan.data.images import IMAGE_ENDINGS, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
 from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
@@ -31,8 +31,6 @@ Opener = Callable[..., TorchDataset[Any]]
 
 DATASETS: Registry[Opener] = Registry("data set")
 """What opens each set, by name: see `register_dataset`."""
-
-_SUFFIXES = frozenset(Image.registered_extensions())
 
 
 def register_dataset(name: str, opened: Opener) -> None:
@@ -172,8 +170,7 @@ def images(folder: Root) -> Dataset:
 
 def names() -> list[str]:
     """The names that `load` knows by heart."""
-    load_plugins()
-    return [name for name in DATASETS if not name.endswith(":")]
+    return [name for name in DATASETS.names() if not name.endswith(":")]
 
 
 def find_folder(name: str, root: Root) -> Path:
@@ -312,7 +309,7 @@ def _class_folders(root: Path) -> Dataset:
 
 
 def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(path for path in sorted(paths) if path.suffix.lower() in _SUFFIXES)
+    return tuple(path for path in sorted(paths) if path.suffix.lower() in IMAGE_ENDINGS)
 
 
 def _members(path: Path) -> tuple[_Member, ...]:
@@ -324,7 +321,7 @@ def _members(path: Path) -> tuple[_Member, ...]:
 
 
 def _labelled_tar(path: Path) -> Dataset:
-    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in _SUFFIXES)
+    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in IMAGE_ENDINGS)
     if not found or any("/" not in member.name.removeprefix("./") for member in found):
         raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
     return _by_class(path.stem, [member.name for member in found], _TarReader(found))

@@ -190,7 +190,7 @@ def experiment_kind(name: str) -> type[Experiment]:
     return _EXPERIMENTS.find(name)
 
 
-def get_experiment(experiment: str | Experiment, **settings: Any) -> Experiment:
+def get_experiment(experiment: str | Experiment, /, **settings: Any) -> Experiment:
     """A name with settings, or an experiment, as an experiment.
 
     Raises:

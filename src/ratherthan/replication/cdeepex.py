@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ratherthan import data
 from ratherthan.zoo.digit_network import RECIPE, digit_network
-from ratherthan.zoo.registry import ZooEntry, grey_entry, register_zoo_model
+from ratherthan.zoo.registry import grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Learner, Recipe
 from ratherthan.zoo.vae import VAE, AutoencoderRecipe, convolutional_vae, dense_layers
 
@@ -216,7 +216,7 @@ class Adversaries(Learner):
 _digits = partial(grey_entry, build=digit_network, layer="features.3", manifold="mnist_vae")
 _LARGE = (64, 64)  # what the paper enlarges digits and garments to
 _vae = partial(grey_entry, generative=True)
-_gan = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.5,), std=(0.5,), generative=True)
+_gan = partial(grey_entry, mean=(0.5,), std=(0.5,), generative=True)
 _small = partial(Generator, 200, 32, 28)
 _dense = partial(dense_vae, (784, 400), 120, (400, 784), 64)
 

@@ -23,11 +23,9 @@ class Decoder(Protocol):
     @property
     def module(self) -> nn.Module:
         """What it computes with."""
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, L) to images (N, C, H, W) in image space."""
-        ...
 
 
 # ----------------------------------------------------------------------------------------- measures of a picture
@@ -133,25 +131,20 @@ def effects(
         raise InputError(
             f"effects are measured from at least two latents (N, L) in three steps, not {tuple(latents.shape)}"
         )
+    places = torch.linspace(-reach, reach, steps).to(latents)
+    found: dict[str, list[Any]] = {}
     with preserve_state(decoder.module.to(latents.device, latents.dtype)):
-        return _effects(decoder, latents, measured, torch.linspace(-reach, reach, steps).to(latents))
-
-
-def _effects(decoder: Decoder, latents: Tensor, measured: Measure, places: Tensor) -> dict[str, Effect]:
-    spread = {name: np.nanstd(column) for name, column in _columns(decoder, latents, measured).items()}
-    found: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in spread}
-    for index in range(latents.shape[1]):
-        moved = latents.repeat_interleave(len(places), 0)
-        moved[:, index] = places.repeat(len(latents))
-        for name, column in _columns(decoder, moved, measured).items():
-            lines = [_line(places.cpu().double().numpy(), y) for y in column.reshape(len(latents), len(places))]
-            known = np.array([line for line in lines if line is not None]).reshape(-1, 2)
-            found[name].append(known.mean(0) if len(known) else np.full(2, np.nan))
+        spread = {name: np.nanstd(column) for name, column in _columns(decoder, latents, measured).items()}
+        for index in range(latents.shape[1]):
+            moved = latents.repeat_interleave(steps, 0)
+            moved[:, index] = places.repeat(len(latents))
+            for name, column in _columns(decoder, moved, measured).items():
+                lines = [_line(places.cpu().double().numpy(), y) for y in column.reshape(len(latents), steps)]
+                known = np.array([line for line in lines if line is not None]).reshape(-1, 2)
+                found.setdefault(name, []).append(known.mean(0) if len(known) else np.full(2, np.nan))
     both = {name: torch.tensor(np.array(rows)) for name, rows in found.items()}
-    return {
-        name: Effect(rows[:, 0], rows[:, 1] / (spread[name] if spread[name] > _ALIKE else torch.nan))
-        for name, rows in both.items()
-    }
+    unit = {name: value if value > _ALIKE else torch.nan for name, value in spread.items()}
+    return {name: Effect(rows[:, 0], rows[:, 1] / unit[name]) for name, rows in both.items()}
 
 
 def _columns(decoder: Decoder, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, unknown
-from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 
@@ -87,8 +86,8 @@ class ZooEntry:
         return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
 
 
-grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,))
-"""An entry for digits and garments, which are fed as they are."""
+grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), crop_fraction=1.0)
+"""An entry for digits and garments, which are fed whole and as they are."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ def register_zoo_model(*entries: ZooEntry) -> None:
 
 def names(generative: bool = False) -> list[str]:
     """The names of all networks of the zoo: those that classify or score images, or the generative ones."""
-    load_plugins()
-    return [name for name, entry in ZOO.items() if entry.generative is generative]
+    return [name for name in ZOO.names() if ZOO[name].generative is generative]
 
 
 def get(name: str, generative: bool | None = False) -> ZooEntry:
@@ -146,9 +144,8 @@ def get(name: str, generative: bool | None = False) -> ZooEntry:
         InputError: No network of this kind has this name.
     """
     name = name.removeprefix("zoo:")
-    if name not in ZOO:
-        load_plugins()
-    known = {key: entry for key, entry in ZOO.items() if generative in (None, entry.generative)}
+    some = ZOO if name in ZOO else ZOO.names()  # what is known needs no plug-in
+    known = {key: ZOO[key] for key in some if generative in (None, ZOO[key].generative)}
     if name not in known:
         raise InputError(unknown("manifold of the zoo" if generative else "zoo model", name, known))
     return known[name]
@@ -202,7 +199,7 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
     Returns:
         The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
     """
-    return tuple(_written(entry, path, "class_names") or ())
+    return tuple(_written(entry, path, "class_names", []))
 
 
 def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[list[float]]]:
@@ -216,9 +213,9 @@ def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[l
         For each concept two lists over the latents, correlations and strengths (see `zoo.concepts.Effect`); empty where
         nothing was measured.
     """
-    return dict(_written(entry, path, "effects") or {})
+    return dict(_written(entry, path, "effects", {}))
 
 
-def _written(entry: ZooEntry, path: str | Path | None, key: str) -> Any:
-    source = path or entry.weights
-    return json.loads(read_metadata(source).get(key, "null")) if source else None
+def _written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
+    written = read_metadata(source) if (source := path or entry.weights) else {}
+    return json.loads(written[key]) if key in written else default

@@ -61,23 +61,18 @@ class Residual(nn.Module):
         return x + change
 
 
-_garment_recipe = Recipe("fashion_mnist", 5, 0.01, augmentation=Augmentation(flips="h"))
+_garments = Recipe("fashion_mnist", 5, 0.01, augmentation=Augmentation(flips="h"))
 _turned = Augmentation(1.0, 0.05, 0.15, 180, "hv", 0.1, padding="reflection")
-_lesion_recipe = Recipe("ham10000", 12, 4e-3, 64, 0.05, tests=("test", "isic_test"), balance=0.7, augmentation=_turned)
-_LESIONS = {
-    "size": "larger size",
-    "roundness": "rounder shape",
-    "darkness": "darker colour",
-    "border": "sharper border",
-}
+_lesions = Recipe("ham10000", 12, 4e-3, 64, 0.05, augmentation=_turned, tests=("test", "isic_test"), balance=0.7)
+_WORDS = {"size": "larger size", "roundness": "rounder shape", "darkness": "darker colour", "border": "sharper border"}
 
 register_zoo_model(
     ZooEntry(
         "fashion_mnist_resnet", partial(ResNet9, 8, 10, 1, fine=True), "residual2", (28, 28), 1, (0.286,), (0.353,),
-        shipped=SHIPPED, recipe=_garment_recipe, manifold="fashion_mnist_vae", words=GARMENT_WORDS,
+        crop_fraction=1.0, shipped=SHIPPED, recipe=_garments, manifold="fashion_mnist_vae", words=GARMENT_WORDS,
     ),
     ZooEntry(
         "ham10000", partial(ResNet9, 12), "residual2", (128, 128),
-        recipe=_lesion_recipe, manifold="ham10000_dip", words=_LESIONS,
+        recipe=_lesions, manifold="ham10000_dip", words=_WORDS,
     ),
 )  # fmt: skip

@@ -48,21 +48,13 @@ class SqueezeNet(nn.Module):
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
+        pools = [nn.MaxPool2d(3, stride=2, ceil_mode=True) for _ in range(3)]
         self.features = nn.Sequential(
-            nn.Conv2d(3, 96, 7, stride=2),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
-            Fire(96, 16, 64),
-            Fire(128, 16, 64),
-            Fire(128, 32, 128),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
-            Fire(256, 32, 128),
-            Fire(256, 48, 192),
-            Fire(384, 48, 192),
-            Fire(384, 64, 256),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            nn.Conv2d(3, 96, 7, stride=2), nn.ReLU(), pools[0],
+            Fire(96, 16, 64), Fire(128, 16, 64), Fire(128, 32, 128), pools[1],
+            Fire(256, 32, 128), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), pools[2],
             Fire(512, 64, 256),
-        )
+        )  # fmt: skip
         head = nn.Conv2d(512, classes, 1)
         # Almost equal positive scores at first: a class that starts below the last ReLU would learn nothing
         nn.init.normal_(head.weight, std=0.001)

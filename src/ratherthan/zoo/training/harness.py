@@ -265,7 +265,7 @@ def _fitted(entry: ZooEntry, folder: str | Path | None, size: tuple[int, int] | 
 
 def _fit(entry: ZooEntry, image: Any) -> Tensor:
     if isinstance(image, Tensor):
-        return data.fit_tensor(image, entry.image_size)
+        return data.fit_tensor(image, entry.image_size, entry.fit, entry.crop_fraction)
     return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 

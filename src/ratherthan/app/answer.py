@@ -1,0 +1,254 @@
+"""What explain, counterfactual and pertinent-positive share: read images, ask, write, print, say what failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ratherthan.app.images import Failure, find, read_all
+from ratherthan.app.options import KINDS, OutputOptions, words
+from ratherthan.app.terminal import complain, printable, say
+from ratherthan.attribution.explanation import Explanation, save_report, to_panels
+from ratherthan.attribution.method import Method, get_method
+from ratherthan.contrast import get_contrast
+from ratherthan.errors import InputError
+from ratherthan.files import write_atomically
+from ratherthan.model import Model
+from ratherthan.progress import reporter
+from ratherthan.registry import unique_name
+from ratherthan.render import figure, figure_png
+from ratherthan.result import Result
+from ratherthan.search.counterfactual import Counterfactual
+from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
+from ratherthan.search.pertinent_positive import PertinentPositive
+
+ALL = ("none", "mean", "max", "weighted", "probability", "loss")
+"""The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
+SHOWN, PRINTED = 20, 5
+"""Of many facts or foils, the page shows and the terminal prints so many; the numbers hold all."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How a verb is spoken of.
+
+    Attributes:
+        result: What it returns.
+        doing: What is going on, for the bar.
+        done: What has become of the images, for messages.
+        page: Name of the page; the figures end in it, too.
+        numbers: Name of the file of numbers.
+    """
+
+    result: type[Result]
+    doing: str
+    done: str
+    page: str
+    numbers: str
+
+
+EXPLAIN = Verb(Explanation, "explaining", "explained", "why", "explanation")
+COUNTERFACTUAL = Verb(Counterfactual, "searching", "searched", "how", "how")
+POSITIVE = Verb(PertinentPositive, "searching", "searched", "enough", "enough")
+
+
+# --------------------------------------------------------------------------------------------- what is asked
+def classes(text: str | None, model: Model) -> Any:
+    """Read a fact or foil: a word, a class, a value for a regressor, or a comma-separated list of them.
+
+    A name that holds a comma itself ("tabby, tabby cat") is one class.
+    """
+    if text is None or text in (model.class_names or ()):
+        return text
+    parts = words(text)
+    if not model.output.of_classes:
+        try:
+            values = [float(part) for part in parts]
+        except ValueError as error:
+            raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
+        return values if len(values) > 1 else values[0]
+    return parts if len(parts) > 1 else text
+
+
+def contrasts_of(text: str | None, model: Model) -> list[str | None]:
+    """Read the contrasts; None is the model's usual one, "all" are those that it can be asked with.
+
+    Raises:
+        InputError: If there is none of such a name, or none at all.
+    """
+    if text is None:
+        return [None]
+    names = list(dict.fromkeys(words(text)))
+    if not names:
+        raise InputError(f"--contrast {text!r} names none; choose from {', '.join(ALL)}, or all")
+    if names == ["all"]:
+        return [name for name in ALL if model.output.of_classes or get_contrast(name).for_values]
+    return [get_contrast(name).name for name in names]
+
+
+def attribution_method(name: str, settings: dict[str, Any], model: Model) -> Method:
+    """The method with its settings.
+
+    Raises:
+        InputError: If there is no such method or setting, or the method takes no layer.
+        LayerError: If the model has no such layer.
+    """
+    if "layer" in settings:
+        if not hasattr(get_method(name), "layer"):
+            raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
+        model.submodule(settings["layer"])
+    return get_method(name, **settings)
+
+
+def counterfactual_method(name: str, settings: dict[str, Any]) -> CounterfactualMethod:
+    """The method with its settings; those of its `schedule` count as its own.
+
+    Raises:
+        InputError: If there is no such method or setting.
+    """
+    usual = get_counterfactual_method(name)
+    schedule = getattr(usual, "schedule", None)
+    own = {key: given for key, given in settings.items() if hasattr(usual, key) or not hasattr(schedule, key)}
+    paced = {key: given for key, given in settings.items() if key not in own}
+    if paced and "schedule" not in own:
+        own["schedule"] = replace(schedule, **paced)  # type: ignore[type-var]
+    return get_counterfactual_method(name, **own)
+
+
+# --------------------------------------------------------------------------------------------- what is done
+@dataclass
+class _Answers:
+    """What has come of the images so far: results of each batch, one per contrast, and the files written."""
+
+    verb: Verb
+    output: OutputOptions
+    batches: list[list[Any]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    stems: set[str] = field(default_factory=set)
+
+    def add(self, results: list[Any], paths: Sequence[Path]) -> None:
+        """Keep the results of a batch and, in a folder, draw a figure of each image."""
+        paths = paths[: len(results[0])]
+        named = [replace(each, names=tuple(printable(str(path)) for path in paths)) for each in results]
+        self.batches.append(named)
+        if self.output.out is None or self.output.one_file:
+            return
+        for i, path in enumerate(paths):
+            # names that differ in case alone are one file on some systems
+            stem = unique_name(printable(path.stem), lambda name: name.casefold() in self.stems, "{}-{}")
+            self.stems.add(stem.casefold())
+            self._write([each[i] for each in named], self.output.out / f"{stem}.{self.verb.page}.png")
+
+    def finish(self) -> list[Any]:
+        """Write what holds all images; the results, one per contrast, or none."""
+        found = [self.verb.result.joined(column) for column in zip(*self.batches, strict=True)]
+        if found and (out := self.output.out) is not None:
+            both = (out / f"{self.verb.numbers}.safetensors", out / f"{self.verb.page}.html")
+            for path in (out,) if self.output.one_file else both:
+                self._write(found, path)
+        return found
+
+    def _write(self, found: list[Any], path: Path) -> None:
+        """One file of all results; their numbers are in a file each."""
+        shown = [each.likeliest(SHOWN) if isinstance(each, Explanation) else each for each in found]
+        if len(found) == 1:
+            self.files.append((found if path.suffix == ".safetensors" else shown)[0].save(path))
+        elif path.suffix == ".html":
+            self.files.append(save_report(shown, path))
+        elif path.suffix == ".png":
+            self.files.append(write_atomically(path, [figure_png(figure(to_panels(shown)))]))
+        else:
+            self.files += [each.save(path.with_suffix(f".{each.contrast}.safetensors")) for each in found]
+
+
+def answer(
+    verb: Verb,
+    patterns: Sequence[str],
+    model: Model,
+    output: OutputOptions,
+    ask: Any,
+    at_once: int = 0,
+    **question: Any,
+) -> None:
+    """Answer a question about images, as far as they can be read.
+
+    Args:
+        verb: Which verb.
+        patterns: Images as they are named on the command line.
+        model: The model.
+        output: Where to write to, and whether to print JSON.
+        ask: The verb itself; returns a result, or a list of one per contrast.
+        at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
+        **question: Fact and foil as they are named on the command line.
+
+    Raises:
+        InputError: If images could not be read, at the end.
+        KeyboardInterrupt: If stopped, after what is done was written and printed.
+    """
+    asked = {name: classes(text, model) for name, text in question.items()}
+    paths, failures = find(patterns)
+    answers, shape, stopped = _Answers(verb, output), None, False
+    size = at_once or max(1, len(paths))
+    with reporter(True, verb.doing) as report:
+        try:
+            for start in range(0, len(paths), size):
+                images, read = read_all(paths[start : start + size], model, failures, shape)
+                if images:
+                    shape = images[0].shape
+                    results = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+                    answers.add(results if isinstance(results, list) else [results], read)
+                report(min(start + size, len(paths)), len(paths))
+        except KeyboardInterrupt:
+            stopped = True
+    found = answers.finish()
+    if output.as_json:
+        say(_as_json(model, verb, found, failures, answers.files))
+    elif found:
+        say("\n".join([*_lines(found), *_whereabouts(found[0], answers)]))
+    for failure in failures:
+        complain(f"{failure.image}: {failure.reason}")
+    done = len(found[0]) if found else 0
+    in_part = bool(found) and getattr(found[0], "interrupted", False)
+    if stopped or in_part:
+        part = ", the last in part" * in_part
+        raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {len(paths)} images {verb.done}{part}")
+    if failures:
+        raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
+
+
+def _lines(found: list[Any]) -> list[str]:
+    """A line for each image, or image and question, about the first weighted contrast there is."""
+    result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
+    few = result.likeliest(PRINTED) if isinstance(result, Explanation) else result
+    shown = min(PRINTED, result.questions)
+    told = [f"{name}: {few.text(i, q)}" for i, name in enumerate(few.names) for q in range(shown)]
+    if shown < result.questions:
+        which = "likeliest" if isinstance(result, Explanation) else "first"
+        told.append(f"({shown} of {result.questions} questions about each image, the {which})")
+    return told
+
+
+def _whereabouts(result: Any, answers: _Answers) -> list[str]:
+    """The method, and what lies where; many figures on one line."""
+    figures = [path for path in answers.files if path.suffix == ".png"]
+    many = figures if len(figures) > 1 else []
+    shown = [f"{'figures':8} {answers.output.out}/*.{answers.verb.page}.png ({len(many)})"] if many else []
+    shown += [f"{KINDS[path.suffix]:8} {path}" for path in answers.files if path not in many]
+    return [f"{'method':8} {result.made_by()}", *shown]
+
+
+def _as_json(model: Model, verb: Verb, found: list[Any], failures: Sequence[Failure], files: Sequence[Path]) -> str:
+    """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
+    tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null
+    told = {
+        "model": model.name,
+        verb.result.kind.replace(" ", "_") + "s": [row for table in tables for row in json.loads(table)],
+        "failures": [asdict(failure) for failure in failures],
+        "files": [str(path) for path in files],
+    }
+    return json.dumps(told, indent=1)

@@ -1,0 +1,206 @@
+"""The options of all commands, each declared once, and how their texts are read."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import mimetypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ratherthan.errors import InputError
+
+if TYPE_CHECKING:
+    from ratherthan.model import Model
+
+KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
+"""What answers can be written as, by the ending of the file."""
+
+
+def _about_model(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="The model")
+
+
+def question(help: str, *names: str, **more: Any) -> Any:
+    """An option that says what is asked; to be used in `Annotated`."""
+    return typer.Option(*names, help=help, rich_help_panel="The question", **more)
+
+
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
+Fact = Annotated[
+    str | None, question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one.")
+]
+Foil = Annotated[
+    str | None,
+    question(
+        "What it is compared with, or should become: a name, an index, runner-up, others, each, topK, a list;"
+        " for a model that gives a value, a number. Default: others; of a counterfactual mostly runner-up."
+    ),
+]
+Settings = Annotated[
+    list[str] | None, question("A setting of the method or experiment; may be repeated.", "--set", metavar="NAME=VALUE")
+]
+Manifold = Annotated[
+    str | None, _about_model("Generative model of the images, e.g. mnist_vae. Default: the one that the model names.")
+]
+ManifoldWeights = Annotated[Path | None, _about_model("Its weights. Default: those in the package.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
+Size = Annotated[str | None, _about_model("What images are resized to: 224, or HEIGHTxWIDTH.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and what there is to know about it."""
+
+    model: Annotated[
+        str,
+        _about_model(
+            "zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION (runs that file; the"
+            " function returns a torch.nn.Module).", "--model", "-m",
+        ),
+    ]  # fmt: skip
+    weights: Annotated[Path | None, _about_model("Its weights, .safetensors, .pt or .pth.")] = None
+    classes: Annotated[Path | None, _about_model("Its class names, a JSON list or one a line.")] = None
+    mean: Annotated[str | None, _about_model("Mean per channel, of [0, 1].")] = None
+    std: Annotated[str | None, _about_model("Standard deviation per channel.")] = None
+    size: Size = None
+    output: Annotated[str | None, _about_model("What it gives: logits, probabilities or value.")] = None
+    device: Device = "cpu"
+
+    def load(self) -> Model:
+        """The model.
+
+        Raises:
+            RatherThanError: If there is none, or something said about it does not fit.
+        """
+        from ratherthan.loading import load
+
+        size, mean, std = image_size(self.size), numbers(self.mean, "--mean"), numbers(self.std, "--std")
+        return load(
+            self.model, weights=self.weights, class_names=self.classes, device=self.device, trust_code=True, mean=mean,
+            std=std, size=size, output=self.output,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where answers go."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
+    ] = None
+    as_json: AsJson = False
+
+    def checked(self, usual: str) -> OutputOptions:
+        """The same with the usual folder where no place was named and no JSON is asked for.
+
+        Raises:
+            InputError: If the place is a file of another kind, or a folder that is a file or lies below one.
+        """
+        if self.out is None:
+            return self if self.as_json else replace(self, out=Path(usual))
+        instead = "name a folder or a file ending in " + ", ".join(KINDS)
+        there = next((path for path in (self.out, *self.out.parents) if path.exists()), Path())
+        if not there.is_dir() and not (self.one_file and there == self.out):
+            raise InputError(f"--out {self.out}: {there} is a file: {instead}")
+        if mimetypes.guess_type(self.out)[0] and not self.one_file and not self.out.is_dir():
+            raise InputError(f"--out {self.out} ends in {self.out.suffix}: {instead}")
+        return self
+
+    @property
+    def one_file(self) -> bool:
+        """Whether a file is named to write to, of one of `KINDS`, and not a folder."""
+        return self.out is not None and self.out.suffix in KINDS and not self.out.is_dir()
+
+
+def with_groups(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that typer can read, from a function that takes groups of options: dataclasses, an option a field."""
+    parameters, groups = list[inspect.Parameter](), dict[str, Any]()
+    for each in inspect.signature(function, eval_str=True).parameters.values():
+        if isinstance(kind := each.annotation, type) and is_dataclass(kind):
+            groups[each.name] = kind
+            parameters += inspect.signature(kind, eval_str=True).parameters.values()
+        else:
+            parameters.append(each)
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        function(**made, **given)
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return command
+
+
+# --------------------------------------------------------------------------------------------- reading texts
+def words(text: str) -> list[str]:
+    """Read "gradcam, la" into its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Read "0.485,0.456,0.406".
+
+    Raises:
+        InputError: If it is no list of finite numbers.
+    """
+    if text is None:
+        return None
+    read = value(text)
+    row = list(read) if isinstance(read, tuple) else [read]
+    if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in row):
+        raise InputError(f"{option} takes numbers separated by commas, e.g. 0.5,0.5,0.5; not {text!r}")
+    return row
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Read "224" or "224x320", height first.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and 0 < int(side) < 100_000 for side in sides):
+        raise InputError(f"--size takes one number or HEIGHTxWIDTH, e.g. 224 or 224x320; not {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """Read settings.
+
+    Args:
+        texts: NAME=VALUE pairs; see `value` for the values.
+        **options: Settings that have an option of their own; None: not given.
+
+    Raises:
+        InputError: If a text has another form.
+    """
+    read = dict[str, Any]()
+    for text in texts or ():
+        name, sign, given = text.partition("=")
+        if not sign or not name.strip().isidentifier():
+            raise InputError(f"--set takes NAME=VALUE, e.g. n_steps=50; not {text!r}")
+        read[name.strip()] = value(given.strip())
+    return read | {name: given for name, given in options.items() if given is not None}
+
+
+def value(text: str) -> Any:
+    """Read a Python literal (50, 0.1, True, None), a list as a tuple; anything else is text."""
+    try:
+        read = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    return tuple(read) if isinstance(read, list) else read

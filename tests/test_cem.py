@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ratherthan as rt
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
@@ -344,3 +345,13 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], word:
 def test_a_baseline_that_fits_no_image_is_refused(baseline: Any) -> None:
     with pytest.raises(InputError, match="baseline"):
         CEM(baseline=baseline).check(Model(_net(), channels=3), torch.rand(1, 3, 4, 4))
+
+
+def test_without_a_margin_a_tie_is_not_yet_another_class() -> None:
+    weight = torch.full((16,), 0.5, dtype=torch.float64)
+    image = torch.full((1, 1, 4, 4), 0.25, dtype=torch.float64)
+    model = Model(_Halfspace(weight, 2.0), channels=1)
+    assert model.logits(image)[0].tolist() == [0, 0]
+    how = rt.counterfactual(model, image, method=CEM(kappa=0.0))
+    assert how.found.all(), how.reason
+    assert how.example_logits[0, 0, 1] > how.example_logits[0, 0, 0]

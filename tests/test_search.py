@@ -165,6 +165,19 @@ def test_a_point_that_fails_the_fresh_pass_is_not_called_found() -> None:
     assert "fresh pass" in found.reason[0]
 
 
+def test_a_row_that_stands_still_beside_its_constraint_goes_on() -> None:
+    """It begins feasibly, then rests at the foot of a slope, too far out: the penalty is not yet steep enough."""
+
+    def slope(z: Tensor, rows: Tensor) -> Terms:
+        return Terms(1 + (1 - z[:, 0]).clamp_min(0), below=z - 0.5)
+
+    weak = Schedule(outer_iterations=8, inner_iterations=40, rate=0.1, penalty=0.5, growth=1.01, largest_multiplier=0.1)
+    found = search(slope, torch.zeros(1, 1, dtype=torch.float64), weak)
+    assert found.rounds.tolist() == [8]
+    assert found.status == (Status.FOUND,)
+    assert found.z.item() <= 0.51
+
+
 def test_an_interrupt_returns_the_best_so_far() -> None:
     problem = LinearBoundary()
     found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(tol=0.0))

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
+from ratherthan.contrast import rival
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
-from ratherthan.search import Status
-from ratherthan.search.method import Answers, get_counterfactual_method
+from ratherthan.search.counterfactual import Counterfactual
+from ratherthan.search.method import get_counterfactual_method
 from ratherthan.settings import Interval, NotNegative
 
 _COMPONENTS = 32
@@ -99,8 +100,8 @@ class Counterfactuals(Experiment):
         fact, foil = logits.argmax(1), self._foils(batch, logits)
         rows = foil != fact
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]
-        for name, answers in batch.search(fact[:, None], foil[:, None]) if batch.ids else ():
-            reached = torch.where(foil < 0, _rival(answers.logits[:, 0], fact), foil)
+        for name, answers in batch.search(fact, foil) if batch.ids else ():
+            reached = answers.reached[:, 0]
             measures = self._measures(batch.images, fact, reached, answers)
             yield batch.rows(name, **measures, **_path(fact, reached, answers))
 
@@ -109,7 +110,7 @@ class Counterfactuals(Experiment):
         if self.foil == "any":
             return torch.full_like(fact, -1)
         if self.foil == "runner-up":
-            return _rival(logits, fact)
+            return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
@@ -117,11 +118,10 @@ class Counterfactuals(Experiment):
             raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         return torch.full_like(fact, self.foil)
 
-    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Answers) -> dict[str, Tensor]:
-        each = torch.tensor([[s is Status.FOUND for s in row] for row in answers.status], device=images.device)
-        found, example, logits = each[:, 0], answers.examples[:, 0], answers.logits[:, 0]
+    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
+        each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
-        p = _three(answers.logits, fact, foil)[:, 0]
+        p = _three(logits.unsqueeze(1), fact, foil)[:, 0]
         of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
         change = (example - images).flatten(2)
         distances = {
@@ -161,7 +161,7 @@ class Counterfactuals(Experiment):
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return {"second": (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)}
 
-    def _concepts(self, answers: Answers) -> dict[str, Tensor]:
+    def _concepts(self, answers: Counterfactual) -> dict[str, Tensor]:
         if answers.attributes is None or answers.attributes_before is None:
             return {}
         change = answers.attributes[:, 0] - answers.attributes_before
@@ -205,16 +205,11 @@ def _autoencoder(pixels: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda images: mean + (images - mean) @ components @ components.T
 
 
-def _density(answers: Answers) -> dict[str, Tensor]:
+def _density(answers: Counterfactual) -> dict[str, Tensor]:
     """Mean over the latents of log N(z; 0, 1)."""
     if answers.latents is None:
         return {}
     return {"density": -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)}
-
-
-def _rival(logits: Tensor, fact: Tensor) -> Tensor:
-    """(N,) the likeliest class but the fact."""
-    return logits.scatter(1, fact.unsqueeze(1), -torch.inf).argmax(1)
 
 
 def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
@@ -224,7 +219,7 @@ def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
     return torch.cat([p.gather(2, sides), p.scatter(2, sides, -1).amax(2, keepdim=True).clamp_min(0)], 2)
 
 
-def _path(fact: Tensor, foil: Tensor, answers: Answers) -> dict[str, Tensor]:
+def _path(fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
     """The probabilities along the path as columns, frame by frame."""
     along = _three(answers.path_logits, fact, foil)
     sides = enumerate(("fact", "foil", "third"))

@@ -10,15 +10,17 @@ from random import Random
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import get_method
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Contrast
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import Classes
+from ratherthan.search.method import SearchQuestion
 from ratherthan.settings import Settings
 
 Rows = dict[str, Sequence[Any]]
@@ -71,18 +73,20 @@ class Batch:
         found = compare(self.model, self.images, fact, foil, *asked, batch_size=self.batch_size)
         return dict(zip(product(methods, self.contrasts), found, strict=True))
 
-    def search(self, *question: Tensor) -> Iterator[tuple[str, Any]]:
+    def search(self, fact: Tensor, foil: Tensor | None = None) -> Iterator[tuple[str, Any]]:
         """What each search answers, by its name; ended by Ctrl-C it raises, for half a search is no result.
 
         Args:
-            *question: Fact (n, Q) and foil (n, Q), or the fact (n,) alone, as the searches take them.
+            fact: (n,) class indices.
+            foil: (n,) class indices, -1 for any other; None: the fact is kept.
 
         Raises:
             KeyboardInterrupt: If interrupted.
         """
         for name, method in self.searches.items():
             method.check(self.model, self.images)
-            found = method.answer(self.model, self.images, *question, self.positions)
+            with preserve_state(nn.ModuleList([self.model.module, *method.modules()])):
+                found = method.search(SearchQuestion(self.model, self.images, fact, foil, self.positions))
             if found.interrupted:
                 raise KeyboardInterrupt
             yield name, found

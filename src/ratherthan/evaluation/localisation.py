@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.search import CounterfactualMethod, Status, counterfactual_methods
-from ratherthan.search.method import get_counterfactual_method
+from ratherthan.search.method import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
 from ratherthan.settings import Interval
 
 
@@ -103,10 +102,8 @@ class Localisation(Experiment):
             yield way, why.heatmap()
         if batch.searches and self.why_not is None:
             raise InputError(f"{next(iter(batch.searches))} moves towards a class: give localisation why_not=CLASS")
-        for name, answers in batch.search(predicted.unsqueeze(1), asked.unsqueeze(1)):
-            change = (answers.examples[:, 0] - batch.images).sum(1)
-            found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)
-            yield (name, ""), change.masked_fill(~found.view(-1, 1, 1), torch.nan)
+        for name, answers in batch.search(predicted, asked):
+            yield (name, ""), answers.difference.sum(1).masked_fill(~answers.found.view(-1, 1, 1), torch.nan)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ratherthan.baselines import baseline_images
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.search import PertinentPositiveMethod, pertinent_positive_methods
-from ratherthan.search.pertinent_positive import get_pertinent_positive_method, rank_correlation
+from ratherthan.search.method import (
+    PertinentPositiveMethod,
+    get_pertinent_positive_method,
+    pertinent_positive_methods,
+)
+from ratherthan.search.pertinent_positive import rank_correlation
 from ratherthan.settings import AtLeastOne, Interval
-from ratherthan.superpixels import Kind, Parts, Superpixels, segment, usual_off, usual_superpixels
+from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_baseline, default_superpixels, segment
 
 _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads them
 
@@ -70,7 +74,7 @@ class Pertinent(Experiment):
             curves = [
                 row[~row.isnan()] for row in (fact.new_zeros(len(fact), 0) if found.curve is None else found.curve)
             ]
-            yield batch.rows(name, **_measures(batch, fact, found.examples, kept, labels, curves))
+            yield batch.rows(name, **_measures(batch, fact, found.example, kept, labels, curves))
         maps = batch.explain()
         if not maps:
             return
@@ -82,12 +86,12 @@ class Pertinent(Experiment):
             kept = torch.tensor([len(masks) - 1 for masks in shown])
             yield batch.rows(name, contrast, **_measures(batch, fact, alone, kept, parts.labels, curves))
 
-    def _parts(self, batch: Batch) -> Parts:
-        how = Superpixels(self.superpixels, self.count) if self.superpixels else usual_superpixels(batch.images)
-        baseline = usual_off(batch.images) if self.baseline is None else self.baseline
-        return Parts(batch.images, segment(batch.images, how), baseline_images(batch.images, baseline))
+    def _parts(self, batch: Batch) -> SegmentedImages:
+        how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
+        baseline = default_baseline(batch.images) if self.baseline is None else self.baseline
+        return SegmentedImages(batch.images, segment(batch.images, how), baseline_images(batch.images, baseline))
 
-    def _orders(self, method: str, maps: Tensor, parts: Parts) -> list[list[int]]:
+    def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[list[int]]:
         """The features of each part, the most relevant first."""
         flat = parts.labels.flatten(1)
         shape = (len(flat), parts.present.shape[1])
@@ -115,7 +119,7 @@ def _measures(
     }
 
 
-def _growing(order: Sequence[int], parts: Parts) -> Tensor:
+def _growing(order: Sequence[int], parts: SegmentedImages) -> Tensor:
     """(k + 1, S) masks with none, one, ... all of the features present, in their order."""
     masks = parts.images.new_zeros(len(order) + 1, parts.present.shape[1])
     for place, feature in enumerate(order):
@@ -123,7 +127,7 @@ def _growing(order: Sequence[int], parts: Parts) -> Tensor:
     return masks
 
 
-def _confidence(batch: Batch, parts: Parts, row: int, masks: Tensor) -> Tensor:
+def _confidence(batch: Batch, parts: SegmentedImages, row: int, masks: Tensor) -> Tensor:
     """(k + 1, classes) the probabilities with these features present."""
     rows = torch.full((len(masks),), row, device=masks.device)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,9 +21,8 @@ from ratherthan.evaluation import Run
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.pertinent import Pertinent
-from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
-from ratherthan.search.pertinent_positive import PertinentPositiveMethod, PositiveAnswers
-from ratherthan.search.solver import Status, noise
+from ratherthan.search.counterfactual import FRAMES
+from ratherthan.search.solver import noise
 
 COUNT, CLASSES, SIDE = 24, 4, 9
 
@@ -44,7 +42,7 @@ def noise_images(seed: int = 0, count: int = COUNT) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Scripted(CounterfactualMethod):
+class Scripted(rt.CounterfactualMethod):
     """Three answers per image that depend on its number only; every third of them is called not found."""
 
     name: ClassVar[str] = "scripted"
@@ -58,24 +56,17 @@ class Scripted(CounterfactualMethod):
     def found(self, sample: int, restart: int) -> bool:
         return (sample + restart) % 3 != 0 and sample != 5
 
-    def answer(
-        self,
-        model: rt.Model,
-        images: Tensor,
-        fact: Tensor,
-        foil: Tensor,
-        samples: Sequence[int],
-        report: Any = None,
-    ) -> Answers:
+    def search(self, question: rt.SearchQuestion) -> rt.Counterfactual:
+        images, samples = question.images, question.positions
         examples = torch.stack([self.examples(image, s) for image, s in zip(images, samples, strict=True)])
-        states = [[Status.FOUND if self.found(s, r) else Status.NOT_FOUND for r in range(3)] for s in samples]
-        with torch.no_grad():
-            logits = model.logits(examples.flatten(0, 1)).unflatten(0, (-1, 3))
+        states = [["found" if self.found(s, r) else "not found" for r in range(3)] for s in samples]
+        logits = question.fresh(examples)
         path = examples[:, :1].expand(-1, FRAMES, -1, -1, -1)
         path_logits = logits[:, :1] * torch.linspace(0, 1, FRAMES).double().view(1, -1, 1)
         distance = torch.tensor([[float(s + r) for r in range(3)] for s in samples])
-        return Answers(
-            status=states, reason=[["scripted"] * 3 for _ in samples], examples=examples, logits=logits,
+        return rt.Counterfactual(
+            **rt.Counterfactual.fields_of(self, question),
+            statuses=states, reasons=[["scripted"] * 3 for _ in samples], examples=examples, example_logits=logits,
             distance=distance, violation=distance * 0, path=path, path_logits=path_logits,
             latents=distance.unsqueeze(2).expand(-1, -1, 2) * torch.tensor([0.1, -0.2]),
             attributes_before=torch.zeros(len(samples), 3), attribute_names=("a", "b", "c"),
@@ -251,8 +242,8 @@ class Interrupted(Scripted):
 
     name: ClassVar[str] = "ended by ctrl-c"
 
-    def answer(self, *question: Any, **more: Any) -> Answers:
-        return replace(super().answer(*question, **more), interrupted=True)
+    def search(self, question: rt.SearchQuestion) -> rt.Counterfactual:
+        return replace(super().search(question), interrupted=True)
 
 
 @pytest.mark.parametrize("experiment", [Counterfactuals(), Localisation({"*": [[0, 0, 1, 1]]}, why_not=1)])
@@ -270,14 +261,13 @@ def test_a_search_cannot_be_located_without_a_class_to_move_to(tmp_path: Path) -
 
 # --------------------------------------------------------------------------------------------- what is enough
 @dataclass(frozen=True)
-class Slices(PertinentPositiveMethod):
+class Slices(rt.PertinentPositiveMethod):
     """Keeps the first rows, as many as the number of the image says; their order is from below."""
 
     name: ClassVar[str] = "slices"
 
-    def answer(
-        self, model: rt.Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Any = None
-    ) -> PositiveAnswers:
+    def search(self, question: rt.SearchQuestion) -> rt.PertinentPositive:
+        images, samples = question.images, question.positions
         rows = torch.arange(SIDE).view(1, SIDE, 1).expand(len(images), SIDE, SIDE)
         kept = torch.tensor([1 + s % 5 for s in samples])
         mask = rows < kept.view(-1, 1, 1)
@@ -285,10 +275,10 @@ class Slices(PertinentPositiveMethod):
         curve = torch.full((len(images), 6), torch.nan)
         for row, s in enumerate(samples):
             curve[row, : kept[row] + 1] = torch.tensor([0.5, *((s * (i + 1) % 7) / 7 for i in range(int(kept[row])))])
-        return PositiveAnswers(
-            mask=mask, examples=images * mask.unsqueeze(1), status=[Status.FOUND] * len(images),
-            reason=["scripted"] * len(images), superpixels=rows, order=order, curve=curve,
-        )  # fmt: skip
+        ends = [(rt.Status.FOUND, "scripted")] * len(images)
+        return rt.PertinentPositive.of(
+            self, question, images * mask.unsqueeze(1), ends, mask, superpixels=rows, order=order, curve=curve
+        )
 
 
 def test_pertinent_equals_a_loop(tmp_path: Path) -> None:

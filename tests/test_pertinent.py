@@ -12,12 +12,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from ratherthan.contrast import margin
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.render import figure_png
-from ratherthan.search.cem_maf_positive import CEMMAFPositive, lead, odds
+from ratherthan.search.cem_maf_positive import CEMMAFPositive, odds
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
-from ratherthan.superpixels import Parts, Superpixels, segment
+from ratherthan.superpixels import SegmentedImages, Superpixels, segment
 
 GRID = Superpixels("grid", 12)
 
@@ -43,7 +44,7 @@ def _images(model: Model, count: int) -> Tensor:
 
 def _smallest(model: Model, images: Tensor) -> Tensor:
     """The least number of superpixels that keep the class, by trying all 4095 sets."""
-    parts = Parts(images, segment(images, GRID), torch.zeros_like(images))
+    parts = SegmentedImages(images, segment(images, GRID), torch.zeros_like(images))
     masks = torch.tensor([[code >> s & 1 for s in range(12)] for code in range(1, 4096)], dtype=images.dtype)
     best = []
     for row, fact in enumerate(model.logits(images).argmax(1).tolist()):
@@ -125,10 +126,10 @@ def test_correlation_is_spearmans() -> None:
     assert torch.tensor([rank_correlation(torch.rand(2)), rank_correlation(torch.ones(4))]).isnan().all()
 
 
-@pytest.mark.parametrize("preset", ["fast", "paper"])
+@pytest.mark.parametrize("preset", ["sound", "paper"])
 def test_a_batch_gives_the_answers_of_one_by_one(preset: str) -> None:
     model = _network()
-    images = _images(model, 6 if preset == "fast" else 3)
+    images = _images(model, 6 if preset == "sound" else 3)
     how = CEMMAFPositive(superpixels=GRID, preset=preset)  # type: ignore[arg-type]
     together = pertinent_positive(model, images, method=how)
     parts = pertinent_positive(model, images, method=how, batch_size=2)
@@ -177,9 +178,9 @@ def test_the_papers_preset_is_ista_as_a_plain_loop_does_it() -> None:
         assert found.order[i][: int(found.features[i])].tolist() == expected
 
 
-def test_lead_and_odds_equal_their_formulas() -> None:
+def test_margin_and_odds_equal_their_formulas() -> None:
     logits, fact = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1])
-    for y, t, of_lead, of_odds in zip(logits, fact.tolist(), lead(logits, fact), odds(logits, fact), strict=True):
+    for y, t, of_lead, of_odds in zip(logits, fact.tolist(), margin(logits, fact), odds(logits, fact), strict=True):
         others = torch.cat([y[:t], y[t + 1 :]])
         assert of_lead == y[t] - others.max()
         p = y.softmax(0)[t]
@@ -225,15 +226,15 @@ def test_what_is_odd_about_an_image_is_said() -> None:
     assert wrong.mask.all()
 
 
-def test_off_is_explicit() -> None:
+def test_the_baseline_is_explicit() -> None:
     model = _network()
     images = _images(model, 3)
-    for off, value in ((0.25, 0.25), ("mean", images.mean((1, 2, 3)).view(3, 1, 1, 1)), (images[0], images[:1])):
-        found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, off=off))  # type: ignore[arg-type]
+    for baseline, value in ((0.25, 0.25), ("mean", images.mean((1, 2, 3)).view(3, 1, 1, 1)), (images[0], images[:1])):
+        found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, baseline=baseline))  # type: ignore[arg-type]
         expected = torch.where(found.mask.unsqueeze(1), images, torch.as_tensor(value, dtype=images.dtype))
         torch.testing.assert_close(found.example, expected)
     with pytest.raises(InputError, match="mean"):
-        pertinent_positive(model, images, method=CEMMAFPositive(off="grey"))
+        pertinent_positive(model, images, method=CEMMAFPositive(baseline="grey"))
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
@@ -271,8 +272,8 @@ def test_the_figure_shows_the_part_its_features_in_order_and_the_growing_confide
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="fast"):
-        CEMMAFPositive(preset="fats")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="sound"):
+        CEMMAFPositive(preset="soud")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one class"):
         pertinent_positive(_network(), torch.rand(1, 1, 6, 8, dtype=torch.float64), fact=[0, 1])
 

@@ -10,7 +10,9 @@ from ratherthan.errors import InputError
 from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 from stopping import Stopped
 
-FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.65, tolerance=1e-6, settle=0.0, largest_penalty=100)
+FINE = Schedule(
+    outer_iterations=25, inner_iterations=50, rate=0.1, decay=0.65, feasibility_tol=1e-6, tol=0.0, largest_penalty=100
+)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -78,7 +80,7 @@ def one_by_one(problem: Problem, start: Tensor, schedule: Schedule) -> list[Outc
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda each: type(each).__name__)
 def test_a_batch_gives_the_answers_of_one_by_one(problem: LinearBoundary | Box | Cap) -> None:
-    schedule = Schedule(rounds=5, steps=15)
+    schedule = Schedule(outer_iterations=5, inner_iterations=15)
     whole = search(problem, problem.start, schedule)
     for row, alone in enumerate(one_by_one(problem, problem.start, schedule)):
         assert torch.allclose(whole.z[row], alone.z[0], atol=1e-9)
@@ -140,7 +142,7 @@ def test_what_cannot_be_is_infeasible_and_comes_with_the_nearest_miss() -> None:
 
 def test_too_few_rounds_are_called_so() -> None:
     problem = LinearBoundary()
-    found = search(problem, problem.start + 50, Schedule(rounds=2, steps=3))
+    found = search(problem, problem.start + 50, Schedule(outer_iterations=2, inner_iterations=3))
     assert set(found.status) == {Status.OUT_OF_BUDGET}
     assert "2 rounds" in found.reason[0]
 
@@ -156,14 +158,14 @@ def test_a_point_that_fails_the_fresh_pass_is_not_called_found() -> None:
             terms.objective, terms.zero + 1, terms.below
         )  # fmt: skip
 
-    found = search(fickle, problem.start, Schedule(rounds=4, settle=0.0))
+    found = search(fickle, problem.start, Schedule(outer_iterations=4, tol=0.0))
     assert set(found.status) == {Status.NOT_FOUND}
     assert "fresh pass" in found.reason[0]
 
 
 def test_an_interrupt_returns_the_best_so_far() -> None:
     problem = LinearBoundary()
-    found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(settle=0.0))
+    found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(tol=0.0))
     assert found.interrupted
     assert Status.FOUND in found.status
     assert any("interrupted" in reason for reason in found.reason)
@@ -181,7 +183,7 @@ def test_noise_depends_on_seed_sample_and_restart_alone() -> None:
 
 
 def test_schedules_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InputError, match="at least one round"):
-        Schedule(rounds=0)
-    with pytest.raises(InputError, match="growth is above 1"):
+    with pytest.raises(InputError, match="outer_iterations of schedule is a whole number of at least 1, not 0"):
+        Schedule(outer_iterations=0)
+    with pytest.raises(InputError, match="growth of schedule is a number above 1"):
         Schedule(growth=1.0)

@@ -211,14 +211,15 @@ def pertinent_positive(
     for each.
     """
     from ratherthan.app.answer import POSITIVE, answer
-    from ratherthan.search.pertinent_positive import get_pertinent_positive_method, pertinent_positive
-    from ratherthan.superpixels import USUAL_COUNT, Superpixels
+    from ratherthan.search.method import get_pertinent_positive_method
+    from ratherthan.search.pertinent_positive import pertinent_positive
+    from ratherthan.superpixels import DEFAULT_COUNT, Superpixels
 
     output = output.checked("enough")
     network = model.load()
     given = pairs(settings, baseline=baseline and options.value(baseline))
     if superpixels is not None or count is not None:
-        given["superpixels"] = Superpixels(superpixels or "slic", count or USUAL_COUNT)  # type: ignore[arg-type]
+        given["superpixels"] = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
     ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
     answer(POSITIVE, images, network, output, ask, fact=fact)
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
+from ratherthan.contrast import rival
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
-from ratherthan.search.method import Answers, get_counterfactual_method
-from ratherthan.search.solver import Status
+from ratherthan.search.counterfactual import Counterfactual
+from ratherthan.search.method import get_counterfactual_method
 
 _COMPONENTS = 32
 _TINY = 1e-8
@@ -102,8 +103,8 @@ class Counterfactuals(Experiment):
         rows = foil != fact
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]
         for name, method in batch.searches.items() if batch.ids else ():
-            answers = batch.search(method, fact[:, None], foil[:, None])
-            reached = torch.where(foil < 0, _rival(answers.logits[:, 0], fact), foil)
+            answers = batch.search(method, fact, foil)
+            reached = answers.reached[:, 0]
             measures = self._measures(batch.images, fact, reached, answers)
             yield batch.rows(name, "", {}, **measures, **_path(fact, reached, answers))
 
@@ -112,7 +113,7 @@ class Counterfactuals(Experiment):
         if self.foil == "any":
             return torch.full_like(fact, -1)
         if self.foil == "runner-up":
-            return _rival(logits, fact)
+            return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
@@ -120,9 +121,8 @@ class Counterfactuals(Experiment):
             raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         return torch.full_like(fact, int(self.foil))
 
-    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Answers) -> dict[str, Tensor]:
-        each = torch.tensor([[s is Status.FOUND for s in row] for row in answers.status], device=images.device)
-        found, example, logits = each[:, 0], answers.examples[:, 0], answers.logits[:, 0]
+    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
+        each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
         p_fact, p_foil, p_third = _three(logits.unsqueeze(1), fact, foil)[:, 0].unbind(1)
         of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
@@ -167,7 +167,7 @@ class Counterfactuals(Experiment):
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)  # NaN where none was found
 
-    def _concepts(self, answers: Answers, count: int) -> dict[str, Tensor]:
+    def _concepts(self, answers: Counterfactual, count: int) -> dict[str, Tensor]:
         if answers.attributes is None or answers.attributes_before is None:
             return dict.fromkeys(("gained", "lost"), answers.distance.new_full((count,), torch.nan))
         change = answers.attributes[:, 0] - answers.attributes_before
@@ -224,7 +224,7 @@ class _Linear:
         return self.mean + (pixels - self.mean) @ self.components @ self.components.T
 
 
-def _density(answers: Answers) -> Tensor:
+def _density(answers: Counterfactual) -> Tensor:
     """(N,): mean over the latents of log N(z; 0, 1); NaN without a manifold."""
     if answers.latents is None:
         return torch.full(answers.distance.shape[:1], torch.nan)
@@ -235,11 +235,6 @@ def _squared(values: Tensor) -> Tensor:
     return values.square().sum(1)
 
 
-def _rival(logits: Tensor, fact: Tensor) -> Tensor:
-    """(N,) the likeliest class but the fact."""
-    return logits.scatter(1, fact.unsqueeze(1), -torch.inf).argmax(1)
-
-
 def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
     """Probabilities of fact, foil and the likeliest other class, (N, T, 3), from logits (N, T, classes)."""
     p = logits.softmax(2)
@@ -247,7 +242,7 @@ def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
     return torch.cat([p.gather(2, sides), p.scatter(2, sides, -1).amax(2, keepdim=True).clamp_min(0)], 2)
 
 
-def _path(fact: Tensor, foil: Tensor, answers: Answers) -> Mapping[str, Tensor]:
+def _path(fact: Tensor, foil: Tensor, answers: Counterfactual) -> Mapping[str, Tensor]:
     """The probabilities along the path as columns, frame by frame."""
     along = _three(answers.path_logits, fact, foil)
     names = ("fact", "foil", "third")

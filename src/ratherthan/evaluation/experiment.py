@@ -11,15 +11,17 @@ from random import Random
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import get_method
 from ratherthan.contrast import Contrast
 from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import Classes
+from ratherthan.search.method import SearchMethod, SearchQuestion
 
 Rows = dict[str, Sequence[Any]]
 """A table by columns."""
@@ -61,21 +63,23 @@ class Batch:
         found = compare(self.model, self.images, fact, foil, *ways, batch_size=self.at_once)
         return dict(zip(product(self.methods, self.contrasts), found, strict=True))
 
-    def search(self, method: Any, *question: Tensor) -> Any:
+    def search(self, method: SearchMethod, fact: Tensor, foil: Tensor | None = None) -> Any:
         """What one of the `searches` answers; ended by Ctrl-C it raises, for half a search is no result.
 
         Args:
             method: The search.
-            *question: Fact (n, Q) and foil (n, Q), or the fact (n,) alone, as its `answer` takes them.
+            fact: (n,) class indices.
+            foil: (n,) class indices, -1 for any other; None: the fact is kept.
 
         Raises:
             KeyboardInterrupt: If interrupted.
         """
         method.check(self.model, self.images)
-        answers = method.answer(self.model, self.images, *question, self.positions)
-        if answers.interrupted:
+        with preserve_state(nn.ModuleList([self.model.module, *method.modules()])):
+            found = method.search(SearchQuestion(self.model, self.images, fact, foil, self.positions))
+        if found.interrupted:
             raise KeyboardInterrupt
-        return answers
+        return found
 
     def logits(self, variants: Iterable[Tensor]) -> Tensor:
         """Class scores of altered versions of the images, in as few forward passes as fit.

@@ -18,7 +18,6 @@ from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, chosen, register_experiment
 from ratherthan.evaluation.perturb import pixel_maps
 from ratherthan.search.method import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
-from ratherthan.search.solver import Status
 
 
 @register_experiment
@@ -117,10 +116,8 @@ class Localisation(Experiment):
         for name, method in batch.searches.items():
             if self.why_not is None:
                 raise InputError(f"{name} moves towards a class: give localisation why_not=CLASS")
-            answers = batch.search(method, predicted.unsqueeze(1), asked.unsqueeze(1))
-            change = (answers.examples[:, 0] - batch.images).sum(1)
-            found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)
-            yield (name, ""), change.masked_fill(~found.view(-1, 1, 1), torch.nan)
+            answers = batch.search(method, predicted, asked)
+            yield (name, ""), answers.difference.sum(1).masked_fill(~answers.found.view(-1, 1, 1), torch.nan)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.method import get_method
+from ratherthan.baselines import baseline_images
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.evaluation.perturb import pixel_maps
-from ratherthan.search.cem import baseline_of
-from ratherthan.search.pertinent_positive import (
+from ratherthan.search.method import (
     PertinentPositiveMethod,
     get_pertinent_positive_method,
     pertinent_positive_methods,
-    rank_correlation,
 )
-from ratherthan.superpixels import Kind, Parts, Superpixels, segment, usual_off, usual_superpixels
+from ratherthan.search.pertinent_positive import rank_correlation
+from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_baseline, default_superpixels, segment
 
 _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads them
 
@@ -82,7 +82,7 @@ class Pertinent(Experiment):
             orders = None if found.order is None else [row[row >= 0].tolist() for row in found.order]
             kept = (found.mask > 0).flatten(1).sum(1) if orders is None else _lengths(orders).to(fact.device)
             curves = [None] * len(fact) if found.curve is None else [row[~row.isnan()] for row in found.curve]
-            yield self._rows(batch, name, "", fact, found.examples, kept, labels, curves)
+            yield self._rows(batch, name, "", fact, found.example, kept, labels, curves)
         if batch.methods:
             parts = self._parts(batch)
             for (name, contrast), why in batch.explain().items():
@@ -91,12 +91,12 @@ class Pertinent(Experiment):
                 curves = [_confidence(batch, parts, row, order, int(fact[row])) for row, order in enumerate(orders)]
                 yield self._rows(batch, name, contrast, fact, alone, _lengths(orders), parts.labels, curves)
 
-    def _parts(self, batch: Batch) -> Parts:
-        how = Superpixels(self.superpixels, self.count) if self.superpixels else usual_superpixels(batch.images)
-        off = usual_off(batch.images) if self.off is None else self.off
-        return Parts(batch.images, segment(batch.images, how), baseline_of(batch.images, off))
+    def _parts(self, batch: Batch) -> SegmentedImages:
+        how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
+        off = default_baseline(batch.images) if self.off is None else self.off
+        return SegmentedImages(batch.images, segment(batch.images, how), baseline_images(batch.images, off))
 
-    def _orders(self, method: str, maps: Tensor, parts: Parts) -> list[list[int]]:
+    def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[list[int]]:
         """The features of each part, the most relevant first."""
         flat = parts.labels.flatten(1)
         shape = (len(flat), parts.present.shape[1])
@@ -137,14 +137,14 @@ def _lengths(orders: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([len(order) for order in orders])
 
 
-def _masks(orders: Sequence[Sequence[int]], parts: Parts) -> Tensor:
+def _masks(orders: Sequence[Sequence[int]], parts: SegmentedImages) -> Tensor:
     masks = torch.zeros(len(orders), parts.present.shape[1], dtype=parts.images.dtype, device=parts.images.device)
     for mask, order in zip(masks, orders, strict=True):
         mask[list(order)] = 1
     return masks
 
 
-def _confidence(batch: Batch, parts: Parts, row: int, order: Sequence[int], fact: int) -> Tensor:
+def _confidence(batch: Batch, parts: SegmentedImages, row: int, order: Sequence[int], fact: int) -> Tensor:
     """(k + 1,) the probability of the fact with none, one, ... all of the features present."""
     masks = _masks([order[:k] for k in range(len(order) + 1)], parts)
     shown = torch.split(masks, batch.at_once)

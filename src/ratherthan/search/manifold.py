@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ratherthan.contrast import margin
 from ratherthan.errors import InputError, ModelError, first_line
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
-from ratherthan.settings import type_name
+from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
 
 if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect
@@ -113,19 +114,6 @@ class Manifold:
             )
         return cls.load(entry.manifold, weights)
 
-    @staticmethod
-    def required(given: object) -> None:
-        """Refuse what a setting `manifold` cannot be.
-
-        Raises:
-            InputError: If it is neither a manifold nor None.
-        """
-        if not isinstance(given, (Manifold, type(None))):
-            raise InputError(
-                "a manifold is Manifold(decoder, latent_shape) or Manifold.load('zoo:NAME'), "
-                f"not {repr(given) if isinstance(given, str) else type_name(given)}"
-            )
-
     @property
     def can_encode(self) -> bool:
         """Whether there is an encoder."""
@@ -181,7 +169,7 @@ class Manifold:
 
 
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(Settings):
     """How the latent of an image is found.
 
     Attributes:
@@ -190,13 +178,11 @@ class Inversion:
         largest_error: Root mean square error of the pixels, in [0, 1], above which an inversion has failed.
     """
 
-    restarts: int = 1
-    schedule: Schedule = field(default_factory=partial(Schedule, rounds=4, steps=25, settle=0.02))
-    largest_error: float = 0.25
+    name: ClassVar[str] = "inversion"
 
-    def __post_init__(self) -> None:
-        if self.restarts < 1 or self.largest_error <= 0:
-            raise InputError("an inversion has at least one start, and its largest_error is positive")
+    restarts: AtLeastOne = 1
+    schedule: Schedule = field(default_factory=partial(Schedule, outer_iterations=4, inner_iterations=25, tol=0.02))
+    largest_error: Positive = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,11 +265,13 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
 
 def _pixels(manifold: Manifold, images: Tensor) -> Problem:
     def problem(z: Tensor, rows: Tensor) -> Terms:
-        misfit = (manifold.decode(z) - images[rows % len(images)]).square().flatten(1).sum(1)
-        none = misfit.new_zeros(len(z), 0)
-        return Terms(misfit, none, none)
+        return Terms(_misfit(manifold.decode(z), images[rows % len(images)]))
 
     return problem
+
+
+def _misfit(made: Tensor, images: Tensor) -> Tensor:
+    return (made - images).square().flatten(1).sum(1)
 
 
 def _with_class(
@@ -296,11 +284,9 @@ def _with_class(
         return z, False
 
     def problem(z: Tensor, rows: Tensor) -> Terms:
-        made = manifold.decode(z)
-        misfit = (made - images[wrong[rows] % len(images)]).square().flatten(1).sum(1)
-        logits, own = model.logits(made), facts[wrong[rows]].unsqueeze(1)
-        rival = logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)
-        return Terms(misfit, misfit.new_zeros(len(z), 0), rival - logits.gather(1, own) + _MARGIN)
+        made, own = manifold.decode(z), facts[wrong[rows]]
+        misfit = _misfit(made, images[wrong[rows] % len(images)])
+        return Terms(misfit, below=_MARGIN - margin(model.logits(made), own))
 
     held = search(problem, z[wrong], schedule)
     kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ratherthan.contrast import margin
 from ratherthan.errors import InputError, unknown
+from ratherthan.search.method import lead
 
 Rule = Literal["bisect", "halve"]
-ANY = -1
-"""The foil "any other class than the fact"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,4 @@ def hinge(logits: Tensor, fact: Tensor, foil: Tensor, kappa: float, keep: bool) 
     Returns:
         (M,), not negative.
     """
-    target = fact if keep else torch.where(foil == ANY, fact, foil)
-    target = target.unsqueeze(1)
-    of_target = logits.gather(1, target).squeeze(1)
-    others = logits.scatter(1, target, -torch.inf).amax(1)
-    # towards the target where it is to win; away from the fact where any other class will do
-    lead = of_target - others if keep else torch.where(foil == ANY, others - of_target, of_target - others)
-    return (kappa - lead).clamp_min(0)
+    return (kappa - (margin(logits, fact) if keep else lead(logits, fact, foil))).clamp_min(0)

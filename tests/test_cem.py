@@ -15,10 +15,10 @@ from ratherthan.model import Model
 from ratherthan.search.cem import CEM, CEMPositive
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.manifold import Manifold
-from ratherthan.search.method import SearchQuestion
+from ratherthan.search.method import SearchQuestion, lead
 from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
-from ratherthan.search.tradeoff import TradeoffSearch, hinge
+from ratherthan.search.tradeoff import TradeoffSearch
 
 
 def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
@@ -60,22 +60,19 @@ def test_weighing_refuses_what_is_no_weight_or_rule() -> None:
         TradeoffSearch.start(torch.ones(1), "bisekt")
 
 
-def test_hinge_equals_the_formula_row_by_row() -> None:
+def test_the_lead_equals_the_formula_row_by_row() -> None:
+    """For a foil q, y_q - max of the others; for any, max of the others - y_t; to keep the fact, q = t."""
     logits = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
     fact, foil = torch.randint(5, (40,)), torch.randint(-1, 5, (40,))
-    for keep in (False, True):
-        values = hinge(logits, fact, foil, 0.7, keep)
-        for row, (t, q) in enumerate(zip(fact.tolist(), foil.tolist(), strict=True)):
-            y = logits[row].tolist()
-            if keep:
-                gap = max(y[i] for i in range(5) if i != t) - y[t]
-            elif q < 0:
-                gap = y[t] - max(y[i] for i in range(5) if i != t)
-            else:
-                gap = max(y[i] for i in range(5) if i != q) - y[q]
-            assert values[row].item() == pytest.approx(max(0.0, gap + 0.7))
-        (gradient,) = torch.autograd.grad(values.sum(), logits)
-        assert gradient.isfinite().all()
+    foil[:5] = fact[:5]
+    values = lead(logits, fact, foil)
+    for row, (t, q) in enumerate(zip(fact.tolist(), foil.tolist(), strict=True)):
+        y = logits[row].tolist()
+        own = t if q < 0 else q
+        ahead = y[own] - max(y[i] for i in range(5) if i != own)
+        assert values[row].item() == pytest.approx(-ahead if q < 0 else ahead)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert gradient.isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------- CEM itself

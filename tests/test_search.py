@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import ratherthan as rt
+from outside.wachter import Wachter
 from ratherthan.errors import InputError
 from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 from stopping import Stopped
@@ -187,3 +189,23 @@ def test_schedules_that_cannot_be_are_refused() -> None:
         Schedule(outer_iterations=0)
     with pytest.raises(InputError, match="growth of schedule is a number above 1"):
         Schedule(growth=1.0)
+
+
+def test_a_search_from_outside_comes_near_the_least_change_there_is() -> None:
+    """For a linear classifier the least sum of changes is a linear programme: the strongest pixels first."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    images = 0.3 + 0.4 * torch.rand(5, 1, 3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    schedule = Schedule(outer_iterations=20, inner_iterations=100, feasibility_tol=1e-4, tol=0.001)
+    found = rt.counterfactual(rt.Model(module, channels=1), images, method=Wachter(schedule=schedule))
+    assert found.found.all(), found.reason
+    for i, image in enumerate(images.flatten(1).tolist()):
+        fact = int(found.fact[i])
+        weights = (module[1].weight[1 - fact] - module[1].weight[fact]).tolist()
+        missing = float(found.logits[i, fact] - found.logits[i, 1 - fact])
+        least = 0.0
+        for weight, value in sorted(zip(weights, image, strict=True), key=lambda pair: -abs(pair[0])):
+            step = min(missing / abs(weight), 1 - value if weight > 0 else value)
+            least, missing = least + step, missing - step * abs(weight)
+        change = float(found.difference[i].abs().sum())
+        assert least - 0.001 <= change <= 1.05 * least + 0.001
+        assert float(found.example_logits[i, 0, 1 - fact] - found.example_logits[i, 0, fact]) >= -1e-4

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ratherthan.contrast import class_index
 from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search.manifold import Manifold
@@ -91,22 +92,21 @@ def class_attributes(
     Raises:
         InputError: If there is no such class.
     """
-    from ratherthan.contrast import class_index
-
     model = Model.wrap(model)
-    asked = [classes] if isinstance(classes, (int, str)) else classes
+
+    def chosen(count: int) -> list[int]:
+        asked = [classes] if isinstance(classes, (int, str)) else classes
+        wanted = asked if asked is not None else [1] if count == 2 else range(count)
+        return [class_index(each, count, model.class_names) for each in wanted]
 
     def function(images: Tensor) -> Tensor:
         p = model.logits(images).softmax(1)
-        wanted = asked if asked is not None else [1] if p.shape[1] == 2 else range(p.shape[1])
-        return p[:, [class_index(each, p.shape[1], model.class_names) for each in wanted]]
+        return p[:, chosen(p.shape[1])]
 
-    known = model.class_names or ()
-    if not names and known:
-        wanted = asked if asked is not None else [1] if len(known) == 2 else range(len(known))
-        names = [known[class_index(each, len(known), known)] for each in wanted]
-    elif not names and asked is not None:
-        names = [f"class {each}" for each in asked]
+    if not names and model.class_names:
+        names = [model.class_names[k] for k in chosen(len(model.class_names))]
+    elif not names and classes is not None:
+        names = [f"class {each}" for each in ([classes] if isinstance(classes, (int, str)) else classes)]
     return Attribute(function, tuple(names), module=model.module)
 
 

@@ -45,7 +45,7 @@ class BoundarySearch(OnManifold):
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse images of another shape than the manifold makes, and latents of another than it takes."""
         super().check(model, images)
-        if self.bank is not None and tuple(self.bank.shape[1:]) != self._manifold.latent_shape:
+        if self.bank is not None and tuple(self.bank.shape[1:]) != self.generator.latent_shape:
             raise InputError(f"a bank of latents {tuple(self.bank.shape[1:])} for {self.manifold!r}")
 
     def variables(self, question: SearchQuestion) -> Space:
@@ -62,9 +62,9 @@ class BoundarySearch(OnManifold):
 
     @torch.no_grad()
     def _classified(self, question: SearchQuestion) -> tuple[Tensor, Tensor]:
-        shape = self._manifold.latent_shape
+        shape = self.generator.latent_shape
         bank = (noise(shape, self.seed, range(_BANK), 1) if self.bank is None else self.bank).to(question.images)
-        made = (self._manifold.decode(part).clamp(0, 1) for part in torch.split(bank, 64))
+        made = (self.generator.decode(part).clamp(0, 1) for part in torch.split(bank, 64))
         return bank, torch.cat([question.look(each).argmax(1) for each in made])
 
     @torch.no_grad()

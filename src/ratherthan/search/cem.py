@@ -30,12 +30,13 @@ from ratherthan.search.method import (
     SearchMethod,
     SearchQuestion,
     baseline_within,
+    lead,
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
-from ratherthan.search.tradeoff import TradeoffSearch, hinge
+from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
@@ -139,7 +140,8 @@ class _Problem:
 
     def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
         self.how, self.question, self.keep = how, question, how.keep
-        self.images, self.fact, self.foil = question.asked, question.facts, question.foils
+        self.images, self.fact = question.asked, question.facts
+        self.target = self.fact if self.keep else question.foils  # the class that is to win, -1 for any but the fact
         baseline = baseline_within(self.images, how.baseline)
         self.centre = baseline if self.keep else self.images
         self.low, self.high = box_bounds(self.images, baseline, self.keep)
@@ -147,6 +149,7 @@ class _Problem:
         self.best, self.least = self.centre.clone(), self.images.new_full((len(self.images),), torch.inf)
         self.nearest, self.missed = self.centre.clone(), self.least.clone()
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
+        self.rows = torch.arange(len(self.fact), device=self.fact.device)
 
     @property
     def found(self) -> Tensor:
@@ -173,12 +176,12 @@ class _Problem:
 
     def short(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The hinge, (m,)."""
-        return hinge(logits, self.fact[rows], self.foil[rows], self.how.kappa, self.keep)
+        return (self.how.kappa - lead(logits, self.fact[rows], self.target[rows])).clamp_min(0)
 
     def right(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the class is what it should be, (m,) bool; without a margin the hinge leaves a tie open."""
-        top, fact, foil = logits.argmax(1), self.fact[rows], self.foil[rows]
-        return top == fact if self.keep else torch.where(foil == ANY, top != fact, top == foil)
+        top, target = logits.argmax(1), self.target[rows]
+        return torch.where(target == ANY, top != self.fact[rows], top == target)
 
     def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor, more: Tensor | float) -> None:
         missed, value = self.short(logits, rows), self.elastic(v, rows) + more
@@ -193,14 +196,12 @@ class _Problem:
 
     def check(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """By how many logits of a fresh pass, (K, classes), the margin is missed, and whether that is still right."""
-        everything = torch.arange(len(logits), device=logits.device)
-        missed = self.short(logits, everything)
-        return missed, (missed <= _ROUNDING) & self.right(logits, everything)
+        missed = self.short(logits, self.rows)
+        return missed, (missed <= _ROUNDING) & self.right(logits, self.rows)
 
     def ends(self, v: Tensor, interrupted: bool) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
-        elastic = self.elastic(v, torch.arange(len(v), device=v.device)).tolist()
-        missed = self.missed.tolist()
+        elastic, missed = self.elastic(v, self.rows).tolist(), self.missed.tolist()
         return [self._end(row, missed[row], elastic[row], interrupted) for row in range(len(v))]
 
     def _end(self, row: int, missed: float, elastic: float, interrupted: bool) -> tuple[Status, str]:
@@ -223,11 +224,10 @@ class _Problem:
 
     def open(self) -> Tensor:
         """Numbers of the rows that there is something to search for."""
-        same = self.fact == self.foil
-        everything = torch.arange(len(same), device=same.device)
+        same = self.fact == self.question.foils
         with torch.no_grad():
-            self.scores(self.centre, everything)
-        return everything[~(same | self.fixed | (self.least == 0))]
+            self.scores(self.centre, self.rows)
+        return self.rows[~(same | self.fixed | (self.least == 0))]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -240,11 +240,11 @@ def _reference(problem: _Problem) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
     start = _published_start(problem, rows)
-    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
     for number in range(how.binary_search_steps):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
         for k in range(how.most_steps):
-            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, weighing.c)
+            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, tradeoff.c)
             centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
             last, v = v, torch.clamp(centre + _shrunk(moved - centre, how.l1), low, high)
             y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
@@ -253,7 +253,7 @@ def _reference(problem: _Problem) -> None:
             success |= (problem.short(logits, rows) <= 0) & problem.right(logits, rows)
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
-        weighing, rows, start = weighing.update(success).take(sound), rows[sound], start[sound]
+        tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
         problem.question.report(number + 1, how.binary_search_steps)
 
 
@@ -315,16 +315,16 @@ def _sound(problem: _Problem) -> None:
     """
     how, rows = problem.how, problem.open()
     begin = problem.images.clone()
-    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
     for _ in range(how.binary_search_steps):
         if not len(rows):
             break
         before = problem.least[rows]
         start = torch.where(problem.found[rows].view(-1, 1, 1, 1), problem.best[rows], begin[rows])
-        success = _round(problem, rows, start, weighing.c)
+        success = _round(problem, rows, start, tradeoff.c)
         improved = problem.least[rows] < (1 - _SETTLED) * before
         go_on = (improved | ~problem.found[rows]) & ~problem.broken[rows]
-        weighing, rows = weighing.update(success).take(go_on), rows[go_on]
+        tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
         problem.question.report(len(problem.images) - len(rows), len(problem.images))
 
 
@@ -347,22 +347,16 @@ def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
         if done.any():
             success[place[done]] = (at.margins[done] >= kappa).all(1)
             problem.stuck[at.rows[done]] = ~success[place[done]]
-            place, at, to, c, radius, unit = (
-                place[~done],
-                at.take(~done),
-                to[~done],
-                c[~done],
-                radius[~done],
-                unit[~done],
-            )
-            duals, new_duals, value, promised = duals[~done], new_duals[~done], value[~done], promised[~done]
+            kept = (place, to, c, radius, unit, duals, new_duals, value, promised)
+            place, to, c, radius, unit, duals, new_duals, value, promised = (each[~done] for each in kept)
+            at = at.take(~done)
             if not len(place):
                 return success
         there = _look(problem, to, at.rows)
-        kept = (value - _value(problem, there, aim, c)) / promised
-        accepted = kept > 0.1  # False for NaN too
+        share = (value - _value(problem, there, aim, c)) / promised
+        accepted = share > 0.1  # False for NaN too
         at, duals = at.moved(accepted, there), torch.where(accepted.unsqueeze(1), new_duals, duals)
-        radius = torch.where(kept > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
+        radius = torch.where(share > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
             _LARGEST_RADIUS
         )
     success[place] = (at.margins >= kappa).all(1)
@@ -388,14 +382,13 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The class that is to win, (m, 1), and the strongest that it must beat, (m, J)."""
-    fact, foil = problem.fact[rows].unsqueeze(1), problem.foil[rows].unsqueeze(1)
-    runner_up = rival(logits, fact.squeeze(1)).unsqueeze(1)
-    winner = fact if problem.keep else torch.where(foil == ANY, runner_up, foil)
-    count = min(_RIVALS, logits.shape[1] - 1)
-    if not problem.keep and bool((foil == ANY).all()):
-        return winner, fact
-    rivals = logits.scatter(1, winner, -torch.inf).topk(count, 1).indices
-    return winner, rivals if problem.keep else torch.where(foil == ANY, fact, rivals)
+    fact, target = problem.fact[rows], problem.target[rows]
+    anywhere = (target == ANY).unsqueeze(1)
+    winner = torch.where(target == ANY, rival(logits, fact), target).unsqueeze(1)
+    if bool(anywhere.all()):
+        return winner, fact.unsqueeze(1)
+    rivals = logits.scatter(1, winner, -torch.inf).topk(min(_RIVALS, logits.shape[1] - 1), 1).indices
+    return winner, torch.where(anywhere, fact.unsqueeze(1), rivals)
 
 
 def _value(problem: _Problem, at: _State, aim: float, c: Tensor) -> Tensor:
@@ -478,7 +471,7 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
             question,
             examples.unsqueeze(1),
             [[end] for end in problem.ends(examples, interrupted)],
-            problem.elastic(examples, torch.arange(len(examples), device=examples.device)).unsqueeze(1),
+            problem.elastic(examples, problem.rows).unsqueeze(1),
             check=check,
             interrupted=interrupted,
         )

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.search.attributes import Attributes, described, measure, modules, worded
-from ratherthan.search.constrained import OnManifold, Point, Space
+from ratherthan.search.constrained import OnManifold, Point, Searches, Space
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.method import SearchQuestion, register_counterfactual_method
-from ratherthan.search.solver import Schedule, Status, Terms
+from ratherthan.search.solver import Schedule, Status, Terms, choose
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
 
@@ -92,7 +92,7 @@ class CEMMAF(OnManifold):
         """With the manifold and attributes that a zoo model names, and the preset's values, where none are given."""
         usual = {key: value for key, value in _PRESETS[self.preset].items() if getattr(self, key) is None}
         filled = replace(super().prepared(model), **usual)
-        return filled if self.attributes is not None else replace(filled, attributes=worded(model, filled._manifold))
+        return filled if self.attributes is not None else replace(filled, attributes=worded(model, filled.generator))
 
     def modules(self) -> list[nn.Module]:
         """The manifold's and the attributes'."""
@@ -109,8 +109,8 @@ class CEMMAF(OnManifold):
         space, attributes = super().variables(question), self.attributes or ()
         latents = space.start[:: question.questions]
         with torch.no_grad():
-            before = measure(attributes, question.images, latents, self._manifold)
-        names, thresholds = described(attributes, question.images[:1], latents[:1], self._manifold)
+            before = measure(attributes, question.images, latents, self.generator)
+        names, thresholds = described(attributes, question.images[:1], latents[:1], self.generator)
         if names:
             space.fields |= {
                 "attributes_before": before, "attribute_names": names, "attribute_thresholds": thresholds
@@ -123,22 +123,24 @@ class CEMMAF(OnManifold):
 
     def terms(self, at: Point) -> Terms:
         """Closeness and sparsity; the class and the attributes are constraints."""
-        objective, lost = self._parts(at)
+        objective, lost = self.parts(at)
         assert self.kappa is not None
         return Terms(objective, below=torch.cat([(self.kappa - at.lead).unsqueeze(1), lost], 1))
 
-    def _parts(self, at: Point) -> tuple[Tensor, Tensor]:
+    def parts(self, at: Point) -> tuple[Tensor, Tensor]:
         """Closeness and sparsity (M,), and what attributes lost, (M, A), negative where they grew."""
         assert isinstance(at.space, _Attributed)
         assert self.beta is not None
         assert self.sparsity is not None
-        g0, g = at.space.before[at.rows], measure(self.attributes or (), at.images, at.z, self._manifold)
+        g0, g = at.space.before[at.rows], measure(self.attributes or (), at.images, at.z, self.generator)
         near = self.nu * (at.z - at.start).square().flatten(1).sum(1)
         alike = self.eta * (at.images - at.asked).square().flatten(1).sum(1)
         return near + alike + self.beta * sparsity_of(self.sparsity, g, g0), g0 - g
 
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Another class, whatever the tolerance, and nothing lost."""
+        """Another class, whatever the tolerance, and nothing lost; the paper's search only weighs that."""
+        if self.preset == "paper":
+            return (-at.lead).clamp_min(0), at.lead > 0
         violation, holds = super().verified(at)
         return violation, holds & (at.lead > 0)
 
@@ -150,13 +152,14 @@ class CEMMAF(OnManifold):
             return fields
         rows = torch.arange(len(z), device=z.device)
         images = space.images(z, rows).flatten(0, 1)
-        g = measure(self.attributes or (), images, z.flatten(0, 1), self._manifold)
+        g = measure(self.attributes or (), images, z.flatten(0, 1), self.generator)
         return fields | {"attributes": g.view(*z.shape[:2], -1)}
 
     # ----------------------------------------------------------------------------------------- as in the paper
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        return super().search(question) if self.preset == "sound" else _Descent(self, question).result()
+        kind = Searches if self.preset == "sound" else _Descent
+        return kind(replace(self, restarts=1) if self.preset == "paper" else self, question).result()
 
 
 def sparsity_of(form: Sparsity, g: Tensor, g0: Tensor) -> Tensor:
@@ -175,92 +178,62 @@ def sparsity_of(form: Sparsity, g: Tensor, g0: Tensor) -> Tensor:
     return (g.abs() * counted).sum(1)
 
 
-class _Descent:
+class _Descent(Searches):
     """Subgradient descent for nine weights of the class."""
 
-    def __init__(self, how: CEMMAF, question: SearchQuestion) -> None:
-        self.how, self.question, self.space = how, question, how.variables(question)
-        self.excluded = self.space.excluded | question.same
-        self.z, self.interrupted = self.space.start.clone(), self.space.interrupted
-        self.ends = [
-            self.excluded.get(k, (Status.NOT_FOUND, "interrupted before it began")) for k in range(len(self.z))
-        ]
+    how: CEMMAF
+    space: _Attributed
 
-    def result(self) -> Counterfactual:
-        """Search, and look at everything once more."""
-        if not self.interrupted:
-            self._search()
-        rows, z = torch.arange(len(self.z), device=self.z.device), self.z.unsqueeze(1)
-        examples, fields = self.space.images(z, rows), self.how.fields(self.question, self.space, z)
-        if "attributes" in fields:
-            lost = (self.space.before - fields["attributes"][:, 0]).amax(1)  # type: ignore[attr-defined]
-            for k in (lost > self.how.schedule.feasibility_tol).nonzero().flatten().tolist():
-                if self.ends[k][0] is Status.FOUND:
-                    self.ends[k] = Status.FOUND, f"{self.ends[k][1]}; attributes lost, at most {lost[k]:.3g}"
-        share = torch.linspace(0, 1, FRAMES - 1, device=z.device, dtype=z.dtype)[:-1].view(1, -1, *[1] * (z.ndim - 2))
-        way = self.space.start.unsqueeze(1) + share * (z - self.space.start.unsqueeze(1))
-        return Counterfactual.of(
-            self.how,
-            self.question,
-            examples,
-            [[end] for end in self.ends],
-            (self.z - self.space.start).flatten(1).norm(dim=1).unsqueeze(1),
-            way=lambda best: self.space.images(way, rows),
-            answers=fields,
-            interrupted=self.interrupted,
-            **self.space.fields,
-        )
-
-    def _search(self) -> None:
-        how, count = self.how, len(self.z)
-        rows = torch.tensor([k for k in range(count) if k not in self.excluded], device=self.z.device).long()
+    def solve(self) -> None:
+        """Descend from z0 and keep the nearest iterate of another class."""
+        how, rows = self.how, torch.tensor([k for k, _ in self.slots], device=self.z.device).long()
         origin = self.space.start[rows]
-        weighing = TradeoffSearch.start(origin.new_ones(len(rows)), "halve")
+        tradeoff = TradeoffSearch.start(origin.new_ones(len(rows)), "halve")
         best, least = origin.clone(), origin.new_full((len(rows),), torch.inf)
         nearest, gap = origin.clone(), least.clone()
         try:
             for number in range(how.binary_search_steps if len(rows) else 0):
                 z, success = origin.clone(), torch.zeros_like(rows, dtype=torch.bool)
                 for k in range(how.iterations):
-                    gradient, missing = self._subgradient(z, rows, weighing.c)
+                    gradient, missing = self._subgradient(z, rows, tradeoff.c)
                     distance = (z - origin).flatten(1).norm(dim=1)
                     moved = missing < 0
                     success |= moved
                     better, closer = moved & (distance < least), missing < gap
-                    best, least = _choose(better, z, best), torch.where(better, distance, least)
-                    nearest, gap = _choose(closer, z, nearest), torch.where(closer, missing, gap)
+                    best, least = choose(better, z, best), torch.where(better, distance, least)
+                    nearest, gap = choose(closer, z, nearest), torch.where(closer, missing, gap)
                     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
                     z = z - how.step / (k + 1) ** 0.5 * gradient / length
-                weighing = weighing.update(success)
+                tradeoff = tradeoff.update(success)
                 self.question.report(number + 1, how.binary_search_steps)
         except KeyboardInterrupt:
             self.interrupted = True
-        self.z[rows] = _choose(least.isfinite(), best, nearest)
-        for row, k in enumerate(rows.tolist()):
-            self.ends[k] = self._end(bool(least[row].isfinite()), float(gap[row]))
+        self.z[rows, 0] = choose(least.isfinite(), best, nearest)
+        self._tell(rows.tolist(), least.isfinite().tolist(), gap.tolist())
 
     def _subgradient(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Of eq. 1 with the weight c of the hinge, and by how many logits the class is still missed."""
         assert self.how.kappa is not None
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            images = self.space.decode(leaf, rows)
-            at = Point(self.question, self.space, rows, leaf, images, self.question.look(images))
-            objective, lost = self.how._parts(at)
-            hinge = (self.how.kappa - at.lead).clamp_min(0)
-            (gradient,) = torch.autograd.grad(
-                (objective + self.how.gamma * lost.clamp_min(0).sum(1) + c * hinge).sum(), leaf
-            )
+            at = self.point(z.detach().requires_grad_(), rows)
+            objective, lost = self.how.parts(at)
+            loss = objective + self.how.gamma * lost.clamp_min(0).sum(1) + c * (self.how.kappa - at.lead).clamp_min(0)
+            (gradient,) = torch.autograd.grad(loss.sum(), at.z)
         return gradient, -at.lead.detach()
 
-    def _end(self, found: bool, gap: float) -> tuple[Status, str]:
-        if found:
-            return Status.FOUND, "nearest iterate of another class"
-        if self.interrupted:
-            return Status.NOT_FOUND, "interrupted before an iterate had the class"
-        tried = f"{self.how.binary_search_steps} x {self.how.iterations}"
-        return Status.NOT_FOUND, f"no iterate of {tried} has the class; the best misses it by {gap:.3g} logits"
-
-
-def _choose(which: Tensor, this: Tensor, other: Tensor) -> Tensor:
-    return torch.where(which.view(-1, *[1] * (this.ndim - 1)), this, other)
+    @torch.no_grad()
+    def _tell(self, rows: list[int], found: list[bool], gap: list[float]) -> None:
+        z, tried = self.z[:, 0], f"{self.how.binary_search_steps} x {self.how.iterations}"
+        g = measure(self.how.attributes or (), self.space.images(self.z, self.rows)[:, 0], z, self.how.generator)
+        lost = nn.functional.pad(self.space.before - g, (0, 1)).amax(1)  # 0 where there are no attributes
+        for row, k in enumerate(rows):
+            if found[row]:
+                much = f"; attributes lost, at most {lost[k]:.3g}" * bool(lost[k] > self.how.schedule.feasibility_tol)
+                self.ends[k][0] = Status.FOUND, f"nearest iterate of another class{much}"
+            elif self.interrupted:
+                self.ends[k][0] = Status.NOT_FOUND, "interrupted before an iterate had the class"
+            else:
+                missed = f"no iterate of {tried} has the class; the best misses it by {gap[row]:.3g} logits"
+                self.ends[k][0] = Status.NOT_FOUND, missed
+        share = torch.linspace(0, 1, FRAMES - 1, device=z.device, dtype=z.dtype)[:-1].view(-1, *[1] * (z.ndim - 1))
+        self.way = (self.space.start.unsqueeze(1) + share * (z - self.space.start).unsqueeze(1)).unsqueeze(1)

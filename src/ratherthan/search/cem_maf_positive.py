@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,21 +165,23 @@ class SupersetScorer:
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
         return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
 
-    @torch.no_grad()
-    def leads(self, chosen: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        """By how much the fact leads, for sets of labels: (M,)."""
-        at = torch.tensor(rows, dtype=torch.long, device=self.fact.device)
-        masks = self.masks(chosen)
-        return self._held(margin(self.logits(masks, at), self.fact[at]), self.risen(masks, at)).cpu()
+    def leads(self, sets: dict[int, Order]) -> dict[int, list[float]]:
+        """By how much the fact leads, for sets of labels of some images."""
+        return self._of_sets(sets, lambda masks, rows: self.score(masks, rows)[1])
 
     def log_odds(self, sets: dict[int, Order]) -> dict[int, list[float]]:
-        """The log-odds of the fact, for sets of labels of some images."""
+        """The log-odds of the fact, likewise."""
+        return self._of_sets(sets, lambda masks, rows: odds(self.logits(masks, rows), self.fact[rows]))
+
+    def _of_sets(self, sets: dict[int, Order], of: Callable[[Tensor, Tensor], Tensor]) -> dict[int, list[float]]:
+        masks, rows = self.flat(sets)
+        values = iter(of(masks, rows).tolist() if len(rows) else [])
+        return {i: [next(values) for _ in some] for i, some in sets.items()}
+
+    def flat(self, sets: dict[int, Order]) -> tuple[Tensor, Tensor]:
+        """All sets as masks (M, S), and the numbers (M,) of their images."""
         rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
-        if not len(rows):
-            return {i: [] for i in sets}
-        scores = odds(self.logits(self.masks([each for some in sets.values() for each in some]), rows), self.fact[rows])
-        pieces = torch.split(scores, [len(some) for some in sets.values()])
-        return {i: piece.tolist() for i, piece in zip(sets, pieces, strict=True)}
+        return self.masks([each for some in sets.values() for each in some]), rows
 
     @torch.no_grad()
     def score(self, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,25 +214,19 @@ class SupersetScorer:
     @torch.no_grad()
     def result(self, order: Order, interrupted: bool) -> PertinentPositive:
         """Write down the sets, with the confidence that each further feature brings."""
-        rows = [i for i, labels in enumerate(order) for _ in range(len(labels) + 1)]
-        at = torch.tensor(rows, device=self.fact.device)
-        logits = self.logits(self.masks([labels[:k] for labels in order for k in range(len(labels) + 1)]), at)
-        confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
-        ends = margin(logits, self.fact[at])[torch.tensor([len(labels) + 1 for labels in order]).cumsum(0) - 1]
-        widest = max(map(len, order))
-        curve = confidence.new_full((len(order), widest + 1), torch.nan)
-        ranked = torch.full((len(order), widest), -1, device=self.fact.device)
-        for i, (labels, p) in enumerate(
-            zip(order, torch.split(confidence, [len(each) + 1 for each in order]), strict=True)
-        ):
-            curve[i, : len(p)], ranked[i, : len(labels)] = p, torch.tensor(labels, device=ranked.device)
+        masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})
+        logits, sizes = self.logits(masks, at), [len(labels) + 1 for labels in order]
+        confidence = torch.split(logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1), sizes)
+        ends = [leads[-1].item() for leads in torch.split(margin(logits, self.fact[at]), sizes)]
+        curve = nn.utils.rnn.pad_sequence(list(confidence), batch_first=True, padding_value=torch.nan)
+        labels = [torch.tensor(each, device=at.device) for each in order]
+        ranked = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         masks = self.masks(order)
-        said = [self._said(i, labels, end) for i, (labels, end) in enumerate(zip(order, ends.tolist(), strict=True))]
         return PertinentPositive.of(
             self.how,
             self.question,
             self.parts.render(masks, self.rows),
-            said,
+            [self._said(i, each, end) for i, (each, end) in enumerate(zip(order, ends, strict=True))],
             self.parts.pixels(masks, self.rows) > 0,
             superpixels=self.parts.labels,
             order=ranked,
@@ -268,19 +264,19 @@ def _relaxed_and_added(scorer: SupersetScorer, order: Order) -> Order:
 def _relaxed(scorer: SupersetScorer) -> Tensor:
     """The best relaxed masks (N, S) of ISTA: least |m|_1 among those that lead by kappa, else that keep the fact."""
     how, present = scorer.how, scorer.parts.present.to(scorer.parts.images)
-    weighing = TradeoffSearch.start(present.new_ones(len(present)), "halve")
+    tradeoff = TradeoffSearch.start(present.new_ones(len(present)), "halve")
     best, least = present.clone(), present.new_full((len(present),), torch.inf)
     large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
     for _ in range(how.binary_search_steps):
         m, success = present.clone(), torch.zeros_like(scorer.kept)
         for _ in range(how.iterations):
-            gradient, leads = _smooth_gradient(scorer, m, weighing.c)
+            gradient, leads = _smooth_gradient(scorer, m, tradeoff.c)
             success |= leads >= scorer.kappa
             size = m.sum(1) + large * (leads < scorer.kappa)
             better = (leads >= scorer.wanted) & (size < least)
             best, least = torch.where(better.unsqueeze(1), m, best), torch.where(better, size, least)
             m = (m - how.step * (gradient + how.beta)).clamp(0, 1) * present
-        weighing = weighing.update(success)
+        tradeoff = tradeoff.update(success)
     return best
 
 
@@ -298,17 +294,18 @@ def _added(scorer: SupersetScorer, m: Tensor, order: Order) -> Order:
     counts, kept = scorer.parts.count.tolist(), list(order)
     going, start, width = list(range(len(ranked))), 1, _TRIED
     while going:
-        asked = [(i, k) for i in going for k in range(start, min(start + width, counts[i] + 1))]
-        leads = scorer.leads([ranked[i][:k] for i, k in asked], [i for i, _ in asked])
-        enough: dict[int, list[int]] = {}
-        for (i, k), value in zip(asked, leads.tolist(), strict=True):
-            if value >= scorer.wanted[i]:
-                enough.setdefault(i, ranked[i][:k])
-        for i, labels in enough.items():
-            kept[i] = labels
+        asked = {i: [ranked[i][:k] for k in range(start, min(start + width, counts[i] + 1))] for i in going}
+        enough = {i: _enough(scorer, i, asked[i], leads) for i, leads in scorer.leads(asked).items()}
+        for i, sets in enough.items():
+            kept[i] = sets[0] if sets else kept[i]
         start, width = start + width, 2 * width
-        going = [i for i in going if i not in enough and start <= counts[i]]
+        going = [i for i in going if not enough[i] and start <= counts[i]]
     return kept
+
+
+def _enough(scorer: SupersetScorer, row: int, sets: list[Any], leads: Sequence[float]) -> list[Any]:
+    """What belongs to leads that suffice for an image."""
+    return [each for each, value in zip(sets, leads, strict=True) if value >= scorer.wanted[row]]
 
 
 # ------------------------------------------------------------------------------------------ sound
@@ -318,9 +315,7 @@ def _grown(scorer: SupersetScorer, order: Order) -> Order:
     going: dict[int, Order] = {i: [[]] for i in range(len(kept))}
     while going:
         tried = _extended(scorer, going, counts)
-        rows = [i for i, sets in tried.items() for _ in sets]
-        at = torch.tensor(rows, device=scorer.fact.device)
-        scores, leads = scorer.score(scorer.masks([each for sets in tried.values() for each in sets]), at)
+        scores, leads = scorer.score(*scorer.flat(tried))
         sizes = [len(sets) for sets in tried.values()]
         going = {}
         for (i, sets), score, value in zip(
@@ -340,8 +335,7 @@ def _grown(scorer: SupersetScorer, order: Order) -> Order:
 
 def _extended(scorer: SupersetScorer, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
     """Every set with each of the features that the gradient ranks first; of large sets, with more and more of them."""
-    rows = torch.tensor([i for i, sets in going.items() for _ in sets], device=scorer.fact.device)
-    masks = scorer.masks([each for sets in going.values() for each in sets])
+    masks, rows = scorer.flat(going)
     present = scorer.parts.present[rows]
     gradient = scorer.gradient(torch.maximum(masks, _GLIMPSE * present), rows)
     ranked = gradient.masked_fill(~present | (masks > 0), -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -367,31 +361,21 @@ def _pruned(scorer: SupersetScorer, order: Order) -> Order:
     going = [i for i, labels in enumerate(kept) if len(labels) > 1]
     while going:
         spare = _spare(scorer, kept, going)
-        asked = [(i, spare[i][:width]) for i in going for width in _doubled(len(spare[i]))]
-        leads = (
-            scorer.leads([_without(kept[i], gone) for i, gone in asked], [i for i, _ in asked]).tolist()
-            if asked
-            else []
-        )
-        gone = {i: spare[i][:1] for i in going}
-        for (i, labels), value in zip(asked, leads, strict=True):
-            if value >= scorer.wanted[i] and len(labels) > len(gone[i]):
-                gone[i] = labels
+        asked = {i: [spare[i][:width] for width in _doubled(len(spare[i]))] for i in going}
+        leads = scorer.leads({i: [_without(kept[i], gone) for gone in asked[i]] for i in going})
         for i in going:
-            kept[i] = _without(kept[i], gone[i])
+            kept[i] = _without(kept[i], max(_enough(scorer, i, asked[i], leads[i]), key=len, default=spare[i][:1]))
         going = [i for i in going if spare[i] and len(kept[i]) > 1]
     return kept
 
 
 def _spare(scorer: SupersetScorer, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
     """The features that can be left out one at a time, the one missed least first; at least one always stays."""
-    asked = [(i, label) for i in going for label in kept[i][-_MANY:]]
-    leads = scorer.leads([_without(kept[i], [label]) for i, label in asked], [i for i, _ in asked]).tolist()
-    spare: dict[int, list[tuple[float, int]]] = {i: [] for i in going}
-    for (i, label), value in zip(asked, leads, strict=True):
-        if value >= scorer.wanted[i]:
-            spare[i].append((-value, label))
-    return {i: [label for _, label in sorted(found)][: len(kept[i]) - 1] for i, found in spare.items()}
+    asked = {i: kept[i][-_MANY:] for i in going}
+    leads = scorer.leads({i: [_without(kept[i], [label]) for label in asked[i]] for i in going})
+    ranked = {i: sorted(zip((-lead for lead in leads[i]), asked[i], strict=True)) for i in going}
+    spare = {i: _enough(scorer, i, [label for _, label in ranked[i]], [-lead for lead, _ in ranked[i]]) for i in going}
+    return {i: spare[i][: len(kept[i]) - 1] for i in going}
 
 
 def _doubled(count: int) -> list[int]:

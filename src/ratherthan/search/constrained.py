@@ -153,11 +153,20 @@ class ConstrainedSearch(CounterfactualMethod):
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """Search from all starts, again where nothing was found, and verify."""
-        return _Search(self, question).result()
+        return Searches(self, question).result()
 
 
-class _Search:
-    """The searches for K questions, R answers each."""
+class Searches:
+    """The searches for K questions, R answers each; what `solve` finds is verified, ranked and shown.
+
+    Attributes:
+        rows: (K,) numbers of the questions.
+        z: (K, R, ...) the answers, or nearest misses.
+        way: (K, R, FRAMES - 2, ...) points on the way to them.
+        ends: K lists of R: how each search ended, and why.
+        slots: (question, restart) of those that are still to be searched for.
+        interrupted: Whether Ctrl-C was pressed.
+    """
 
     def __init__(self, how: ConstrainedSearch, question: SearchQuestion) -> None:
         self.how, self.question, self.space = how, question, how.variables(question)
@@ -173,10 +182,8 @@ class _Search:
 
     def result(self) -> Counterfactual:
         """Search, and look at everything once more."""
-        for turn in range(self.how.retries + 1):
-            if not self.slots or self.interrupted:
-                break
-            self._turn(turn)
+        if not self.interrupted:
+            self.solve()
         examples = self.space.images(self.z, self.rows)
         moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
         return Counterfactual.of(
@@ -192,13 +199,19 @@ class _Search:
             **self.space.fields,
         )
 
+    def solve(self) -> None:
+        """Turn after turn, until everything is found or retries run out."""
+        for turn in range(self.how.retries + 1):
+            if self.slots and not self.interrupted:
+                self._turn(turn)
+
     def _turn(self, turn: int) -> None:
         """Search for what is not found yet; a retry counts only where it finds something."""
         how, rows = self.how, torch.tensor([k for k, _ in self.slots], device=self.rows.device)
-        last = [self._point(self.space.start[:0], rows[:0], turn)]
+        last = [self.point(self.space.start[:0], rows[:0], turn)]
 
         def problem(z: Tensor, of: Tensor) -> Terms:
-            last[0] = self._point(z, rows[of], turn)
+            last[0] = self.point(z, rows[of], turn)
             return how.terms(last[0])
 
         starts = how.starts(self.question, self.space, rows, [how.number(r, turn) for _, r in self.slots])
@@ -217,7 +230,8 @@ class _Search:
             if end[0] is not Status.FOUND:
                 self.slots.append((k, r))
 
-    def _point(self, z: Tensor, rows: Tensor, turn: int) -> Point:
+    def point(self, z: Tensor, rows: Tensor, turn: int = 0) -> Point:
+        """Look at variables (M, ...) of questions `rows` (M,)."""
         images = self.space.decode(z, rows)
         return Point(self.question, self.space, rows, z, images, self.question.look(images), turn)
 
@@ -262,15 +276,15 @@ class OnManifold(ConstrainedSearch):
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse images of another shape than the manifold makes."""
-        self._manifold.to(images).check(images)
+        self.generator.to(images).check(images)
 
     def modules(self) -> list[nn.Module]:
         """The manifold's."""
-        return [self._manifold.module]
+        return [self.generator.module]
 
     def variables(self, question: SearchQuestion) -> Space:
         """The latents; images are G(z) + r, clipped to [0, 1], with r = I - G(z0) or none."""
-        manifold, at = self._manifold, question.image
+        manifold, at = self.generator, question.image
         facts = question.facts[:: question.questions]
         inverted = invert(manifold, question.images, question.model, facts, self.inversion, self.seed)
         residual = inverted.residual[at] * self.with_residual
@@ -290,6 +304,7 @@ class OnManifold(ConstrainedSearch):
         return {"latents": z}
 
     @property
-    def _manifold(self) -> Manifold:
+    def generator(self) -> Manifold:
+        """The manifold, which a prepared method has."""
         assert self.manifold is not None
         return self.manifold

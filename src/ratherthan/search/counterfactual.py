@@ -117,20 +117,17 @@ class Counterfactual(SearchResult):
         order = order.gather(1, (~found).gather(1, order).byte().argsort(dim=1, stable=True))
         rows = torch.arange(len(order), device=order.device)
         at = rows.unsqueeze(1), order
-        said = [[row[r] for r in ranked] for row, ranked in zip(said, order.tolist(), strict=True)]
+        said = [[row[r] for r in best_first] for row, best_first in zip(said, order.tolist(), strict=True)]
         best, best_logits = examples[rows, order[:, 0]].unsqueeze(1), logits[rows, order[:, 0]].unsqueeze(1)
         between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
+        ranked = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
         fields = {
-            "examples": examples[at],
-            "example_logits": logits[at],
+            **{key: values[at] for key, values in (ranked | (answers or {})).items()},
             "statuses": [[str(status) for status, _ in row] for row in said],
             "reasons": [[reason for _, reason in row] for row in said],
-            "distance": distance[at],
-            "violation": violation[at],
             "path": torch.cat([question.asked.unsqueeze(1), between, best], 1),
             "path_logits": torch.cat(seen, 1),
-            **{key: values[at] for key, values in (answers or {}).items()},
         }
         shaped = {key: question.by_question(values) for key, values in fields.items()}
         return cls(**cls.fields_of(how, question), **shaped, **more)
@@ -202,21 +199,13 @@ class Counterfactual(SearchResult):
         reached, p = int(self.best(self.reached, i, q)[r]), self.best(self.example_logits, i, q)[r].softmax(0)
         change = self.best(self.examples, i, q)[r] - self.images[i]
         row = {
-            "sample": self.names[i],
-            "fact": self.class_label(fact),
-            "foil": self._foil(foil, "any"),
-            "method": self.method,
-            "answer": r,
-            "status": self.best(self.statuses, i, q)[r],
-            "reason": self.best(self.reasons, i, q)[r],
-            "p_fact": p[fact].item(),
-            "p_foil": p[reached].item(),
-            "top": self.class_label(int(p.argmax())),
-            "distance": self.best(self.distance, i, q)[r].item(),
-            "violation": self.best(self.violation, i, q)[r].item(),
-            "l1": change.abs().sum().item(),
+            "sample": self.names[i], "fact": self.class_label(fact), "foil": self._foil(foil, "any"),
+            "method": self.method, "answer": r, "status": self.best(self.statuses, i, q)[r],
+            "reason": self.best(self.reasons, i, q)[r], "p_fact": p[fact].item(), "p_foil": p[reached].item(),
+            "top": self.class_label(int(p.argmax())), "distance": self.best(self.distance, i, q)[r].item(),
+            "violation": self.best(self.violation, i, q)[r].item(), "l1": change.abs().sum().item(),
             "l2": change.square().sum().sqrt().item(),
-        }
+        }  # fmt: skip
         if self.error is not None and self.class_kept is not None:
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:
@@ -239,18 +228,13 @@ class Counterfactual(SearchResult):
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.reached, i, q)[0])
         others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
         return Trajectory(
-            name=Path(self.names[i]).name,
-            question=self.question(i, q),
-            text=self.text(i, q).removeprefix(self.question(i, q)).strip(),
-            status=self.best(self.status, i, q),
-            image=picture(self.images[i]),
+            name=Path(self.names[i]).name, question=self.question(i, q), status=self.best(self.status, i, q),
+            text=self.text(i, q).removeprefix(self.question(i, q)).strip(), image=picture(self.images[i]),
             reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
-            path=[picture(each) for each in self.best(self.path, i, q)],
-            answer=picture(self.best(self.example, i, q)),
-            fact=(self.class_label(fact), p[:, fact].tolist()),
-            foil=(self.class_label(foil), p[:, foil].tolist()),
+            path=[picture(each) for each in self.best(self.path, i, q)], answer=picture(self.best(self.example, i, q)),
+            fact=(self.class_label(fact), p[:, fact].tolist()), foil=(self.class_label(foil), p[:, foil].tolist()),
             others=others.tolist(),
-        )
+        )  # fmt: skip
 
     def plot(self, frames: int = 4) -> Figure:
         """A film strip per question: image, reconstruction, the way, the answer, what it adds and removes, the curves.

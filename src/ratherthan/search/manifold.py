@@ -241,7 +241,7 @@ def invert(
             with torch.no_grad():
                 fact = model.logits(images).argmax(1)
         starts = _starts(manifold, images, settings.restarts, seed)
-        nearest = search(_pixels(manifold, images), starts, settings.schedule)
+        nearest = search(_problem(manifold, images), starts, settings.schedule)
         z, interrupted = nearest.z, nearest.interrupted
         if model is not None and fact is not None and not interrupted:
             z, interrupted = _with_class(manifold, images, model, fact, z, settings.schedule)
@@ -263,34 +263,29 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
     return torch.cat(found[:restarts])
 
 
-def _pixels(manifold: Manifold, images: Tensor) -> Problem:
+def _problem(manifold: Manifold, images: Tensor, model: Model | None = None, fact: Tensor | None = None) -> Problem:
     def problem(z: Tensor, rows: Tensor) -> Terms:
-        return Terms(_misfit(manifold.decode(z), images[rows % len(images)]))
+        made, at = manifold.decode(z), rows % len(images)
+        misfit = (made - images[at]).square().flatten(1).sum(1)
+        if model is None or fact is None:
+            return Terms(misfit)
+        return Terms(misfit, below=_MARGIN - margin(model.logits(made), fact[at]))
 
     return problem
-
-
-def _misfit(made: Tensor, images: Tensor) -> Tensor:
-    return (made - images).square().flatten(1).sum(1)
 
 
 def _with_class(
     manifold: Manifold, images: Tensor, model: Model, fact: Tensor, z: Tensor, schedule: Schedule
 ) -> tuple[Tensor, bool]:
-    facts = fact.repeat(len(z) // len(images))
     with torch.no_grad():
-        wrong = (model.logits(manifold.decode(z)).argmax(1) != facts).nonzero().flatten()
-    if not len(wrong):
+        wrong = model.logits(manifold.decode(z)).argmax(1) != fact.repeat(len(z) // len(images))
+    rows = wrong.nonzero().flatten()
+    if not len(rows):
         return z, False
-
-    def problem(z: Tensor, rows: Tensor) -> Terms:
-        made, own = manifold.decode(z), facts[wrong[rows]]
-        misfit = _misfit(made, images[wrong[rows] % len(images)])
-        return Terms(misfit, below=_MARGIN - margin(model.logits(made), own))
-
-    held = search(problem, z[wrong], schedule)
+    problem = _problem(manifold, images, model, fact)
+    held = search(lambda z, of: problem(z, rows[of]), z[rows], schedule)
     kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
-    return z.index_put((wrong[kept],), held.z[kept]), held.interrupted
+    return z.index_put((rows[kept],), held.z[kept]), held.interrupted
 
 
 def _best(manifold: Manifold, images: Tensor, model: Model | None, fact: Tensor | None, z: Tensor) -> Inverted:

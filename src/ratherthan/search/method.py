@@ -210,19 +210,11 @@ class SearchResult(Result):
     @staticmethod
     def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
         """The fields that a question answers by itself; the other ones are the method's."""
-        return {
-            "images": question.images,
-            "logits": question.logits,
-            "fact": question.fact,
-            "foil": question.foil,
-            "axis": question.axis,
-            "method": how.name,
-            "settings": how.settings(),
-            "class_names": question.model.class_names,
-            "output": question.model.output.name,
-            "names": question.names,
-            "evaluations": question.evaluations,
-        }
+        asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
+        model = {"class_names": question.model.class_names, "output": question.model.output.name}
+        return asked | model | {
+            "method": how.name, "settings": how.settings(), "evaluations": question.evaluations
+        }  # fmt: skip
 
 
 def confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:

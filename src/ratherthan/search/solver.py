@@ -189,10 +189,10 @@ class _Rows:
         """Keep the best feasible point of each row, and the one that missed by least."""
         objective, violation = terms.objective.detach(), terms.violation().detach()
         better = (violation <= _SLACK * tolerance) & (objective < self.best_objective)
-        self.best, self.best_objective = _where(better, z, self.best), _where(better, objective, self.best_objective)
+        self.best, self.best_objective = choose(better, z, self.best), choose(better, objective, self.best_objective)
         nearer = violation < self.least_violation
-        self.nearest = _where(nearer, z, self.nearest)
-        self.least_violation = _where(nearer, violation, self.least_violation)
+        self.nearest = choose(nearer, z, self.nearest)
+        self.least_violation = choose(nearer, violation, self.least_violation)
 
     def lagrangian(self, terms: Terms) -> Tensor:
         """Augmented Lagrangian: f + l h + c/2 h^2 + (max(0, m + c g)^2 - m^2) / 2c (Bertsekas, section 4.2), (M,)."""
@@ -297,7 +297,7 @@ class _Run:
 
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
-        z = _where(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
+        z = choose(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
         terms = self._evaluate(z, self.all.number)
         violation = terms.violation().tolist()
         ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
@@ -321,7 +321,7 @@ class _Run:
         return Status.OUT_OF_BUDGET, f"{rounds} rounds of {self.schedule.inner_iterations} steps were too few; {missed}"
 
 
-def _where(rows: Tensor, this: Tensor, other: Tensor) -> Tensor:
+def choose(rows: Tensor, this: Tensor, other: Tensor) -> Tensor:
     """Choose between two tensors row by row: (M,) bool."""
     return torch.where(rows.view(-1, *[1] * (this.ndim - 1)), this, other)
 

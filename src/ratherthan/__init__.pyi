@@ -4,6 +4,7 @@ from . import data as data
 from .attribution.activation import GradCAM as GradCAM
 from .attribution.activation import LayerMethod as LayerMethod
 from .attribution.activation import LinearApproximation as LinearApproximation
+from .attribution.deeplift_rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.explain import compare as compare
 from .attribution.explain import explain as explain
 from .attribution.explanation import Explanation as Explanation
@@ -15,6 +16,7 @@ from .attribution.gradient import InputXGradient as InputXGradient
 from .attribution.gradient import IntegratedGradients as IntegratedGradients
 from .attribution.gradient import SmoothGrad as SmoothGrad
 from .attribution.lime import Lime as Lime
+from .attribution.lrp_rules import register_lrp_rule as register_lrp_rule
 from .attribution.method import Attribution as Attribution
 from .attribution.method import Method as Method
 from .attribution.method import methods as methods

@@ -494,9 +494,7 @@ _REGISTERED: Registry[Contrast] = Registry(
 )
 
 
-def contrasts() -> list[str]:
-    """The registered names, in order of registration."""
-    return list(_REGISTERED)
+contrasts = _REGISTERED.names
 
 
 def register_contrast(name: str, contrast: Contrast | ContrastFunction) -> None:

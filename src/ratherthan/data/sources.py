@@ -170,8 +170,7 @@ def images(folder: Root) -> Dataset:
 
 def names() -> list[str]:
     """The names that `load` knows by heart."""
-    load_plugins()
-    return [name for name in DATASETS if not name.endswith(":")]
+    return [name for name in DATASETS.names() if not name.endswith(":")]
 
 
 def find_folder(name: str, root: Root) -> Path:

@@ -186,8 +186,8 @@ def test_nothing_of_the_users_is_overwritten_and_a_second_run_finds_the_same(
     command: tuple[str, ...], figure: str, named: str, digits: list[Path]
 ) -> None:
     folder = digits[0].parent
-    (folder / "more").mkdir()
-    Image.open(digits[1]).save(folder / "more" / "EL.png")
+    (folder / "a").mkdir()
+    Image.open(digits[1]).save(folder / "a" / "EL.png")
     (folder / "._one.png").write_bytes(b"what macOS leaves beside a file")
     before = {path: path.read_bytes() for path in folder.rglob("*.png")}
     seen = set()
@@ -197,7 +197,7 @@ def test_nothing_of_the_users_is_overwritten_and_a_second_run_finds_the_same(
         assert not result.stderr
         seen.add(tuple(line.split(": ")[0] for line in result.stdout.splitlines() if ": " in line))
     (names,) = seen
-    assert sorted(names) == sorted(str(path) for path in [*digits, folder / "more" / "EL.png"])
+    assert sorted(names) == sorted(str(path) for path in [*digits, folder / "a" / "EL.png"])
     assert {path: path.read_bytes() for path in before} == before
     figures = sorted(path.name.casefold() for path in folder.glob(f"*.{figure}.png"))
     assert len(figures) == len(set(figures)) == 5
@@ -299,6 +299,9 @@ def test_of_many_questions_a_few_are_printed(command: str, digits: list[Path]) -
     result = call(command, digits[2], "-m", "zoo:mnist", "--foil", "each", *few, "--out", digits[0].parent)
     assert result.stdout.count(": Why ") == 5
     assert "(5 of 10 questions about each image, the " in result.stdout
+    if command == "explain":
+        why = rt.explain(rt.load("zoo:mnist"), [str(digits[2])], foil="each").likeliest(5)
+        assert result.stdout.splitlines()[:5] == [f"{digits[2]}: {why.text(0, q)}" for q in range(5)]
 
 
 def test_a_network_that_gives_a_value_is_asked_with_values(digits: list[Path], tmp_path: Path) -> None:

@@ -499,6 +499,14 @@ def test_softmax_layer_norm_and_products_by_the_formulas_of_attnlrp() -> None:
             expected[..., i] += x[..., i] * (float(i == j) - 1 / 12) / deviation[..., 0] * weight[..., j]
     close(found, expected)
 
+    for norm in (
+        lambda x: F.rms_norm(x, [12], eps=1e-6),
+        lambda x: x * (x.square().mean(3, keepdim=True) + 1e-6) ** -0.5,
+        lambda x: x / (x.square().mean(3, keepdim=True) + 1e-6).sqrt(),
+    ):
+        found, weight = handed_down(norm, x, rt.LRP("z"))
+        close(found, F.rms_norm(x, [12], eps=1e-6) * weight)
+
     found, weight = handed_down(lambda x: x[:, 0] @ x[:, 1], x, rt.LRP("z"))
     expected = torch.zeros_like(x)
     made = x[:, 0] @ x[:, 1]

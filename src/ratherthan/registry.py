@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from ratherthan.errors import InputError, unknown
+from ratherthan.plugins import load_plugins
 from ratherthan.settings import check_names, type_name
 
 T = TypeVar("T")
@@ -42,8 +43,15 @@ class Registry(dict[str, T]):
             InputError: If there is none; the message names close ones.
         """
         if name not in self:
+            load_plugins()
+        if name not in self:
             raise InputError(unknown(self.kind, name, self))
         return self[name]
+
+    def names(self) -> list[str]:
+        """All names, those of plug-ins too, in the order they were registered."""
+        load_plugins()
+        return list(self)
 
 
 class Classes(Registry[type[T]], Generic[T]):

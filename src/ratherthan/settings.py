@@ -51,6 +51,16 @@ class Interval:
         return " and ".join(sides)
 
 
+class NotEmpty(Interval):
+    """For a setting that is a tuple: at least one element."""
+
+    def __contains__(self, value: Any) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "with at least one element"
+
+
 AtLeastOne = Annotated[int, Interval(1)]
 NotNegative = Annotated[float, Interval(0)]
 Positive = Annotated[float, Interval(0, above=True)]
@@ -125,7 +135,9 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
-    if isinstance(value, str) and (words := _words(hint)):
+    words = _words(hint)
+    others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
+    if words and not others and isinstance(value, str):
         return unknown(what, value, words)
     shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
     return f"{what} is {_wanted(hint)}, not {shown}"
@@ -134,7 +146,8 @@ def _misfit(what: str, hint: Any, value: Any) -> str:
 def _words(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
         return [each for each in get_args(hint) if isinstance(each, str)]
-    return [word for each in get_args(hint) for word in _words(each)]
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return [word for each in members for word in _words(each)]
 
 
 def _wanted(hint: Any) -> str:

@@ -59,10 +59,7 @@ class Method(Settings, ABC):
 
 
 _METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")
+
 register_method = _METHODS.register
 get_method = _METHODS.make
-
-
-def methods() -> list[str]:
-    """The registered names."""
-    return list(_METHODS)
+methods = _METHODS.names

@@ -129,7 +129,7 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     """
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
-    text, path = str(name), Path(name)
+    text, path = str(name), Path(str(name))
     if opened := _opener(text):
         return load(opened(root, split))
     _without_splits(text, split)
@@ -170,8 +170,7 @@ def images(folder: Root) -> Dataset:
 
 def names() -> list[str]:
     """The names that `load` knows by heart."""
-    load_plugins()
-    return [name for name in DATASETS if not name.endswith(":")]
+    return [name for name in DATASETS.names() if not name.endswith(":")]
 
 
 def find_folder(name: str, root: Root) -> Path:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, unknown
-from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 
@@ -128,8 +127,7 @@ def register_zoo_model(*entries: ZooEntry) -> None:
 
 def names(generative: bool = False) -> list[str]:
     """The names of all networks of the zoo: those that classify or score images, or the generative ones."""
-    load_plugins()
-    return [name for name, entry in ZOO.items() if entry.generative is generative]
+    return [name for name in ZOO.names() if ZOO[name].generative is generative]
 
 
 def get(name: str, generative: bool | None = False) -> ZooEntry:
@@ -146,9 +144,8 @@ def get(name: str, generative: bool | None = False) -> ZooEntry:
         InputError: No network of this kind has this name.
     """
     name = name.removeprefix("zoo:")
-    if name not in ZOO:
-        load_plugins()
-    known = {key: entry for key, entry in ZOO.items() if generative in (None, entry.generative)}
+    some = ZOO if name in ZOO else ZOO.names()  # what is known needs no plug-in
+    known = {key: ZOO[key] for key in some if generative in (None, ZOO[key].generative)}
     if name not in known:
         raise InputError(unknown("manifold of the zoo" if generative else "zoo model", name, known))
     return known[name]

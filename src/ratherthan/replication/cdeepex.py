@@ -158,6 +158,7 @@ class AdversarialRecipe(Recipe):
         penalty: Weight of the gradient penalty.
     """
 
+    about = "a Wasserstein generative adversarial network of images of {count} classes: {names}"
     critic_steps: int = 5
     penalty: float = 10.0
 
@@ -165,10 +166,6 @@ class AdversarialRecipe(Recipe):
         """The generator and a critic for it."""
         assert isinstance(network, Generator)
         return Adversaries(self, network)
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a Wasserstein generative adversarial network of images of {len(classes)} classes: {', '.join(classes)}"
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """The critic's estimate of the Wasserstein distance between images and samples, E[D(x)] - E[D(G(z))]."""
@@ -178,9 +175,11 @@ class AdversarialRecipe(Recipe):
 class Adversaries(Learner):
     """A generator, its critic, and an optimiser for each."""
 
+    recipe: AdversarialRecipe
+    network: Generator
+
     def __init__(self, recipe: AdversarialRecipe, network: Generator) -> None:
         super().__init__(recipe, network)
-        self.generator, self.how = network, recipe
         self.critic = critic(network).to(next(network.parameters()).device)
         self.parts["critic"] = self.critic
         for name, module in (("optimiser", network), ("critic_optimiser", self.critic)):
@@ -192,8 +191,8 @@ class Adversaries(Learner):
             made = self._draw(images)
         real, fake = self.critic(images), self.critic(made)
         distance: Tensor = real.mean() - fake.mean()
-        self._descend(self.how.penalty * self._steepness(images, made) - distance, "critic_optimiser")
-        if batch % self.how.critic_steps == self.how.critic_steps - 1:
+        self._descend(self.recipe.penalty * self._steepness(images, made) - distance, "critic_optimiser")
+        if batch % self.recipe.critic_steps == self.recipe.critic_steps - 1:
             self._descend(-self.critic(self._draw(images)).mean(), "optimiser")
         return distance.item()
 
@@ -202,7 +201,7 @@ class Adversaries(Learner):
         return torch.cat([self.critic(images), self.critic(self._draw(images))], 1)
 
     def _draw(self, like: Tensor) -> Tensor:
-        return self.generator.forward(torch.randn(len(like), self.generator.latents, device=like.device))
+        return self.network.forward(torch.randn(len(like), self.network.latents, device=like.device))
 
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)

@@ -48,10 +48,6 @@ def garment_network(classes: int) -> nn.Sequential:
 
 
 # ----------------------------------------------------------------------------------------- faces
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 def celeba_attributes(folder: str | Path) -> pd.DataFrame:
     """The attributes of CelebA (Liu et al., 2015): a column of booleans for each of the 40, a row for each image.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +15,7 @@ from torch.nn import functional
 from ratherthan import data
 from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
 from ratherthan.zoo.registry import ZooEntry, register_zoo_model
-from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.training.recipes import Examples, Recipe
 
 PATCH = 32
 """Side of the patches that the networks look at, in pixels."""
@@ -123,19 +122,23 @@ class QualityRecipe(Recipe):
         chosen = [(flowers, index) for index in range(0, len(flowers), 4 if training else 32)]
         chosen += [(scenes, index) for index in range(len(scenes)) if (index % 20 == 0) != training]
         names = [f"{kind} {level}" for kind in kinds() for level in range(1, LEVELS + 1)] + ["undistorted"]
-        ids, labels, places = [], [], []
+        ids, labels, files = [], [], []
         for place, (photographs, index) in enumerate(chosen):
+            assert isinstance(photographs.reader, data.FileReader)
             for label in range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1):
                 ids.append(f"{photographs.ids[index]}, {names[label]}")
                 labels.append(label)
-                places.append((photographs.reader, photographs.positions[index]))
-        return data.Dataset(
-            "flowers102+imagenet_samples", tuple(names), tuple(ids), tuple(labels), _Chosen(tuple(places)), _centre
-        )
+                files.append(photographs.reader.files[photographs.positions[index]])
+        reader = data.FileReader(tuple(files))
+        return data.Dataset(self.dataset, tuple(names), tuple(ids), tuple(labels), reader, _centre)
 
-    def examples(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
-    ) -> tuple[Tensor, Tensor]:
+    about = (
+        "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
+        f"(SSIM of the luma, scikit-image, clipped to [0, 1]) would judge {', '.join(kinds())}, five levels each. The "
+        "architecture is that of Bosse et al. (2018) in a compact width; the score is that of a formula, not of people"
+    )
+
+    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """Spoil photographs as their labels say: (N, 3, H, W) to pairs (M, 6, h, w) and their qualities (M,)."""
         pairs, scores = [], []
         for image, label in zip(images, labels.tolist(), strict=True):
@@ -152,15 +155,6 @@ class QualityRecipe(Recipe):
                 scores.append(patch[6].mean().clamp(0, 1))
         return torch.stack(pairs), torch.stack(scores)
 
-    def about(self, classes: Sequence[str]) -> str:
-        """What the score means."""
-        return (
-            "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
-            f"(SSIM of the luma, scikit-image, clipped to [0, 1]) would judge {', '.join(kinds())}, five levels each. "
-            "The architecture is that of Bosse et al. (2018) in a compact width; the score is that of a formula, not "
-            "of people"
-        )
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean squared error."""
         return functional.mse_loss(logits.squeeze(1), labels)
@@ -175,21 +169,6 @@ class QualityRecipe(Recipe):
             "linear_correlation": float(stats.pearsonr(scores, wanted).statistic),
             "mean_absolute_error": float(abs(scores - wanted).mean()),
         }
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Images picked from several readers."""
-
-    places: tuple[tuple[data.Reader, int], ...]
-
-    def read(self, index: int) -> Image.Image | Tensor:
-        reader, position = self.places[index]
-        return reader.read(position)
-
-    def stamp(self, index: int) -> str:
-        reader, position = self.places[index]
-        return reader.stamp(position)
 
 
 def _centre(image: Image.Image) -> Tensor:

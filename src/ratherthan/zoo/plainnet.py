@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ratherthan.zoo.concepts import GARMENT_WORDS
 from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
@@ -18,7 +18,7 @@ def _convolution(channels: int, filters: int, size: int, dilation: int = 1) -> n
     return layer
 
 
-class PlainNet(nn.Module):
+class PlainNet(nn.Sequential):
     """Four convolutions and a global mean: (N, 1, 28, 28) in [0, 1] to logits (N, classes).
 
     A relative of the discriminator in section 6.1 of the CDeepEx paper (5x5 convolution, pooling, more convolutions,
@@ -37,27 +37,15 @@ class PlainNet(nn.Module):
     """
 
     def __init__(self, width: int = 16, classes: int = 10, cells: int = 1) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            _convolution(1, width, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            _convolution(width, 2 * width, 3),
-            nn.ReLU(),
-            _convolution(2 * width, 2 * width, 3),
-            nn.ReLU(),
-            _convolution(2 * width, 4 * width, 3, dilation=2),
-            nn.ReLU(),
-        )
-        self.pool = nn.AdaptiveAvgPool2d(cells)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(4 * width * cells**2, classes, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 1, H, W) to logits (N, classes)."""
-        pooled: Tensor = torch.flatten(self.pool(self.features(x)), 1)
-        logits: Tensor = self.head(self.dropout(pooled))
-        return logits
+        features = nn.Sequential(
+            _convolution(1, width, 5), nn.ReLU(), nn.MaxPool2d(2),
+            _convolution(width, 2 * width, 3), nn.ReLU(),
+            _convolution(2 * width, 2 * width, 3), nn.ReLU(),
+            _convolution(2 * width, 4 * width, 3, dilation=2), nn.ReLU(),
+        )  # fmt: skip
+        pool, head = nn.AdaptiveAvgPool2d(cells), nn.Linear(4 * width * cells**2, classes, bias=False)
+        parts = OrderedDict(features=features, pool=pool, flatten=nn.Flatten(), dropout=nn.Dropout(0.1), head=head)
+        super().__init__(parts)
 
 
 _digits = Recipe("mnist", 8, 0.008, augmentation=Augmentation(shift=0.06, scale=0.08, rotation=8))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from ratherthan.zoo.concepts import GARMENT_WORDS
@@ -17,7 +17,7 @@ def _block(channels: int, filters: int, pool: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
-class ResNet9(nn.Module):
+class ResNet9(nn.Sequential):
     """Eight convolutions, two of the blocks residual, and a linear map: (N, 3, H, W) to logits (N, classes).
 
     The paper names the architecture and no more; this is the usual one with 16 instead of 64 first channels, pooled
@@ -32,20 +32,14 @@ class ResNet9(nn.Module):
     """
 
     def __init__(self, width: int = 16, classes: int = 7, channels: int = 3, fine: bool = False) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(_block(channels, width, pool=not fine), _block(width, 2 * width, pool=True))
-        self.residual1 = Residual(2 * width)
-        self.middle = nn.Sequential(_block(2 * width, 4 * width, pool=True), _block(4 * width, 6 * width))
-        self.residual2 = Residual(6 * width)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(6 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to logits (N, classes)."""
-        x = self.residual2(self.middle(self.residual1(self.stem(x))))
-        logits: Tensor = self.head(self.dropout(torch.flatten(self.pool(x), 1)))
-        return logits
+        parts: dict[str, nn.Module] = {
+            "stem": nn.Sequential(_block(channels, width, pool=not fine), _block(width, 2 * width, pool=True)),
+            "residual1": Residual(2 * width),
+            "middle": nn.Sequential(_block(2 * width, 4 * width, pool=True), _block(4 * width, 6 * width)),
+            "residual2": Residual(6 * width),
+        }
+        parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "dropout": nn.Dropout(0.2)}
+        super().__init__(OrderedDict(**parts, head=nn.Linear(6 * width, classes)))
 
 
 class Residual(nn.Module):

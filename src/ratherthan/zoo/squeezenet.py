@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
 import torch
@@ -36,7 +37,7 @@ class Fire(nn.Module):
         return torch.cat([self.expand1x1_activation(small), self.expand3x3_activation(large)], dim=1)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(nn.Sequential):
     """SqueezeNet v1.0: (N, 3, H, W), H and W at least 21, normalised, to logits (N, classes).
 
     The last layer with a spatial grid and a spatial mixture is `features.12`; a 1x1 convolution, a ReLU and a global
@@ -47,9 +48,8 @@ class SqueezeNet(nn.Module):
     """
 
     def __init__(self, classes: int = 1000) -> None:
-        super().__init__()
         pools = [nn.MaxPool2d(3, stride=2, ceil_mode=True) for _ in range(3)]
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(3, 96, 7, stride=2), nn.ReLU(), pools[0],
             Fire(96, 16, 64), Fire(128, 16, 64), Fire(128, 32, 128), pools[1],
             Fire(256, 32, 128), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), pools[2],
@@ -59,11 +59,8 @@ class SqueezeNet(nn.Module):
         # Almost equal positive scores at first: a class that starts below the last ReLU would learn nothing
         nn.init.normal_(head.weight, std=0.001)
         nn.init.constant_(head.bias, 1.0)  # type: ignore[arg-type]
-        self.classifier = nn.Sequential(nn.Dropout(0.5), head, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to logits (N, classes)."""
-        return torch.flatten(self.classifier(self.features(x)), 1)
+        classifier = nn.Sequential(nn.Dropout(0.5), head, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        super().__init__(OrderedDict(features=features, classifier=classifier, flatten=nn.Flatten()))
 
 
 _flowers = Recipe(

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ratherthan import data
 from ratherthan.zoo.concepts import garment_of
 from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
-from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.training.recipes import Examples, Recipe
 
 
 class VAE(nn.Module):
@@ -34,7 +34,8 @@ class VAE(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The mean of the posterior: (N, C, H, W) to (N, latents)."""
-        return self._posterior(images)[0]
+        mean: Tensor = self.encoder(images).chunk(2, 1)[0]
+        return mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """The mean image: (N, latents) to (N, C, H, W) in [0, 1]."""
@@ -45,14 +46,10 @@ class VAE(nn.Module):
 
         In training mode the latents are drawn from the posterior, else they are its mean.
         """
-        mean, log_variance = self._posterior(images)
+        mean, log_variance = self.encoder(images).chunk(2, 1)
         noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
         log_odds = self.decoder(mean + noise * (log_variance / 2).exp())
         return torch.cat([log_odds.flatten(1), mean, log_variance], 1)
-
-    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(images).chunk(2, 1)
-        return mean, log_variance
 
 
 def convolutional_vae(
@@ -100,16 +97,12 @@ def dense_layers(*sizes: int) -> list[nn.Module]:
 class AutoencoderRecipe(Recipe):
     """Train on the images themselves: the target of an image is the image."""
 
-    def examples(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
-    ) -> tuple[Tensor, Tensor]:
+    about = "a variational autoencoder of images of {count} classes: {names}"
+
+    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """The images, twice."""
         seen = super().examples(images, labels, generator, training)[0]
         return seen, seen
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a variational autoencoder of images of {len(classes)} classes: {', '.join(classes)}"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The negative evidence lower bound in nats per image."""
@@ -148,14 +141,12 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 class OwnImages(AutoencoderRecipe):
     """Train on a folder of images; every tenth is held out."""
 
+    about = "a variational autoencoder of the images in {names}"
+
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """All images below the folder `root`, without those held out, or only those."""
         whole = data.images(root)
         return whole.subset([index for index in range(len(whole)) if (index % 10 == 1) == (split == "test")])
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a variational autoencoder of the images in {classes[0]}"
 
 
 _recipe = partial(AutoencoderRecipe, rate=3e-3, weight_decay=0.0, warmup=0.1)

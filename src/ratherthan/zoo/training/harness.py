@@ -107,10 +107,9 @@ def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
     """Weights, sheets and card, each whole or not at all; the card last."""
     entry, network = training.entry, training.network
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
-    metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
-    if card["effects"]:
-        metadata["effects"] = json.dumps(card["effects"])
+    size = {"image_size": entry.image_size, "channels": entry.channels}
+    told = {"class_names": card["classes"], "input": size, **({"effects": card["effects"]} if card["effects"] else {})}
+    metadata = {"format": "pt", "zoo": entry.name, **{key: json.dumps(value) for key, value in told.items()}}
     write_atomically(out, [to_safetensors(state, metadata)])
     if entry.generative:
         write_sheets(entry, network, training.held_out(32).to(training.device), out)
@@ -235,12 +234,13 @@ class _Training:
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""
-        entry, options = self.entry, f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
+        entry, names = self.entry, list(self.data.class_names)
+        options = f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
         options += " --size {}x{}".format(*entry.image_size) if entry.any_size else ""
         return {
             "name": f"zoo:{entry.name}",
-            "about": self.recipe.about(self.data.class_names),
-            "classes": list(self.data.class_names) if entry.output == "logits" else [],
+            "about": self.recipe.about.format(count=len(names), names=", ".join(names)),
+            "classes": names if entry.output == "logits" else [],
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "input": {key: getattr(entry, key) for key in ("channels", "image_size", "mean", "std", "fit")},
             "training_images": len(self.data),
@@ -272,14 +272,10 @@ def _fit(entry: ZooEntry, image: Any) -> Tensor:
 def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
     """Take over the tensors that fit; the others (the head for other classes) keep their first values."""
     root = Path(root or os.environ.get("RATHERTHAN_DATA", "."))
-    found = [path for path in (root / name, root.parent / name) if path.is_file()]
-    if not found:
-        raise InputError(f"no {root / name}: this training starts from weights that must lie there")
-    own = network.state_dict()
-    given = read_weights(found[0])
-    network.load_state_dict(
-        own | {key: given[key] for key in own if key in given and given[key].shape == own[key].shape}
-    )
+    places = root / name, root.parent / name
+    given, own = read_weights(next(filter(Path.is_file, places), places[0])), network.state_dict()
+    fitting = {key: value for key, value in given.items() if key in own and value.shape == own[key].shape}
+    network.load_state_dict(fitting, strict=False)
 
 
 def _markdown(card: dict[str, Any]) -> str:
@@ -301,12 +297,13 @@ Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]}
 
 def _told(effects: dict[str, list[list[float]]]) -> str:
     """The coordinates that move each concept most."""
-    lines = []
+    if not effects:
+        return ""
+    lines = ["What its latents move, in standard deviations of the concept per unit (and their correlation):\n"]
     for name, (correlations, strengths) in effects.items():
         first = sorted(range(len(strengths)), key=lambda i: -abs(strengths[i]))[:3]
         lines.append(f"- {name}: " + ", ".join(f"z{i} {strengths[i]:+.2f} ({correlations[i]:+.2f})" for i in first))
-    heading = "What its latents move, in standard deviations of the concept per unit (and their correlation):\n\n"
-    return heading + "\n".join(lines) + "\n\n" if lines else ""
+    return "\n".join(lines) + "\n\n"
 
 
 def _figure(metric: str, value: float) -> str:

@@ -124,21 +124,15 @@ class Batches(Settings):
     skipped: list[Skipped] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return -(-len(self._visited) // self.batch_size)
-
-    @property
-    def _visited(self) -> Sequence[int]:
-        return range(len(self.dataset)) if self.order is None else self.order
+        return -(-len(self.dataset if self.order is None else self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self.skipped.clear()
-        loader: DataLoader[Any] = DataLoader(
-            self._visited,  # type: ignore[arg-type] # the loader deals out indices; what collates them decodes
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=partial(_decoded, self.dataset),
+        order: Any = range(len(self.dataset)) if self.order is None else self.order
+        loader = DataLoader(  # it deals indices out, to its workers too; what collates them decodes
+            order, self.batch_size, num_workers=self.workers, collate_fn=partial(_decoded, self.dataset),
             generator=torch.Generator(),  # else iterating would draw from the global random numbers
-        )
+        )  # fmt: skip
         for items, skipped in loader:
             self.skipped += skipped
             if items:
@@ -146,12 +140,10 @@ class Batches(Settings):
                 yield torch.tensor(indices), self._stack(images), torch.tensor(labels)
 
     def _stack(self, images: Sequence[Tensor]) -> Tensor:
-        shapes = list(dict.fromkeys(tuple(image.shape) for image in images))
-        if len(shapes) > 1:
-            raise InputError(
-                f"{self.dataset.name}: images of {shapes[0]} and {shapes[1]} cannot share a batch; give the set a "
-                "transform that brings them to one size (e.g. the model's preprocessing)"
-            )
+        sizes = {" x ".join(map(str, image.shape)) for image in images}
+        if len(sizes) > 1:
+            given = f"{self.dataset.name}: images of {' and '.join(sorted(sizes))} pixels cannot share a batch"
+            raise InputError(f"{given}; give the set a transform that brings them to one size")
         return torch.stack(list(images))
 
 

@@ -96,13 +96,9 @@ def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
 
 
 def fit_image(
-    image: Image.Image,
-    size: tuple[int, int],
-    fit: Fit = "resize",
-    crop_fraction: float = 1.0,
-    channels: int | None = None,
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
-) -> Tensor:
+    image: Image.Image, size: tuple[int, int], fit: Fit = "resize", crop_fraction: float = 1.0,
+    channels: int | None = None, interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
+) -> Tensor:  # fmt: skip
     """Bring an image to a given size, as torchvision's Resize and CenterCrop do, in one step.
 
     Args:

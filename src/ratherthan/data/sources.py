@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,9 +126,9 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
         return load(DATASETS[known](root, split, *([detail] if detail else [])))
     _without_splits(text, split)
     if path.is_dir():
-        return _class_folders(path)
+        return _by_folder(path.resolve().name, {each.relative_to(path).as_posix(): each for each in path.glob("*/*")})
     if path.suffix == ".tar":
-        return _labelled_tar(path)
+        return _by_folder(path.stem, {member.name: member for member in _members(path)})
     if path.suffix == ".csv":
         return _csv(path)
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
@@ -143,11 +143,11 @@ def images(folder: Root) -> Dataset:
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"name the folder of your images, not {folder}")
     root = Path(folder)
-    paths = _pictures(root.rglob("*"))
+    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
     if len(paths) < 2:
         raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
-    ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    return Dataset(root.resolve().name, (root.resolve().name,), ids, (0,) * len(ids), FileReader(paths))
+    ids, name = [path.relative_to(root).as_posix() for path in paths], root.resolve().name
+    return _by_word(name, ids, [name] * len(ids), paths)
 
 
 def names() -> list[str]:
@@ -164,12 +164,10 @@ def find_folder(name: str, root: Root) -> Path:
     root = root or os.environ.get("RATHERTHAN_DATA")
     if root is None:
         raise InputError(f"where is {name}? Name the folder that holds {name}/, or set RATHERTHAN_DATA to it")
-    folder = Path(root) / name
-    if folder.is_dir():
-        return folder
-    if Path(root).is_dir() and Path(root).name == name:
-        return Path(root)
-    raise InputError(f"no folder {folder}; the data root must hold {name}/")
+    for folder in (Path(root) / name, Path(root)):
+        if folder.is_dir() and folder.name == name:
+            return folder
+    raise InputError(f"no folder {Path(root) / name}; the data root must hold {name}/")
 
 
 def chosen_splits(name: str, split: str | None, known: Iterable[str]) -> list[str]:
@@ -263,28 +261,21 @@ def _digits(root: Root, split: str | None) -> Dataset:
     return Dataset("digits", tuple("0123456789"), ids, tuple(labels.tolist()), ArrayReader(array))
 
 
-def _natural(name: str) -> tuple[int, int | str]:
-    """Numbers by value before words by letter, so that class 10 comes after class 2."""
-    return (0, int(name)) if name.isdecimal() else (1, name)
-
-
 def _by_word(name: str, ids: Iterable[str], words: Sequence[str], files: tuple[Path | Member, ...]) -> Dataset:
     """A set whose labels are given as words."""
-    class_names = tuple(sorted(set(words), key=_natural))
+    # numbers by value before words by letter, so that class 10 comes after class 2
+    class_names = tuple(sorted(set(words), key=lambda word: (0, int(word)) if word.isdecimal() else (1, word)))
     index = {word: label for label, word in enumerate(class_names)}
     return Dataset(name, class_names, tuple(ids), tuple(index[word] for word in words), FileReader(files))
 
 
-def _class_folders(root: Path) -> Dataset:
-    paths = _pictures(root.glob("*/*"))
-    if not paths:
-        raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
-    ids, words = [path.relative_to(root).as_posix() for path in paths], [path.parent.name for path in paths]
-    return _by_word(root.resolve().name, ids, words, paths)
-
-
-def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(path for path in sorted(paths) if path.suffix.lower() in IMAGE_ENDINGS)
+def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
+    """A set labelled by the folders that its images lie in."""
+    found = {place: file for place, file in sorted(files.items()) if Path(place).suffix.lower() in IMAGE_ENDINGS}
+    words = [Path(place).parent.name for place in found]
+    if not all(words) or not found:
+        raise InputError(f"{name}: expected images in folders named after classes ({name}/CLASS/IMAGE)")
+    return _by_word(name, found, words, tuple(found.values()))
 
 
 def _members(path: Path) -> tuple[Member, ...]:
@@ -293,14 +284,6 @@ def _members(path: Path) -> tuple[Member, ...]:
             return tuple(Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
     except tarfile.TarError as error:
         raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
-
-
-def _labelled_tar(path: Path) -> Dataset:
-    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in IMAGE_ENDINGS)
-    words = [Path(member.name).parent.name for member in found]
-    if not all(words) or not found:
-        raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
-    return _by_word(path.stem, [member.name for member in found], words, found)
 
 
 def _csv(path: Path) -> Dataset:

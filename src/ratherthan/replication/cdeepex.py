@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,10 +70,8 @@ class RareRecipe(Recipe):
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """The images of a split; of the training part without most of those of the rare class."""
         whole = super().open(root, split)
-        if split != self.train:
-            return whole
-        left_out = {index for index, label in enumerate(whole.labels) if label == self.rare}
-        left_out -= set(sorted(left_out)[: self.kept])
+        rare = [index for index, label in enumerate(whole.labels) if label == self.rare and split == self.train]
+        left_out = set(rare[self.kept :])
         return whole.subset([index for index in range(len(whole)) if index not in left_out])
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -97,14 +96,12 @@ def dense_vae(
         decoder: Sizes of the layers between latents and pixels.
         side: Height and width of the images.
     """
-    return VAE(
-        nn.Sequential(nn.Flatten(), *dense_layers(side**2, *encoder, 2 * latents)),
-        nn.Sequential(*dense_layers(latents, *decoder, side**2), nn.Unflatten(1, (1, side, side))),
-        latents,
-    )
+    down = nn.Sequential(nn.Flatten(), *dense_layers(side**2, *encoder, 2 * latents))
+    up = nn.Sequential(*dense_layers(latents, *decoder, side**2), nn.Unflatten(1, (1, side, side)))
+    return VAE(down, up, latents)
 
 
-class Generator(nn.Module):
+class Generator(nn.Sequential):
     """Latents (N, latents), standard normal, to images (N, channels, side, side) in [-1, 1].
 
     The defaults are the paper's: transposed convolutions of 512, 256, 128, 64 channels, each followed by BatchNorm and
@@ -120,22 +117,16 @@ class Generator(nn.Module):
     """
 
     def __init__(self, latents: int = 200, width: int = 64, side: int = 64, channels: int = 1) -> None:
-        super().__init__()
-        self.latents = latents
-        self.grid, self.widths = side, [channels]
-        while self.grid % 2 == 0 and self.grid >= 8:
-            self.grid //= 2
-            self.widths.insert(0, width * 2 ** (len(self.widths) - 1))
+        grid, widths = side, [channels]
+        while grid % 2 == 0 and grid >= 8:
+            grid //= 2
+            widths.insert(0, width * 2 ** (len(widths) - 1))
         layers: list[nn.Module] = [nn.Unflatten(1, (latents, 1, 1))]
-        layers += [nn.ConvTranspose2d(latents, self.widths[0], self.grid, bias=False)]
-        for given, made in pairwise(self.widths):
+        layers += [nn.ConvTranspose2d(latents, widths[0], grid, bias=False)]
+        for given, made in pairwise(widths):
             layers += [nn.BatchNorm2d(given), nn.ReLU(), nn.ConvTranspose2d(given, made, 4, 2, 1, bias=False)]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Draw the images."""
-        images: Tensor = self.layers(latents)
-        return images
+        super().__init__(OrderedDict(layers=nn.Sequential(*layers, nn.Tanh())))
+        self.latents, self.grid, self.widths = latents, grid, widths
 
 
 def critic(generator: Generator) -> nn.Sequential:
@@ -201,7 +192,8 @@ class Adversaries(Learner):
         return torch.cat([self.critic(images), self.critic(self._draw(images))], 1)
 
     def _draw(self, like: Tensor) -> Tensor:
-        return self.network.forward(torch.randn(len(like), self.network.latents, device=like.device))
+        drawn: Tensor = self.network(torch.randn(len(like), self.network.latents, device=like.device))
+        return drawn
 
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
@@ -214,11 +206,13 @@ class Adversaries(Learner):
 # ----------------------------------------------------------------------------------------- what they are called
 _digits = partial(grey_entry, build=digit_network, layer="features.3", manifold="mnist_vae")
 _LARGE = (64, 64)  # what the paper enlarges digits and garments to
+_enlarged = partial(digit_network, 64)
 _vae = partial(grey_entry, generative=True)
 _gan = partial(grey_entry, mean=(0.5,), std=(0.5,), generative=True)
 _small = partial(Generator, 200, 32, 28)
 _dense = partial(dense_vae, (784, 400), 120, (400, 784), 64)
 
+_few_eights = partial(RareRecipe, "mnist", 3, 4e-3)
 _biased = Recipe("mnist_biased", 5, 8e-3, tests=("test", "plain", "marked"))
 _mnist_vae = AutoencoderRecipe("mnist", 12, 3e-3, 128, 0.0, warmup=0.1)
 _biased_vae = replace(_mnist_vae, dataset="mnist_biased", epochs=6)
@@ -228,13 +222,8 @@ _adversarial = partial(AdversarialRecipe, epochs=8, rate=4e-4, batch_size=64, wa
 data.register_dataset("mnist_biased", mnist_biased)
 register_zoo_model(
     _digits("mnist_biased", recipe=_biased, manifold="mnist_biased_vae"),
-    *(
-        _digits(f"mnist_eights_{share}", recipe=RareRecipe("mnist", 3, 4e-3, kept=kept))
-        for share, kept in EIGHTS.items()
-    ),
-    _digits(
-        "mnist_paper_64", build=partial(digit_network, 64), image_size=_LARGE, recipe=RECIPE, manifold="mnist_vae_64"
-    ),
+    *(_digits(f"mnist_eights_{share}", recipe=_few_eights(kept=kept)) for share, kept in EIGHTS.items()),
+    _digits("mnist_paper_64", build=_enlarged, image_size=_LARGE, recipe=RECIPE, manifold="mnist_vae_64"),
     _vae("mnist_biased_vae", convolutional_vae, recipe=_biased_vae),
     _vae("mnist_squares_vae", convolutional_vae, recipe=_squares_vae),
     _vae("mnist_vae_dense", dense_vae, recipe=_mnist_vae),

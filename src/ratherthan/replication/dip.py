@@ -111,9 +111,8 @@ def _properties(images: Tensor) -> Tensor:
 
 
 _garments = DIPRecipe("fashion_mnist", 6, 1e-3, 256, 0.0, warmup=0.1)
-_lesions = DIPRecipe(
-    "ham10000", 20, 1e-3, 64, 0.0, warmup=0.1, augmentation=Augmentation(flips="hv"), off_diagonal=100.0, deviation=0.3
-)
+_flipped = Augmentation(flips="hv")
+_lesions = DIPRecipe("ham10000", 20, 1e-3, 64, 0.0, 0.1, _flipped, off_diagonal=100.0, deviation=0.3)
 _grey = partial(grey_entry, generative=True, measure=garment_of)
 _colour = partial(ZooEntry, mean=(0.0,) * 3, std=(1.0,) * 3, generative=True, measure=shape_of)
 _table_4 = partial(dense_vae, (1200, 1200), 16, (1200, 1200, 1200))

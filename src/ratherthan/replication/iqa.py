@@ -8,9 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
@@ -75,12 +73,10 @@ class DIQaM(nn.Module):
         """
         reference, distorted = (self._grid(image) for image in pair.chunk(2, dim=1))
         distorted = self.distorted_conv10(distorted)
-        r, d = (functional.max_pool2d(grid.relu(), 2) for grid in (reference, distorted))
+        r, d = (nn.functional.max_pool2d(grid.relu(), 2) for grid in (reference, distorted))
         fused = torch.cat([r, d, r - d], 1).movedim(1, -1)
         scores: Tensor = self.score(fused).flatten(1)
-        if self.weight is None:
-            return scores.mean(1, keepdim=True)
-        weights: Tensor = self.weight(fused).flatten(1).relu() + 1e-6
+        weights = torch.ones_like(scores) if self.weight is None else self.weight(fused).flatten(1).relu() + 1e-6
         return (weights * scores).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
     def _grid(self, image: Tensor) -> Tensor:
@@ -129,8 +125,9 @@ class QualityRecipe(Recipe):
                 ids.append(f"{photographs.ids[index]}, {names[label]}")
                 labels.append(label)
                 files.append(photographs.reader.files[photographs.positions[index]])
+        centred = partial(data.fit_image, size=(224, 224), fit="crop", crop_fraction=1.0, channels=3)
         reader = data.FileReader(tuple(files))
-        return data.Dataset(self.dataset, tuple(names), tuple(ids), tuple(labels), reader, _centre)
+        return data.Dataset(self.dataset, tuple(names), tuple(ids), tuple(labels), reader, centred)
 
     about = (
         "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
@@ -140,24 +137,23 @@ class QualityRecipe(Recipe):
 
     def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """Spoil photographs as their labels say: (N, 3, H, W) to pairs (M, 6, h, w) and their qualities (M,)."""
-        pairs, scores = [], []
+        made: list[tuple[Tensor, Tensor]] = []
         for image, label in zip(images, labels.tolist(), strict=True):
             reference = _cut(image, 3 * PATCH, generator) if training else image
             distorted = _spoilt(reference, label, generator)
             pair = torch.cat([reference, distorted])
-            if not training:
-                pairs.append(pair)
-                scores.append(torch.tensor(structural_similarity(reference, distorted)))
-                continue
-            scored = torch.cat([pair, similarity_map(reference, distorted)[None]])
-            for patch in (_cut(scored, PATCH, generator) for _ in range(self.patches)):
-                pairs.append(patch[:6])
-                scores.append(patch[6].mean().clamp(0, 1))
+            if training:
+                scored = torch.cat([pair, similarity_map(reference, distorted)[None]])
+                patches = [_cut(scored, PATCH, generator) for _ in range(self.patches)]
+                made += [(patch[:6], patch[6].mean().clamp(0, 1)) for patch in patches]
+            else:
+                made.append((pair, torch.tensor(structural_similarity(reference, distorted))))
+        pairs, scores = zip(*made, strict=True)
         return torch.stack(pairs), torch.stack(scores)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean squared error."""
-        return functional.mse_loss(logits.squeeze(1), labels)
+        return nn.functional.mse_loss(logits.squeeze(1), labels)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Rank correlation (Spearman, ties share ranks), linear correlation (Pearson), mean absolute error."""
@@ -169,10 +165,6 @@ class QualityRecipe(Recipe):
             "linear_correlation": float(stats.pearsonr(scores, wanted).statistic),
             "mean_absolute_error": float(abs(scores - wanted).mean()),
         }
-
-
-def _centre(image: Image.Image) -> Tensor:
-    return data.fit_image(image, (224, 224), "crop", 1.0, 3)
 
 
 def _cut(image: Tensor, side: int, generator: torch.Generator) -> Tensor:

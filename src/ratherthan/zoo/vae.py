@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.zoo.concepts import garment_of
@@ -53,13 +52,9 @@ class VAE(nn.Module):
 
 
 def convolutional_vae(
-    latents: int = 32,
-    widths: Sequence[int] = (),
-    hidden: Sequence[int] = (),
-    *,
-    image_size: tuple[int, int] = (28, 28),
-    channels: int = 1,
-) -> VAE:
+    latents: int = 32, widths: Sequence[int] = (), hidden: Sequence[int] = (), *,
+    image_size: tuple[int, int] = (28, 28), channels: int = 1,
+) -> VAE:  # fmt: skip
     """An autoencoder of strided convolutions, each of which halves the grid, and of their reverse.
 
     Args:
@@ -111,18 +106,15 @@ class AutoencoderRecipe(Recipe):
 
     def misfit(self, log_odds: Tensor, images: Tensor) -> Tensor:
         """The negative log-likelihood of the pixels, as Bernoulli variables, in nats per image."""
-        return functional.binary_cross_entropy_with_logits(log_odds, images, reduction="sum") / len(images)
+        return nn.functional.binary_cross_entropy_with_logits(log_odds, images, reduction="sum") / len(images)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Root mean square error of the pixels of the posterior mean's image, and the divergence in nats."""
         log_odds, mean, log_variance = split_output(logits, labels)
         error = (log_odds.sigmoid() - labels).square().mean().sqrt()
         used = (mean.var(0, correction=0) > 0.05).sum()
-        return {
-            "pixel_error": error.item(),
-            "divergence": divergence(mean, log_variance).mean().item(),
-            "latents_used": used.item(),
-        }
+        found = {"pixel_error": error, "divergence": divergence(mean, log_variance).mean(), "latents_used": used}
+        return {name: value.item() for name, value in found.items()}
 
 
 def split_output(output: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

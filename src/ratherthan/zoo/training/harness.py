@@ -32,18 +32,10 @@ _TRAVERSED = 64  # held-out images from which the latents of a generative model 
 
 
 def train(
-    name: str,
-    data_root: str | Path | None = None,
-    out: str | Path | None = None,
-    *,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    resume: bool = True,
-    limit: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    progress: Progress = None,
-) -> Path:
+    name: str, data_root: str | Path | None = None, out: str | Path | None = None, *,
+    epochs: int | None = None, seed: int = 0, device: str = "cpu", resume: bool = True, limit: int | None = None,
+    image_size: tuple[int, int] | None = None, progress: Progress = None,
+) -> Path:  # fmt: skip
     """Train a network of the zoo and write its weights and its model card.
 
     After every epoch a checkpoint is written beside the weights. A training that was killed goes on from there and
@@ -132,22 +124,21 @@ class _Training:
     skipped: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
         to_device(torch.empty(0), self.device)
-        self.data = self._split(recipe.train)
+        self.data = self._split(self.recipe.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = self.entry.build()
-            if recipe.start:
-                _adopt(self.network, self.root, recipe.start)
+            if self.recipe.start:
+                _adopt(self.network, self.root, self.recipe.start)
             self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster
-            for module in recipe.frozen:
+            for module in self.recipe.frozen:
                 self.network.get_submodule(module).requires_grad_(False)
-            self.learner = recipe.learner(self.network)
+            self.learner = self.recipe.learner(self.network)
         self.settings = {  # what must agree for a checkpoint to be gone on from
-            **{"zoo": self.entry.name, "recipe": asdict(recipe), "image_size": self.entry.image_size},
-            **{"epochs": self.epochs, "seed": self.seed, "limit": self.limit, "data": self.data.fingerprint()},
-        }
+            "zoo": self.entry.name, "recipe": asdict(self.recipe), "image_size": self.entry.image_size,
+            "epochs": self.epochs, "seed": self.seed, "limit": self.limit, "data": self.data.fingerprint(),
+        }  # fmt: skip
 
     def _split(self, split: str) -> data.Dataset:
         whole = self.recipe.open(self.root, split)
@@ -197,10 +188,8 @@ class _Training:
         self.network.eval()
         latents = self.network.encode(self._normalised(self.held_out(_TRAVERSED)))  # type: ignore[operator]
         found = effects(ZooDecoder(self.network, self.entry.scale), latents, self.entry.measure)
-        return {
-            name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]
-            for name, each in found.items()
-        }
+        pairs = {name: torch.stack([each.correlation, each.strength]) for name, each in found.items()}
+        return {name: pair.nan_to_num(0).round(decimals=3).tolist() for name, pair in pairs.items()}
 
     def held_out(self, count: int) -> Tensor:
         """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
@@ -280,16 +269,17 @@ def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
 
 def _markdown(card: dict[str, Any]) -> str:
     settings, metrics = card["settings"], card["metrics"]
-    columns = list(next(iter(metrics.values())))
+    columns = " | ".join(next(iter(metrics.values()))).replace("_", " ")
     rows = [f"| {split} | {' | '.join(_figure(*cell) for cell in row.items())} |" for split, row in metrics.items()]
-    table = [f"| split | {' | '.join(columns).replace('_', ' ')} |", "| --- " * (1 + len(columns)) + "|", *rows]
     return f"""# {card["name"]}
 
 {card["parameters"]:,} parameters, {card["about"]}.
 Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]} for {settings["epochs"]} epochs, seed \
 {settings["seed"]} (content {settings["data"]}); {len(card["skipped"])} images skipped as corrupt.
 
-{chr(10).join(table)}
+| split | {columns} |
+{"| --- " * (2 + columns.count("|"))}|
+{chr(10).join(rows)}
 
 {_told(card["effects"])}Made by `{card["command"]}` with torch {card["versions"]["torch"]} on {card["device"]}.
 """
@@ -307,6 +297,4 @@ def _told(effects: dict[str, list[list[float]]]) -> str:
 
 
 def _figure(metric: str, value: float) -> str:
-    if metric == "images":
-        return f"{value:,}"
-    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.3f}"
+    return format(value, "," if metric == "images" else ".2%" if metric.endswith("accuracy") else ".3f")

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 
@@ -58,8 +57,8 @@ class Augmentation:
             across * angle.sin(), down * angle.cos(), uniform(reach),
         ], 1).view(-1, 2, 3)  # fmt: skip
         height, width = (round(side * self.crop) for side in images.shape[2:])
-        grid = functional.affine_grid(matrix, [*images.shape[:2], height, width], align_corners=False)
-        moved = functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
+        grid = nn.functional.affine_grid(matrix, [*images.shape[:2], height, width], align_corners=False)
+        moved = nn.functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
         return (moved * (1 + uniform(self.brightness)).view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
@@ -143,7 +142,7 @@ class Recipe:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised: the mean cross-entropy."""
-        return functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(logits, labels)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """What is reported: accuracy, and balanced accuracy (the mean over classes of their recall)."""

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ratherthan import InputError, Manifold, ModelError, ZooEntry, data, train, zoo
 from ratherthan.app.cli import app
 from ratherthan.replication.cdeepex import AdversarialRecipe, Adversaries, Generator, critic, dense_vae
-from ratherthan.replication.dip import DIPRecipe, correlation, separation
+from ratherthan.replication.cem_maf import DIPRecipe, correlation, separation
 from ratherthan.zoo.concepts import effects, garment_of
 from ratherthan.zoo.training.traversals import write_sheets
 from ratherthan.zoo.vae import VAE, convolutional_vae, divergence

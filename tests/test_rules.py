@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from nets import CONVOLUTIONAL, Dense, Tokens, images, make
 from ratherthan.contrast import get_contrast, resolve
-from ratherthan.zoo.resnet9 import ResNet9
-from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.architectures import ResNet9, SqueezeNet
 from test_pullback import State
 
 CLASSES = 5

@@ -138,8 +138,8 @@ def fit_tensor(
     if interpolation not in modes:
         raise InputError(f"tensors cannot be resized by {interpolation}: hand them in as {size[0]} x {size[1]} pixels")
     (height, width), whole = size, _resized(image.shape[1], image.shape[2], size, fit, crop_fraction)
-    smooth = {} if interpolation == "nearest" else {"antialias": True}
-    resized = torch.nn.functional.interpolate(image[None], whole, mode=modes[interpolation], **smooth)[0]
+    mode, smooth = modes[interpolation], interpolation != "nearest"
+    resized = torch.nn.functional.interpolate(image[None], whole, mode=mode, antialias=smooth)[0]
     top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
     return resized[:, top : top + height, left : left + width].clamp(0, 1)
 

@@ -117,7 +117,7 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     """
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
-    text, path = str(name), Path(name)
+    text, path = str(name), Path(str(name))
     family, _, detail = text.partition(":")
     known = f"{family}:" if detail else text
     if known not in DATASETS:
@@ -311,11 +311,11 @@ def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     split = split or "test"
     try:
         import datasets
+
+        items = datasets.load_dataset(name, split=split)
     except ImportError as error:
         raise InputError(f"hf:{name} needs the package datasets: pip install datasets") from error
-    try:
-        items = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, ConnectionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"hf:{name}: {first_line(error)}") from error
     kinds = {type(feature).__name__: key for key, feature in items.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan import data
-from ratherthan.zoo.digit_network import RECIPE, digit_network
+from ratherthan.zoo.architectures import PAPER_DIGITS, digit_network
 from ratherthan.zoo.registry import grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Learner, Recipe
 from ratherthan.zoo.vae import VAE, AutoencoderRecipe, convolutional_vae, dense_layers
@@ -117,6 +116,7 @@ class Generator(nn.Sequential):
     """
 
     def __init__(self, latents: int = 200, width: int = 64, side: int = 64, channels: int = 1) -> None:
+        super().__init__()
         grid, widths = side, [channels]
         while grid % 2 == 0 and grid >= 8:
             grid //= 2
@@ -125,7 +125,7 @@ class Generator(nn.Sequential):
         layers += [nn.ConvTranspose2d(latents, widths[0], grid, bias=False)]
         for given, made in pairwise(widths):
             layers += [nn.BatchNorm2d(given), nn.ReLU(), nn.ConvTranspose2d(given, made, 4, 2, 1, bias=False)]
-        super().__init__(OrderedDict(layers=nn.Sequential(*layers, nn.Tanh())))
+        self.layers = nn.Sequential(*layers, nn.Tanh())
         self.latents, self.grid, self.widths = latents, grid, widths
 
 
@@ -198,7 +198,7 @@ class Adversaries(Learner):
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
-        slope: Tensor = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
+        (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         length: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
         return (length - 1).square().mean()
 
@@ -223,7 +223,7 @@ data.register_dataset("mnist_biased", mnist_biased)
 register_zoo_model(
     _digits("mnist_biased", recipe=_biased, manifold="mnist_biased_vae"),
     *(_digits(f"mnist_eights_{share}", recipe=_few_eights(kept=kept)) for share, kept in EIGHTS.items()),
-    _digits("mnist_paper_64", build=_enlarged, image_size=_LARGE, recipe=RECIPE, manifold="mnist_vae_64"),
+    _digits("mnist_paper_64", build=_enlarged, image_size=_LARGE, recipe=PAPER_DIGITS, manifold="mnist_vae_64"),
     _vae("mnist_biased_vae", convolutional_vae, recipe=_biased_vae),
     _vae("mnist_squares_vae", convolutional_vae, recipe=_squares_vae),
     _vae("mnist_vae_dense", dense_vae, recipe=_mnist_vae),

@@ -114,20 +114,19 @@ class QualityRecipe(Recipe):
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """The photographs of a split, each several times, as 224 x 224 pixels cut from their centre."""
         training = split == "train"
-        flowers, scenes = data.load("flowers102", root, split), data.load("imagenet_samples", root)
-        chosen = [(flowers, index) for index in range(0, len(flowers), 4 if training else 32)]
-        chosen += [(scenes, index) for index in range(len(scenes)) if (index % 20 == 0) != training]
+        sets = [data.load("flowers102", root, split), data.load("imagenet_samples", root)]
+        flowers, scenes = (list(zip(each.ids, each.reader.files, strict=True)) for each in sets)  # type: ignore[attr-defined]
+        chosen = flowers[:: 4 if training else 32]
+        chosen += [scene for index, scene in enumerate(scenes) if (index % 20 == 0) != training]
         names = [f"{kind} {level}" for kind in kinds() for level in range(1, LEVELS + 1)] + ["undistorted"]
-        ids, labels, files = [], [], []
-        for place, (photographs, index) in enumerate(chosen):
-            assert isinstance(photographs.reader, data.FileReader)
-            for label in range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1):
-                ids.append(f"{photographs.ids[index]}, {names[label]}")
-                labels.append(label)
-                files.append(photographs.reader.files[photographs.positions[index]])
+        rows = [
+            (f"{name}, {names[label]}", label, file)
+            for place, (name, file) in enumerate(chosen)
+            for label in (range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1))
+        ]
+        ids, labels, files = zip(*rows, strict=True)
         centred = partial(data.fit_image, size=(224, 224), fit="crop", crop_fraction=1.0, channels=3)
-        reader = data.FileReader(tuple(files))
-        return data.Dataset(self.dataset, tuple(names), tuple(ids), tuple(labels), reader, centred)
+        return data.Dataset(self.dataset, tuple(names), ids, labels, data.FileReader(files), centred)
 
     about = (
         "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "

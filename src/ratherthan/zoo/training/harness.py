@@ -75,7 +75,8 @@ def train(
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, not {epochs}")
     if entry.any_size:
-        entry = _fitted(entry, data_root, image_size)
+        channels, *first = data.images(data_root)[0][0].shape
+        entry = entry.sized(image_size or (first[0], first[1]), channels)
     elif image_size is not None:
         raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
     training = _Training(entry, recipe, data_root, epochs, seed, device, limit)
@@ -241,15 +242,6 @@ class _Training:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": f"{torch.device(self.device).type}, {torch.get_num_threads()} threads",
         }
-
-
-def _fitted(entry: ZooEntry, folder: str | Path | None, size: tuple[int, int] | None) -> ZooEntry:
-    """The entry for somebody's images: as large as the first, and as many channels."""
-    try:
-        channels, *found = data.images(folder)[0][0].shape
-    except data.CorruptImage as error:
-        raise InputError(f"the first image tells size and colour, but {error}") from error
-    return entry.sized(size or (found[0], found[1]), channels)
 
 
 def _fit(entry: ZooEntry, image: Any) -> Tensor:

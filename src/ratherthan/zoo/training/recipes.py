@@ -160,8 +160,7 @@ class Learner:
 
     def __init__(self, recipe: Recipe, network: nn.Module) -> None:
         self.recipe, self.network = recipe, network
-        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.parts: dict[str, Any] = {"network": network, "optimiser": optimiser}
 
     def set_rate(self, rate: float) -> None:

@@ -118,15 +118,16 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
     text, path = str(name), Path(str(name))
-    family, _, detail = text.partition(":")
+    family, colon, detail = text.partition(":")
     known = f"{family}:" if detail else text
     if known not in DATASETS:
         load_plugins()
-    if known in DATASETS and not text.endswith(":"):
+    if known in DATASETS and bool(colon) == bool(detail):  # a family is no set by itself
         return load(DATASETS[known](root, split, *([detail] if detail else [])))
     _without_splits(text, split)
     if path.is_dir():
-        return _by_folder(path.resolve().name, {each.relative_to(path).as_posix(): each for each in path.glob("*/*")})
+        files = {each.relative_to(path).as_posix(): each for each in sorted(path.glob("*/*"))}
+        return _by_folder(path.resolve().name, files)
     if path.suffix == ".tar":
         return _by_folder(path.stem, {member.name: member for member in _members(path)})
     if path.suffix == ".csv":
@@ -164,10 +165,12 @@ def find_folder(name: str, root: Root) -> Path:
     root = root or os.environ.get("RATHERTHAN_DATA")
     if root is None:
         raise InputError(f"where is {name}? Name the folder that holds {name}/, or set RATHERTHAN_DATA to it")
-    for folder in (Path(root) / name, Path(root)):
-        if folder.is_dir() and folder.name == name:
-            return folder
-    raise InputError(f"no folder {Path(root) / name}; the data root must hold {name}/")
+    folder = Path(root) / name
+    if folder.is_dir():
+        return folder
+    if Path(root).is_dir() and Path(root).name == name:
+        return Path(root)
+    raise InputError(f"no folder {folder}; the data root must hold {name}/")
 
 
 def chosen_splits(name: str, split: str | None, known: Iterable[str]) -> list[str]:
@@ -271,7 +274,7 @@ def _by_word(name: str, ids: Iterable[str], words: Sequence[str], files: tuple[P
 
 def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
     """A set labelled by the folders that its images lie in."""
-    found = {place: file for place, file in sorted(files.items()) if Path(place).suffix.lower() in IMAGE_ENDINGS}
+    found = {place: file for place, file in files.items() if Path(place).suffix.lower() in IMAGE_ENDINGS}
     words = [Path(place).parent.name for place in found]
     if not all(words) or not found:
         raise InputError(f"{name}: expected images in folders named after classes ({name}/CLASS/IMAGE)")

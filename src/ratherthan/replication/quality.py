@@ -67,9 +67,7 @@ def compare_quality(
     """
     model, layered = Model.wrap(model), get_method(method)
     if model.output.of_classes:
-        raise ModelError(
-            f"{model.name} gives {model.output.name}; patch maps need one value: Model(..., output='value')"
-        )
+        raise ModelError(f"{model.name} gives {model.output.name}; patch maps need one value: output='value'")
     if not isinstance(layered, LayerMethod):
         raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
     if not len(foil):

@@ -200,10 +200,8 @@ class _Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        parts = {name: part.state_dict() for name, part in self.learner.parts.items()}
-        state = {"settings": self.settings, "done": self.done, "skipped": sorted(self.skipped), **parts}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+        buffer, parts = io.BytesIO(), {name: part.state_dict() for name, part in self.learner.parts.items()}
+        torch.save({"settings": self.settings, "done": self.done, "skipped": sorted(self.skipped), **parts}, buffer)
         write_atomically(path, [buffer.getvalue()])
 
     def restore(self, path: Path) -> None:

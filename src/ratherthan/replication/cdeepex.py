@@ -131,9 +131,8 @@ class Generator(nn.Sequential):
 
 def critic(generator: Generator) -> nn.Sequential:
     """The adversary of a generator, its mirror image without BatchNorm: images in [-1, 1] to scores (N, 1)."""
-    layers: list[nn.Module] = []
-    for given, made in pairwise(reversed(generator.widths)):
-        layers += [nn.Conv2d(given, made, 4, 2, 1), nn.LeakyReLU(0.2)]
+    pairs = pairwise(reversed(generator.widths))
+    layers = [layer for given, made in pairs for layer in (nn.Conv2d(given, made, 4, 2, 1), nn.LeakyReLU(0.2))]
     return nn.Sequential(*layers, nn.Conv2d(generator.widths[0], 1, generator.grid), nn.Flatten())
 
 
@@ -171,8 +170,7 @@ class Adversaries(Learner):
 
     def __init__(self, recipe: AdversarialRecipe, network: Generator) -> None:
         super().__init__(recipe, network)
-        self.critic = critic(network).to(next(network.parameters()).device)
-        self.parts["critic"] = self.critic
+        self.critic = self.parts["critic"] = critic(network).to(next(network.parameters()).device)
         for name, module in (("optimiser", network), ("critic_optimiser", self.critic)):
             self.parts[name] = torch.optim.Adam(module.parameters(), lr=recipe.rate, betas=(0.5, 0.9))
 

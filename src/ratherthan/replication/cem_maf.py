@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan import data
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan import Augmentation, InputError, Recipe, ZooEntry, data, register_zoo_model
+from ratherthan.errors import first_line, unknown
 from ratherthan.replication.cdeepex import dense_vae
 from ratherthan.zoo.concepts import garment_of, shape_of
-from ratherthan.zoo.registry import ZooEntry, grey_entry, register_zoo_model
-from ratherthan.zoo.training.recipes import Augmentation, Recipe
+from ratherthan.zoo.registry import grey_entry
 from ratherthan.zoo.vae import AutoencoderRecipe, convolutional_vae, split_output
 
 if TYPE_CHECKING:
@@ -108,11 +107,10 @@ def face_network(classes: int) -> nn.Sequential:
 
     Their sizes are not stated, and the paper's images have 224 x 224 pixels; here (N, 3, 64, 64) go to logits.
     """
-    features = list[nn.Module]()
-    for given, made in pairwise((3, 16, 32, 64, 64)):
-        features += [nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    pairs = pairwise((3, 16, 32, 64, 64))
+    features = [(nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)) for given, made in pairs]
     head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 4, classes))
-    return nn.Sequential(OrderedDict(features=nn.Sequential(*features), head=head))
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*chain(*features)), head=head))
 
 
 # ----------------------------------------------------------------------------------------- their manifolds

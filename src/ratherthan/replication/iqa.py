@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ratherthan import data
+from ratherthan import Recipe, ZooEntry, data, register_zoo_model
 from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
-from ratherthan.zoo.registry import ZooEntry, register_zoo_model
-from ratherthan.zoo.training.recipes import Examples, Recipe
+from ratherthan.zoo.training.recipes import Examples
 
 PATCH = 32
 """Side of the patches that the networks look at, in pixels."""
@@ -48,18 +47,15 @@ class DIQaM(nn.Module):
         self.distorted_conv10 = nn.Identity()
         self.score = _regression(3 * widths[-1], widths[-1], dropout)
         self.weight = _regression(3 * widths[-1], widths[-1], dropout) if weighted else None
-        self._start()
-
-    @torch.no_grad()
-    def _start(self) -> None:
-        layers = [each for each in self.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
-        for each in layers:
-            nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
-            nn.init.constant_(each.bias, 0)  # type: ignore[arg-type] # all of them have one
-            if len(each.weight) == 1:
-                each.weight.mul_(0.1)  # scores begin near zero
-        # brightness aside and contrasts enlarged, or what JPEG takes from weak textures is learned late, if at all
-        layers[0].weight.copy_(4 * (layers[0].weight - layers[0].weight.mean((2, 3), keepdim=True)))
+        linear = [each for each in self.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+        with torch.no_grad():
+            for each in linear:
+                nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
+                nn.init.constant_(each.bias, 0)  # type: ignore[arg-type] # all of them have one
+                if len(each.weight) == 1:
+                    each.weight.mul_(0.1)  # scores begin near zero
+            # brightness aside and contrasts enlarged, or what JPEG takes from weak textures is learned late, if at all
+            linear[0].weight.copy_(4 * (linear[0].weight - linear[0].weight.mean((2, 3), keepdim=True)))
 
     def forward(self, pair: Tensor) -> Tensor:
         """Score pairs.

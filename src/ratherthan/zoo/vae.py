@@ -66,26 +66,21 @@ def convolutional_vae(
     """
     steps = max(1, math.ceil(math.log2(max(image_size) / 4)))
     widths = [channels, *(widths or [min(16 * 2**step, 64) for step in range(steps)])]
-    grids, down, up = [image_size], list[nn.Module](), list[nn.Module]()
+    (rows, columns), down, up = image_size, list[nn.Module](), list[nn.Module]()
     for given, made in pairwise(widths):
-        rows, columns = grids[-1]
         kernel = 4 - rows % 2, 4 - columns % 2  # what halves an odd side, rounding up, is three wide
         down += [nn.Conv2d(given, made, kernel, 2, 1), nn.ReLU()]
         up = [nn.ConvTranspose2d(made, given, kernel, 2, 1), nn.ReLU(), *up]
-        grids.append(((rows + 1) // 2, (columns + 1) // 2))
-    grid = widths[-1], *grids[-1]
-    cells = math.prod(grid)
-    encoder = [*down, nn.Flatten(), *dense_layers(cells, *hidden, 2 * latents)]
-    decoder = [*dense_layers(latents, *reversed(hidden), cells), nn.ReLU(), nn.Unflatten(1, grid), *up[:-1]]
-    return VAE(nn.Sequential(*encoder), nn.Sequential(*decoder), latents)
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    grid = widths[-1], rows, columns
+    encoder = [*down, nn.Flatten(), *dense_layers(math.prod(grid), *hidden, 2 * latents)]
+    into_grid = [*dense_layers(latents, *reversed(hidden), math.prod(grid)), nn.ReLU(), nn.Unflatten(1, grid)]
+    return VAE(nn.Sequential(*encoder), nn.Sequential(*into_grid, *up[:-1]), latents)
 
 
-def dense_layers(*sizes: int) -> list[nn.Module]:
+def dense_layers(*sizes: int) -> Sequence[nn.Module]:
     """Linear maps of these sizes, with a ReLU between each two."""
-    layers = list[nn.Module]()
-    for given, made in pairwise(sizes):
-        layers += [nn.ReLU(), nn.Linear(given, made)]
-    return layers[1:]
+    return [layer for given, made in pairwise(sizes) for layer in (nn.ReLU(), nn.Linear(given, made))][1:]
 
 
 @dataclass(frozen=True)

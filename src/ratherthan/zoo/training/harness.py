@@ -100,8 +100,8 @@ def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
     """Weights, sheets and card, each whole or not at all; the card last."""
     entry, network = training.entry, training.network
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    size = {"image_size": entry.image_size, "channels": entry.channels}
-    told = {"class_names": card["classes"], "input": size, **({"effects": card["effects"]} if card["effects"] else {})}
+    told = {"class_names": card["classes"], "input": {key: card["input"][key] for key in ("image_size", "channels")}}
+    told |= {"effects": card["effects"]} if card["effects"] else {}
     metadata = {"format": "pt", "zoo": entry.name, **{key: json.dumps(value) for key, value in told.items()}}
     write_atomically(out, [to_safetensors(state, metadata)])
     if entry.generative:

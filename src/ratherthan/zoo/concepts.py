@@ -129,7 +129,7 @@ def effects(
     """
     if latents.ndim != 2 or len(latents) < 2 or steps < 3:
         raise InputError(
-            f"effects need at least two latents (N, L) and three steps, not {tuple(latents.shape)}, {steps}"
+            f"effects need at least two latents (N, L) and 3 steps, not {tuple(latents.shape)} and {steps}"
         )
     places = torch.linspace(-reach, reach, steps).to(latents)
     found: dict[str, list[Any]] = {}

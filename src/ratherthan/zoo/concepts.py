@@ -128,9 +128,7 @@ def effects(
         InputError: If there are fewer latents or steps, or they are no vectors.
     """
     if latents.ndim != 2 or len(latents) < 2 or steps < 3:
-        raise InputError(
-            f"effects need at least two latents (N, L) and 3 steps, not {tuple(latents.shape)} and {steps}"
-        )
+        raise InputError(f"effects need at least two latents (N, L) and 3 steps, not {tuple(latents.shape)}, {steps}")
     places = torch.linspace(-reach, reach, steps).to(latents)
     found: dict[str, list[Any]] = {}
     with preserve_state(decoder.module.to(latents.device, latents.dtype)):

@@ -104,9 +104,9 @@ def ours(model: rt.Model, images: Tensor, how: CEM | CEMPositive, batch: int) ->
                 model, part, fact.view(-1, 1), torch.full_like(fact, -1).view(-1, 1), range(len(part))
             )
             changes.append(negative.examples[:, 0] - part)
-            status += [row[0] for row in negative.status]
+            status += negative.status
             evaluations += negative.evaluations
-    found = torch.tensor([each is Status.FOUND for each in status])
+    found = torch.tensor([each == Status.FOUND for each in status])
     return Result(torch.cat(changes), found, evaluations, time.process_time() - begin)
 
 
@@ -150,7 +150,9 @@ def main() -> None:
         if not asked.no_loop:
             keep = make is CEMPositive
             results["plain loop"] = plain_loop(model, images, keep, asked.kappa, asked.rounds, asked.steps)
-        published = make(kappa=asked.kappa, mode="reference", rounds=asked.rounds, steps=asked.steps)
+        published = make(
+            kappa=asked.kappa, preset="reference", binary_search_steps=asked.rounds, iterations=asked.steps
+        )
         results["reference"] = ours(model, images, published, asked.batch)
         results["sound"] = ours(model, images, make(kappa=asked.kappa), asked.batch)
         results["sound, one by one"] = ours(model, images, make(kappa=asked.kappa), 1)

@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [--images 4] [--threads 1] [--device cpu]
 
 The network is SqueezeNet v1.0 on 224 x 224 (random weights; its arithmetic does not depend on them), the experiment
-GradCAM and LA, original and weighted, both top classes, three fills: 48 maskings of every image.
+GradCAM and LA, original and weighted, both top classes, three baselines: 48 maskings of every image.
 
 - limit: bare forward passes of as many images (the clean ones and the maskings), in batches of the same size, plus one
   backward pass from the logits to the explained layer for each batch of clean images;
@@ -29,7 +29,6 @@ from torch.nn import functional
 import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
-from ratherthan.evaluation import evaluate
 from ratherthan.evaluation.run import fitting
 from ratherthan.zoo.architectures import SqueezeNet
 
@@ -69,12 +68,12 @@ def plain_loop(network: nn.Module, images: Tensor, blur_once: bool) -> Iterator[
             kind: type[Any] = LayerGradCam if method == "gradcam" else LayerGradientXActivation
             found = kind(forward_pass, layer).attribute(x)
             phi = functional.interpolate(found.sum(1, keepdim=True), (224, 224), mode="bilinear", align_corners=True)
-            for fill, keep in product(("blur", "zeros", "mean"), ("positive", "negative")):
+            for baseline, keep in product(("blur", "model-mean", "mean"), ("positive", "negative")):
                 with torch.no_grad():
-                    if fill == "blur":
+                    if baseline == "blur":
                         instead = two_dimensional_blur(x) if blurred is None else blurred
                     else:
-                        instead = x.mean((2, 3), keepdim=True) if fill == "mean" else torch.zeros_like(x)
+                        instead = x.mean((2, 3), keepdim=True) if baseline == "mean" else torch.zeros_like(x)
                     altered = torch.where(phi < 0 if keep == "positive" else phi > 0, instead, x)
                     pair = network(altered)[0, top]
                     yield pair.softmax(0)[target].item()
@@ -121,7 +120,7 @@ def main() -> None:
     at_once = fitting(normalised[0], model)
 
     def mask(folder: str) -> None:
-        evaluate("mask", model, data, out=folder, threshold=0.0, batch_size=at_once)
+        rt.evaluate("mask", model, data, out=folder, threshold=0.0, batch_size=at_once)
 
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # the faster one, as in `mask`
     batch = normalised.repeat(-(-at_once // given.images), 1, 1, 1).contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""CEM-MAF on Fashion-MNIST: a batch against one by one, and the fast presets against the paper's.
+"""CEM-MAF on Fashion-MNIST: a batch against one by one, and the sound presets against the paper's.
 
     python benchmarks/pertinent.py --data DIR [--images 64] [--paper 8]
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import ratherthan as rt
-from ratherthan.search import CEMMAF, CEMMAFPositive, Counterfactual, Schedule, counterfactual, pertinent_positive
+from ratherthan import CEMMAF, CEMMAFPositive, Counterfactual, Schedule, counterfactual, pertinent_positive
 
 EVERY = 37  # the images are spread over the test part
 
@@ -56,13 +56,13 @@ def main() -> None:
     images = torch.stack([data[i * EVERY][0] for i in range(options.images)])
     few = images[: options.paper]
 
-    equal_iterations = Schedule(rounds=4, steps=20, settle=0.0)
+    equal_iterations = Schedule(outer_iterations=4, inner_iterations=20, tol=0.0)
     even = CEMMAF(attributes=(), schedule=equal_iterations, retries=0).prepared(model)
     batching("negatives", images, lambda some: counterfactual(model, some, method=even))
     batching("positives", images, lambda some: pertinent_positive(model, some, batch_size=64))
 
-    for name, how in (("fast", CEMMAFPositive()), ("paper", CEMMAFPositive(preset="paper"))):
-        shown = images if name == "fast" else few
+    for name, how in (("sound", CEMMAFPositive()), ("paper", CEMMAFPositive(preset="paper"))):
+        shown = images if name == "sound" else few
         found, seconds = timed(lambda how=how, shown=shown: pertinent_positive(model, shown, method=how))  # type: ignore[misc]
         corr = found.correlation()
         print(
@@ -73,11 +73,11 @@ def main() -> None:
             flush=True,
         )
     for name, how_not in (
-        ("fast", CEMMAF(attributes=())),
-        ("fast, without residual", CEMMAF(attributes=(), residual=False)),
+        ("sound", CEMMAF(attributes=())),
+        ("sound, without residual", CEMMAF(attributes=(), residual=False)),
         ("paper", CEMMAF(attributes=(), preset="paper")),
     ):
-        shown = few if name != "fast" else images
+        shown = few if name != "sound" else images
         absent, seconds = timed(lambda how=how_not, shown=shown: counterfactual(model, shown, method=how))  # type: ignore[misc]
         met = absent.found.cpu()
         print(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.search import cdeepex, core
+from ratherthan.search import constrained, solver
 
 T = TypeVar("T")
 
@@ -33,15 +33,15 @@ def timed(call: Callable[[], T]) -> tuple[T, float, float]:
     return found, time.process_time() - cpu, time.perf_counter() - clock
 
 
-def staying(problem: core.Problem, start: Tensor, *rest: object) -> core.Outcome:
+def staying(problem: solver.Problem, start: Tensor, *rest: object) -> solver.Outcome:
     """`search`, but with every row in the batch to the end."""
 
-    def padded(z: Tensor, rows: Tensor) -> core.Terms:
+    def padded(z: Tensor, rows: Tensor) -> solver.Terms:
         whole = start.index_put((rows,), z)
         terms = problem(whole, torch.arange(len(start), device=start.device))
-        return core.Terms(terms.objective[rows], terms.zero[rows], terms.below[rows])
+        return solver.Terms(terms.objective[rows], terms.zero[rows], terms.below[rows])
 
-    return core.search(padded, start, *rest)  # type: ignore[arg-type]
+    return solver.search(padded, start, *rest)  # type: ignore[arg-type]
 
 
 def compared(ones: rt.Counterfactual, others: rt.Counterfactual) -> str:
@@ -71,14 +71,14 @@ def main(count: int = 256, single: int = 8) -> None:
     few = rt.counterfactual(model, images[:single], method=once)
     print(f"one by one    {slow / single:.3f} CPU s an image, {slow / single / (cpu / count):.1f} times as long")
     print(f"              {compared(alone, few)}", flush=True)
-    cdeepex.search = staying
+    constrained.search = staying
     stayed, longer, _ = timed(lambda: rt.counterfactual(model, images, method=once))
-    cdeepex.search = core.search
+    constrained.search = solver.search
     print(
         f"rows staying  {longer / cpu:.1f} times as long as leaving\n              {compared(stayed, together)}",
         flush=True,
     )
-    for name, foil in (("runner-up", "runner-up"), ("random foil", (together.fact[:, 0] + shift) % 10)):
+    for name, foil in (("runner-up", "runner-up"), ("random foil", (together.fact + shift) % 10)):
         cpu = time.process_time()
         found = int(rt.counterfactual(model, images, foil=foil, method=method).found.sum())
         cpu = time.process_time() - cpu

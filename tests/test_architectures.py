@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from ratherthan.attribution.layers import find_layer
+from ratherthan.contrast import get_contrast, resolve
 from ratherthan.errors import LayerError, ModelError
 
 CLASSES = 6
@@ -301,6 +302,21 @@ def test_cuda_gives_the_same_map(name: str) -> None:
     why = rt.explain(module.cuda(), x, fact=1, foil="each")
     assert why.attribution.is_cuda
     assert (why.attribution.cpu() - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_maps_of_lrp_and_deeplift_add_up(name: str) -> None:
+    module, x = make(name), images(name)
+    lrp = rt.explain(module, x, fact=1, foil=4, method="lrp", contrast="mean")
+    seeds = get_contrast("mean").seed(lrp.logits, resolve(lrp.logits, 1, 4))
+    _, relevance, constants = rt.LRP().propagate(rt.Model(module), x, seeds)
+    exact = 1e-5 if name == "eager vit" else 1e-9  # its softmax is in single precision
+    assert (relevance.sum() + constants - lrp.score.sum()).abs() < exact * relevance.abs().sum()
+    assert torch.equal(relevance[:, 0], lrp.attribution)
+    lift = rt.explain(module, x, fact=1, foil=4, method="deeplift", contrast="mean")
+    gain = logits_of(module, x).detach() - logits_of(module, torch.zeros_like(x)).detach()
+    missed = lift.attribution.sum((1, 2, 3)) - (gain[:, 1] - gain[:, 4])
+    assert (missed.abs() < exact * lift.attribution.abs().sum((1, 2, 3))).all()
 
 
 def test_input_methods_take_shared_modules_and_in_place_first_layers() -> None:

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ratherthan as rt
 from ratherthan.errors import InputError
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.cem import CEM, CEMPositive
+from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.manifold import Manifold
-from ratherthan.search.method import Answers
-from ratherthan.search.pertinent_positive import PositiveAnswers
+from ratherthan.search.method import SearchQuestion, lead
+from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
-from ratherthan.search.tradeoff import TradeoffSearch, hinge
+from ratherthan.search.tradeoff import TradeoffSearch
 
 
 def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
@@ -58,22 +61,19 @@ def test_weighing_refuses_what_is_no_weight_or_rule() -> None:
         TradeoffSearch.start(torch.ones(1), "bisekt")
 
 
-def test_hinge_equals_the_formula_row_by_row() -> None:
+def test_the_lead_equals_the_formula_row_by_row() -> None:
+    """For a foil q, y_q - max of the others; for any, max of the others - y_t; to keep the fact, q = t."""
     logits = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
     fact, foil = torch.randint(5, (40,)), torch.randint(-1, 5, (40,))
-    for keep in (False, True):
-        values = hinge(logits, fact, foil, 0.7, keep)
-        for row, (t, q) in enumerate(zip(fact.tolist(), foil.tolist(), strict=True)):
-            y = logits[row].tolist()
-            if keep:
-                gap = max(y[i] for i in range(5) if i != t) - y[t]
-            elif q < 0:
-                gap = y[t] - max(y[i] for i in range(5) if i != t)
-            else:
-                gap = max(y[i] for i in range(5) if i != q) - y[q]
-            assert values[row].item() == pytest.approx(max(0.0, gap + 0.7))
-        (gradient,) = torch.autograd.grad(values.sum(), logits)
-        assert gradient.isfinite().all()
+    foil[:5] = fact[:5]
+    values = lead(logits, fact, foil)
+    for row, (t, q) in enumerate(zip(fact.tolist(), foil.tolist(), strict=True)):
+        y = logits[row].tolist()
+        own = t if q < 0 else q
+        ahead = y[own] - max(y[i] for i in range(5) if i != own)
+        assert values[row].item() == pytest.approx(-ahead if q < 0 else ahead)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert gradient.isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------- CEM itself
@@ -94,16 +94,17 @@ def _net(classes: int = 4, channels: int = 1, side: int = 6) -> nn.Module:
     return nn.Sequential(nn.Flatten(), hidden, nn.Tanh(), nn.Linear(24, classes)).double()
 
 
-def _negatives(how: CEM, model: nn.Module, images: Tensor, foil: Tensor | None = None) -> Answers:
+def _negatives(how: CEM, model: nn.Module, images: Tensor, foil: Tensor | None = None) -> Counterfactual:
     wrapped = Model(model, channels=images.shape[1])
-    fact = wrapped.logits(images).argmax(1, keepdim=True)
-    foil = torch.full_like(fact, -1) if foil is None else foil.view(-1, 1)
-    return how.answer(wrapped, images, fact, foil, range(len(images)))
+    fact = wrapped.logits(images).argmax(1)
+    foil = torch.full_like(fact, -1) if foil is None else foil
+    with preserve_state(nn.ModuleList([model, *how.modules()])):
+        return how.search(SearchQuestion(wrapped, images, fact, foil, range(len(images))))
 
 
-def _positives(how: CEMPositive, model: nn.Module, images: Tensor) -> PositiveAnswers:
+def _positives(how: CEMPositive, model: nn.Module, images: Tensor) -> PertinentPositive:
     wrapped = Model(model, channels=images.shape[1])
-    return how.answer(wrapped, images, wrapped.logits(images).argmax(1), range(len(images)))
+    return how.search(SearchQuestion(wrapped, images, wrapped.logits(images).argmax(1), None, range(len(images))))
 
 
 def _least(weight: Tensor, beta: float, wanted: float) -> Tensor:
@@ -122,7 +123,7 @@ def test_negative_of_a_linear_classifier_is_the_soft_thresholded_normal(beta: fl
     image = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64)
     threshold = (weight * 0.1).sum().item() + 1.0
     answers = _negatives(CEM(beta=beta, kappa=0.5), _Halfspace(weight, threshold), image)
-    assert answers.status == [[Status.FOUND]]
+    assert answers.status == [Status.FOUND]
     change = (answers.examples[0, 0] - image[0]).flatten()
     exact = _least(weight, beta, 1.5)
     least = (exact.square().sum() + beta * exact.abs().sum()).item()
@@ -137,7 +138,7 @@ def test_positive_of_a_linear_classifier_is_the_soft_thresholded_normal() -> Non
     answers = _positives(CEMPositive(beta=0.3, kappa=0.5), _Halfspace(weight, 2.0), image)
     assert answers.status == [Status.FOUND]
     torch.testing.assert_close(answers.examples.flatten(), _least(weight, 0.3, 2.53), atol=0.02, rtol=0)
-    torch.testing.assert_close(answers.mask, answers.examples[:, 0])
+    torch.testing.assert_close(answers.mask, answers.example[:, 0])
 
 
 @pytest.mark.parametrize("mode", ["sound", "reference"])
@@ -151,13 +152,16 @@ def test_adding_moves_away_from_the_baseline_and_keeping_towards_it(mode: str, b
     else:
         plain = torch.as_tensor(b, dtype=torch.float64).reshape((3, 4, 4) if baseline == "image" else (-1, 1, 1))
         plain = plain.expand_as(images)
-    net, settings = _net(channels=3, side=4), {"kappa": 0.1, "baseline": b, "mode": mode, "rounds": 4, "steps": 40}
+    net, settings = (
+        _net(channels=3, side=4),
+        {"kappa": 0.1, "baseline": b, "preset": mode, "binary_search_steps": 4, "iterations": 40},
+    )
     added = _negatives(CEM(**settings), net, images).examples[:, 0] - plain
     before = images - plain
     assert (added.abs() >= before.abs() - 1e-12).all()
     assert (added * before >= 0).all()
     assert (added - before).abs().sum() > 0.01
-    kept = _positives(CEMPositive(**settings), net, images).examples - plain
+    kept = _positives(CEMPositive(**settings), net, images).example - plain
     assert (kept.abs() <= before.abs() + 1e-12).all()
     assert (kept * before >= -1e-12).all()
 
@@ -195,14 +199,14 @@ def _published(model: Model, image: Tensor, kappa: float, beta: float, keep: boo
 @pytest.mark.parametrize("keep", [False, True])
 def test_reference_mode_equals_a_loop_over_images(keep: bool) -> None:
     images, net = torch.rand(4, 1, 4, 4, dtype=torch.float64), _net(3, 1, 4)
-    settings = {"mode": "reference", "kappa": 0.2, "beta": 0.02, "rounds": 4, "steps": 30}
+    settings = {"preset": "reference", "kappa": 0.2, "beta": 0.02, "binary_search_steps": 4, "iterations": 30}
     expected = [_published(Model(net), image[None], 0.2, 0.02, keep, 4, 30) for image in images]
     if keep:
         answers = _positives(CEMPositive(**settings), net, images)
-        found, examples = [each is Status.FOUND for each in answers.status], answers.examples
+        found, examples = answers.found.tolist(), answers.example
     else:
         negatives = _negatives(CEM(**settings), net, images)
-        found, examples = [row[0] is Status.FOUND for row in negatives.status], negatives.examples[:, 0]
+        found, examples = negatives.found.tolist(), negatives.example
     assert sum(found) >= 2
     for ours, theirs, was_found in zip(examples, expected, found, strict=True):
         if was_found:
@@ -214,7 +218,7 @@ def test_reference_mode_equals_a_loop_over_images(keep: bool) -> None:
 @pytest.mark.parametrize("mode", ["sound", "reference"])
 def test_rows_of_a_batch_never_influence_each_other_nor_leave_anything(mode: str) -> None:
     images, net = torch.rand(6, 1, 4, 4, dtype=torch.float64), _net(3, 1, 4).train()
-    how = CEM(mode=mode, kappa=0.1, rounds=3, steps=20)
+    how = CEM(preset=mode, kappa=0.1, binary_search_steps=3, iterations=20)
     foil = torch.tensor([-1, 0, 1, 2, -1, 0])
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -241,13 +245,13 @@ def test_a_foil_is_reached_by_its_margin_and_the_answer_counts_what_it_cost() ->
     answers = _negatives(CEM(kappa=0.3), net, images, (fact + 1) % 4)
     with_hook.remove()
     y = net(answers.examples[:, 0])
-    for i, (status,) in enumerate(answers.status):
+    for i, status in enumerate(answers.status):
         target = int(fact[i] + 1) % 4
         others = torch.cat([y[i, :target], y[i, target + 1 :]]).max()
-        assert (status is Status.FOUND) == bool(y[i, target] - others >= 0.3 - 1e-3)
-    assert sum(status is Status.FOUND for (status,) in answers.status) >= 6
-    # besides the search: the fact, the verification, and the frames of the path
-    assert seen == answers.evaluations + 8 + 8 + 8 * 16
+        assert (status == Status.FOUND) == bool(y[i, target] - others >= 0.3 - 1e-3)
+    assert answers.found.sum() >= 6
+    # besides the search: the fact, the images themselves, the verification, and the frames of the path between them
+    assert seen == answers.evaluations + 8 + 8 + 8 + 8 * 14
 
 
 @pytest.mark.parametrize("mode", ["sound", "reference"])
@@ -255,22 +259,22 @@ def test_what_cannot_be_found_is_reported_for_its_row_alone(mode: str) -> None:
     weight = torch.linspace(0.1, 1, 16, dtype=torch.float64)
     images = torch.stack([torch.full((1, 4, 4), value, dtype=torch.float64) for value in (0.2, 1.0, 0.0)])
     net = _Halfspace(weight, 12.0)  # no image is of the second class
-    settings = {"mode": mode, "rounds": 3, "steps": 30}
+    settings = {"preset": mode, "binary_search_steps": 3, "iterations": 30}
     never = _negatives(CEM(**settings), net, images)
-    assert [row[0] is Status.FOUND for row in never.status] == [False] * 3
-    assert never.status[1] == [Status.INFEASIBLE]
-    assert "every value is at its limit" in never.reason[1][0]
+    assert never.found.tolist() == [False] * 3
+    assert never.status[1] == Status.INFEASIBLE
+    assert "every value is at its limit" in never.reason[1]
     assert (never.examples[0] >= images[0]).all()
     assert (never.examples[0] > images[0]).any()
     assert never.violation[0].item() > 0
     reached = _negatives(CEM(**settings), _Halfspace(weight, 4.0), images)
-    assert [row[0] for row in reached.status] == [Status.FOUND, Status.INFEASIBLE, Status.FOUND]
+    assert reached.status == [Status.FOUND, Status.INFEASIBLE, Status.FOUND]
     too_much = _negatives(CEM(kappa=100, **settings), _Halfspace(weight, 4.0), images)
-    assert all(row[0] is not Status.FOUND for row in too_much.status)
+    assert not too_much.found.any()
     same = _negatives(CEM(**settings), net, images, torch.zeros(3, dtype=torch.long))
-    assert all(row == [Status.FOIL_EQUALS_FACT] for row in same.status)
+    assert same.status == [Status.FOIL_EQUALS_FACT] * 3
     blank = _positives(CEMPositive(kappa=20, **settings), net, images)
-    assert blank.status[2] is Status.INFEASIBLE
+    assert blank.status[2] == Status.INFEASIBLE
     assert "the image is the baseline" in blank.reason[2]
 
 
@@ -286,10 +290,10 @@ def test_ctrl_c_is_the_reason_where_nothing_was_found_until_then(mode: str) -> N
             return super().forward(x)
 
     images = torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64)
-    answers = _negatives(CEM(mode=mode), Stopped(torch.linspace(0.1, 1, 16, dtype=torch.float64), 12.0), images)
+    answers = _negatives(CEM(preset=mode), Stopped(torch.linspace(0.1, 1, 16, dtype=torch.float64), 12.0), images)
     assert answers.interrupted
-    assert answers.status == [[Status.NOT_FOUND]]
-    assert answers.reason[0][0].startswith("interrupted")
+    assert answers.status == [Status.NOT_FOUND]
+    assert answers.reason[0].startswith("interrupted")
 
 
 def test_a_row_that_breaks_harms_no_other() -> None:
@@ -300,10 +304,9 @@ def test_a_row_that_breaks_harms_no_other() -> None:
 
     weight = torch.linspace(0.5, 1, 16, dtype=torch.float64)
     images = torch.stack([torch.full((1, 4, 4), value, dtype=torch.float64) for value in (0.1, 0.6)])
-    fact = torch.zeros(2, 1, dtype=torch.long)
-    answers = CEM().answer(Model(Fragile(weight, 4.0), channels=1), images, fact, fact - 1, range(2))
-    assert answers.status[0] == [Status.FOUND]
-    assert answers.status[1] == [Status.DIVERGED]
+    fact = torch.zeros(2, dtype=torch.long)
+    question = SearchQuestion(Model(Fragile(weight, 4.0), channels=1), images, fact, fact - 1, range(2))
+    assert CEM().search(question).status == [Status.FOUND, Status.DIVERGED]
 
 
 def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
@@ -319,14 +322,19 @@ def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
     spread = []
     for gamma in (0.0, 1.0, 100.0):
         answers = _negatives(CEM(gamma=gamma, beta=0.0, manifold=Manifold(Smooth(), 1)), net, image)
-        assert answers.status == [[Status.FOUND]]
+        assert answers.status == [Status.FOUND]
         spread.append(answers.examples.std().item())
     assert spread[0] > 1.5 * spread[1] > 3 * spread[2]
 
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"mode": "fast"}, "mode"), ({"kappa": -1}, "kappa"), ({"rounds": 0}, "rounds"), ({"c": 0}, "c is positive")],
+    [
+        ({"preset": "fast"}, "preset"),
+        ({"kappa": -1}, "kappa"),
+        ({"binary_search_steps": 0}, "binary_search_steps"),
+        ({"c": 0}, "c of cem is a number above 0"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
@@ -337,3 +345,13 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], word:
 def test_a_baseline_that_fits_no_image_is_refused(baseline: Any) -> None:
     with pytest.raises(InputError, match="baseline"):
         CEM(baseline=baseline).check(Model(_net(), channels=3), torch.rand(1, 3, 4, 4))
+
+
+def test_without_a_margin_a_tie_is_not_yet_another_class() -> None:
+    weight = torch.full((16,), 0.5, dtype=torch.float64)
+    image = torch.full((1, 1, 4, 4), 0.25, dtype=torch.float64)
+    model = Model(_Halfspace(weight, 2.0), channels=1)
+    assert model.logits(image)[0].tolist() == [0, 0]
+    how = rt.counterfactual(model, image, method=CEM(kappa=0.0))
+    assert how.found.all(), how.reason
+    assert how.example_logits[0, 0, 1] > how.example_logits[0, 0, 0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ratherthan import Contrast, InputError, Model, contrasts, register_contrast
-from ratherthan.contrast import Question, class_index, get_contrast, resolve, resolve_values
+from ratherthan.contrast import Question, class_index, get_contrast, margin, resolve, resolve_values, rival
 
 BUILT_IN = ["none", "mean", "max", "weighted", "probability", "loss"]
 FOILS = [None, "runner-up", 2, {1, 4}, [1, {2, 3}], "each", "top3"]
@@ -278,3 +278,18 @@ def test_questions_in_words() -> None:
     assert asked["weighted"] == "Why 7, rather than 1?"
     assert len(set(asked.values())) == len(BUILT_IN)
     assert get_contrast("loss").describe("7", "7") == "What keeps it from being surer of 7?"
+
+
+def test_the_margin_is_the_lead_over_the_best_other_and_the_rival_is_that_other() -> None:
+    logits = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(5, (2, 7), generator=torch.Generator().manual_seed(1))
+    others = torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(2)) < 0.6
+    others[..., 0] = True
+    for i in range(2):
+        for j in range(7):
+            y, t = logits[i, j].tolist(), int(target[i, j])
+            rest = [k for k in range(5) if k != t]
+            assert margin(logits, target)[i, j] == y[t] - max(y[k] for k in rest)
+            assert rival(logits, target)[i, j] == max(rest, key=lambda k: y[k])
+            among = [y[k] for k in range(5) if others[i, j, k]]
+            assert margin(logits, target, others)[i, j] == y[t] - max(among)

@@ -15,10 +15,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import ratherthan as rt
+from ratherthan.baselines import blur
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 from ratherthan.evaluation import EqualMask, Experiment, Mask, evaluate, experiments
-from ratherthan.evaluation.perturb import blur, highest, ranks
+from ratherthan.evaluation.deletion import highest, ranks
 from ratherthan.evaluation.sanity import spearman
 
 CLASSES, SIDE, SAMPLES = 5, 12, 7
@@ -79,10 +80,10 @@ def naive_blur(image: Tensor, sigma: float, radius: int, stride: int = 1) -> Ten
     )
 
 
-def fill_by_hand(model: rt.Model, image: Tensor, fill: str, sigma: float) -> Tensor:
-    if fill == "blur":
+def replaced_by_hand(model: rt.Model, image: Tensor, baseline: str, sigma: float) -> Tensor:
+    if baseline == "blur":
         return naive_blur(image, sigma * SIDE / 224, max(1, round(50 * SIDE / 224)))
-    if fill == "zeros":
+    if baseline == "model-mean":
         return torch.tensor(model.inputs.mean).view(1, 3, 1, 1).expand_as(image)
     return image.mean((2, 3), keepdim=True).expand_as(image)
 
@@ -114,6 +115,9 @@ def test_spearman_shares_ranks_among_equals() -> None:
     a, b = torch.randint(0, 4, (3, 5, 5)).float(), torch.randint(0, 4, (3, 5, 5)).float()
     expected = [spearmanr(x.flatten(), y.flatten()).statistic for x, y in zip(a, b, strict=True)]
     assert spearman(a, b).tolist() == pytest.approx(expected)
+    of_pixels = a[:2].unsqueeze(0), b[:2].unsqueeze(0)  # two channels of one image
+    summed = spearmanr(*(maps.sum(1).flatten() for maps in of_pixels)).statistic
+    assert spearman(*of_pixels).tolist() == pytest.approx([summed])
     assert math.isnan(spearman(torch.ones(1, 2, 2), b[:1, :2, :2]).item())
 
 
@@ -124,13 +128,13 @@ def two_maps(positive: tuple[int, int], zeros: int = 0) -> Tensor:
     return torch.stack(ramps).reshape(2, 1, 1, 224, 224)
 
 
-def test_official_code_replaces_what_the_authors_code_replaces() -> None:
+def test_reference_replaces_what_the_authors_code_replaces() -> None:
     ramp = torch.linspace(-1, 1, 224 * 224).reshape(1, 1, 1, 224, 224).repeat(2, 1, 1, 1, 1)
-    replaced = EqualMask(preset="official-code").replaced(ramp)
+    replaced = EqualMask(preset="reference").replaced(ramp)
     assert replaced["positive"].sum((-2, -1)).flatten().tolist() == [25_088] * 2
     assert replaced["negative"].sum((-2, -1)).flatten().tolist() == [25_087] * 2
     maps = two_maps((40_140, 25_088))
-    wrong = EqualMask(preset="official-code").replaced(maps)["positive"]
+    wrong = EqualMask(preset="reference").replaced(maps)["positive"]
     assert wrong.sum((-2, -1)).flatten().tolist() == [25_088] * 2
     assert (wrong & (maps > 0)).sum((-2, -1)).flatten().tolist() == [15_052, 0]
 
@@ -142,19 +146,19 @@ def test_paper_counts_the_sign_that_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 3, 7])
-def test_strict_replaces_exactly_n_pixels_ties_included(levels: int) -> None:
+def test_sound_replaces_exactly_n_pixels_ties_included(levels: int) -> None:
     maps = torch.randint(-levels, levels + 1, (3, 4, 2, 16, 16)).float()
     maps[1] = maps[1].clamp_min(-1)  # many ties at the lowest value
-    replaced = EqualMask(preset="strict").replaced(maps)
+    replaced = EqualMask(preset="sound").replaced(maps)
     for keep, sign in (("positive", -1), ("negative", 1)):
         fewest = (maps * sign > 0).sum((-2, -1)).amin(0)
         assert torch.equal(replaced[keep].sum((-2, -1)), fewest.expand(3, -1, -1))
         assert (maps[replaced[keep]] * sign > 0).all()
 
 
-@pytest.mark.parametrize("preset", ["paper", "official-code", "strict"])
+@pytest.mark.parametrize("preset", ["paper", "reference", "sound"])
 def test_mask_equals_a_loop(model: rt.Model, tmp_path: Path, preset: str) -> None:
-    frame = run(model, tmp_path, "mask", preset=preset, threshold=0.1, sigma=40.0).frame()
+    frame = run(model, tmp_path, "mask", preset=preset, threshold=0.1, sigma=40.0).to_frame()
     expected = {}
     for i in range(SAMPLES):
         image, y = one(i), forward(model, one(i))
@@ -162,53 +166,53 @@ def test_mask_equals_a_loop(model: rt.Model, tmp_path: Path, preset: str) -> Non
         if y.softmax(0)[top[1]] <= 0.1:
             continue
         for t, contrast in [(t, c) for t in (0, 1) for c in ("none", "weighted")]:
-            phi = pixels_of(model, image, top[t], contrast, corners=preset != "strict")
-            for fill in ("blur", "zeros", "mean"):
+            phi = pixels_of(model, image, top[t], contrast, corners=preset != "sound")
+            for baseline in ("blur", "model-mean", "mean"):
                 for keep, gone in (("positive", phi < 0), ("negative", phi > 0)):
-                    altered = torch.where(gone, fill_by_hand(model, image, fill, 40.0), image)
+                    altered = torch.where(gone, replaced_by_hand(model, image, baseline, 40.0), image)
                     pair = forward(model, altered)[top].double()
-                    key = (f"img{i}", contrast, f"t{t + 1}", fill, keep)
+                    key = (f"img{i}", contrast, f"t{t + 1}", baseline, keep)
                     expected[key] = (pair.exp()[t] / pair.exp().sum()).item()
     assert 0 < len(expected) < 24 * SAMPLES  # the threshold leaves some out
-    measured = frame.set_index(["sample", "contrast", "target", "fill", "keep"])["relative"].to_dict()
+    measured = frame.set_index(["sample", "contrast", "target", "baseline", "keep"])["relative"].to_dict()
     assert measured == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("preset", ["official-code", "paper"])
-def test_official_code_draws_a_sigma_for_each_sample_and_call(model: rt.Model, tmp_path: Path, preset: str) -> None:
+@pytest.mark.parametrize("preset", ["reference", "paper"])
+def test_reference_draws_a_sigma_for_each_sample_and_call(model: rt.Model, tmp_path: Path, preset: str) -> None:
     """The same map under two names is two calls; only a fixed sigma gives both the same images."""
     twice = ["gradcam", rt.GradCAM(layer="4")]
-    done = run(model, tmp_path, "mask", threshold=0.0, fills=("blur",), preset=preset, methods=twice)
-    first, second = (rows.reset_index(drop=True) for _, rows in done.frame().groupby("method"))
+    done = run(model, tmp_path, "mask", threshold=0.0, baselines=("blur",), preset=preset, methods=twice)
+    first, second = (rows.reset_index(drop=True) for _, rows in done.to_frame().groupby("method"))
     assert first["replaced"].equals(second["replaced"])
     altered = first["replaced"] > 0
     assert altered.sum() > 20
     differ = (first["relative"] - second["relative"]).abs() > 1e-7
-    assert differ[altered].all() if preset == "official-code" else not differ.any()
+    assert differ[altered].all() if preset == "reference" else not differ.any()
 
 
-def test_official_code_does_not_shift_its_exponentials(model: rt.Model, tmp_path: Path) -> None:
+def test_reference_does_not_shift_its_exponentials(model: rt.Model, tmp_path: Path) -> None:
     """Above 88 they overflow."""
-    plain = run(model, tmp_path / "plain", "mask", threshold=0.0, preset="strict").frame()
+    plain = run(model, tmp_path / "plain", "mask", threshold=0.0, preset="sound").to_frame()
     layers = copy.deepcopy(model.module)
     layers[6].bias.data += 200  # type: ignore[index, union-attr]
     shifted = rt.Model(layers, mean=model.inputs.mean, std=model.inputs.std, layer="4")
-    strict = run(shifted, tmp_path / "strict", "mask", threshold=0.0, preset="strict").frame()
+    strict = run(shifted, tmp_path / "sound", "mask", threshold=0.0, preset="sound").to_frame()
     assert strict["relative"].to_numpy() == pytest.approx(plain["relative"].to_numpy(), abs=1e-3)
-    theirs = run(shifted, tmp_path / "theirs", "mask", threshold=0.0, preset="official-code").frame()
+    theirs = run(shifted, tmp_path / "theirs", "mask", threshold=0.0, preset="reference").to_frame()
     assert theirs["relative"].isna().all()
 
 
 def test_presets_differ_in_their_threshold_and_grid() -> None:
-    assert [Mask(preset=p).protocol.threshold for p in ("paper", "official-code", "strict")] == [0.1, 0.4, 0.1]
-    assert Mask(preset="official-code").protocol.sigma == (10.0, 20.0)
+    assert [Mask(preset=p).protocol.threshold for p in ("paper", "reference", "sound")] == [0.1, 0.4, 0.1]
+    assert Mask(preset="reference").protocol.sigma == (10.0, 20.0)
     assert Mask(sigma=12.0).protocol.sigma == (12.0, 12.0)
 
 
 # --------------------------------------------------------------------------------------------- the others
 def test_sign_perturbation_equals_a_loop(model: rt.Model, tmp_path: Path) -> None:
     options = {"methods": ["gradient"], "contrasts": ["mean", "weighted"], "epsilon": 0.02}
-    frame = run(model, tmp_path, "sign-perturbation", **options).frame()
+    frame = run(model, tmp_path, "sign-perturbation", **options).to_frame()
     labels = images_and_labels()[1]
     weigh: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda s: s.mean(), "weighted": lambda s: s.logsumexp(0)}
     expected = {}
@@ -231,9 +235,9 @@ def test_sign_perturbation_equals_a_loop(model: rt.Model, tmp_path: Path) -> Non
         assert frame[measure].to_dict() == pytest.approx({k: v[column] for k, v in expected.items()}, abs=1e-4)
 
 
-@pytest.mark.parametrize("fill", ["zeros", "blur"])
-def test_confidence_drop_equals_a_loop(model: rt.Model, tmp_path: Path, fill: str) -> None:
-    frame = run(model, tmp_path, "confidence-drop", share=0.1, fill=fill).frame()
+@pytest.mark.parametrize("baseline", ["model-mean", "blur"])
+def test_confidence_drop_equals_a_loop(model: rt.Model, tmp_path: Path, baseline: str) -> None:
+    frame = run(model, tmp_path, "confidence-drop", share=0.1, baseline=baseline).to_frame()
     expected = {}
     for i in range(SAMPLES):
         image, y = one(i), forward(model, one(i))
@@ -242,7 +246,9 @@ def test_confidence_drop_equals_a_loop(model: rt.Model, tmp_path: Path, fill: st
             phi = pixels_of(model, image, p, contrast, corners=False, foil=q).flatten()
             gone = torch.zeros(SIDE * SIDE, dtype=torch.bool)
             gone[phi.argsort(descending=True)[: round(0.1 * SIDE * SIDE)]] = True
-            z = forward(model, torch.where(gone.view(SIDE, SIDE), fill_by_hand(model, image, fill, 15.0), image))
+            z = forward(
+                model, torch.where(gone.view(SIDE, SIDE), replaced_by_hand(model, image, baseline, 15.0), image)
+            )
             before, after = (v[[p, q]].softmax(0)[0].item() for v in (y, z))
             lost = (y.softmax(0) - z.softmax(0))[[p, q]].tolist()
             expected[f"img{i}", contrast] = ((before - after) / before, *lost)
@@ -254,8 +260,8 @@ def test_confidence_drop_equals_a_loop(model: rt.Model, tmp_path: Path, fill: st
 @pytest.mark.parametrize("name", ["deletion", "insertion"])
 @pytest.mark.parametrize("foil", ["runner-up", "others"])
 def test_deletion_and_insertion_equal_a_loop(model: rt.Model, tmp_path: Path, name: str, foil: str) -> None:
-    frame = run(model, tmp_path, name, steps=5, foil=foil).frame().set_index(["sample", "contrast"])
-    fill = {"deletion": "zeros", "insertion": "blur"}[name]
+    frame = run(model, tmp_path, name, steps=5, foil=foil).to_frame().set_index(["sample", "contrast"])
+    baseline = {"deletion": "model-mean", "insertion": "blur"}[name]
     expected = {}
     for i in range(SAMPLES):
         image, y = one(i), forward(model, one(i))
@@ -269,7 +275,9 @@ def test_deletion_and_insertion_equal_a_loop(model: rt.Model, tmp_path: Path, na
                 top = torch.zeros(SIDE * SIDE, dtype=torch.bool)
                 top[order[: round(step * SIDE * SIDE / 5)]] = True
                 away = top if name == "deletion" else ~top
-                z = forward(model, torch.where(away.view(SIDE, SIDE), fill_by_hand(model, image, fill, 15.0), image))
+                z = forward(
+                    model, torch.where(away.view(SIDE, SIDE), replaced_by_hand(model, image, baseline, 15.0), image)
+                )
                 curve.append((z[p] - z[foils].logsumexp(0)).item())
             expected[f"img{i}", contrast] = np.trapezoid(curve) / 5
     assert frame["area"].to_dict() == pytest.approx(expected, abs=1e-4)
@@ -277,7 +285,7 @@ def test_deletion_and_insertion_equal_a_loop(model: rt.Model, tmp_path: Path, na
 
 def test_sanity_compares_classes_and_randomises_from_the_top(model: rt.Model, tmp_path: Path) -> None:
     weights = {name: each.clone() for name, each in model.module.state_dict().items()}
-    frame = run(model, tmp_path, "sanity", stages=3).frame().set_index(["sample", "contrast", "check", "randomised"])
+    frame = run(model, tmp_path, "sanity", stages=3).to_frame().set_index(["sample", "contrast", "check", "randomised"])
     assert all(torch.equal(each, weights[name]) for name, each in model.module.state_dict().items())
     for i in range(SAMPLES):
         t1, t2 = forward(model, one(i)).topk(2).indices.tolist()
@@ -309,7 +317,7 @@ class Weights:
 def test_the_cascade_goes_from_the_last_layer_to_the_first(model: rt.Model, tmp_path: Path) -> None:
     layers = copy.deepcopy(model.module)
     weights = Weights(layers)
-    frame = run(rt.Model(layers, layer="4"), tmp_path, "sanity", stages=3).frame()
+    frame = run(rt.Model(layers, layer="4"), tmp_path, "sanity", stages=3).to_frame()
     assert (frame["check"] == "cascade").sum() == 3 * 2 * SAMPLES
     intact, *stages = weights.seen[:4]
     for stage, randomised in zip(stages, ({"6"}, {"6", "3"}, {"6", "3", "0"}), strict=True):
@@ -336,7 +344,7 @@ def test_the_cascade_leaves_maps_alone_where_they_do_not_depend_on_weights(tmp_p
     """Each class is one channel's mean, so Grad-CAM is the channel itself whatever the bias of the head."""
     module = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Shifted())
     weights = Weights(module)
-    frame = run(rt.Model(module, layer="0"), tmp_path, "sanity", stages=1, contrasts=["none"]).frame()
+    frame = run(rt.Model(module, layer="0"), tmp_path, "sanity", stages=1, contrasts=["none"]).to_frame()
     assert len(weights.seen) >= 2  # something was randomised
     kept = frame[frame["check"] == "cascade"]["correlation"]
     assert len(kept) == SAMPLES
@@ -347,7 +355,7 @@ def test_localisation_equals_a_loop(model: rt.Model, tmp_path: Path) -> None:
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[2:7, 3:9] = True
     regions = {"img1": mask, "img4": [[3 / SIDE, 2 / SIDE, 9 / SIDE, 7 / SIDE]]}
-    frame = run(model, tmp_path, "localisation", regions=regions, target="predicted").frame()
+    frame = run(model, tmp_path, "localisation", regions=regions, target="predicted").to_frame()
     assert sorted(set(frame["sample"])) == ["img1", "img4"]
     for row in frame.to_dict("records"):
         image = one(row["position"])
@@ -362,7 +370,7 @@ def test_localisation_equals_a_loop(model: rt.Model, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- tables
 def test_summary_gives_means_and_intervals_of_the_samples(model: rt.Model, tmp_path: Path) -> None:
     done = run(model, tmp_path, "deletion")
-    frame, summary = done.frame(), done.summary()
+    frame, summary = done.to_frame(), done.summary()
     row = summary[(summary["measure"] == "area") & (summary["contrast"] == "weighted")].iloc[0]
     values = frame[frame["contrast"] == "weighted"]["area"].to_numpy()
     random = np.random.default_rng(7)
@@ -384,7 +392,7 @@ def test_undefined_values_are_left_out_and_counted(tmp_path: Path) -> None:
 
         def measure(self, batch: Any) -> Any:
             values = torch.tensor([float("nan") if p == 2 else float(p) for p in batch.positions])
-            yield batch.rows("gradcam", "none", {}, value=values)
+            yield batch.rows("gradcam", "none", value=values)
 
     row = evaluate(Sometimes(), nn.Flatten(), dataset(), out=tmp_path, methods=["gradient"]).summary().iloc[0]
     assert (row["mean"], row["n"]) == (pytest.approx((0 + 1 + 3 + 4 + 5 + 6) / 6), 6)
@@ -397,7 +405,7 @@ def test_tables_have_the_layout_of_the_paper(model: rt.Model, tmp_path: Path) ->
     assert cells[:5] == ["method", "target", "before", "blur positive original", "blur positive weighted"]
     assert cells[5] == "blur negative original"
     assert [line.split(" | ")[:2] for line in lines[:2]] == [["| GradCAM", "t1"], ["| GradCAM", "t2"]]
-    summary = done.summary().set_index(["method", "contrast", "target", "fill", "keep", "measure"])["mean"]
+    summary = done.summary().set_index(["method", "contrast", "target", "baseline", "keep", "measure"])["mean"]
     want = [f"{summary['gradcam', c, 't1', 'blur', 'positive', 'relative']:.3f}" for c in ("none", "weighted")]
     found = [cell.split(" (")[0].strip("* ") for cell in lines[0].strip("|").split("|")][3:5]
     assert found == want
@@ -439,4 +447,4 @@ class Viewing(nn.Module):
 
 def test_a_network_that_views_its_tensors_is_fed_as_it_needs(tmp_path: Path) -> None:
     done = evaluate("mask", rt.Model(Viewing(), layer="convolution"), dataset(), out=tmp_path, threshold=0.0)
-    assert done.frame()["relative"].between(0, 1).all()
+    assert done.to_frame()["relative"].between(0, 1).all()

@@ -37,17 +37,17 @@ def digits(count: int = 60, reader: Any = None) -> Dataset:
 
 
 def go(out: Path, **options: Any) -> Run:
-    settings = {"preset": "official-code", "threshold": 0.0, "fills": ("blur",), "part_size": 4, "seed": 5}
+    settings = {"preset": "reference", "threshold": 0.0, "baselines": ("blur",), "shard_size": 4, "seed": 5}
     return evaluate("mask", options.pop("model", None) or subject(), options.pop("data", None) or digits(), out=out,
                     methods=["gradcam"], **{**settings, **options})  # fmt: skip
 
 
 def same(one: Run, other: Run) -> None:
-    pd.testing.assert_frame_equal(one.frame(), other.frame(), check_exact=True)
+    pd.testing.assert_frame_equal(one.to_frame(), other.to_frame(), check_exact=True)
 
 
 def drafts(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name != "manifest.json" and path.name[:5] != "part-"]
+    return [path.name for path in folder.iterdir() if path.name != "manifest.json" and path.name[:6] != "shard-"]
 
 
 # --------------------------------------------------------------------------------------------- which samples, and how
@@ -56,7 +56,7 @@ def test_results_do_not_depend_on_workers(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_spread_over_the_set(tmp_path: Path) -> None:
-    frame = go(tmp_path / "run", limit=6).frame()
+    frame = go(tmp_path / "run", limit=6).to_frame()
     assert sorted(frame["sample"].unique(), key=lambda s: int(s[1:])) == ["s0", "s10", "s20", "s30", "s40", "s50"]
 
 
@@ -71,7 +71,7 @@ class Seen(rt.Experiment):
 
     def measure(self, batch: Any) -> Iterator[Any]:
         self.images.append(batch.images)
-        yield batch.rows("gradcam", "none", {}, brightness=batch.images.mean((1, 2, 3)))
+        yield batch.rows("gradcam", "none", brightness=batch.images.mean((1, 2, 3)))
 
 
 def seen(model: rt.Model, data: Any, out: Path) -> torch.Tensor:
@@ -80,16 +80,15 @@ def seen(model: rt.Model, data: Any, out: Path) -> torch.Tensor:
     return torch.cat(experiment.images)
 
 
-NO_INTERPOLATION = pytest.mark.xfail(strict=True, reason="evaluate does not know the model's interpolation")
 PREPARED: list[Any] = [
     {},
     {"size": 8},
     {"size": (9, 14), "fit": "crop"},
     {"size": 10, "fit": "crop", "crop_fraction": 0.8},
     {"size": (12, 10), "crop_fraction": 0.6},
-    pytest.param({"size": 10, "interpolation": "nearest"}, marks=NO_INTERPOLATION),
-    pytest.param({"size": 10, "interpolation": "bicubic"}, marks=NO_INTERPOLATION),
-    pytest.param({"size": 10, "interpolation": "lanczos"}, marks=NO_INTERPOLATION),
+    {"size": 10, "interpolation": "nearest"},
+    {"size": 10, "interpolation": "bicubic"},
+    {"size": 10, "interpolation": "lanczos"},
 ]
 
 
@@ -107,7 +106,6 @@ def test_image_files_are_prepared_as_the_model_does_it(settings: dict[str, Any],
     assert torch.equal(seen(model, tmp_path / "set", tmp_path / "run"), model.preprocess(paths))
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate does not resize sets that hold tensors")
 @pytest.mark.parametrize("kind", ["arrays", "torch"])
 def test_sets_of_tensors_are_brought_to_the_size_of_the_model(kind: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
@@ -140,7 +138,7 @@ def of_another_run(path: Path) -> None:
 
 
 def of_another_place(path: Path) -> None:
-    path.write_bytes(path.with_name("part-00000.parquet").read_bytes())
+    path.write_bytes(path.with_name("shard-00000.parquet").read_bytes())
 
 
 def of_somebody_else(path: Path) -> None:
@@ -151,19 +149,19 @@ def of_somebody_else(path: Path) -> None:
     "damage", [truncated, flipped, not_parquet, of_another_run, of_another_place, of_somebody_else]
 )
 def test_a_damaged_or_foreign_part_is_named_and_made_again(tmp_path: Path, damage: Any) -> None:
-    whole = go(tmp_path / "run").frame()
-    damage(tmp_path / "run" / "part-00002.parquet")
-    with pytest.raises(rt.InputError, match=r"part-00002\.parquet"):
-        Run.open(tmp_path / "run").frame()
-    with pytest.warns(UserWarning, match=r"part-00002\.parquet .* computed again") as caught:
+    whole = go(tmp_path / "run").to_frame()
+    damage(tmp_path / "run" / "shard-00002.parquet")
+    with pytest.raises(rt.InputError, match=r"shard-00002\.parquet"):
+        Run.open(tmp_path / "run").to_frame()
+    with pytest.warns(UserWarning, match=r"shard-00002\.parquet .* computed again") as caught:
         done = go(tmp_path / "run", resume=True)
     assert len(caught) == 1
-    pd.testing.assert_frame_equal(done.frame(), whole)
+    pd.testing.assert_frame_equal(done.to_frame(), whole)
 
 
 def test_drafts_of_a_killed_process_are_swept_away(tmp_path: Path) -> None:
     go(tmp_path)
-    (tmp_path / ".part-00003.parquet.x1").write_bytes(b"half")
+    (tmp_path / ".shard-00003.parquet.x1").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     go(tmp_path, resume=True)
     assert drafts(tmp_path) == ["notes.txt"]
@@ -191,7 +189,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
 
 def test_a_method_is_told_apart_by_its_settings(tmp_path: Path) -> None:
     run = evaluate("confidence-drop", subject(), digits(), out=tmp_path, methods=["gradcam", rt.GradCAM(layer="0")])
-    assert list(run.frame()["method"].unique()) == ["gradcam", "gradcam(layer=0)"]
+    assert list(run.to_frame()["method"].unique()) == ["gradcam", "gradcam(layer=0)"]
     assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["methods"]["gradcam"] == {"layer": None}
     with pytest.raises(rt.InputError, match="given twice"):
         evaluate("confidence-drop", subject(), digits(), out=tmp_path / "x", methods=["gradcam", rt.GradCAM()])
@@ -200,12 +198,12 @@ def test_a_method_is_told_apart_by_its_settings(tmp_path: Path) -> None:
 def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
     class Holes(ArrayReader):
         def read(self, index: int) -> Image.Image | torch.Tensor:
-            if index in (1, 8, 9, 10, 11):  # one of a part, and a whole part
+            if index in (1, 8, 9, 10, 11):  # one of a shard, and a whole shard
                 raise CorruptImage(f"s{index}: damaged image")
             return super().read(index)
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     run = go(tmp_path, data=digits(20, Holes(pixels)))
     assert run.skipped == [(f"s{i}", f"s{i}: damaged image") for i in (1, 8, 9, 10, 11)]
-    assert run.frame()["sample"].nunique() == 15
+    assert run.to_frame()["sample"].nunique() == 15
     assert "15 of 20 samples took part, 5 unreadable" in run.to_markdown()

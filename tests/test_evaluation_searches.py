@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,9 +21,8 @@ from ratherthan.evaluation import Run
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.pertinent import Pertinent
-from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
-from ratherthan.search.pertinent_positive import PertinentPositiveMethod, PositiveAnswers
-from ratherthan.search.solver import Status, noise
+from ratherthan.search.counterfactual import FRAMES
+from ratherthan.search.solver import noise
 
 COUNT, CLASSES, SIDE = 24, 4, 9
 
@@ -44,7 +42,7 @@ def noise_images(seed: int = 0, count: int = COUNT) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Scripted(CounterfactualMethod):
+class Scripted(rt.CounterfactualMethod):
     """Three answers per image that depend on its number only; every third of them is called not found."""
 
     name: ClassVar[str] = "scripted"
@@ -58,24 +56,17 @@ class Scripted(CounterfactualMethod):
     def found(self, sample: int, restart: int) -> bool:
         return (sample + restart) % 3 != 0 and sample != 5
 
-    def answer(
-        self,
-        model: rt.Model,
-        images: Tensor,
-        fact: Tensor,
-        foil: Tensor,
-        samples: Sequence[int],
-        report: Any = None,
-    ) -> Answers:
+    def search(self, question: rt.SearchQuestion) -> rt.Counterfactual:
+        images, samples = question.images, question.positions
         examples = torch.stack([self.examples(image, s) for image, s in zip(images, samples, strict=True)])
-        states = [[Status.FOUND if self.found(s, r) else Status.NOT_FOUND for r in range(3)] for s in samples]
-        with torch.no_grad():
-            logits = model.logits(examples.flatten(0, 1)).unflatten(0, (-1, 3))
+        states = [["found" if self.found(s, r) else "not found" for r in range(3)] for s in samples]
+        logits = question.fresh(examples)
         path = examples[:, :1].expand(-1, FRAMES, -1, -1, -1)
         path_logits = logits[:, :1] * torch.linspace(0, 1, FRAMES).double().view(1, -1, 1)
         distance = torch.tensor([[float(s + r) for r in range(3)] for s in samples])
-        return Answers(
-            status=states, reason=[["scripted"] * 3 for _ in samples], examples=examples, logits=logits,
+        return rt.Counterfactual(
+            **rt.Counterfactual.fields_of(self, question),
+            statuses=states, reasons=[["scripted"] * 3 for _ in samples], examples=examples, example_logits=logits,
             distance=distance, violation=distance * 0, path=path, path_logits=path_logits,
             latents=distance.unsqueeze(2).expand(-1, -1, 2) * torch.tensor([0.1, -0.2]),
             attributes_before=torch.zeros(len(samples), 3), attribute_names=("a", "b", "c"),
@@ -87,9 +78,9 @@ def measured(tmp_path: Path, **settings: Any) -> Any:
     batch_size = settings.pop("batch_size", None)
     experiment = Counterfactuals(**settings)
     run = rt.evaluate(
-        experiment, network(0), noise_images(), out=tmp_path, methods=[Scripted()], batch_size=batch_size, part_size=8
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Scripted()], batch_size=batch_size, shard_size=8
     )
-    return run.frame().set_index("sample")
+    return run.to_frame().set_index("sample")
 
 
 def by_hand(
@@ -187,7 +178,7 @@ def test_the_path_is_kept(tmp_path: Path) -> None:
 def test_a_foil_that_is_no_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(rt.InputError, match="foil 9 is no class of this model: give 0 to 3"):
         measured(tmp_path, foil=9)
-    with pytest.raises(rt.InputError, match="'runner-up', 'random', 'any' or a class index, not 'best'"):
+    with pytest.raises(rt.InputError, match=r"'runner-up' or 'random' or 'any' or a whole number.*not 'best'"):
         Counterfactuals(foil="best")
     with pytest.raises(rt.InputError, match="unknown counterfactual method"):
         rt.evaluate("counterfactuals", network(0), noise_images(), out=tmp_path / "x", methods=["gradcam"])
@@ -198,8 +189,30 @@ def test_other_autoencoders_or_judges_are_another_run(tmp_path: Path) -> None:
     with pytest.raises(rt.InputError, match="experiment"):
         rt.evaluate(
             Counterfactuals(second=network(2)), network(0), noise_images(), out=tmp_path, methods=[Scripted()],
-            part_size=8, resume=True,
+            shard_size=8, resume=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guided(Scripted):
+    """Has attribute functions."""
+
+    name: ClassVar[str] = "guided"
+    attributes: tuple[rt.Attribute, ...] = ()
+
+
+def test_a_search_with_other_networks_is_another_run(tmp_path: Path) -> None:
+    def go(seed: int, **more: Any) -> Run:
+        judge = network(seed).module
+        method = Guided(attributes=(rt.Attribute(judge, module=judge),))
+        return rt.evaluate(
+            Counterfactuals(), network(0), noise_images(), out=tmp_path, methods=[method], limit=3, **more
+        )
+
+    go(1)
+    with pytest.raises(rt.InputError, match=r"another methods\.guided.*attributes"):
+        go(2, resume=True)
+    go(1, resume=True)
 
 
 def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
@@ -207,9 +220,9 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
     experiment = Localisation(regions={"*": box, "s3": [[0.5, 0.5, 1.0, 1.0]]}, why_not=2)
     run = rt.evaluate(
         experiment, network(0), noise_images(), out=tmp_path, methods=["ixg", Scripted()], contrasts=["none", "mean"],
-        part_size=8,
+        shard_size=8,
     )  # fmt: skip
-    frame = run.frame().set_index(["sample", "method", "contrast"])
+    frame = run.to_frame().set_index(["sample", "method", "contrast"])
     assert Run.open(tmp_path).to_markdown() == run.to_markdown()  # though no regions are at hand when it is opened
     seen = 0
     for index in range(COUNT):
@@ -243,6 +256,9 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
             assert row["pointing"] == inside.flat[gain.argmax()]
             assert row["region"] == pytest.approx(inside.mean())
     assert 0 < seen < COUNT
+    shown = run.table(intervals=False)["inside"]  # a search has no contrast, and a column of its own
+    assert shown.loc["scripted", ""] == f"{frame['inside'].xs('scripted', level='method').mean():.3f}"
+    assert shown.loc["scripted", "original"] == shown.loc["ixg", ""] == ""
 
 
 @dataclass(frozen=True)
@@ -251,8 +267,8 @@ class Interrupted(Scripted):
 
     name: ClassVar[str] = "ended by ctrl-c"
 
-    def answer(self, *question: Any, **more: Any) -> Answers:
-        return replace(super().answer(*question, **more), interrupted=True)
+    def search(self, question: rt.SearchQuestion) -> rt.Counterfactual:
+        return replace(super().search(question), interrupted=True)
 
 
 @pytest.mark.parametrize("experiment", [Counterfactuals(), Localisation({"*": [[0, 0, 1, 1]]}, why_not=1)])
@@ -270,14 +286,13 @@ def test_a_search_cannot_be_located_without_a_class_to_move_to(tmp_path: Path) -
 
 # --------------------------------------------------------------------------------------------- what is enough
 @dataclass(frozen=True)
-class Slices(PertinentPositiveMethod):
+class Slices(rt.PertinentPositiveMethod):
     """Keeps the first rows, as many as the number of the image says; their order is from below."""
 
     name: ClassVar[str] = "slices"
 
-    def answer(
-        self, model: rt.Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Any = None
-    ) -> PositiveAnswers:
+    def search(self, question: rt.SearchQuestion) -> rt.PertinentPositive:
+        images, samples = question.images, question.positions
         rows = torch.arange(SIDE).view(1, SIDE, 1).expand(len(images), SIDE, SIDE)
         kept = torch.tensor([1 + s % 5 for s in samples])
         mask = rows < kept.view(-1, 1, 1)
@@ -285,18 +300,18 @@ class Slices(PertinentPositiveMethod):
         curve = torch.full((len(images), 6), torch.nan)
         for row, s in enumerate(samples):
             curve[row, : kept[row] + 1] = torch.tensor([0.5, *((s * (i + 1) % 7) / 7 for i in range(int(kept[row])))])
-        return PositiveAnswers(
-            mask=mask, examples=images * mask.unsqueeze(1), status=[Status.FOUND] * len(images),
-            reason=["scripted"] * len(images), superpixels=rows, order=order, curve=curve,
-        )  # fmt: skip
+        ends = [(rt.Status.FOUND, "scripted")] * len(images)
+        return rt.PertinentPositive.of(
+            self, question, images * mask.unsqueeze(1), ends, mask, superpixels=rows, order=order, curve=curve
+        )
 
 
 def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
-    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    experiment = Pertinent(superpixels="grid", count=9, baseline=0.25, threshold=0.4)
     run = rt.evaluate(
-        experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], part_size=8, batch_size=5
+        experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], shard_size=8, batch_size=5
     )
-    frame = run.frame().set_index(["sample", "method", "contrast"])
+    frame = run.to_frame().set_index(["sample", "method", "contrast"])
     module = network(0).module
     kept_any = 0
     for index in range(COUNT):
@@ -343,9 +358,9 @@ def test_of_lime_all_positive_superpixels_are_the_part(tmp_path: Path) -> None:
     cells = torch.arange(SIDE).div(3, rounding_mode="floor")
     cells = cells[:, None] * 3 + cells
     lime = rt.Lime(superpixels=cells, samples="all", baseline=0.25, alpha=0.0)
-    experiment = Pertinent(superpixels="grid", count=9, off=0.25, threshold=0.4)
+    experiment = Pertinent(superpixels="grid", count=9, baseline=0.25, threshold=0.4)
     data, options = noise_images().subset(range(6)), {"methods": [lime], "contrasts": ["weighted"]}
-    rows = rt.evaluate(experiment, network(0), data, out=tmp_path, **options).frame().set_index("position")
+    rows = rt.evaluate(experiment, network(0), data, out=tmp_path, **options).to_frame().set_index("position")
     assert len(rows) == 6
     weak = 0
     for index in rows.index:

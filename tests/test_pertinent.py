@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from ratherthan.contrast import margin
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.render import figure_png
-from ratherthan.search.cem_maf_positive import CEMMAFPositive, lead, odds
+from ratherthan.search.cem_maf_positive import CEMMAFPositive, odds
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
-from ratherthan.superpixels import Parts, Superpixels, segment
+from ratherthan.superpixels import SegmentedImages, Superpixels, segment
 
 GRID = Superpixels("grid", 12)
 
@@ -43,7 +45,7 @@ def _images(model: Model, count: int) -> Tensor:
 
 def _smallest(model: Model, images: Tensor) -> Tensor:
     """The least number of superpixels that keep the class, by trying all 4095 sets."""
-    parts = Parts(images, segment(images, GRID), torch.zeros_like(images))
+    parts = SegmentedImages(images, segment(images, GRID), torch.zeros_like(images))
     masks = torch.tensor([[code >> s & 1 for s in range(12)] for code in range(1, 4096)], dtype=images.dtype)
     best = []
     for row, fact in enumerate(model.logits(images).argmax(1).tolist()):
@@ -117,29 +119,57 @@ def test_large_parts_are_ordered_several_features_a_round() -> None:
     assert found.evaluations < 2 * one_a_round
 
 
+@torch.no_grad()
+def test_features_come_in_an_order_in_which_each_adds_confidence_where_there_is_one() -> None:
+    """All orders are tried; that in which the features were found is none of them for a third of these images."""
+    model = _network(4)
+    model.module[1].weight.data *= 8
+    model.module[3].bias.data[0] += 2
+    images = _images(model, 40)
+    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, kappa=1.0))
+
+    def confidence(i: int, kept: tuple[int, ...]) -> list[float]:
+        shown = [torch.isin(found.superpixels[i], torch.tensor(kept[:k])) for k in range(1, len(kept) + 1)]
+        return model.logits(images[i] * torch.stack(shown).unsqueeze(1)).softmax(1)[:, found.fact[i]].tolist()
+
+    compared = 0
+    for i, order in enumerate(found.order):
+        kept = tuple(order[order >= 0].tolist())
+        orders = itertools.permutations(kept) if 3 <= len(kept) <= 5 else ()
+        if any(p == sorted(p) for p in (confidence(i, each) for each in orders)):
+            compared += 1
+            assert confidence(i, kept) == sorted(confidence(i, kept))
+            assert found.correlation()[i] == pytest.approx(-1)
+    assert compared >= 10
+
+
+def test_ranks_fall_evenly_from_the_first_feature_to_the_last() -> None:
+    model = _network()
+    found = pertinent_positive(model, _images(model, 12), method=CEMMAFPositive(superpixels=GRID, kappa=1.0))
+    assert found.features.max() > 2
+    for i, order in enumerate(found.order.tolist()):
+        kept = [label for label in order if label >= 0]
+        worth = {label: 1 - place / len(kept) for place, label in enumerate(kept)}
+        expected = [[worth.get(label, 0.0) for label in row] for row in found.superpixels[i].tolist()]
+        torch.testing.assert_close(found.ranks()[i], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_slic_divides_into_about_so_many(count: int) -> None:
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 2)), channels=3)
+    across = torch.linspace(0, 1, 40).expand(40, 40)
+    picture = torch.stack([across, across.T, 0 * across]).unsqueeze(0)
+    how = CEMMAFPositive(superpixels=Superpixels("slic", count))
+    found = pertinent_positive(model, picture, method=how)
+    assert 0.5 * count <= int(found.feature_count[0]) <= 1.5 * count
+
+
 def test_correlation_is_spearmans() -> None:
     for p in (torch.rand(9), torch.tensor([0.1, 0.4, 0.4, 0.4, 0.9]), torch.tensor([0.1, 0.2, 0.3])):
         expected = stats.spearmanr(range(len(p)), stats.rankdata(-p.numpy())).statistic
         assert rank_correlation(p) == pytest.approx(expected)
     assert rank_correlation(torch.tensor([0.1, 0.2, 0.3])) == pytest.approx(-1)
     assert torch.tensor([rank_correlation(torch.rand(2)), rank_correlation(torch.ones(4))]).isnan().all()
-
-
-@pytest.mark.parametrize("preset", ["fast", "paper"])
-def test_a_batch_gives_the_answers_of_one_by_one(preset: str) -> None:
-    model = _network()
-    images = _images(model, 6 if preset == "fast" else 3)
-    how = CEMMAFPositive(superpixels=GRID, preset=preset)  # type: ignore[arg-type]
-    together = pertinent_positive(model, images, method=how)
-    parts = pertinent_positive(model, images, method=how, batch_size=2)
-    assert torch.equal(together.mask, parts.mask)
-    assert torch.equal(together.features, parts.features)
-    for i, image in enumerate(images):
-        alone = pertinent_positive(model, image.unsqueeze(0), method=how)
-        assert torch.equal(alone.mask[0], together.mask[i])
-        assert alone.reason[0] == together.reason[i]
-        kept = int(alone.features[0])
-        assert torch.equal(alone.order[0, :kept], together.order[i, :kept])
 
 
 def _paper(model: Model, image: Tensor, labels: Tensor, kappa: float) -> list[int]:
@@ -177,9 +207,9 @@ def test_the_papers_preset_is_ista_as_a_plain_loop_does_it() -> None:
         assert found.order[i][: int(found.features[i])].tolist() == expected
 
 
-def test_lead_and_odds_equal_their_formulas() -> None:
+def test_margin_and_odds_equal_their_formulas() -> None:
     logits, fact = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1])
-    for y, t, of_lead, of_odds in zip(logits, fact.tolist(), lead(logits, fact), odds(logits, fact), strict=True):
+    for y, t, of_lead, of_odds in zip(logits, fact.tolist(), margin(logits, fact), odds(logits, fact), strict=True):
         others = torch.cat([y[:t], y[t + 1 :]])
         assert of_lead == y[t] - others.max()
         p = y.softmax(0)[t]
@@ -225,15 +255,15 @@ def test_what_is_odd_about_an_image_is_said() -> None:
     assert wrong.mask.all()
 
 
-def test_off_is_explicit() -> None:
+def test_the_baseline_is_explicit() -> None:
     model = _network()
     images = _images(model, 3)
-    for off, value in ((0.25, 0.25), ("mean", images.mean((1, 2, 3)).view(3, 1, 1, 1)), (images[0], images[:1])):
-        found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, off=off))  # type: ignore[arg-type]
+    for baseline, value in ((0.25, 0.25), ("mean", images.mean((1, 2, 3)).view(3, 1, 1, 1)), (images[0], images[:1])):
+        found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, baseline=baseline))  # type: ignore[arg-type]
         expected = torch.where(found.mask.unsqueeze(1), images, torch.as_tensor(value, dtype=images.dtype))
         torch.testing.assert_close(found.example, expected)
     with pytest.raises(InputError, match="mean"):
-        pertinent_positive(model, images, method=CEMMAFPositive(off="grey"))
+        pertinent_positive(model, images, method=CEMMAFPositive(baseline="grey"))
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
@@ -271,8 +301,8 @@ def test_the_figure_shows_the_part_its_features_in_order_and_the_growing_confide
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="fast"):
-        CEMMAFPositive(preset="fats")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="sound"):
+        CEMMAFPositive(preset="soud")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one class"):
         pertinent_positive(_network(), torch.rand(1, 1, 6, 8, dtype=torch.float64), fact=[0, 1])
 

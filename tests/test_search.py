@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import ratherthan as rt
+from outside.wachter import Wachter
 from ratherthan.errors import InputError
 from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 from stopping import Stopped
 
-FINE = Schedule(rounds=25, steps=50, rate=0.1, decay=0.65, tolerance=1e-6, settle=0.0, largest_penalty=100)
+FINE = Schedule(
+    outer_iterations=25, inner_iterations=50, rate=0.1, decay=0.65, feasibility_tol=1e-6, tol=0.0, largest_penalty=100
+)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -78,7 +82,7 @@ def one_by_one(problem: Problem, start: Tensor, schedule: Schedule) -> list[Outc
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda each: type(each).__name__)
 def test_a_batch_gives_the_answers_of_one_by_one(problem: LinearBoundary | Box | Cap) -> None:
-    schedule = Schedule(rounds=5, steps=15)
+    schedule = Schedule(outer_iterations=5, inner_iterations=15)
     whole = search(problem, problem.start, schedule)
     for row, alone in enumerate(one_by_one(problem, problem.start, schedule)):
         assert torch.allclose(whole.z[row], alone.z[0], atol=1e-9)
@@ -140,7 +144,7 @@ def test_what_cannot_be_is_infeasible_and_comes_with_the_nearest_miss() -> None:
 
 def test_too_few_rounds_are_called_so() -> None:
     problem = LinearBoundary()
-    found = search(problem, problem.start + 50, Schedule(rounds=2, steps=3))
+    found = search(problem, problem.start + 50, Schedule(outer_iterations=2, inner_iterations=3))
     assert set(found.status) == {Status.OUT_OF_BUDGET}
     assert "2 rounds" in found.reason[0]
 
@@ -156,14 +160,27 @@ def test_a_point_that_fails_the_fresh_pass_is_not_called_found() -> None:
             terms.objective, terms.zero + 1, terms.below
         )  # fmt: skip
 
-    found = search(fickle, problem.start, Schedule(rounds=4, settle=0.0))
+    found = search(fickle, problem.start, Schedule(outer_iterations=4, tol=0.0))
     assert set(found.status) == {Status.NOT_FOUND}
     assert "fresh pass" in found.reason[0]
 
 
+def test_a_row_that_stands_still_beside_its_constraint_goes_on() -> None:
+    """It begins feasibly, then rests at the foot of a slope, too far out: the penalty is not yet steep enough."""
+
+    def slope(z: Tensor, rows: Tensor) -> Terms:
+        return Terms(1 + (1 - z[:, 0]).clamp_min(0), below=z - 0.5)
+
+    weak = Schedule(outer_iterations=8, inner_iterations=40, rate=0.1, penalty=0.5, growth=1.01, largest_multiplier=0.1)
+    found = search(slope, torch.zeros(1, 1, dtype=torch.float64), weak)
+    assert found.rounds.tolist() == [8]
+    assert found.status == (Status.FOUND,)
+    assert found.z.item() <= 0.51
+
+
 def test_an_interrupt_returns_the_best_so_far() -> None:
     problem = LinearBoundary()
-    found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(settle=0.0))
+    found = search(Stopped().at_call(300, problem.__call__), problem.start, Schedule(tol=0.0))
     assert found.interrupted
     assert Status.FOUND in found.status
     assert any("interrupted" in reason for reason in found.reason)
@@ -181,7 +198,27 @@ def test_noise_depends_on_seed_sample_and_restart_alone() -> None:
 
 
 def test_schedules_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InputError, match="at least one round"):
-        Schedule(rounds=0)
-    with pytest.raises(InputError, match="growth is above 1"):
+    with pytest.raises(InputError, match="outer_iterations of schedule is a whole number of at least 1, not 0"):
+        Schedule(outer_iterations=0)
+    with pytest.raises(InputError, match="growth of schedule is a number above 1"):
         Schedule(growth=1.0)
+
+
+def test_a_search_from_outside_comes_near_the_least_change_there_is() -> None:
+    """For a linear classifier the least sum of changes is a linear programme: the strongest pixels first."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    images = 0.3 + 0.4 * torch.rand(5, 1, 3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    schedule = Schedule(outer_iterations=20, inner_iterations=100, feasibility_tol=1e-4, tol=0.001)
+    found = rt.counterfactual(rt.Model(module, channels=1), images, method=Wachter(schedule=schedule))
+    assert found.found.all(), found.reason
+    for i, image in enumerate(images.flatten(1).tolist()):
+        fact = int(found.fact[i])
+        weights = (module[1].weight[1 - fact] - module[1].weight[fact]).tolist()
+        missing = float(found.logits[i, fact] - found.logits[i, 1 - fact])
+        least = 0.0
+        for weight, value in sorted(zip(weights, image, strict=True), key=lambda pair: -abs(pair[0])):
+            step = min(missing / abs(weight), 1 - value if weight > 0 else value)
+            least, missing = least + step, missing - step * abs(weight)
+        change = float(found.difference[i].abs().sum())
+        assert least - 0.001 <= change <= 1.05 * least + 0.001
+        assert float(found.example_logits[i, 0, 1 - fact] - found.example_logits[i, 0, fact]) >= -1e-4

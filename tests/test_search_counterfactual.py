@@ -22,14 +22,12 @@ from nets import Linear
 from ratherthan.app.cli import app
 from ratherthan.contrast import resolve
 from ratherthan.registry import Classes
-from ratherthan.search import method as contract
-from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod
 
-QUICK = rt.Schedule(rounds=6, steps=30)
+QUICK = rt.Schedule(outer_iterations=6, inner_iterations=30)
 
 
 @dataclass(frozen=True)
-class Brighten(CounterfactualMethod):
+class Brighten(rt.CounterfactualMethod):
     """A method with a known answer: every pixel half way to white; attributes are the mean and its negative."""
 
     name: ClassVar[str] = "brighten"
@@ -39,30 +37,24 @@ class Brighten(CounterfactualMethod):
     scale: Tensor | None = None
     asked: ClassVar[list[Tensor]] = []
 
-    def answer(
-        self, model: Any, images: Tensor, fact: Tensor, foil: Tensor, samples: Any, report: Any = None
-    ) -> Answers:
-        self.asked.append(foil)
+    def search(self, question: rt.SearchQuestion) -> rt.Counterfactual:
+        assert question.foil is not None
+        self.asked.append(question.foil)
         if len(self.asked) == 3:
             raise KeyboardInterrupt
-        questions = foil.numel()
-        examples = ((1 + images) / 2).repeat_interleave(foil.shape[1], 0)
-        share = torch.linspace(0, 1, FRAMES).view(1, -1, 1, 1, 1)
-        path = (1 - share) * images.repeat_interleave(foil.shape[1], 0).unsqueeze(1) + share * examples.unsqueeze(1)
-        means = torch.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1)
-        after = torch.stack([examples.mean((1, 2, 3)), -examples.mean((1, 2, 3))], 1)
-        return Answers(
-            status=[[rt.Status.FOUND]] * questions,
-            reason=[["by construction"]] * questions,
-            examples=examples.unsqueeze(1),
-            logits=model.logits(examples).unsqueeze(1),
-            distance=torch.ones(questions, 1),
-            violation=torch.zeros(questions, 1),
-            path=path,
-            path_logits=model.logits(path.flatten(0, 1)).unflatten(0, (questions, FRAMES)),
-            evaluations=7 * questions,
-            attributes_before=means,
-            attributes=after.unsqueeze(1),
+        images, asked = question.images, question.asked
+        examples = (1 + asked) / 2
+        question.evaluations = 7 * len(asked)
+        ones = torch.ones(len(asked), 1)
+        return rt.Counterfactual.of(
+            self,
+            question,
+            examples.unsqueeze(1),
+            [[(rt.Status.FOUND, "by construction")]] * len(asked),
+            ones,
+            check=lambda logits: (0 * ones, ones > 0),
+            answers={"attributes": torch.stack([examples.mean((1, 2, 3)), -examples.mean((1, 2, 3))], 1).unsqueeze(1)},
+            attributes_before=torch.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1),
             attribute_names=("more light", "more shade"),
         )
 
@@ -70,7 +62,7 @@ class Brighten(CounterfactualMethod):
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """`brighten` is registered for one test."""
-    monkeypatch.setitem(contract._METHODS, "brighten", Brighten)
+    monkeypatch.setitem(rt.register_counterfactual_method.__self__, "brighten", Brighten)
     monkeypatch.setattr(Brighten, "asked", [])
 
 
@@ -88,19 +80,19 @@ def images() -> Tensor:
 # ------------------------------------------------------------------------------------------- methods and questions
 def test_a_method_of_ones_own_is_called_by_name(known: None, model: rt.Model, images: Tensor) -> None:
     how = rt.counterfactual(model, images, method="brighten")
-    assert torch.equal(Brighten.asked[0], torch.full((3, 1), -1)), "any other class is its usual foil"
+    assert torch.equal(Brighten.asked[0], torch.full((3,), -1)), "any other class is its usual foil"
     torch.testing.assert_close(how.example, (1 + images) / 2)
     torch.testing.assert_close(how.difference, (1 - images) / 2)
     assert how.evaluations == 21
     assert (how.reconstruction, how.latents, how.error) == (None, None, None)
-    fact, reached = int(how.fact[0, 0]), int(how.reached[0, 0, 0])
-    assert reached == how.example_logits[0, 0, 0].scatter(0, torch.tensor(fact), -99).argmax()
+    fact, reached = int(how.fact[0]), int(how.reached[0, 0])
+    assert reached == how.example_logits[0, 0].scatter(0, torch.tensor(fact), -99).argmax()
     frame = how.to_frame()
     assert set(frame["foil"]) == {"any"}
     torch.testing.assert_close(torch.tensor(frame["more light"].to_list()), how.example.mean((1, 2, 3)))
     each = rt.counterfactual(model, images, foil="Each", method=Brighten())
     assert Brighten.asked[1].shape == (3, 4)
-    assert each.axis
+    assert each.axis == "foil"
 
 
 def test_what_an_answer_adds_is_named(known: None, model: rt.Model, images: Tensor) -> None:
@@ -122,6 +114,16 @@ def test_ctrl_c_between_batches_keeps_what_was_found(known: None, model: rt.Mode
     assert len(how) == len(how.names) == 2
     assert seen == [(1, 3), (2, 3)]
     assert "interrupted" in str(how)
+
+
+def test_only_a_copy_of_an_answer_that_was_found_is_no_other(known: None, model: rt.Model, images: Tensor) -> None:
+    one = rt.counterfactual(model, images[:1], method=Brighten())
+    twice = {
+        f: getattr(one, f).repeat_interleave(2, 1) for f in ("examples", "example_logits", "distance", "violation")
+    }
+    for status, expected in ((["found", "found"], [True, False]), (["not found", "found"], [False, True])):
+        two = dataclasses.replace(one, statuses=[status], reasons=[["so", "so"]], **twice)
+        assert two.distinct().tolist() == [expected]
 
 
 def test_any_is_refused_by_a_method_that_needs_a_class(model: rt.Model, images: Tensor) -> None:
@@ -172,10 +174,10 @@ def test_colour_images_of_any_size_and_an_independent_check(model: rt.Model) -> 
     with torch.no_grad():
         images = manifold.decode(torch.randn(4, 5))
     how = rt.counterfactual(model, images, foil="top2", method=rt.CDeepEx(manifold, margin=0.05, retries=1))
-    assert how.found.any()
+    assert how.found[:, 0].all(), "each has its runner-up"
     for i, q in how.found.nonzero().tolist():
         logits = model.module(how.example[i, q : q + 1])[0]
-        fact, foil = how.fact[i, q], how.foils[i, q]
+        fact, foil = how.fact[i, q], how.foil[i, q]
         assert abs(logits[fact] - logits[foil]) <= 0.01
         others = logits.index_fill(0, torch.stack([fact, foil]), -99)
         assert others.max() + 0.05 <= min(logits[fact], logits[foil]) + 0.01
@@ -192,7 +194,7 @@ def test_a_row_of_nan_harms_no_other(model: rt.Model) -> None:
     with torch.no_grad():
         images[1] = torch.sigmoid(manifold.module[0].map(far)).reshape(3, 6, 9)
     how = rt.counterfactual(model, images, method=rt.CDeepEx(manifold, schedule=QUICK, retries=0))
-    assert how.status[1][0][0] in ("diverged", "inversion failed")
+    assert how.status[1] in ("diverged", "inversion failed")
     assert how.reason[1]
     for i in (0, 2):
         torch.testing.assert_close(how.example[i], usual.example[i], atol=1e-5, rtol=0)
@@ -211,8 +213,8 @@ def test_the_image_outside_of_image_space_is_named(model: rt.Model, images: Tens
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"margin": -1.0}, "margin is at least 0"),
-        ({"restarts": 0}, "restarts is at least 1"),
+        ({"margin": -1.0}, "margin of cdeepex is a number of at least 0, not -1.0"),
+        ({"restarts": 0}, "restarts of cdeepex is a whole number of at least 1, not 0"),
         ({"bank": torch.zeros(4, 3)}, r"a bank of latents \(3,\)"),
     ],
 )
@@ -224,17 +226,10 @@ def test_settings_that_cannot_be_are_refused(
 
 
 # ------------------------------------------------------------------------------------------- keeping and showing
-def test_saved_and_loaded_it_is_the_same(known: None, model: rt.Model, images: Tensor, tmp_path: Path) -> None:
+def test_settings_that_are_tensors_are_kept(known: None, model: rt.Model, images: Tensor, tmp_path: Path) -> None:
     how = rt.counterfactual(model, images, foil=["bee", "ant"], method=Brighten(scale=torch.arange(3.0)))
     again = rt.Counterfactual.load(how.save(tmp_path / "how.safetensors"))
-    for each in dataclasses.fields(how):
-        before, after = getattr(how, each.name), getattr(again, each.name)
-        if isinstance(before, Tensor):
-            assert torch.equal(before, after), each.name
-        elif each.name != "settings":
-            assert before == after, each.name
     assert torch.equal(again.settings["scale"], torch.arange(3.0))
-    assert str(again) == str(how)
 
 
 def test_an_explanation_keeps_settings_that_are_tensors(model: rt.Model, images: Tensor, tmp_path: Path) -> None:
@@ -258,9 +253,9 @@ def test_the_page_holds_the_way_and_its_curves(known: None, model: rt.Model, ima
     assert not re.search(r"\d %", page)
     points = re.findall(r'polyline class="foil" points="([^"]*)"', page)
     drawn = [1 - float(point.split(",")[1]) / 100 for point in points[1].split()]
-    np.testing.assert_allclose(drawn, how.path_probabilities()[0, 1, :, int(how.foils[0, 1])], atol=1e-4)
+    np.testing.assert_allclose(drawn, how.path_probabilities()[0, 1, :, int(how.foil[0, 1])], atol=1e-4)
     assert how.plot_path(1, 1).axes[0].lines[2].get_ydata()[-1] == pytest.approx(
-        how.path_probabilities()[1, 1, -1, int(how.foils[1, 1])].item()
+        how.path_probabilities()[1, 1, -1, int(how.foil[1, 1])].item()
     )
 
 
@@ -283,14 +278,14 @@ def digits(tmp_path: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-FEW = ("--set", "rounds=2", "--set", "steps=5", "--set", "retries=0")
+FEW = ("--set", "outer_iterations=2", "--set", "inner_iterations=5", "--set", "retries=0")
 
 
 def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call("counterfactual", digits[0].parent, "-m", "zoo:mnist", "--foil", "3,8", *FEW, "--out", out)
     assert result.exit_code == 0, result.output
-    method = rt.CDeepEx(schedule=rt.Schedule(rounds=2, steps=5), retries=0)
+    method = rt.CDeepEx(schedule=rt.Schedule(outer_iterations=2, inner_iterations=5), retries=0)
     expected = rt.counterfactual(rt.load("zoo:mnist"), [str(each) for each in digits], foil=[3, 8], method=method)
     saved = rt.Counterfactual.load(out / "how.safetensors")
     torch.testing.assert_close(saved.examples, expected.examples, atol=1e-4, rtol=0)
@@ -314,8 +309,8 @@ def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: 
         (["--foil", "any"], "moves towards one class"),
         (["--method", "cdeepx"], "unknown counterfactual method 'cdeepx'; did you mean 'cdeepex'"),
         (["--set", "margn=1"], "unknown setting of cdeepex 'margn'; did you mean 'margin'"),
-        (["--set", "steps=2.5"], "steps of cdeepex is a whole number"),
-        (["--set", "rounds=0"], "at least one round"),
+        (["--set", "inner_iterations=2.5"], "inner_iterations of schedule is a whole number"),
+        (["--set", "outer_iterations=0"], "outer_iterations of schedule is a whole number of at least 1"),
         (["--manifold", "mnist_va"], "unknown manifold of the zoo 'mnist_va'; did you mean 'mnist_vae'"),
         (["--manifold-weights", "no.safetensors"], "no weights at no.safetensors"),
         (["--out", "four.pdf"], "ends in .pdf: name a folder or a file ending in .html, .png"),

@@ -16,7 +16,6 @@ import torch
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.evaluation import Run, evaluate
 
 HERE = Path(__file__).parent
 FOUR = ["none", "mean", "max", "weighted"]
@@ -32,7 +31,7 @@ class Study:
     suffix: str = ""
 
 
-MASK, EQUAL = Study("mask", settings={"preset": "paper"}), Study("equal-mask", settings={"preset": "strict"})
+MASK, EQUAL = Study("mask", settings={"preset": "paper"}), Study("equal-mask", settings={"preset": "sound"})
 SIGN = Study("sign-perturbation", 1000)
 PAGES: dict[str, tuple[str, str, str | None, tuple[Study, ...]]] = {
     "flowers102": ("zoo:flowers102", "flowers102", "valid+test", (MASK, EQUAL, SIGN)),
@@ -65,7 +64,7 @@ PAPER = {
 }
 
 
-def beside_the_paper(run: Run, network: str) -> str:
+def beside_the_paper(run: rt.Run, network: str) -> str:
     """The means of a mask run, line by line beside the paper's."""
     table = run.table(intervals=False, bold=("", ""))
     heads = ["method", "target", "network", *(" ".join(filter(None, column)) for column in table.columns)]
@@ -90,17 +89,17 @@ def command(page: str, study: Study, limit: int | None, weights: str | None) -> 
     return " ".join([*words, f"--out runs/results/{page}-{study.experiment}{study.suffix}"])
 
 
-def difference(run: Run) -> str:
+def difference(run: rt.Run) -> str:
     """Weighted minus original on the same samples, as a list."""
     table = run.difference()
     table = table[table["measure"].isin(run.experiment.shown or run.experiment.measures)]
-    keys = ["method", *run.experiment.settings, "measure"]
+    keys = ["method", *run.experiment.keys, "measure"]
     lines = [
         "| " + " | ".join([*keys, "weighted - original", "95 % interval"]) + " |",
         "| --- " * (len(keys) + 2) + "|",
     ]
     for row in table.to_dict("records"):
-        cells = [str(row[key]) for key in keys]
+        cells = [{"model-mean": "zeros"}.get(row[key], str(row[key])) for key in keys]  # the paper's word
         mean, low, high = (
             f"{v:+.3f}" if v == 0 or abs(v) >= 1e-3 else f"{v:+.1e}" for v in (row["mean"], row["low"], row["high"])
         )
@@ -127,7 +126,7 @@ def main() -> None:
             continue
         out = Path("runs/results") / f"{given.page}-{study.experiment}{study.suffix}"
         limit = given.limit or study.limit
-        run = evaluate(
+        run = rt.evaluate(
             study.experiment,
             model,
             images,
@@ -135,7 +134,7 @@ def main() -> None:
             out=out,
             limit=limit,
             resume=True,
-            part_size=8 if model.inputs.size == (224, 224) else 128,
+            shard_size=8 if model.inputs.size == (224, 224) else 128,
             progress=lambda done, total, at=study: print(f"{at.experiment}: {done} of {total}", flush=True),
             **study.settings,
         )

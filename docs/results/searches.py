@@ -19,12 +19,10 @@ from matplotlib.figure import Figure
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.evaluation import Run, evaluate
-from ratherthan.evaluation.counterfactuals import Counterfactuals
-from ratherthan.evaluation.localisation import Localisation
+from ratherthan.evaluation import Counterfactuals, Localisation, Run, evaluate
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
-from ratherthan.search.concepts import worded
-from ratherthan.search.method import FRAMES
+from ratherthan.search.attributes import worded
+from ratherthan.search.counterfactual import FRAMES
 from ratherthan.superpixels import Superpixels
 
 HERE = Path(__file__).parent
@@ -56,7 +54,7 @@ class Place:
         """Run an experiment, or go on with it."""
         limit = min(limit, self.limit or limit)
         return evaluate(
-            experiment, model, images, out=Path("runs/results") / page, limit=limit, resume=True, part_size=64,
+            experiment, model, images, out=Path("runs/results") / page, limit=limit, resume=True, shard_size=64,
             progress=lambda done, total: print(f"{page}: {done} of {total}", flush=True), **more,
         )  # fmt: skip
 
@@ -87,7 +85,7 @@ def curves(runs: dict[str, Run], path: Path) -> None:
     panels = [
         (f"{label}, {name.split('(')[0]}", rows)
         for label, run in runs.items()
-        for name, rows in run.frame().groupby("method")
+        for name, rows in run.to_frame().groupby("method")
     ]
     figure = Figure((2.5 * len(panels), 2.4), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
@@ -196,7 +194,7 @@ def eights(place: Place) -> None:
         experiment = Counterfactuals(foil=8, second=place.model("mnist"))
         runs[f"{accuracy} of 8s"] = place.run(f"eights-{name}", experiment, model, not_8, 64, methods=[method])
         found = rt.counterfactual(model, samples, foil=8, method=method)
-        pictures.append((f"{accuracy} of 8s", found.examples[:, 0, :3]))
+        pictures.append((f"{accuracy} of 8s", found.examples[:, :3]))
     measures = ["found", "agreement", "diversity", "second", "l1", "distance"]
     write(
         "eights",
@@ -316,9 +314,9 @@ def gallery(figure: Any, name: str, negative: list[rt.Counterfactual], positive:
     near = negative[0]
     for row, axes in enumerate(figure.subplots(len(near), 5, squeeze=False)):
         added = [", ".join(f"+ {each}" for each in near.added(row)), ""]
-        shown = [(near.images[row], f"{label(near, near.fact[row, 0])}\n")]
+        shown = [(near.images[row], f"{label(near, near.fact[row])}\n")]
         shown += [
-            (each.example[row], f"{label(each, each.reached[row, 0, 0])} ({each.method})\n{words}")
+            (each.example[row], f"{label(each, each.reached[row, 0])} ({each.method})\n{words}")
             for each, words in zip(negative, added, strict=True)
         ]
         shown += [

@@ -53,6 +53,11 @@ class Question:
             return self.values
         return torch.where(self.foils.sum(-1) == 1, self.foils.int().argmax(-1), -1)
 
+    @staticmethod
+    def against_all(fact: Tensor, classes: int) -> Question:
+        """Why each fact (N,), rather than any other class?"""
+        return Question(fact.unsqueeze(1), ~torch.nn.functional.one_hot(fact, classes).bool().unsqueeze(1))
+
     def __getitem__(self, samples: slice | Tensor) -> Question:
         """The same question for some of the samples."""
         values = None if self.values is None else self.values[samples]
@@ -529,6 +534,27 @@ def _function(given: object) -> ContrastFunction:
     if callable(given) and not isinstance(given, type):
         return given
     raise InputError(f"a contrast is a name, a Contrast or a function, not {type_name(given)}")
+
+
+def margin(logits: Tensor, target: Tensor, others: Tensor | None = None) -> Tensor:
+    """By how much a class leads the best of the others: the `max` contrast of a class that need not be the fact.
+
+    Args:
+        logits: (..., C) class scores.
+        target: (...) class indices.
+        others: (..., C) bool, the classes that it is compared with; None: all others.
+
+    Returns:
+        (...), in logits; negative where one of them is ahead.
+    """
+    own = target.unsqueeze(-1)
+    compared = logits.scatter(-1, own, -torch.inf) if others is None else logits.masked_fill(~others, -torch.inf)
+    return logits.gather(-1, own).squeeze(-1) - compared.amax(-1)
+
+
+def rival(logits: Tensor, target: Tensor) -> Tensor:
+    """The likeliest class but the target: (..., C) and (...) to (...)."""
+    return logits.scatter(-1, target.unsqueeze(-1), -torch.inf).argmax(-1)
 
 
 # --------------------------------------------------------------------------------------------- in use

@@ -163,8 +163,12 @@ class Model:
         half = scores.dtype in (torch.float16, torch.bfloat16)
         return self.output.logits(scores.float() if half else scores, self.name)
 
-    def check(self, logits: Tensor) -> None:
+    def check(self, logits: Tensor, start: int = 0) -> None:
         """Refuse logits no explanation can be made of.
+
+        Args:
+            logits: (N, classes).
+            start: Number of the first sample.
 
         Raises:
             ModelError: If they are not finite, look like probabilities, or do not fit the class names.
@@ -172,7 +176,7 @@ class Model:
         bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
             raise ModelError(
-                f"the model gives NaN or infinite scores for sample {bad[0]}: check its weights and the input"
+                f"the model gives NaN or infinite scores for sample {start + bad[0]}: check its weights and the input"
             )
         self.output.check(logits)
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:

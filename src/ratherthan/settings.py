@@ -50,6 +50,16 @@ class Interval:
         return " and ".join(sides)
 
 
+class NotEmpty(Interval):
+    """For a setting that is a tuple: at least one element."""
+
+    def __contains__(self, value: Any) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "with at least one element"
+
+
 AtLeastOne = Annotated[int, Interval(1)]
 NotNegative = Annotated[float, Interval(0)]
 Positive = Annotated[float, Interval(0, above=True)]
@@ -125,12 +135,15 @@ def _fits(hint: Any, value: Any) -> bool:
     kind = origin or hint
     if kind is Callable:
         return callable(value)
-    return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
+    if kind is Any or not isinstance(kind, type):
+        return True
+    return isinstance(value, kind) and not (isinstance(value, str) and kind is not str)
 
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
     words = [each for each in _members(hint) if isinstance(each, str)]
-    if words and isinstance(value, str):
+    others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
+    if words and not others and isinstance(value, str):
         return unknown(what, value, words)
     shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
     return f"{what} is {_wanted(hint)}, not {shown}"

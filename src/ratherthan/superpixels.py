@@ -14,7 +14,7 @@ from ratherthan.errors import InputError, first_line, unknown
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
 _SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
-USUAL_COUNT = 200  # superpixels that the CEM-MAF paper asks for
+DEFAULT_COUNT = 200  # superpixels that the CEM-MAF paper asks for
 LabelMap = Tensor | np.ndarray[Any, Any]
 
 
@@ -41,18 +41,18 @@ class Superpixels:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class SegmentedImages:
     """Pictures whose superpixels can be switched off.
 
     Attributes:
         images: (N, C, H, W) in image space.
         labels: (N, H, W) from `segment`.
-        off: (N, C, H, W): what a pixel is where its superpixel is switched off.
+        baseline: (N, C, H, W): what a pixel is where its superpixel is switched off.
     """
 
     images: Tensor
     labels: Tensor
-    off: Tensor
+    baseline: Tensor
 
     @cached_property
     def count(self) -> Tensor:
@@ -69,19 +69,19 @@ class Parts:
         return masks.gather(1, self.labels[rows].flatten(1)).view(len(masks), *self.labels.shape[1:])
 
     def render(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """Pictures with part of each superpixel: off + m (image - off), (M, S) in [0, 1] to (M, C, H, W)."""
-        off = self.off[rows]
-        return off + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - off)
+        """Pictures with part of each superpixel, b + m (image - b): (M, S) in [0, 1] to (M, C, H, W)."""
+        baseline = self.baseline[rows]
+        return baseline + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - baseline)
 
 
-def usual_superpixels(images: Tensor) -> Superpixels:
+def default_superpixels(images: Tensor) -> Superpixels:
     """What CEM-MAF divides pictures into: single pixels of small grey ones, about 200 superpixels of others."""
     if images.shape[1] == 1 and images[0].numel() <= _SMALL:
         return Superpixels("pixels")
-    return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", USUAL_COUNT)
+    return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", DEFAULT_COUNT)
 
 
-def usual_off(images: Tensor) -> float:
+def default_baseline(images: Tensor) -> float:
     """What is where a superpixel is not: black in grey pictures, mid grey in colour, as in CEM-MAF's published code."""
     return 0.0 if images.shape[1] == 1 else 0.5
 

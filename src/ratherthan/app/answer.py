@@ -23,8 +23,9 @@ from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render import figure, figure_png
 from ratherthan.result import Result
-from ratherthan.search import Counterfactual, CounterfactualMethod, PertinentPositive
-from ratherthan.search.method import get_counterfactual_method
+from ratherthan.search.counterfactual import Counterfactual
+from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
+from ratherthan.search.pertinent_positive import PertinentPositive
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
 """The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""

@@ -133,7 +133,7 @@ def explain(
     line for each.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
-    from ratherthan.attribution import compare
+    from ratherthan.attribution.explain import compare
 
     output = output.checked("explained")
     network = model.load()
@@ -169,7 +169,8 @@ def counterfactual(
     and prints a line for each.
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
-    from ratherthan.search import Manifold, counterfactual
+    from ratherthan.search.counterfactual import counterfactual
+    from ratherthan.search.manifold import Manifold
 
     output = output.checked("changed")
     network = model.load()
@@ -210,15 +211,15 @@ def pertinent_positive(
     for each.
     """
     from ratherthan.app.answer import POSITIVE, answer
-    from ratherthan.search import pertinent_positive
-    from ratherthan.search.pertinent_positive import get_pertinent_positive_method
-    from ratherthan.superpixels import USUAL_COUNT, Superpixels
+    from ratherthan.search.method import get_pertinent_positive_method
+    from ratherthan.search.pertinent_positive import pertinent_positive
+    from ratherthan.superpixels import DEFAULT_COUNT, Superpixels
 
     output = output.checked("enough")
     network = model.load()
     given = pairs(settings, baseline=baseline and options.value(baseline))
     if superpixels is not None or count is not None:
-        given["superpixels"] = Superpixels(superpixels or "slic", count or USUAL_COUNT)  # type: ignore[arg-type]
+        given["superpixels"] = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
     ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
     answer(POSITIVE, images, network, output, ask, fact=fact)
 
@@ -249,8 +250,8 @@ def evaluate(
     """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
     from ratherthan.app.evaluate import show
     from ratherthan.data import load as load_data
-    from ratherthan.evaluation import evaluate
     from ratherthan.evaluation.experiment import get_experiment
+    from ratherthan.evaluation.run import evaluate
     from ratherthan.progress import reporter
 
     network = model.load()

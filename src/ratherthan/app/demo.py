@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ratherthan import data
 from ratherthan.app.answer import ALL
-from ratherthan.attribution import compare
+from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import leading_with, to_panels
 from ratherthan.files import write_atomically
 from ratherthan.loading import load

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ratherthan.app.terminal import say, warn
-from ratherthan.evaluation import Run
+from ratherthan.evaluation.tables import Run
 from ratherthan.files import write_atomically
 from ratherthan.render import figure_png
 

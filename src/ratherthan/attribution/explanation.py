@@ -51,13 +51,15 @@ class Explanation(Result):
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
-    def heatmap(self, preset: Literal["prabhushankar2020"] | None = None) -> Tensor:
+    def heatmap(self, preset: Literal["prabhushankar2020"] | None = None, align_corners: bool = False) -> Tensor:
         """The attribution on the plane of the image: channels summed, bilinearly upsampled, nothing else.
 
         Args:
             preset: None, or "prabhushankar2020": as the code published with contrastive-gradcam draws its maps. They
                 are rectified at the resolution of the layer (what speaks against the fact is lost), upsampled, and each
                 is stretched to [0, 1]; a zero map stays zero, where that code gives NaN.
+            align_corners: Whether the corner cells of a map lie on the corner pixels, as in the code published with
+                weighted-contrast; else the cells divide the image evenly.
 
         Returns:
             (N, H, W), or (N, Q, H, W) where facts or foils form an axis.
@@ -67,7 +69,7 @@ class Explanation(Result):
         """
         if preset not in (None, "prabhushankar2020"):
             raise InputError(unknown("preset", preset, ["prabhushankar2020"]))
-        return self._drawn(self.attribution, 1 if self.axis is None else 2, rectified=preset is not None)
+        return self._drawn(self.attribution, 1 if self.axis is None else 2, preset is not None, align_corners)
 
     def over_foils(self, preset: Literal["prabhushankar2020"] | None = None) -> tuple[Tensor, Tensor]:
         """What all foils agree on, and where they differ (contrastive-gradcam, Fig. 3 g and f).
@@ -184,10 +186,10 @@ class Explanation(Result):
         """The heatmap of one question, (H, W), without those of all others: a thousand of one image fill 200 MB."""
         return self._drawn(self.by_question(self.attribution)[sample, q], 0, rectified=False)
 
-    def _drawn(self, maps: Tensor, lead: int, rectified: bool) -> Tensor:
+    def _drawn(self, maps: Tensor, lead: int, rectified: bool, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
-        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified)
+        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified, align_corners)
 
     def _odds(self, sample: int, q: int) -> str:
         if self.output == "value":
@@ -309,12 +311,12 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
     return tuple((explanation.class_label(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
 
 
-def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool) -> Tensor:
+def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool, align_corners: bool = False) -> Tensor:
     """Bring maps (..., h, w) to (..., H, W); if rectified, without their negative part and stretched to [0, 1]."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     flat = flat.clamp_min(0) if rectified else flat
     if flat.shape[-2:] != size:
-        flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+        flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners)
     if rectified:
         low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
         flat = torch.where(high > low, (flat - low) / (high - low), 0)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ratherthan import data
+from ratherthan.contrast import rival
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
-from ratherthan.search.method import Answers, get_counterfactual_method
-from ratherthan.search.solver import Status
+from ratherthan.search.counterfactual import Counterfactual
+from ratherthan.search.method import get_counterfactual_method
+from ratherthan.settings import Interval, NotNegative
 
 _COMPONENTS = 32
 _TINY = 1e-8
@@ -63,13 +66,13 @@ class Counterfactuals(Experiment):
         noticed: Of `gained` and `lost`, in the attributes' own unit.
     """
 
-    foil: str | int = "runner-up"
+    foil: Literal["runner-up", "random", "any"] | Annotated[int, Interval(0)] = "runner-up"
     second: Any = None
-    second_weights: str | None = None
+    second_weights: str | Path | None = None
     reference: Any = None
-    tolerance: float = 0.01
-    visible: float = 0.1
-    noticed: float = 0.01
+    tolerance: NotNegative = 0.01
+    visible: NotNegative = 0.1
+    noticed: NotNegative = 0.01
 
     name: ClassVar[str] = "counterfactuals"
     measures = (
@@ -80,15 +83,11 @@ class Counterfactuals(Experiment):
     methods = ("cdeepex", "xgem")
     contrasts = ()
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.foil, int) and self.foil not in ("runner-up", "random", "any"):
-            raise InputError(f"foil is 'runner-up', 'random', 'any' or a class index, not {self.foil!r}")
-
-    def options(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings; networks and data by what they hold."""
-        own = {"foil": self.foil, "tolerance": self.tolerance, "visible": self.visible, "noticed": self.noticed}
+        plain = {key: getattr(self, key) for key in ("foil", "tolerance", "visible", "noticed")}
         second = None if self._second is None else fingerprint(self._second.module)
-        return {**own, "second": second, "reference": self._reference and self._reference.fingerprint()}
+        return {**plain, "second": second, "reference": self._reference and self._reference.fingerprint()}
 
     def method(self, method: Any) -> Any:
         """A search for counterfactuals."""
@@ -96,80 +95,75 @@ class Counterfactuals(Experiment):
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and sample that has a foil."""
-        logits = batch.logits([batch.images])[0]
-        fact = logits.argmax(1)
-        foil = self._foils(batch, logits)
+        logits = batch.clean()
+        batch.model.check(logits)
+        fact, foil = logits.argmax(1), self._foils(batch, logits)
         rows = foil != fact
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]
-        for name, method in batch.searches.items() if batch.ids else ():
-            answers = batch.search(method, fact[:, None], foil[:, None])
-            reached = torch.where(foil < 0, _rival(answers.logits[:, 0], fact), foil)
+        for name, answers in batch.search(fact, foil) if batch.ids else ():
+            reached = answers.reached[:, 0]
             measures = self._measures(batch.images, fact, reached, answers)
-            yield batch.rows(name, "", {}, **measures, **_path(fact, reached, answers))
+            yield batch.rows(name, **measures, **_path(fact, reached, answers))
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
         fact, classes = logits.argmax(1), logits.shape[1]
         if self.foil == "any":
             return torch.full_like(fact, -1)
         if self.foil == "runner-up":
-            return _rival(logits, fact)
+            return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
-        if not 0 <= int(self.foil) < classes:
+        if self.foil >= classes:
             raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
-        return torch.full_like(fact, int(self.foil))
+        return torch.full_like(fact, self.foil)
 
-    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Answers) -> dict[str, Tensor]:
-        each = torch.tensor([[s is Status.FOUND for s in row] for row in answers.status], device=images.device)
-        found, example, logits = each[:, 0], answers.examples[:, 0], answers.logits[:, 0]
+    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
+        each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
-        p_fact, p_foil, p_third = _three(logits.unsqueeze(1), fact, foil)[:, 0].unbind(1)
+        p = _three(logits.unsqueeze(1), fact, foil)[:, 0]
         of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
-        change = (example - images).flatten(1)
-        largest = (example - images).abs().amax(1).flatten(1)
+        change = (example - images).flatten(2)
         distances = {
             "distance": answers.distance[:, 0],
-            "l1": change.abs().sum(1),
-            "l2": change.square().sum(1).sqrt(),
-            "sparsity": (largest > self.visible).double().mean(1),
-            **dict(zip(("im1", "im2"), self._realism(example, fact, foil), strict=True)),
-            "density": _density(answers).to(images.device),
-            **self._concepts(answers, len(images)),
+            "l1": change.flatten(1).abs().sum(1),
+            "l2": change.flatten(1).square().sum(1).sqrt(),
+            "sparsity": (change.abs().amax(1) > self.visible).double().mean(1),
+            **self._realism(example, fact, foil),
+            **_density(answers),
+            **self._concepts(answers),
         }
-        return {
+        unknown = dict.fromkeys(self.measures, torch.full(fact.shape, torch.nan))
+        return unknown | {
             "found": found,
-            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p_third < torch.minimum(p_fact, p_foil)),
+            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
             "third": (top != fact) & (top != foil),
             "foil": top == foil,
-            "p_fact": p_fact,
-            "p_foil": p_foil,
-            "p_third": p_third,
-            "second": self._judged(answers.examples, foil, each),
-            **{key: value.double().masked_fill(~found, torch.nan) for key, value in distances.items()},
+            **dict(zip(("p_fact", "p_foil", "p_third"), p.unbind(1), strict=True)),
+            **self._judged(answers.examples, foil, each),
+            **{key: value.double().cpu().masked_fill(~found.cpu(), torch.nan) for key, value in distances.items()},
             **_spread(answers.examples, each),
         }
 
     # ----------------------------------------------------------------------------------------- second opinions
     @cached_property
     def _second(self) -> Model | None:
-        if self.second is None:
-            return None
-        return (
-            load(self.second, weights=self.second_weights) if isinstance(self.second, str) else Model.wrap(self.second)
-        )
+        if isinstance(self.second, str):
+            return load(self.second, weights=self.second_weights)
+        return None if self.second is None else Model.wrap(self.second)
 
-    def _judged(self, examples: Tensor, foil: Tensor, found: Tensor) -> Tensor:
+    def _judged(self, examples: Tensor, foil: Tensor, found: Tensor) -> dict[str, Tensor]:
+        """The share of the answers found that the second network calls the foil; NaN where there is none."""
         if self._second is None:
-            return torch.full(foil.shape, torch.nan, device=foil.device)
+            return {}
         self._second.module.to(examples.device)
         with preserve_state(self._second.module), torch.no_grad():
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
-        return (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)  # NaN where none was found
+        return {"second": (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)}
 
-    def _concepts(self, answers: Answers, count: int) -> dict[str, Tensor]:
+    def _concepts(self, answers: Counterfactual) -> dict[str, Tensor]:
         if answers.attributes is None or answers.attributes_before is None:
-            return dict.fromkeys(("gained", "lost"), answers.distance.new_full((count,), torch.nan))
+            return {}
         change = answers.attributes[:, 0] - answers.attributes_before
         return {"gained": (change > self.noticed).sum(1), "lost": (change < -self.noticed).sum(1)}
 
@@ -177,67 +171,45 @@ class Counterfactuals(Experiment):
     def _reference(self) -> data.Dataset | None:
         if self.reference is None:
             return None
-        return data.load(self.reference, split="train") if isinstance(self.reference, str) else self.reference
+        return data.load(self.reference, split="train" if isinstance(self.reference, str) else None)
 
     @cached_property
-    def _autoencoders(self) -> list[_Linear]:
+    def _autoencoders(self) -> list[Callable[[Tensor], Tensor]]:
         """One per class, then that of all."""
         assert self._reference is not None
-        parts = [(images.flatten(1), labels) for _, images, labels in data.batches(self._reference, 1024)]
-        pixels, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        read = [(images.flatten(1), labels) for _, images, labels in data.batches(self._reference, 1024)]
+        pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
         classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
-        return [_Linear.fitted(each) for each in (*classes, pixels)]
+        return [_autoencoder(each) for each in (*classes, pixels)]
 
-    def _realism(self, examples: Tensor, fact: Tensor, foil: Tensor) -> tuple[Tensor, Tensor]:
-        flat = examples.flatten(1).cpu().double()
+    def _realism(self, examples: Tensor, fact: Tensor, foil: Tensor) -> dict[str, Tensor]:
         if self._reference is None:
-            return (torch.full((len(flat),), torch.nan, device=examples.device),) * 2
+            return {}
+        flat = examples.flatten(1).cpu().double()
         made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders])
         highest = int(torch.maximum(fact, foil).max())
         if highest > len(made) - 2:
             raise InputError(f"the reference has {len(made) - 1} classes, but class {highest} is asked about")
         row = torch.arange(len(flat))
         as_foil, as_fact, as_any = made[foil.cpu(), row], made[fact.cpu(), row], made[-1]
-        im1 = _squared(flat - as_foil) / (_squared(flat - as_fact) + _TINY)
-        im2 = _squared(as_foil - as_any) / (flat.abs().sum(1) + _TINY)
-        return im1.to(examples.device), im2.to(examples.device)
+        like_foil, like_fact, alike = (d.square().sum(1) for d in (flat - as_foil, flat - as_fact, as_foil - as_any))
+        return {"im1": like_foil / (like_fact + _TINY), "im2": alike / (flat.abs().sum(1) + _TINY)}
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """The best linear autoencoder of some images: their mean and first principal components, in float64."""
-
-    mean: Tensor
-    components: Tensor
-
-    @classmethod
-    def fitted(cls, pixels: Tensor) -> _Linear:
-        """Of images (N, pixels)."""
-        pixels = pixels.double()
-        mean = pixels.mean(0)
-        centred = pixels - mean
-        _, vectors = torch.linalg.eigh(centred.T @ centred)
-        return cls(mean, vectors[:, -_COMPONENTS:])
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, pixels) to what can be said with the components."""
-        return self.mean + (pixels - self.mean) @ self.components @ self.components.T
+def _autoencoder(pixels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The best linear one of images (N, pixels): their mean and first principal components, in float64."""
+    pixels = pixels.double()
+    mean = pixels.mean(0)
+    _, vectors = torch.linalg.eigh((pixels - mean).T @ (pixels - mean))
+    components = vectors[:, -_COMPONENTS:]
+    return lambda images: mean + (images - mean) @ components @ components.T
 
 
-def _density(answers: Answers) -> Tensor:
-    """(N,): mean over the latents of log N(z; 0, 1); NaN without a manifold."""
+def _density(answers: Counterfactual) -> dict[str, Tensor]:
+    """Mean over the latents of log N(z; 0, 1)."""
     if answers.latents is None:
-        return torch.full(answers.distance.shape[:1], torch.nan)
-    return -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)
-
-
-def _squared(values: Tensor) -> Tensor:
-    return values.square().sum(1)
-
-
-def _rival(logits: Tensor, fact: Tensor) -> Tensor:
-    """(N,) the likeliest class but the fact."""
-    return logits.scatter(1, fact.unsqueeze(1), -torch.inf).argmax(1)
+        return {}
+    return {"density": -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)}
 
 
 def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
@@ -247,30 +219,28 @@ def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
     return torch.cat([p.gather(2, sides), p.scatter(2, sides, -1).amax(2, keepdim=True).clamp_min(0)], 2)
 
 
-def _path(fact: Tensor, foil: Tensor, answers: Answers) -> Mapping[str, Tensor]:
+def _path(fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
     """The probabilities along the path as columns, frame by frame."""
     along = _three(answers.path_logits, fact, foil)
-    names = ("fact", "foil", "third")
-    frames = range(along.shape[1])
-    return {f"path_{name}_{t:02d}": along[:, t, i] for i, name in enumerate(names) for t in frames}
+    sides = enumerate(("fact", "foil", "third"))
+    return {f"path_{side}_{t:02d}": along[:, t, i] for i, side in sides for t in range(along.shape[1])}
 
 
 def _spread(examples: Tensor, found: Tensor) -> dict[str, Tensor]:
     """How far the answers found from different starts lie apart; NaN for less than two."""
-    from skimage.metrics import structural_similarity
-
-    diversity, agreement = [], []
+    apart, alike = [], []
     for answers, kept in zip(examples.double().cpu(), found.cpu(), strict=True):
         pairs = list(combinations(answers[kept], 2))
-        apart = [(a - b).norm().item() for a, b in pairs]
-        similarity: Callable[..., float] = partial(structural_similarity, channel_axis=0, data_range=1.0)
-        alike = [similarity(a.numpy(), b.numpy(), win_size=_window(a)) for a, b in pairs]
-        diversity.append(sum(apart) / len(apart) if pairs else torch.nan)
-        agreement.append(sum(alike) / len(alike) if pairs else torch.nan)
-    return {"diversity": torch.tensor(diversity), "agreement": torch.tensor(agreement)}
+        apart.append(sum(float((a - b).norm()) for a, b in pairs) / len(pairs) if pairs else torch.nan)
+        alike.append(sum(_similarity(a, b) for a, b in pairs) / len(pairs) if pairs else torch.nan)
+    return {"diversity": torch.tensor(apart), "agreement": torch.tensor(alike)}
 
 
-def _window(image: Tensor) -> int:
-    """The 7 pixels of the measure, or what fits."""
-    side = min(7, image.shape[1], image.shape[2])
-    return side - 1 + side % 2
+def _similarity(a: Tensor, b: Tensor) -> float:
+    """Structural similarity in windows of 7 pixels, or what fits."""
+    from skimage.metrics import structural_similarity
+
+    side = min(7, a.shape[1], a.shape[2])
+    window = side - 1 + side % 2
+    compared = partial(structural_similarity, win_size=window, channel_axis=0, data_range=1.0)
+    return float(compared(a.numpy(), b.numpy()))

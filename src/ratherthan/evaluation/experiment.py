@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratherthan.attribution import Method, compare
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import get_method
+from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Contrast
-from ratherthan.errors import InputError, unknown
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import Classes
+from ratherthan.search.method import SearchQuestion
+from ratherthan.settings import Settings
 
 Rows = dict[str, Sequence[Any]]
 """A table by columns."""
+BaselineWord = Literal["blur", "model-mean", "mean"]
+"""What stands where pixels are taken away, see `baselines.baseline_images`."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,12 @@ class Batch:
         positions: Their places in the data set.
         ids: Their names.
         labels: (n,) their classes.
-        methods: Attribution methods by the name they bear in the results.
+        methods: What is compared, by the name it bears in the results: attribution methods, and searches for an altered
+            image or a part of one.
         contrasts: Contrasts, likewise.
         seed: Of all random draws.
-        at_once: Images per forward pass.
-        layout: How altered images lie in memory when they enter the network.
-        searches: Methods that search for an altered image, or a part of one, by the name they bear in the results.
+        batch_size: Images per forward pass.
+        memory_format: How altered images lie in memory when they enter the network.
     """
 
     model: Model
@@ -48,34 +52,44 @@ class Batch:
     positions: tuple[int, ...]
     ids: tuple[str, ...]
     labels: Tensor
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Any]
     contrasts: Mapping[str, Contrast]
     seed: int
-    at_once: int
-    layout: torch.memory_format = torch.contiguous_format
-    searches: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int
+    memory_format: torch.memory_format = torch.contiguous_format
 
+    @property
+    def searches(self) -> dict[str, Any]:
+        """Those of the methods that search for an altered image, or a part of one."""
+        return {name: each for name, each in self.methods.items() if not isinstance(each, Method)}
+
+    # ----------------------------------------------------------------------------------------- asking
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
-        """All methods and contrasts, by (method, contrast); methods that can share a forward pass do."""
-        ways = (list(self.methods.values()), list(self.contrasts.values()))
-        found = compare(self.model, self.images, fact, foil, *ways, batch_size=self.at_once)
-        return dict(zip(product(self.methods, self.contrasts), found, strict=True))
+        """All attribution methods and contrasts, by (method, contrast); what can share a forward pass does."""
+        methods = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
+        if not methods:
+            return {}
+        asked = (list(methods.values()), list(self.contrasts.values()))
+        found = compare(self.model, self.images, fact, foil, *asked, batch_size=self.batch_size)
+        return dict(zip(product(methods, self.contrasts), found, strict=True))
 
-    def search(self, method: Any, *question: Tensor) -> Any:
-        """What one of the `searches` answers; ended by Ctrl-C it raises, for half a search is no result.
+    def search(self, fact: Tensor, foil: Tensor | None = None) -> Iterator[tuple[str, Any]]:
+        """What each search answers, by its name; ended by Ctrl-C it raises, for half a search is no result.
 
         Args:
-            method: The search.
-            *question: Fact (n, Q) and foil (n, Q), or the fact (n,) alone, as its `answer` takes them.
+            fact: (n,) class indices.
+            foil: (n,) class indices, -1 for any other; None: the fact is kept.
 
         Raises:
             KeyboardInterrupt: If interrupted.
         """
-        method.check(self.model, self.images)
-        answers = method.answer(self.model, self.images, *question, self.positions)
-        if answers.interrupted:
-            raise KeyboardInterrupt
-        return answers
+        for name, method in self.searches.items():
+            method.check(self.model, self.images)
+            with preserve_state(nn.ModuleList([self.model.module, *method.modules()])):
+                found = method.search(SearchQuestion(self.model, self.images, fact, foil, self.positions))
+            if found.interrupted:
+                raise KeyboardInterrupt
+            yield name, found
 
     def logits(self, variants: Iterable[Tensor]) -> Tensor:
         """Class scores of altered versions of the images, in as few forward passes as fit.
@@ -86,22 +100,21 @@ class Batch:
         Returns:
             (V, n, classes).
         """
-        outputs: list[Tensor] = []
-        waiting: list[Tensor] = []
+        images = (image for variant in variants for image in variant)
+        outputs = []
         with torch.no_grad():
-            for variant in variants:
-                waiting.append(variant)
-                if sum(map(len, waiting)) >= self.at_once:
-                    chunks = torch.split(torch.cat(waiting), self.at_once)
-                    full = [chunk for chunk in chunks if len(chunk) == self.at_once]
-                    outputs += map(self._forward, full)
-                    waiting = list(chunks[len(full) :])
-            if waiting:
-                outputs.append(self._forward(torch.cat(waiting)))
+            while chunk := list(islice(images, self.batch_size)):
+                outputs.append(self.model.logits(torch.stack(chunk).contiguous(memory_format=self.memory_format)))
         return torch.cat(outputs).reshape(-1, len(self.ids), outputs[0].shape[1])
 
-    def _forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(images.contiguous(memory_format=self.layout))
+    def clean(self) -> Tensor:
+        """(n, classes) scores of the images themselves."""
+        return self.logits([self.images])[0]
+
+    # ----------------------------------------------------------------------------------------- helping
+    def baseline(self, word: BaselineWord, sigma: Tensor | float = 15.0) -> Tensor:
+        """(n, C, H, W): the images with every pixel replaced, see `baselines.baseline_images`."""
+        return baseline_images(self.images, word, sigma, getattr(self.model.inputs, "mean", None))
 
     def keep(self, chosen: Tensor) -> Batch:
         """Only the samples where `chosen`, (n,) bool, holds."""
@@ -114,33 +127,43 @@ class Batch:
         drawn = [Random("|".join((str(self.seed), name, *key))).uniform(low, high) for name in self.ids]
         return self.images.new_tensor(drawn)
 
-    def rows(self, method: str, contrast: str, settings: Mapping[str, Any], **measures: Tensor) -> Rows:
-        """One row per sample; the measures are (n,)."""
-        same = {"method": method, "contrast": contrast, **settings}
-        columns: Rows = {"position": self.positions, "sample": self.ids, "label": self.labels.tolist()}
-        columns |= {key: [value] * len(self.ids) for key, value in same.items()}
-        return columns | {key: value.double().tolist() for key, value in measures.items()}
+    def rows(self, method: str, contrast: str = "", /, **columns: Any) -> Rows:
+        """One row per sample.
+
+        Args:
+            method: Which one was measured.
+            contrast: Likewise.
+            **columns: The experiment's keys, one value for all samples, and its measures, (n,) each.
+        """
+        rows: Rows = {"position": self.positions, "sample": self.ids, "label": self.labels.tolist()}
+        columns = {"method": method, "contrast": contrast, **columns}
+        return rows | {
+            name: value.double().tolist() if isinstance(value, Tensor) else [value] * len(self.ids)
+            for name, value in columns.items()
+        }
 
 
-class Experiment(ABC):
+class Experiment(Settings, ABC):
     """A way to find out how faithful explanations are.
 
     A subclass is a frozen dataclass whose fields are its settings, with `measure` and the names below.
 
     Attributes:
         name: What it is registered under.
-        settings: Columns that tell the rows of one sample, method and contrast apart.
+        keys: Columns that tell the rows of one sample, method and contrast apart.
         measures: Columns of numbers.
-        shown: The measures that tables and plots show, by default all.
+        higher_is_better: Which contrast of a cell a table praises: True the highest, False the lowest, by measure, or
+            by a value of a key where it depends on that; of what is not named, none.
+        shown: The measures that tables and plots show; empty: all.
         lead: A measure that opens every line of a table, e.g. the value before anything was altered.
         layout: Columns that vary down a table, and those that vary across it ("measure" is the measure's name).
         methods: What is compared unless the caller says otherwise.
         contrasts: Likewise.
     """
 
-    name: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]] = ()
+    keys: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]]
+    higher_is_better: ClassVar[dict[str, bool]] = {}
     shown: ClassVar[tuple[str, ...]] = ()
     lead: ClassVar[str | None] = None
     layout: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("method",), ("measure", "contrast"))
@@ -159,60 +182,9 @@ class Experiment(ABC):
         """
         return get_method(method)
 
-    def better(self, cell: Mapping[str, Any]) -> int:
-        """Whether a table should praise the highest (1) or lowest (-1) contrast of a cell, or none (0)."""
-        return 0
-
-    def options(self) -> dict[str, Any]:
-        """The settings by name, fit for JSON; what cannot be written there is replaced by a description."""
-        return {name: getattr(self, name) for name in _fields(type(self))}
-
 
 _EXPERIMENTS: Classes[Experiment] = Classes("experiment", Experiment, "Mask()")
 register_experiment = _EXPERIMENTS.register
-
-
-def experiments() -> list[str]:
-    """The registered names."""
-    return list(_EXPERIMENTS)
-
-
-def experiment_kind(name: str) -> type[Experiment]:
-    """The class of an experiment.
-
-    Raises:
-        InputError: If none has this name.
-    """
-    return _EXPERIMENTS.find(name)
-
-
-def get_experiment(experiment: str | Experiment, /, **settings: Any) -> Experiment:
-    """A name with settings, or an experiment, as an experiment.
-
-    Raises:
-        InputError: If there is no such experiment or setting.
-    """
-    if isinstance(experiment, Experiment):
-        if settings:
-            raise InputError(f"give the settings {', '.join(settings)} to {type(experiment).__name__}(...) itself")
-        return experiment
-    kind = experiment_kind(experiment)
-    for name in settings:
-        chosen(f"setting of {experiment}", name, _fields(kind))
-    return kind(**settings)
-
-
-def _fields(kind: type[Experiment]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def chosen(kind: str, given: str, known: Iterable[str]) -> str:
-    """A word from a list of words.
-
-    Raises:
-        InputError: If it is none of them.
-    """
-    known = list(known)
-    if given not in known:
-        raise InputError(unknown(kind, given, known))
-    return given
+get_experiment = _EXPERIMENTS.make
+find_experiment = _EXPERIMENTS.find
+experiments = _EXPERIMENTS.names

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.method import get_method
 from ratherthan.errors import InputError, first_line
-from ratherthan.evaluation.experiment import Batch, Experiment, Rows, chosen, register_experiment
-from ratherthan.evaluation.perturb import pixel_maps
+from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.search.method import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
-from ratherthan.search.solver import Status
+from ratherthan.settings import Interval
 
 
 @register_experiment
@@ -41,50 +39,43 @@ class Localisation(Experiment):
             the map of this class against the prediction, or the change towards it. None: `target` is asked about.
     """
 
-    regions: Mapping[str, Any] | str | Path = field(default_factory=dict)
-    target: str = "label"
-    why_not: int | None = None
+    regions: Any = None
+    target: Literal["label", "predicted"] = "label"
+    why_not: Annotated[int, Interval(0)] | None = None
 
     name: ClassVar[str] = "localisation"
     measures = ("pointing", "inside", "region")
+    higher_is_better: ClassVar[dict[str, bool]] = {"pointing": True, "inside": True}
     lead = "region"
     shown = ("pointing", "inside")
 
     def __post_init__(self) -> None:
-        chosen("target", self.target, ("label", "predicted"))
+        """Read the regions.
+
+        Raises:
+            InputError: If they cannot be read, or another setting does not fit.
+        """
+        super().__post_init__()
         if isinstance(self.regions, (str, Path)):
             object.__setattr__(self, "regions", _read(self.regions))
         if not isinstance(self.regions, Mapping) or not self.regions:
             raise InputError("localisation needs regions={sample name: boxes or mask}, or a JSON file of boxes")
 
-    def options(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The regions by their hash."""
-        assert isinstance(self.regions, Mapping)
         listed = {name: np.asarray(region).tolist() for name, region in sorted(self.regions.items())}
-        return {
-            "target": self.target,
-            "why_not": self.why_not,
-            "regions": hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16],
-        }
-
-    def better(self, cell: Mapping[str, Any]) -> int:
-        """More."""
-        return 1
+        regions = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+        return {"target": self.target, "why_not": self.why_not, "regions": regions}
 
     def method(self, method: Any) -> Any:
         """An attribution method, or a search for counterfactuals."""
-        return (
-            get_counterfactual_method(method)
-            if isinstance(method, CounterfactualMethod) or method in counterfactual_methods()
-            else get_method(method)
-        )
+        searches = isinstance(method, CounterfactualMethod) or method in counterfactual_methods()
+        return get_counterfactual_method(method) if searches else super().method(method)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and contrast for the samples that have a region."""
-        assert isinstance(self.regions, Mapping)
-        named = torch.tensor([name in self.regions or "*" in self.regions for name in batch.ids])
-        batch = batch.keep(named.to(batch.images.device))
-        predicted = batch.logits([batch.images])[0].argmax(1) if batch.ids else batch.labels
+        batch = batch.keep(torch.tensor(["*" in self.regions or name in self.regions for name in batch.ids]))
+        predicted = batch.clean().argmax(1) if batch.ids else batch.labels
         if self.why_not is not None:
             other = predicted != self.why_not
             batch, predicted = batch.keep(other), predicted[other]
@@ -94,33 +85,25 @@ class Localisation(Experiment):
         regions = [self.regions.get(name, self.regions.get("*")) for name in batch.ids]
         planes = [_plane(name, each, size) for name, each in zip(batch.ids, regions, strict=True)]
         inside = torch.stack(planes).to(batch.images.device)
-        for (method, contrast), maps in self._maps(batch, predicted):
+        for key, maps in self._maps(batch, predicted):
             gain = maps.clamp_min(0)
             hit = inside.flatten(1).gather(1, gain.flatten(1).argmax(1, keepdim=True))[:, 0].double()
-            yield batch.rows(
-                method,
-                contrast,
-                {},
-                pointing=torch.where(maps.isnan().any(2).any(1), torch.nan, hit),
-                inside=(gain * inside).sum((1, 2)) / gain.sum((1, 2)),
-                region=inside.double().mean((1, 2)),
-            )
+            pointing = torch.where(maps.flatten(1).isnan().any(1), torch.nan, hit)
+            share = (gain * inside).sum((1, 2)) / gain.sum((1, 2))
+            yield batch.rows(*key, pointing=pointing, inside=share, region=inside.double().mean((1, 2)))
 
     def _maps(self, batch: Batch, predicted: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
-        """Name and contrast, and (n, H, W) signed relevance or change; NaN where a search found nothing."""
+        """Method and contrast, and (n, H, W) signed relevance or change; NaN where a search found nothing."""
         if self.why_not is None:
             asked, against = (batch.labels if self.target == "label" else predicted), None
         else:
             asked, against = torch.full_like(predicted, self.why_not), predicted
-        for way, why in batch.explain(asked, against).items() if batch.methods else ():
-            yield way, pixel_maps(why)
-        for name, method in batch.searches.items():
-            if self.why_not is None:
-                raise InputError(f"{name} moves towards a class: give localisation why_not=CLASS")
-            answers = batch.search(method, predicted.unsqueeze(1), asked.unsqueeze(1))
-            change = (answers.examples[:, 0] - batch.images).sum(1)
-            found = torch.tensor([each[0] is Status.FOUND for each in answers.status], device=change.device)
-            yield (name, ""), change.masked_fill(~found.view(-1, 1, 1), torch.nan)
+        for way, why in batch.explain(asked, against).items():
+            yield way, why.heatmap()
+        if batch.searches and self.why_not is None:
+            raise InputError(f"{next(iter(batch.searches))} moves towards a class: give localisation why_not=CLASS")
+        for name, answers in batch.search(predicted, asked):
+            yield (name, ""), answers.difference.sum(1).masked_fill(~answers.found.view(-1, 1, 1), torch.nan)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

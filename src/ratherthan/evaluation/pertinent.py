@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.method import get_method
-from ratherthan.errors import InputError
+from ratherthan.baselines import baseline_images
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.evaluation.perturb import pixel_maps
-from ratherthan.search.cem import baseline_of
-from ratherthan.search.pertinent_positive import (
+from ratherthan.search.method import (
     PertinentPositiveMethod,
     get_pertinent_positive_method,
     pertinent_positive_methods,
-    rank_correlation,
 )
-from ratherthan.superpixels import Kind, Parts, Superpixels, segment, usual_off, usual_superpixels
+from ratherthan.search.pertinent_positive import rank_correlation
+from ratherthan.settings import AtLeastOne, Interval
+from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_baseline, default_superpixels, segment
 
 _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads them
 
@@ -44,59 +42,56 @@ class Pertinent(Experiment):
     Attributes:
         superpixels: Of the maps: a kind, or None: what CEM-MAF takes by default.
         count: How many of them are wanted.
-        off: What is where a feature is not: a value, "mean", or None: what CEM-MAF takes by default.
+        baseline: What is where a feature is not: a value, "mean", or None: what CEM-MAF takes by default.
         threshold: In [0, 1).
     """
 
     superpixels: Kind | None = None
-    count: int = 200
-    off: float | str | None = None
-    threshold: float = 0.5
+    count: AtLeastOne = 200
+    baseline: Annotated[float, Interval(0, 1)] | Literal["mean"] | None = None
+    threshold: Annotated[float, Interval(0, 1, below=True)] = 0.5
 
     name: ClassVar[str] = "pertinent"
     measures = ("features", "share", "kept", "p_fact", "correlation")
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "features": False, "share": False, "kept": True, "p_fact": True, "correlation": False,
+    }  # fmt: skip
     layout = (("method", "contrast"), ("measure",))
     methods = ("cem-maf", "lime", "gradcam", "la")
     contrasts = ("none", "weighted")
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise InputError(f"threshold is a share of the largest relevance, in [0, 1), not {self.threshold}")
-
     def method(self, method: Any) -> Any:
         """A search for pertinent positives, or an attribution method."""
         searches = isinstance(method, PertinentPositiveMethod) or method in pertinent_positive_methods()
-        return get_pertinent_positive_method(method) if searches else get_method(method)
-
-    def better(self, cell: Mapping[str, Any]) -> int:
-        """Fewer features, lower correlation; more of what keeps the class."""
-        return -1 if cell["measure"] in ("features", "share", "correlation") else 1
+        return get_pertinent_positive_method(method) if searches else super().method(method)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method, contrast and sample."""
-        logits = batch.logits([batch.images])[0]
-        fact = logits.argmax(1)
-        for name, method in batch.searches.items():
-            found = batch.search(method, fact)
+        fact = batch.clean().argmax(1)
+        for name, found in batch.search(fact):
             labels = segment(batch.images, "pixels") if found.superpixels is None else found.superpixels
-            orders = None if found.order is None else [row[row >= 0].tolist() for row in found.order]
-            kept = (found.mask > 0).flatten(1).sum(1) if orders is None else _lengths(orders).to(fact.device)
-            curves = [None] * len(fact) if found.curve is None else [row[~row.isnan()] for row in found.curve]
-            yield self._rows(batch, name, "", fact, found.examples, kept, labels, curves)
-        if batch.methods:
-            parts = self._parts(batch)
-            for (name, contrast), why in batch.explain().items():
-                orders = self._orders(name, pixel_maps(why), parts)
-                alone = parts.render(_masks(orders, parts), torch.arange(len(fact), device=fact.device))
-                curves = [_confidence(batch, parts, row, order, int(fact[row])) for row, order in enumerate(orders)]
-                yield self._rows(batch, name, contrast, fact, alone, _lengths(orders), parts.labels, curves)
+            kept = (found.mask > 0).flatten(1).sum(1) if found.order is None else (found.order >= 0).sum(1)
+            curves = [
+                row[~row.isnan()] for row in (fact.new_zeros(len(fact), 0) if found.curve is None else found.curve)
+            ]
+            yield batch.rows(name, **_measures(batch, fact, found.example, kept, labels, curves))
+        maps = batch.explain()
+        if not maps:
+            return
+        parts = self._parts(batch)
+        for (name, contrast), why in maps.items():
+            shown = [_growing(order, parts) for order in self._orders(name, why.heatmap(), parts)]
+            alone = parts.render(torch.stack([masks[-1] for masks in shown]), torch.arange(len(fact)).to(fact.device))
+            curves = [_confidence(batch, parts, row, masks)[:, fact[row]] for row, masks in enumerate(shown)]
+            kept = torch.tensor([len(masks) - 1 for masks in shown])
+            yield batch.rows(name, contrast, **_measures(batch, fact, alone, kept, parts.labels, curves))
 
-    def _parts(self, batch: Batch) -> Parts:
-        how = Superpixels(self.superpixels, self.count) if self.superpixels else usual_superpixels(batch.images)
-        off = usual_off(batch.images) if self.off is None else self.off
-        return Parts(batch.images, segment(batch.images, how), baseline_of(batch.images, off))
+    def _parts(self, batch: Batch) -> SegmentedImages:
+        how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
+        baseline = default_baseline(batch.images) if self.baseline is None else self.baseline
+        return SegmentedImages(batch.images, segment(batch.images, how), baseline_images(batch.images, baseline))
 
-    def _orders(self, method: str, maps: Tensor, parts: Parts) -> list[list[int]]:
+    def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[list[int]]:
         """The features of each part, the most relevant first."""
         flat = parts.labels.flatten(1)
         shape = (len(flat), parts.present.shape[1])
@@ -108,47 +103,33 @@ class Pertinent(Experiment):
         counts = (relevance > bar).sum(1).tolist()
         return [row[:count].tolist() for row, count in zip(ranked, counts, strict=True)]
 
-    def _rows(
-        self,
-        batch: Batch,
-        name: str,
-        contrast: str,
-        fact: Tensor,
-        alone: Tensor,
-        kept: Tensor,
-        labels: Tensor,
-        curves: Sequence[Tensor | None],
-    ) -> Rows:
-        logits = batch.logits([alone])[0]
-        rising = [torch.nan if each is None else rank_correlation(each[1:]) for each in curves]
-        return batch.rows(
-            name,
-            contrast,
-            {},
-            features=kept,
-            share=kept.cpu() / (labels.flatten(1).amax(1).cpu() + 1),
-            kept=logits.argmax(1) == fact,
-            p_fact=logits.softmax(1).gather(1, fact.unsqueeze(1))[:, 0],
-            correlation=torch.tensor(rising),
-        )
+
+def _measures(
+    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, labels: Tensor, curves: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The measures of parts that are shown alone, (n, C, H, W), and have so many of the superpixels `labels`."""
+    logits = batch.logits([alone])[0]
+    rising = [rank_correlation(each[1:]) for each in curves]  # NaN for one that is not known
+    return {
+        "features": kept,
+        "share": kept.cpu() / (labels.flatten(1).amax(1).cpu() + 1),
+        "kept": logits.argmax(1) == fact,
+        "p_fact": logits.softmax(1).gather(1, fact.unsqueeze(1))[:, 0],
+        "correlation": torch.tensor(rising),
+    }
 
 
-def _lengths(orders: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([len(order) for order in orders])
-
-
-def _masks(orders: Sequence[Sequence[int]], parts: Parts) -> Tensor:
-    masks = torch.zeros(len(orders), parts.present.shape[1], dtype=parts.images.dtype, device=parts.images.device)
-    for mask, order in zip(masks, orders, strict=True):
-        mask[list(order)] = 1
+def _growing(order: Sequence[int], parts: SegmentedImages) -> Tensor:
+    """(k + 1, S) masks with none, one, ... all of the features present, in their order."""
+    masks = parts.images.new_zeros(len(order) + 1, parts.present.shape[1])
+    for place, feature in enumerate(order):
+        masks[place + 1 :, feature] = 1
     return masks
 
 
-def _confidence(batch: Batch, parts: Parts, row: int, order: Sequence[int], fact: int) -> Tensor:
-    """(k + 1,) the probability of the fact with none, one, ... all of the features present."""
-    masks = _masks([order[:k] for k in range(len(order) + 1)], parts)
-    shown = torch.split(masks, batch.at_once)
+def _confidence(batch: Batch, parts: SegmentedImages, row: int, masks: Tensor) -> Tensor:
+    """(k + 1, classes) the probabilities with these features present."""
     rows = torch.full((len(masks),), row, device=masks.device)
     with torch.no_grad():
-        logits = [batch.model.logits(parts.render(each, rows[: len(each)])) for each in shown]
-    return torch.cat(logits).softmax(1)[:, fact]
+        shown = (parts.render(each, rows[: len(each)]) for each in torch.split(masks, batch.batch_size))
+        return torch.cat([batch.model.logits(images) for images in shown]).softmax(1)

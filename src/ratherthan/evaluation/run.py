@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import platform
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.activation import LayerMethod
+from ratherthan.attribution import Method
 from ratherthan.attribution.forward import MEMORY_BUDGET
-from ratherthan.attribution.layers import find_layer
-from ratherthan.attribution.method import Method
+from ratherthan.attribution.layers import layer_of
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches
 from ratherthan.data import load as load_data
-from ratherthan.errors import InputError, ModelError, UnsupportedError
+from ratherthan.errors import InputError, LayerError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
-from ratherthan.evaluation.shards import BadPart, Parts
+from ratherthan.evaluation.shards import Shards
 from ratherthan.evaluation.tables import Run
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model, fingerprint
-from ratherthan.search.attributes import modules
+from ratherthan.progress import Progress, reporter
+from ratherthan.result import versions
+from ratherthan.settings import to_jsonable
 
+Measured = Callable[[list[int], Tensor, Tensor], list[Rows]]
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
 
@@ -44,31 +46,32 @@ def evaluate(
     seed: int = 0,
     resume: bool = False,
     workers: int = 0,
-    part_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    shard_size: int = 64,
+    progress: Progress = None,
     **settings: Any,
 ) -> Run:
     """Measure how faithful explanations are.
 
-    Results are written part by part, each whole or not at all, so a run that is interrupted or killed can be resumed
+    Results are written shard by shard, each whole or not at all, so a run that is interrupted or killed can be resumed
     and ends with the same table. They depend neither on `batch_size` nor on `workers`.
 
     Args:
-        experiment: A registered name (see `experiments()`), or an object such as `Mask(preset="strict")`.
+        experiment: A registered name (see `experiments()`), or an object such as `Mask(preset="sound")`.
         model: The model.
-        dataset: A `data.Dataset`, a torch data set, or what `data.load` takes. Images are brought to the model's size
-            unless the set has a transform of its own.
+        dataset: A `data.Dataset`, a torch data set, or what `data.load` takes. Images are prepared as the model does
+            it, `model.inputs.prepare`, unless the set has a transform of its own.
         out: The folder of the run.
-        methods: Attribution methods; None: what the experiment compares by default.
+        methods: Attribution methods, or searches where the experiment takes them; None: what it compares by default.
         contrasts: Contrasts, likewise.
         limit: Use so many samples only, evenly spread over the set.
         batch_size: Images per forward pass; None: as many as fit 1 GiB, or half the free memory of a GPU.
         seed: Of all random draws.
         resume: Go on with the run in `out`, if there is one.
         workers: Processes that decode images.
-        part_size: Samples per part; what is lost when a run is killed.
-        progress: Called with (samples done, samples in all) before the first part and after each.
-        **settings: Settings of the experiment, where it is given by name, e.g. preset="strict".
+        shard_size: Samples per shard; what is lost when a run is killed.
+        progress: True draws a bar; a callable is called with (samples done, samples in all) before the first shard and
+            after each.
+        **settings: Settings of the experiment, where it is given by name, e.g. preset="sound".
 
     Returns:
         The finished run.
@@ -84,110 +87,64 @@ def evaluate(
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
     if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
-    if part_size < 1 or (batch_size is not None and batch_size < 1) or (limit is not None and limit < 1):
-        raise InputError("part_size, batch_size and limit are at least 1")
-    how = _by_label([chosen.method(each) for each in methods or chosen.methods], "method")
-    how = {label: method if isinstance(method, Method) else method.prepared(model) for label, method in how.items()}
-    ways = _by_label([get_contrast(each) for each in contrasts or chosen.contrasts], "contrast")
+    if any(each is not None and each < 1 for each in (shard_size, batch_size, limit)):
+        raise InputError("shard_size, batch_size and limit are at least 1")
+    compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
+    compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
+    weighed = [get_contrast(each) for each in contrasts or chosen.contrasts]
+    ways = _by_name("contrast", [(each.name, each) for each in weighed])
     data = _data(dataset, model, limit)
-    _fix_layer(model, how, data)
-    parts = Parts(Path(out), _settings(chosen, model, data, how, ways, seed, part_size))
-    about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
-    with parts.claimed(resume, about):
-        _Work(parts, chosen, model, data, how, ways, seed, batch_size).go(workers, progress)
-    return Run(parts, chosen)
+    model, memory_format = _probed(model, data)
+    how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}
+    shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
 
-
-@dataclass(frozen=True)
-class _Work:
-    """A run and what it works with."""
-
-    parts: Parts
-    experiment: Experiment
-    model: Model
-    data: Dataset
-    methods: dict[str, Any]
-    contrasts: dict[str, Contrast]
-    seed: int
-    batch_size: int | None
-
-    def go(self, workers: int, progress: Callable[[int, int], None] | None) -> None:
-        """Compute the parts that are not there."""
-        missing = self._missing()
-        left = [position for number in missing for position in self.parts.positions(number)]
-        done = len(self.data) - len(left)
-        try:
-            if progress is not None:
-                progress(done, len(self.data))
-            # a batch of the loader is a part: parts are of one size and are missing as a whole
-            loader = batches(self.data, self.parts.size, workers, left)
-            for positions, images, labels in loader if left else ():
-                number = int(positions[0]) // self.parts.size
-                blocks = self._measured(positions.tolist(), images, labels)
-                self._write(number, blocks, loader.skipped)
-                missing.remove(number)
-                done += len(self.parts.positions(number))
-                if progress is not None:
-                    progress(done, len(self.data))
-            for number in missing:  # not one image of these could be read
-                self._write(number, [], loader.skipped)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped with {done} of {len(self.data)} samples done, kept in {self.parts.folder}; go on with the "
-                "same call and resume=True (on the command line: the same command and --resume)"
-            ) from None
-
-    def _missing(self) -> list[int]:
-        missing = []
-        for number in range(self.parts.count):
-            try:
-                self.parts.read(number)
-            except BadPart as reason:
-                missing.append(number)
-                if self.parts.path(number).exists():
-                    warnings.warn(f"{reason}; it is computed again", stacklevel=5)
-        return missing
-
-    def _measured(self, positions: list[int], images: Tensor, labels: Tensor) -> list[Rows]:
-        at_once = self.batch_size or fitting(images[0], self.model)
-        maps = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
-        searches = {name: each for name, each in self.methods.items() if name not in maps}
-        blocks: list[Rows] = []
-        with preserve_state(self.model.module):
-            for rows in torch.split(torch.arange(len(images)), at_once):
-                places = tuple(positions[row] for row in rows.tolist())
-                batch = Batch(
-                    self.model,
-                    self.model.preprocess(images[rows]),
-                    places,
-                    tuple(self.data.ids[place] for place in places),
-                    labels[rows].to(self.model.device),
-                    maps,
-                    self.contrasts,
-                    self.seed,
-                    at_once,
-                    self._layout,
-                    searches,
+    def measured(positions: list[int], images: Tensor, labels: Tensor) -> list[Rows]:
+        size, blocks = batch_size or fitting(images[0], model), list[Rows]()
+        with preserve_state(model.module):
+            for start in range(0, len(images), size):
+                places = tuple(positions[start : start + size])
+                names = tuple(data.ids[place] for place in places)
+                prepared = model.preprocess(images[start : start + size])
+                classes = labels[start : start + size].to(model.device)
+                blocks += chosen.measure(
+                    Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
                 )
-                blocks += self.experiment.measure(batch)
         return blocks
 
-    @cached_property
-    def _layout(self) -> torch.memory_format:
-        """Channels last on a processor, where convolutions are up to twice as fast so, if the network can take it."""
-        image = next((images for _, images, _ in batches(self.data, 1)), None)
-        if self.model.device.type != "cpu" or image is None:
-            return torch.contiguous_format
-        try:
-            with torch.no_grad():
-                self.model.logits(self.model.preprocess(image).contiguous(memory_format=torch.channels_last))
-        except ModelError:  # e.g. `view` where only `reshape` would do
-            return torch.contiguous_format
-        return torch.channels_last
+    about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
+    with shards.claimed(resume, about), reporter(progress, "evaluating") as report:
+        _fill(shards, data, workers, measured, report)
+    return Run(shards, chosen)
 
-    def _write(self, number: int, blocks: list[Rows], skipped: Sequence[Any]) -> None:
-        names = {self.data.ids[position] for position in self.parts.positions(number)}
-        self.parts.write(number, blocks, [(each.id, each.reason) for each in skipped if each.id in names])
+
+def _fill(
+    shards: Shards, data: Dataset, workers: int, measured: Measured, report: Callable[[int, int], object]
+) -> None:
+    """Compute the shards that are not there."""
+    missing = shards.missing()
+    left = [position for number in missing for position in shards.positions(number)]
+    done = len(data) - len(left)
+    loader = batches(data, shards.size, workers, left)  # each is a shard: they are of one size and missing as a whole
+
+    def write(number: int, blocks: list[Rows]) -> None:
+        names = {data.ids[position] for position in shards.positions(number)}
+        shards.write(number, blocks, [(each.id, each.reason) for each in loader.skipped if each.id in names])
+        missing.remove(number)
+
+    try:
+        report(done, len(data))
+        for positions, images, labels in loader if left else ():
+            number = int(positions[0]) // shards.size
+            write(number, measured(positions.tolist(), images, labels))
+            done += len(shards.positions(number))
+            report(done, len(data))
+        for number in list(missing):  # not one image of these could be read
+            write(number, [])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}; go on with the same call and "
+            "resume=True (on the command line: the same command and --resume)"
+        ) from None
 
 
 def fitting(image: Tensor, model: Model) -> int:
@@ -205,79 +162,68 @@ def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
         data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    if limit is None or limit >= len(data):
-        return data
-    return data.subset([index * len(data) // limit for index in range(limit)])
+    count = min(limit or len(data), len(data))
+    return data.subset([index * len(data) // count for index in range(count)])
 
 
-def _fix_layer(model: Model, methods: dict[str, Any], data: Dataset) -> None:
-    """Find the layer before the run begins, for it belongs to the settings."""
-    if model.layer is None and any(isinstance(each, LayerMethod) and each.layer is None for each in methods.values()):
-        image = next(iter(batches(data, 1)), None)
-        if image is None:
-            raise InputError(f"{data.name}: not one image can be read")
-        with preserve_state(model.module):
-            model.layer = find_layer(model, model.preprocess(image[1]))
+def _probed(model: Model, data: Dataset) -> tuple[Model, torch.memory_format]:
+    """What one image tells: the model with its layer named, and how images should lie in memory.
+
+    The layer belongs to the settings of a run, and `sanity` has to explain the same one when weights are random.
+    """
+    image = next((images for _, images, _ in batches(data, 1)), None)
+    if image is None:
+        return model, torch.contiguous_format
+    image = model.preprocess(image)
+    with preserve_state(model.module):
+        if model.layer is None:
+            with suppress(LayerError):  # methods that need none do without; others say so themselves
+                model = model.replace(layer=layer_of(model, image))
+        if model.device.type == "cpu":  # where convolutions are up to twice as fast with channels last
+            with suppress(ModelError), torch.no_grad():  # e.g. `view` where only `reshape` would do
+                model.logits(image.contiguous(memory_format=torch.channels_last))
+                return model, torch.channels_last
+    return model, torch.contiguous_format
 
 
-def _by_label(given: Sequence[Any], kind: str) -> dict[str, Any]:
-    """Names for the results: a method's settings are named where they are not the default ones."""
-    labelled = {}
-    for each in given:
-        settings = {}
-        if kind == "method":
-            usual = type(each)().settings()
-            settings = {k: v for k, v in _plain(each.settings()).items() if v != _plain(usual[k])}
-        label = each.name + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")
-        if label in labelled:
-            raise InputError(f"the {kind} {label!r} was given twice")
-        labelled[label] = each
-    return labelled
+# --------------------------------------------------------------------------------------------- names and settings
+def _label(method: Any) -> str:
+    """Its name, and its settings where they are not the default ones."""
+    usual, own = (_plain(each.settings()) for each in (type(method)(), method))
+    changed = ", ".join(f"{key}={value}" for key, value in own.items() if value != usual[key])
+    return f"{method.name}({changed})" if changed else str(method.name)
 
 
-def _settings(
-    experiment: Experiment,
-    model: Model,
-    data: Dataset,
-    methods: dict[str, Any],
-    contrasts: dict[str, Contrast],
-    seed: int,
-    part_size: int,
-) -> dict[str, Any]:
-    """All that the numbers depend on."""
-    from ratherthan import __version__
+def _by_name(kind: str, given: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(given)) < len(given):
+        raise InputError(f"a {kind} was given twice: {', '.join(name for name, _ in given)}")
+    return dict(given)
 
-    def weights(method: Any) -> dict[str, Any]:
-        manifold, attributes = getattr(method, "manifold", None), getattr(method, "attributes", None)
-        own = {} if manifold is None else {"manifold weights": fingerprint(manifold.module)}
-        return own | ({"attribute weights": [fingerprint(each) for each in modules(attributes)]} if attributes else {})
 
+def _subject(experiment: Experiment, model: Model, data: Dataset, methods: dict[str, Any]) -> dict[str, Any]:
+    """What is measured, as the manifest has it."""
     return {
-        "experiment": {"name": experiment.name, **_plain(experiment.options())},
+        "experiment": {"name": experiment.name, **experiment.settings()},
         "model": {
             "weights": fingerprint(model.module),
-            "class_names": _plain(model.class_names),
+            "class_names": model.class_names,
             "inputs": model.inputs.settings(),
             "output": model.output.name,
             "layer": model.layer,
         },
         "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
-        "methods": {label: _plain(method.settings()) | weights(method) for label, method in methods.items()},
-        "contrasts": list(contrasts),
-        "seed": seed,
-        "part_size": part_size,
-        "versions": {"ratherthan": __version__, "torch": torch.__version__},
+        "methods": methods,
     }
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; of other objects the name, never an address, which changes from run to run."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)}, {fingerprint(value)}"
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+    """A value as JSON has it, dataclasses by their fields; tensors and networks, e.g. a manifold's, by their hash."""
+
+    def described(each: Any) -> Any:
+        if isinstance(each, (Tensor, nn.Module)):
+            return f"{type(each).__name__}, {fingerprint(each)}"
+        if dataclasses.is_dataclass(each) and not isinstance(each, type):
+            return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+        return to_jsonable(each)
+
+    return json.loads(json.dumps(value, default=described))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.explanation import Explanation
-from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.settings import Interval
 
 
 @register_experiment
@@ -33,34 +32,27 @@ class Sanity(Experiment):
         stages: Number of stages of the cascade; each randomises an equal share of the layers more.
     """
 
-    stages: int = 8
+    stages: Annotated[int, Interval(0)] = 8
 
     name: ClassVar[str] = "sanity"
-    settings = ("check", "randomised")
+    keys = ("check", "randomised")
     measures = ("correlation",)
+    higher_is_better: ClassVar[dict[str, bool]] = {"swap": False}  # a cascade is no contest
     layout = (("method", "check", "randomised"), ("contrast",))
-
-    def __post_init__(self) -> None:
-        if self.stages < 0:
-            raise InputError(f"stages is a number of at least 0, not {self.stages}")
-
-    def better(self, cell: Mapping[str, Any]) -> int:
-        """Different maps for different classes; a cascade is no contest."""
-        return -1 if cell["check"] == "swap" else 0
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row for the swap, one for every stage."""
-        top = batch.logits([batch.images])[0].topk(2).indices
-        first = {key: _planes(why) for key, why in batch.explain(fact=top[:, 0]).items()}
-        for (method, contrast), why in batch.explain(fact=top[:, 1]).items():
-            swapped = spearman(first[method, contrast], _planes(why))
-            yield batch.rows(method, contrast, {"check": "swap", "randomised": 0.0}, correlation=swapped)
+        first, second = batch.clean().topk(2).indices.unbind(1)
+        intact = {key: why.attribution for key, why in batch.explain(fact=first).items()}
+        for key, why in batch.explain(fact=second).items():
+            swapped = spearman(intact[key], why.attribution)
+            yield batch.rows(*key, check="swap", randomised=0.0, correlation=swapped)
         for share, module in self._cascade(batch):
             random = copy.copy(batch.model)
             random.module = module
-            for (method, contrast), why in replace(batch, model=random).explain(fact=top[:, 0]).items():
-                kept = spearman(first[method, contrast], _planes(why))
-                yield batch.rows(method, contrast, {"check": "cascade", "randomised": share}, correlation=kept)
+            for key, why in replace(batch, model=random).explain(fact=first).items():
+                kept = spearman(intact[key], why.attribution)
+                yield batch.rows(*key, check="cascade", randomised=share, correlation=kept)
 
     def _cascade(self, batch: Batch) -> Iterator[tuple[float, nn.Module]]:
         """The network with more and more random layers, and the share of them."""
@@ -84,19 +76,16 @@ def _randomise(layer: nn.Module, generator: torch.Generator) -> None:
         parameter.data = drawn.to(parameter.data)
 
 
-def _planes(why: Explanation) -> Tensor:
-    """(n, h, w): the maps at their own resolution, channels summed."""
-    return why.attribution.sum(1) if why.attribution.ndim == 4 else why.attribution
-
-
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation of maps (n, h, w): (n,), NaN where one of them is constant."""
-    x, y = (_mean_ranks(each.flatten(1)) for each in (a, b))
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    """Spearman's rank correlation of maps (n, [C,] h, w), channels summed: (n,), NaN where one of them is constant."""
+    x, y = _ranks(a), _ranks(b)
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
-    ordered = values.sort(1).values.contiguous()
-    before, until = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
-    return (before + until).double() / 2
+def _ranks(maps: Tensor) -> Tensor:
+    """Ranks about their mean, equal values sharing theirs: (n, pixels), float64."""
+    from scipy.stats import rankdata
+
+    planes = maps.sum(1) if maps.ndim == 4 else maps
+    ranks = torch.from_numpy(rankdata(planes.flatten(1).double().cpu().numpy(), axis=1))
+    return ranks - ranks.mean(1, keepdim=True)

@@ -1,10 +1,11 @@
-"""What a run leaves on disk: a manifest and Parquet parts, each whole or absent, each knowing the run it belongs to."""
+"""What a run leaves on disk: a manifest and Parquet shards, each whole or absent and of a known run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,24 +20,24 @@ MANIFEST = "manifest.json"
 _KEY = b"ratherthan"
 
 
-class BadPart(Exception):
-    """A part that cannot be used, and why."""
+class BadShard(Exception):
+    """A shard that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class Shards:
     """The folder of a run.
 
     Attributes:
         folder: Where.
-        settings: All that the numbers depend on, fit for JSON.
+        settings: All that the numbers depend on, as JSON has it.
     """
 
     folder: Path
     settings: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> Parts:
+    def open(cls, folder: Path) -> Shards:
         """The run in a folder.
 
         Raises:
@@ -62,7 +63,7 @@ class Parts:
         holds none.
 
         Args:
-            resume: Whether an existing run may be continued. One without a single part is none yet.
+            resume: Whether an existing run may be continued. One without a single shard is none yet.
             about: What else is worth knowing in the manifest.
 
         Raises:
@@ -72,7 +73,7 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / MANIFEST).open("a+b") as file:
             self._lock(file)
-            if any(self.folder.glob("part-*.parquet")):
+            if any(self.folder.glob("shard-*.parquet")):
                 if not resume:
                     raise InputError(f"{self.folder} holds a run: resume it (resume=True, --resume) or name another")
                 file.seek(0)
@@ -82,22 +83,22 @@ class Parts:
                 file.write(json.dumps({"settings": self.settings, **about}, indent=2).encode())
                 file.flush()
                 os.fsync(file.fileno())
-            for draft in self.folder.glob(".part-*"):
+            for draft in self.folder.glob(".shard-*"):
                 draft.unlink(missing_ok=True)
             yield
 
     def _lock(self, file: BinaryIO) -> None:
         try:
             import fcntl
-        except ImportError:  # not on this system
-            return
-        try:
+
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # this system has no such lock
         except OSError as error:
             raise InputError(f"another process is writing to {self.folder}") from error
 
     def _compare(self, before: Mapping[str, Any]) -> None:
-        old, new = dict(_flat(before)), dict(_flat(json.loads(json.dumps(self.settings))))
+        old, new = dict(_flat(before)), dict(_flat(self.settings))
         differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
         if differing:
             key = differing[0]
@@ -107,11 +108,11 @@ class Parts:
                 "results are not mixed: name another folder"
             )
 
-    # ----------------------------------------------------------------------------------------- parts
+    # ----------------------------------------------------------------------------------------- shards
     @property
     def size(self) -> int:
-        """Samples per part."""
-        return int(self.settings["part_size"])
+        """Samples per shard."""
+        return int(self.settings["shard_size"])
 
     @property
     def samples(self) -> int:
@@ -120,39 +121,46 @@ class Parts:
 
     @property
     def count(self) -> int:
-        """Parts in all."""
+        """Shards in all."""
         return -(-self.samples // self.size)
 
     def path(self, number: int) -> Path:
-        """The file of a part."""
-        return self.folder / f"part-{number:05d}.parquet"
+        """The file of a shard."""
+        return self.folder / f"shard-{number:05d}.parquet"
 
     def positions(self, number: int) -> range:
-        """The samples of a part."""
+        """The samples of a shard."""
         return range(number * self.size, min(self.samples, (number + 1) * self.size))
 
+    def missing(self) -> list[int]:
+        """The numbers of the shards that are still to be computed; of one that is damaged there is a warning."""
+        missing = []
+        for number in range(self.count):
+            try:
+                self.read(number)
+            except BadShard as reason:
+                missing.append(number)
+                if self.path(number).exists():
+                    warnings.warn(f"{reason}; it is computed again", stacklevel=4)  # where `evaluate` was called
+        return missing
+
     def write(self, number: int, blocks: Sequence[Rows], skipped: Sequence[tuple[str, str]]) -> None:
-        """Write a part: its rows in the order of the samples, and the samples that were skipped."""
+        """Write a shard: its rows in the order of the samples, and the samples that were skipped."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns: dict[str, list[Any]] = {}
-        for block in blocks:
-            for name, values in block.items():
-                columns.setdefault(name, []).extend(values)
-        places = columns.get("position", [])
-        order = sorted(range(len(places)), key=places.__getitem__)
-        table = pa.table({name: [values[i] for i in order] for name, values in columns.items()})
-        note = {"run": self._mark, "part": number, "skipped": list(skipped)}
+        tables = [pa.table({name: list(values) for name, values in block.items()}) for block in blocks]
+        table = pa.concat_tables(tables).sort_by("position") if tables else pa.table({})
+        note = {"run": self._mark, "shard": number, "skipped": list(skipped)}
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(note)}), sink, write_page_checksum=True)
         write_atomically(self.path(number), [sink.getvalue()])
 
     def read(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
-        """A part's table (pyarrow) and what was skipped.
+        """A shard's table (pyarrow) and what was skipped.
 
         Raises:
-            BadPart: If it is missing, damaged, or belongs to another run or place.
+            BadShard: If it is missing, damaged, or belongs to another run or place.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -162,11 +170,11 @@ class Parts:
             table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
             note = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
         except FileNotFoundError as error:
-            raise BadPart(f"{path.name} is missing") from error
+            raise BadShard(f"{path.name} is missing") from error
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise BadPart(f"{path.name} is truncated or damaged ({first_line(error)})") from error
-        if (note.get("run"), note.get("part")) != (self._mark, number):
-            raise BadPart(f"{path.name} does not belong to this run")
+            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
+        if (note.get("run"), note.get("shard")) != (self._mark, number):
+            raise BadShard(f"{path.name} does not belong to this run")
         return table, [(name, reason) for name, reason in note["skipped"]]
 
     @property

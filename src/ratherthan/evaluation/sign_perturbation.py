@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, UnsupportedError
-from ratherthan.evaluation.experiment import Batch, Experiment, Rows, chosen, register_experiment
+from ratherthan.attribution import explain
+from ratherthan.errors import UnsupportedError
+from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.settings import AtLeastOne, NotEmpty, Positive
 
 
 @register_experiment
@@ -30,60 +33,45 @@ class SignPerturbation(Experiment):
         target: "label", or "predicted" where labels mean something else.
     """
 
-    iterations: tuple[int, ...] = (1, 2, 10)
-    epsilon: float = 1e-3
-    target: str = "label"
+    iterations: Annotated[tuple[AtLeastOne, ...], NotEmpty()] = (1, 2, 10)
+    epsilon: Positive = 1e-3
+    target: Literal["label", "predicted"] = "label"
 
     name: ClassVar[str] = "sign-perturbation"
-    settings = ("iterations",)
+    keys = ("iterations",)
     measures = ("logit", "probability", "accuracy")
+    higher_is_better: ClassVar[dict[str, bool]] = {"probability": True, "accuracy": True}
     layout = (("method", "iterations"), ("measure", "contrast"))
     methods = ("gradient",)
     contrasts = ("none", "mean", "max", "weighted")
 
-    def __post_init__(self) -> None:
-        chosen("target", self.target, ("label", "predicted"))
-        if not self.iterations or min(self.iterations) < 1 or self.epsilon <= 0:
-            raise InputError("sign-perturbation needs iterations of at least 1 and a positive epsilon")
-
-    def better(self, cell: Mapping[str, Any]) -> int:
-        """More is better; for y_t it means nothing."""
-        return 0 if cell["measure"] == "logit" else 1
-
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """The perturbed images of all contrasts and numbers of steps."""
-        fact = batch.labels if self.target == "label" else batch.logits([batch.images])[0].argmax(1)
+        fact = batch.labels if self.target == "label" else batch.clean().argmax(1)
         found = batch.explain(fact)
-        clean = next(iter(found.values())).logits
-        variants, plan = [], []
         for key, why in found.items():
             if why.attribution.shape != batch.images.shape:
                 raise UnsupportedError(f"sign-perturbation needs a map of the image; {key[0]} explains {why.layer!r}")
-            for steps in self.iterations:
-                variants.append(self._perturbed(batch, key, fact, why.attribution, steps))
-                plan.append((key, steps))
-        before = self._state(clean, fact, batch.labels)
+        plan = list(product(found, self.iterations))
+        variants = (self._perturbed(batch, key, fact, found[key].attribution, steps) for key, steps in plan)
+        before = _state(next(iter(found.values())).logits, fact, batch.labels)
         for ((method, contrast), steps), altered in zip(plan, batch.logits(variants), strict=True):
-            after = self._state(altered, fact, batch.labels)
-            changes = {name: after[name] - before[name] for name in self.measures}
-            yield batch.rows(method, contrast, {"iterations": steps}, **changes)
+            changes = zip(self.measures, _state(altered, fact, batch.labels) - before, strict=True)
+            yield batch.rows(method, contrast, iterations=steps, **dict(changes))
 
-    def _perturbed(self, batch: Batch, key: tuple[str, str], fact: Tensor, first: Tensor, steps: int) -> Tensor:
-        method, contrast = key
-        batch = replace(batch, methods={method: batch.methods[method]}, contrasts={contrast: batch.contrasts[contrast]})
+    def _perturbed(self, batch: Batch, key: tuple[str, str], fact: Tensor, phi: Tensor, steps: int) -> Tensor:
+        how = (batch.methods[key[0]], batch.contrasts[key[1]])
         lower, upper = (batch.images - self.epsilon).clamp_min(0), (batch.images + self.epsilon).clamp_max(1)
-        images, phi = batch.images, first
+        images = batch.images
         for step in range(steps):
             if step:
-                phi = replace(batch, images=images).explain(fact)[key].attribution
+                phi = explain(batch.model, images, fact, None, *how, batch_size=batch.batch_size).attribution
             images = torch.clamp(images + self.epsilon / steps * phi.sign(), lower, upper)
         return images
 
-    @staticmethod
-    def _state(logits: Tensor, fact: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        of_fact = fact.unsqueeze(1)
-        return {
-            "logit": logits.gather(1, of_fact)[:, 0],
-            "probability": logits.softmax(1).gather(1, of_fact)[:, 0],
-            "accuracy": (logits.argmax(1) == labels).to(logits),
-        }
+
+def _state(logits: Tensor, fact: Tensor, labels: Tensor) -> Tensor:
+    """(3, n) y_t, p_t and whether the label is the likeliest class."""
+    of_fact = fact.unsqueeze(1)
+    right = (logits.argmax(1) == labels).to(logits)
+    return torch.stack([logits.gather(1, of_fact)[:, 0], logits.softmax(1).gather(1, of_fact)[:, 0], right])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ratherthan.errors import InputError
-from ratherthan.evaluation.experiment import Experiment, experiment_kind
-from ratherthan.evaluation.shards import BadPart, Parts
+from ratherthan.evaluation.experiment import Experiment, find_experiment
+from ratherthan.evaluation.shards import BadShard, Shards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 1000
 _NAMES = {
-    "none": "original", "gradcam": "GradCAM", "la": "LA", "relative": "relative probability",
+    "none": "original", "gradcam": "GradCAM", "la": "LA", "model-mean": "zeros", "relative": "relative probability",
     "logit": "change in y_t", "probability": "change in p_t", "accuracy": "change in accuracy",
 }  # fmt: skip
 _COLOURS = {"none": "#8b949e", "mean": "#d9a441", "max": "#c2573a", "weighted": "#2f6fab"}
-Weights = Any  # numpy array (resamples, samples)
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,11 +30,11 @@ class Run:
     """The results of an experiment.
 
     Attributes:
-        parts: Where they lie.
+        shards: Where they lie.
         experiment: What was measured.
     """
 
-    parts: Parts
+    shards: Shards
     experiment: Experiment
 
     @classmethod
@@ -44,16 +44,14 @@ class Run:
         Raises:
             InputError: If there is none.
         """
-        parts = Parts.open(Path(folder))
-        options = dict(parts.settings["experiment"])
-        kind = experiment_kind(options.pop("name"))
-        experiment = object.__new__(kind)  # only what it is called and how it is shown is needed
-        for name, value in options.items():
-            object.__setattr__(experiment, name, value)
-        return cls(parts, experiment)
+        shards = Shards.open(Path(folder))
+        settings = dict(shards.settings["experiment"])
+        experiment = object.__new__(find_experiment(settings.pop("name")))  # only how it is shown is needed
+        vars(experiment).update(settings)
+        return cls(shards, experiment)
 
     def __repr__(self) -> str:
-        return f"Run({self.experiment.name} on {self.parts.settings['data']['name']}, {self.parts.folder})"
+        return f"Run({self.experiment.name} on {self.shards.settings['data']['name']}, {self.shards.folder})"
 
     def _repr_html_(self) -> str:
         return str(self.summary().to_html(index=False))
@@ -61,27 +59,27 @@ class Run:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Samples that could not be read, and why."""
-        return [each for number in range(self.parts.count) for each in self._part(number)[1]]
+        return [each for number in range(self.shards.count) for each in self._shard(number)[1]]
 
-    def frame(self) -> DataFrame:
+    def to_frame(self) -> DataFrame:
         """All rows: one per sample, method, contrast and setting.
 
         Raises:
-            InputError: If a part is missing or damaged, or no sample took part.
+            InputError: If a shard is missing or damaged, or no sample took part.
         """
         import pandas as pd
 
-        tables = [self._part(number)[0].to_pandas() for number in range(self.parts.count)]
+        tables = [self._shard(number)[0].to_pandas() for number in range(self.shards.count)]
         filled = [table for table in tables if len(table)]
         if not filled:
-            raise InputError(f"{self!r}: not one sample took part (of {self.parts.samples})")
+            raise InputError(f"{self!r}: not one sample took part (of {self.shards.samples})")
         return pd.concat(filled, ignore_index=True)
 
-    def _part(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
+    def _shard(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
         try:
-            return self.parts.read(number)
-        except BadPart as reason:
-            raise InputError(f"{self.parts.folder} is unfinished: {reason}; run it again with resume=True") from reason
+            return self.shards.read(number)
+        except BadShard as reason:
+            raise InputError(f"{self.shards.folder} is unfinished: {reason}; run it again with resume=True") from reason
 
     # ----------------------------------------------------------------------------------------- summing up
     def summary(self) -> DataFrame:
@@ -90,56 +88,39 @@ class Run:
         Returns:
             One row per method, contrast, setting and measure: mean, low, high, n (samples where it is defined).
         """
-        groups, values = self._values()
-        return self._summed(groups, values)
+        return self._summed(*self._values())
 
-    def difference(self, contrast: str = "weighted", baseline: str = "none") -> DataFrame:
+    def difference(self, contrast: str = "weighted", against: str = "none") -> DataFrame:
         """The mean difference between two contrasts on the same samples, with its 95 % interval.
 
         Raises:
             InputError: If one of them was not measured.
         """
-        groups, values = self._values()
-        rest = [column for column in groups.columns if column != "contrast"]
-        sides = [groups.index[groups["contrast"] == name] for name in (contrast, baseline)]
-        if not len(sides[0]) or not len(sides[1]):
-            raise InputError(f"this run compares {', '.join(groups['contrast'].unique())}; not {contrast}, {baseline}")
-        place = {tuple(row): i for i, row in zip(sides[1], groups.loc[sides[1], rest].to_numpy(), strict=True)}
-        pairs = [(i, place[tuple(row)]) for i, row in zip(sides[0], groups.loc[sides[0], rest].to_numpy(), strict=True)]
-        first, second = (list(each) for each in zip(*pairs, strict=True))
-        kept = groups.loc[first, rest].reset_index(drop=True)
-        return self._summed(kept, {key: each[:, first] - each[:, second] for key, each in values.items()})
+        lines, values = self._values()
+        sides = [lines[lines["contrast"] == name].drop(columns="contrast") for name in (contrast, against)]
+        if sides[0].empty or sides[1].empty:
+            raise InputError(f"this run compares {', '.join(lines['contrast'].unique())}; not {contrast}, {against}")
+        pairs = sides[0].reset_index(names="one").merge(sides[1].reset_index(names="other"), on=list(sides[0]))
+        return self._summed(pairs[list(sides[0])], values[:, pairs["one"]] - values[:, pairs["other"]])
 
-    def _values(self) -> tuple[DataFrame, dict[str, Any]]:
-        """The groups in order of appearance, and per measure the values (samples, groups), NaN where there is none."""
-        frame = self.frame()
-        keys = ["method", "contrast", *self.experiment.settings]
-        group = frame.groupby(keys, sort=False).ngroup().to_numpy()
-        groups = frame[keys].drop_duplicates().reset_index(drop=True)
-        _, sample = np.unique(frame["position"].to_numpy(), return_inverse=True)
-        values = {}
-        for measure in self.experiment.measures:
-            values[measure] = np.full((sample.max() + 1, len(groups)), np.nan)
-            values[measure][sample, group] = frame[measure].to_numpy()
-        return groups, values
+    def _values(self) -> tuple[DataFrame, Any]:
+        """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
+        keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
+        rows = self.to_frame().melt(["position", *keys], measures, "measure", "its value")
+        line = rows.groupby([*keys, "measure"], sort=False).ngroup()
+        lines = rows[[*keys, "measure"]].drop_duplicates(ignore_index=True)
+        _, sample = np.unique(rows["position"], return_inverse=True)
+        values = np.full((sample.max() + 1, len(lines)), np.nan)
+        values[sample, line] = rows["its value"]
+        return lines, values
 
-    def _summed(self, groups: DataFrame, values: dict[str, Any]) -> DataFrame:
-        import pandas as pd
-
-        samples = len(next(iter(values.values())))
-        random = np.random.default_rng(int(self.parts.settings["seed"]))
-        resampled: dict[str, list[Any]] = {measure: [] for measure in values}
-        for _ in range(_RESAMPLES // 50):
-            times = random.multinomial(samples, np.full(samples, 1 / samples), size=50).astype(float)
-            for measure, each in values.items():
-                resampled[measure].append(_means(times, each))
-        tables = []
-        for measure, each in values.items():
-            drawn = np.concatenate(resampled[measure])
-            low, high = _nan_quantiles(drawn)
-            figures = {"mean": _means(np.ones((1, samples)), each)[0], "low": low, "high": high}
-            tables.append(groups.assign(measure=measure, **figures, n=(~np.isnan(each)).sum(0)))
-        return pd.concat(tables, ignore_index=True)
+    def _summed(self, lines: DataFrame, values: Any) -> DataFrame:
+        samples = len(values)
+        random, alike = np.random.default_rng(int(self.shards.settings["seed"])), np.full(samples, 1 / samples)
+        times = (random.multinomial(samples, alike, size=50).astype(float) for _ in range(_RESAMPLES // 50))
+        low, high = _nan_quantiles(np.concatenate([_means(each, values) for each in times]))
+        mean = _means(np.ones((1, samples)), values)[0]
+        return lines.assign(mean=mean, low=low, high=high, n=(~np.isnan(values)).sum(0))
 
     # ----------------------------------------------------------------------------------------- tables
     def table(self, intervals: bool = True, bold: tuple[str, str] = ("**", "**")) -> DataFrame:
@@ -151,45 +132,45 @@ class Run:
         """
         import pandas as pd
 
-        down, across = self.experiment.layout
+        down, across = map(list, self.experiment.layout)
         summary = self.summary()
-        shown = summary[summary["measure"].isin(self.experiment.shown or self.experiment.measures)]
-        alike = [key for key in (*down, *across) if key != "contrast"]
-        cells: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
-        for values, cell in shown.groupby(alike, sort=False):
-            sign = self.experiment.better(dict(zip(alike, values, strict=True)))
-            texts = [_number(mean) for mean in cell["mean"]]
-            best = texts[int((sign * cell["mean"]).argmax())] if sign and len(set(texts)) > 1 else None
-            for text, row in zip(texts, cell.to_dict("records"), strict=True):
-                figure = f"{bold[0]}{text}{bold[1]}" if text == best else text
-                reach = f" ({_number(row['low'])} to {_number(row['high'])})" if intervals else ""
-                line = cells.setdefault(tuple(_label(row[k]) for k in down), self._lead(summary, row))
-                line[tuple(_label(row[k]) for k in across)] = figure + reach
-        table = pd.DataFrame.from_dict(cells, orient="index").fillna("")
-        seen = [{"": -1} | {_label(v): i for i, v in enumerate(shown[key].unique())} for key in across]
-        columns = sorted(
-            cells[next(iter(cells))], key=lambda c: [level.get(v, -1) for level, v in zip(seen, c, strict=True)]
-        )
-        table = table[columns]
-        table.index = _index(list(cells), down)
-        table.columns = _index(columns, across)
+        shown = summary[summary["measure"].isin(self._shown)]
+        shown = shown.assign(text=shown["mean"].map(_number))
+        for _, cell in shown.groupby([key for key in (*down, *across) if key != "contrast"], sort=False):
+            best = self._best(cell)
+            shown.loc[cell.index[cell["text"] == best], "text"] = f"{bold[0]}{best}{bold[1]}"
+        if intervals:
+            shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
+        labels = shown[[*down, *across]].map(_label)
+        rows = labels.set_index(down).index.unique()
+        order = labels[across].apply(lambda column: pd.factorize(column)[0]).sort_values(across).index
+        columns = labels.loc[order].set_index(across).index.unique()
+        table = labels.assign(text=shown["text"]).pivot(index=down, columns=across, values="text")
+        table = table.reindex(index=rows, columns=columns).fillna("")
+        if self.experiment.lead is not None:
+            before = summary[summary["measure"] == self.experiment.lead]
+            before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
+            table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
         return table
 
-    def _lead(self, summary: DataFrame, row: dict[str, Any]) -> dict[tuple[str, ...], str]:
-        if self.experiment.lead is None:
-            return {}
-        down, across = self.experiment.layout
-        alike = summary["measure"] == self.experiment.lead
-        for key in down:
-            alike &= (summary[key] == row[key]) if key != "measure" else True
-        return {(self.experiment.lead, *[""] * (len(across) - 1)): _number(summary.loc[alike, "mean"].mean())}
+    @property
+    def _shown(self) -> tuple[str, ...]:
+        return self.experiment.shown or self.experiment.measures
+
+    def _best(self, cell: DataFrame) -> str | None:
+        """The text of the contrast that is praised, if the contrasts of a cell differ and one can be better."""
+        praised = self.experiment.higher_is_better
+        judged = [praised[value] for value in cell.iloc[0][["measure", *self.experiment.keys]] if value in praised]
+        if not judged or cell["text"].nunique() == 1:
+            return None
+        return str(cell["text"].iloc[(cell["mean"] if judged[0] else -cell["mean"]).argmax()])
 
     def note(self) -> str:
         """One line that says what the numbers rest on."""
-        took_part, settings = self.frame()["position"].nunique(), self.parts.settings
+        took_part, settings = self.to_frame()["position"].nunique(), self.shards.settings
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         return (
-            f"{self.experiment.name} on {settings['data']['name']}: {took_part} of {self.parts.samples} samples took "
+            f"{self.experiment.name} on {settings['data']['name']}: {took_part} of {self.shards.samples} samples took "
             f"part{skipped}; mean (95 % bootstrap interval); the better contrast in bold."
         )
 
@@ -217,27 +198,25 @@ class Run:
         """
         from matplotlib.figure import Figure
 
-        summary = self.summary()
-        shown = self.experiment.shown or self.experiment.measures
+        summary, shown, keys = self.summary(), self._shown, list(self.experiment.keys)
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
-        keys = list(self.experiment.settings)
         groups = list(dict.fromkeys(map(tuple, summary[keys].to_numpy().tolist())))
         figure = Figure((max(4.4, 0.16 * len(groups) * len(contrasts) + 1.6) * len(methods), 2.4 * len(shown) + 0.9))
         axes = figure.subplots(len(shown), len(methods), squeeze=False, sharex=True, sharey="row")
-        for panel, (measure, method) in zip(axes.flat, [(s, m) for s in shown for m in methods], strict=True):
-            of_panel = summary[(summary["measure"] == measure) & (summary["method"] == method)]
+        for panel, (measure, method) in zip(axes.flat, product(shown, methods), strict=True):
+            of_method = summary[summary["method"] == method]
             for place, contrast in enumerate(contrasts):
-                rows = of_panel[of_panel["contrast"] == contrast]
-                at = [groups.index(tuple(each)) for each in rows[keys].to_numpy().tolist()]
-                x = np.array(at) + (place + 0.5) / len(contrasts) * 0.8 - 0.4
-                mean = rows["mean"].to_numpy()
-                reach = np.abs(rows[["low", "high"]].to_numpy().T - mean)
+                of_contrast = of_method[of_method["contrast"] == contrast]
+                rows = of_contrast[of_contrast["measure"] == measure]
+                at = np.array([groups.index(tuple(each)) for each in rows[keys].to_numpy().tolist()])
+                reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
                 look = {"color": _COLOURS.get(contrast), "label": _label(contrast), "error_kw": {"lw": 0.8}}
-                panel.bar(x, mean, 0.8 / len(contrasts), yerr=reach, **look)
-                if self.experiment.lead is not None:
-                    lead = summary[(summary["measure"] == self.experiment.lead) & (summary["method"] == method)]
-                    before = lead[lead["contrast"] == contrast]["mean"]
-                    panel.hlines(before, np.array(at) - 0.42, np.array(at) + 0.42, color="#24292f", lw=0.8, ls=":")
+                width = 0.8 / len(contrasts)
+                panel.bar(at + (place + 0.5) * width - 0.4, rows["mean"], width, yerr=reach, **look)
+                before = of_contrast[of_contrast["measure"] == self.experiment.lead]["mean"]
+                panel.hlines(
+                    before, at[: len(before)] - 0.42, at[: len(before)] + 0.42, color="#24292f", lw=0.8, ls=":"
+                )
             panel.axhline(0, color="#24292f", lw=0.6)
             panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
             panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups], fontsize=7)
@@ -245,14 +224,13 @@ class Run:
             panel.tick_params(axis="y", labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
-        figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=8, frameon=False
-        )
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
         figure.set_layout_engine("constrained")
         return figure
 
 
-def _means(times: Weights, values: Any) -> Any:
+def _means(times: Any, values: Any) -> Any:
     """Weighted means without what is undefined: (resamples, samples), (samples, groups) to (resamples, groups)."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -263,14 +241,6 @@ def _nan_quantiles(drawn: Any) -> tuple[Any, Any]:
     undefined = np.isnan(drawn).all(0)
     low, high = np.nanquantile(np.where(undefined, 0.0, drawn), [0.025, 0.975], axis=0)
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
-
-
-def _index(keys: list[tuple[str, ...]], names: tuple[str, ...]) -> Any:
-    import pandas as pd
-
-    if len(names) == 1:
-        return pd.Index([key[0] for key in keys], name=names[0])
-    return pd.MultiIndex.from_tuples(keys, names=names)
 
 
 def _escaped(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError
+from ratherthan.contrast import class_index
+from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search.manifold import Manifold
 from ratherthan.settings import to_jsonable, type_name
@@ -18,7 +19,10 @@ from ratherthan.settings import to_jsonable, type_name
 if TYPE_CHECKING:
     from typing import Self
 
+    from ratherthan.zoo.concepts import Effect
+
 _THRESHOLD = 0.1
+_FELT = 0.1  # standard deviations per unit of a coordinate, below which its effect is not worth a name
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +92,21 @@ def class_attributes(
     Raises:
         InputError: If there is no such class.
     """
-    from ratherthan.contrast import class_index
-
     model = Model.wrap(model)
-    asked = [classes] if isinstance(classes, (int, str)) else classes
+
+    def chosen(count: int) -> list[int]:
+        asked = [classes] if isinstance(classes, (int, str)) else classes
+        wanted = asked if asked is not None else [1] if count == 2 else range(count)
+        return [class_index(each, count, model.class_names) for each in wanted]
 
     def function(images: Tensor) -> Tensor:
         p = model.logits(images).softmax(1)
-        wanted = asked if asked is not None else [1] if p.shape[1] == 2 else range(p.shape[1])
-        return p[:, [class_index(each, p.shape[1], model.class_names) for each in wanted]]
+        return p[:, chosen(p.shape[1])]
 
-    known = model.class_names or ()
-    if not names and known:
-        wanted = asked if asked is not None else [1] if len(known) == 2 else range(len(known))
-        names = [known[class_index(each, len(known), known)] for each in wanted]
-    elif not names and asked is not None:
-        names = [f"class {each}" for each in asked]
+    if not names and model.class_names:
+        names = [model.class_names[k] for k in chosen(len(model.class_names))]
+    elif not names and classes is not None:
+        names = [f"class {each}" for each in ([classes] if isinstance(classes, (int, str)) else classes)]
     return Attribute(function, tuple(names), module=model.module)
 
 
@@ -118,7 +121,7 @@ class LatentCoordinate(Attribute):
         index: Which coordinate, i.
         sign: +1 if more of the concept is a larger z_i, -1 if it is a smaller one.
         range: Between which values of g it means the concept; beyond, it counts as no more.
-        evidence: What was measured of it, in words; see `concepts.named`.
+        evidence: What was measured of it, in words; see `named`.
     """
 
     function: Callable[[Tensor], Tensor] = torch.Tensor.detach  # not used: `measure` is its own
@@ -184,3 +187,70 @@ def _attribute(given: Any) -> Attribute:
     if not callable(given):
         raise InputError(f"an attribute function is a callable or an Attribute, not {type_name(given)}")
     return Attribute(given, module=given if isinstance(given, nn.Module) else None)
+
+
+# --------------------------------------------------------------------------------------------- coordinates with names
+def named(
+    manifold: Manifold,
+    effects: Mapping[str, Effect],
+    words: Mapping[str, str],
+    least: float = 0.6,
+    most: int = 3,
+) -> tuple[LatentCoordinate, ...]:
+    """Attribute functions of the coordinates whose effect has been measured.
+
+    A coordinate is named after the concept that it moves most strongly, and only if it moves that one steadily (see
+    `least`) and by at least a tenth of a standard deviation per unit. No attribute may fall, so naming both directions
+    of one concept would hold its coordinates still.
+
+    Args:
+        manifold: The manifold.
+        effects: What was measured of it.
+        words: What more of a concept is called, or less of it if "-" stands before its name, e.g. {"size": "larger",
+            "-roundness": "longer"}. Concepts that are not named count all the same: a coordinate that moves one of them
+            more is not named after another.
+        least: Correlation from which on a coordinate is said to move the concept.
+        most: How many coordinates a concept may have, the strongest first.
+
+    Raises:
+        InputError: If a concept was not measured.
+    """
+    wanted = [
+        (concept.removeprefix("-"), -1 if concept.startswith("-") else 1, word) for concept, word in words.items()
+    ]
+    for concept, _, _ in wanted:
+        if concept not in effects:
+            raise InputError(unknown("concept", concept, effects))
+    if not wanted:
+        return ()
+    strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
+    own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
+    found: list[LatentCoordinate] = []
+    for concept, direction, word in wanted:
+        row, effect = list(effects).index(concept), effects[concept]
+        steady = (effect.correlation.abs() >= least) & (effect.correlation * effect.strength > 0)
+        mine = (own == row) & steady & (strengths[row] >= _FELT)
+        ranked = strengths[row].masked_fill(~mine, -1).argsort(descending=True, stable=True)
+        for index in ranked[: min(most, int(mine.sum()))].tolist():
+            evidence = (
+                f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept}, "
+                f"{effect.strength[index]:+.2f} standard deviations per unit"
+            )
+            sign = direction if effect.strength[index] > 0 else -direction
+            found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,), evidence=evidence))
+    return tuple(found)
+
+
+def worded(model: Model, manifold: Manifold) -> tuple[LatentCoordinate, ...]:
+    """The attribute functions for which a zoo model has words, and whose effect the manifold's weights tell.
+
+    Args:
+        model: The model; one that is not of the zoo has no words.
+        manifold: The manifold.
+    """
+    from ratherthan.zoo import registry as zoo
+
+    entry = zoo.entry_of(model.name)
+    words = {} if entry is None else entry.words
+    known = {concept: word for concept, word in words.items() if concept.removeprefix("-") in manifold.effects}
+    return named(manifold, manifold.effects, known)

@@ -11,27 +11,34 @@ of b. A pertinent positive only keeps: a is b and v lies between b and x0. Both 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.baselines import Baseline
+from ratherthan.contrast import rival
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
+from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.manifold import Manifold
-from ratherthan.search.method import FRAMES, Answers, CounterfactualMethod, Report, register_counterfactual_method
-from ratherthan.search.pertinent_positive import (
+from ratherthan.search.method import (
+    ANY,
+    CounterfactualMethod,
     PertinentPositiveMethod,
-    PositiveAnswers,
+    SearchMethod,
+    SearchQuestion,
+    baseline_within,
+    lead,
+    register_counterfactual_method,
     register_pertinent_positive_method,
 )
+from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
-from ratherthan.search.tradeoff import ANY, TradeoffSearch, hinge
+from ratherthan.search.tradeoff import TradeoffSearch
+from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
-Mode = Literal["sound", "reference"]
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
 _INSIDE = 0.02  # the margin is aimed at a little deeper: steps to first order stop short of it
 _CHANGED = 1e-3  # a value that moved by less counts as unchanged
@@ -39,55 +46,51 @@ _RIVALS = 3  # classes that a step holds down at once, where one class is to bea
 _DUAL_STEPS = 30
 _FIRST_RADIUS, _SMALLEST_RADIUS, _LARGEST_RADIUS = 0.05, 1e-5, 1e3
 _CONVERGED = 1e-3  # share of the objective that a step must promise
-_SETTLED = 0.01  # share by which a round must better the answer for another one to be worth it
+_SETTLED = 0.01  # share by which a further weight must better the answer for another one to be worth it
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """The settings that pertinent negatives and positives share.
+class ElasticNetSearch(SearchMethod):
+    """What pertinent negatives and positives of CEM share.
 
     Attributes:
         kappa: By how many logits the class must win, in the loss and for an answer to count.
-        beta: Weight of |d|_1; None: 0.1 in "reference" mode, what the sound mode needs for answers as sparse otherwise.
+        beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse.
         gamma: Weight of the autoencoder's error; without a manifold there is no such term.
         manifold: decode(encode(x)) is the autoencoder.
-        baseline: "No information": a value, one per channel, an image (C, H, W), or "mean", each channel's own mean.
-        mode: "sound": every term but the networks is solved for exactly, step by step. "reference": as published.
-        rounds: Weights c to try, at most.
-        steps: Steps for each, at most; None: 1000 in "reference" mode, 40 in the sound one.
+        baseline: "No information", see `baselines.baseline_images`; in [0, 1].
+        preset: "sound": every term but the networks is solved for exactly, step by step. "reference": as published.
+        binary_search_steps: Weights c to try, at most.
+        iterations: Steps for each, at most; None: 1000 in the "reference" preset, else 40.
         c: The first of these weights.
     """
 
-    kappa: float = 0.5
-    beta: float | None = None
-    gamma: float = 100.0
+    kappa: NotNegative = 0.5
+    beta: Annotated[float, Interval(0)] | None = None
+    gamma: NotNegative = 100.0
     manifold: Manifold | None = None
-    baseline: float | Sequence[float] | Tensor | str = 0.0
-    mode: Mode = "sound"
-    rounds: int = 9
-    steps: int | None = None
-    c: float = 10.0
+    baseline: Baseline = 0.0
+    preset: Literal["sound", "reference"] = "sound"
+    binary_search_steps: AtLeastOne = 9
+    iterations: Annotated[int, Interval(1)] | None = None
+    c: Positive = 10.0
 
     sound_beta: ClassVar[float]
-
-    def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise InputError(unknown("mode of CEM", self.mode, get_args(Mode)))
-        if min(self.rounds, self.most_steps) < 1 or self.c <= 0:
-            raise InputError("rounds and steps of CEM are at least 1, and c is positive")
-        if min(self.kappa, self.l1, self.gamma) < 0:
-            raise InputError("kappa, beta and gamma of CEM are not negative")
-        Manifold.required(self.manifold)
+    keep: ClassVar[bool]
 
     @property
     def l1(self) -> float:
         """The weight of |d|_1 in use."""
-        return self.beta if self.beta is not None else 0.1 if self.mode == "reference" else self.sound_beta
+        return self.beta if self.beta is not None else 0.1 if self.preset == "reference" else self.sound_beta
 
     @property
     def most_steps(self) -> int:
         """The steps in use."""
-        return self.steps if self.steps is not None else 1000 if self.mode == "reference" else 40
+        return self.iterations if self.iterations is not None else 1000 if self.preset == "reference" else 40
+
+    def modules(self) -> list[nn.Module]:
+        """The autoencoder's."""
+        return [] if self.manifold is None else [self.manifold.module]
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse a baseline or a manifold that does not fit images (N, C, H, W).
@@ -96,52 +99,23 @@ class _Settings:
             InputError: If the baseline fits none of what `baseline` may be, or leaves [0, 1].
             ModelError: If the manifold makes images of another shape or has no encoder.
         """
-        baseline_of(images[:1], self.baseline)
+        baseline_within(images[:1], self.baseline)
         if self.manifold is not None:
             self.manifold.to(images).check(images)
             with preserve_state(self.manifold.module), torch.no_grad():
                 self.manifold.encode(images[:1])
 
-    def _search(
-        self, model: Model, images: Tensor, fact: Tensor, foil: Tensor, keep: bool, report: Report | None
-    ) -> tuple[_Problem, bool]:
-        """Solve M rows; what was found is on the problem, and whether Ctrl-C ended it comes back."""
-        problem = _Problem(self, model, images, fact, foil, keep)
-        solve = _reference if self.mode == "reference" else _sound
+    def _solved(self, question: SearchQuestion) -> tuple[_Problem, bool]:
+        """Search for K questions; what was found is on the problem, and whether Ctrl-C ended it comes back."""
+        problem = _Problem(self, question)
         try:
-            solve(problem, report or (lambda done, count: None))
+            (_reference if self.preset == "reference" else _sound)(problem)
         except KeyboardInterrupt:
             return problem, True
         return problem, False
 
 
-def baseline_of(images: Tensor, baseline: float | Sequence[float] | Tensor | str) -> Tensor:
-    """What "no information" is in each image.
-
-    Args:
-        images: (N, C, H, W) in image space.
-        baseline: A value, C values, an image (C, H, W), or "mean" for each image's mean of each channel.
-
-    Returns:
-        (N, C, H, W).
-
-    Raises:
-        InputError: If it is none of these or leaves [0, 1].
-    """
-    if isinstance(baseline, str):
-        if baseline != "mean":
-            raise InputError(f"a baseline is a value, one per channel, an image or 'mean', not {baseline!r}")
-        return images.mean((2, 3), keepdim=True).expand_as(images).clone()
-    value = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
-    value = value.view(-1, 1, 1) if value.ndim == 1 else value
-    if tuple(value.shape) not in {(), (1, 1, 1), (images.shape[1], 1, 1), tuple(images.shape[1:])}:
-        raise InputError(f"a baseline of shape {tuple(value.shape)} fits no images of {tuple(images.shape[1:])}")
-    if not ((value >= 0) & (value <= 1)).all():
-        raise InputError("a baseline lies in image space, [0, 1]")
-    return value.expand_as(images).clone()
-
-
-def room(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def box_bounds(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Between which values each pixel may move.
 
     Adding moves away from the baseline, on the pixel's own side of it, or to either side where it lies on the baseline;
@@ -162,33 +136,29 @@ def room(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 
 
 class _Problem:
-    """M rows: the terms, the box, and the best point that each has been seen at."""
+    """K rows: the terms, the box, and the best point that each has been seen at."""
 
-    def __init__(self, how: _Settings, model: Model, images: Tensor, fact: Tensor, foil: Tensor, keep: bool) -> None:
-        self.how, self.model, self.images, self.fact, self.foil, self.keep = how, model, images, fact, foil, keep
-        baseline = baseline_of(images, how.baseline)
-        self.centre = baseline if keep else images
-        self.low, self.high = room(images, baseline, keep)
+    def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
+        self.how, self.question, self.keep = how, question, how.keep
+        self.images, self.fact = question.asked, question.facts
+        self.target = self.fact if self.keep else question.foils  # the class that is to win, -1 for any but the fact
+        baseline = baseline_within(self.images, how.baseline)
+        self.centre = baseline if self.keep else self.images
+        self.low, self.high = box_bounds(self.images, baseline, self.keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
-        count = len(images)
-        self.evaluations = 0
-        self.best, self.least = self.centre.clone(), images.new_full((count,), torch.inf)
-        self.nearest, self.missed = self.centre.clone(), images.new_full((count,), torch.inf)
+        self.best, self.least = self.centre.clone(), self.images.new_full((len(self.images),), torch.inf)
+        self.nearest, self.missed = self.centre.clone(), self.least.clone()
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
+        self.rows = torch.arange(len(self.fact), device=self.fact.device)
 
     @property
     def found(self) -> Tensor:
         """(M,) bool."""
         return self.least.isfinite()
 
-    def logits(self, v: Tensor) -> Tensor:
-        """What the network says of v, which counts."""
-        self.evaluations += len(v)
-        return self.model.logits(v)
-
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
-        logits = self.logits(v)
+        logits = self.question.look(v)
         self._keep_best(v.detach(), logits.detach(), rows, more)
         return logits
 
@@ -206,12 +176,12 @@ class _Problem:
 
     def short(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The hinge, (m,)."""
-        return hinge(logits, self.fact[rows], self.foil[rows], self.how.kappa, self.keep)
+        return (self.how.kappa - lead(logits, self.fact[rows], self.target[rows])).clamp_min(0)
 
     def right(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the class is what it should be, (m,) bool; without a margin the hinge leaves a tie open."""
-        top, fact, foil = logits.argmax(1), self.fact[rows], self.foil[rows]
-        return top == fact if self.keep else torch.where(foil == ANY, top != fact, top == foil)
+        top, target = logits.argmax(1), self.target[rows]
+        return torch.where(target == ANY, top != self.fact[rows], top == target)
 
     def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor, more: Tensor | float) -> None:
         missed, value = self.short(logits, rows), self.elastic(v, rows) + more
@@ -220,28 +190,26 @@ class _Problem:
         nearer = missed < self.missed[rows]
         self.nearest[rows[nearer]], self.missed[rows[nearer]] = v[nearer], missed[nearer]
 
-    def verified(self, interrupted: bool) -> tuple[Tensor, Tensor, list[Status], list[str]]:
-        """The answers or nearest misses, by how many logits they miss in a fresh pass, and how each search ended."""
-        v = torch.where(self.found.view(-1, 1, 1, 1), self.best, self.nearest)
-        rows = torch.arange(len(v), device=v.device)
-        with torch.no_grad():
-            logits = torch.cat([self.model.logits(part) for part in torch.split(v, 256)])
-        missed = self.short(logits, rows)
-        holds = (missed <= _ROUNDING) & self.right(logits, rows)
-        elastic = self.elastic(v, rows).tolist()
-        ends = [
-            self._end(row, bool(holds[row]), missed[row].item(), elastic[row], interrupted) for row in range(len(v))
-        ]
-        return v, missed, [status for status, _ in ends], [reason for _, reason in ends]
+    def points(self) -> Tensor:
+        """The answers or nearest misses, (K, C, H, W)."""
+        return torch.where(self.found.view(-1, 1, 1, 1), self.best, self.nearest)
 
-    def _end(self, row: int, holds: bool, missed: float, elastic: float, interrupted: bool) -> tuple[Status, str]:
+    def check(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """By how many logits of a fresh pass, (K, classes), the margin is missed, and whether that is still right."""
+        missed = self.short(logits, self.rows)
+        return missed, (missed <= _ROUNDING) & self.right(logits, self.rows)
+
+    def ends(self, v: Tensor, interrupted: bool) -> list[tuple[Status, str]]:
+        """How the search for each row ended, at v (K, C, H, W)."""
+        elastic, missed = self.elastic(v, self.rows).tolist(), self.missed.tolist()
+        return [self._end(row, missed[row], elastic[row], interrupted) for row in range(len(v))]
+
+    def _end(self, row: int, missed: float, elastic: float, interrupted: bool) -> tuple[Status, str]:
         miss = f"the nearest miss lacks {missed:.3g} of the margin of {self.how.kappa:g} logits"
-        if not self.keep and self.fact[row] == self.foil[row]:
-            return Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
+        if row in self.question.same:
+            return self.question.same[row]
         if self.found[row]:
-            if holds:
-                return Status.FOUND, f"verified; elastic net {elastic:.3g}"
-            return Status.NOT_FOUND, f"what was found does not hold in a fresh pass: {miss}"
+            return Status.FOUND, f"verified; elastic net {elastic:.3g}"
         if self.broken[row]:
             return Status.DIVERGED, f"the scores or the image became infinite or NaN; {miss}"
         if self.fixed[row]:
@@ -251,15 +219,15 @@ class _Problem:
             return Status.NOT_FOUND, f"interrupted; {miss}"
         if self.stuck[row]:
             return Status.INFEASIBLE, f"no step brings the class nearer, whatever its weight; {miss}"
-        return Status.OUT_OF_BUDGET, f"{self.how.rounds} rounds of {self.how.most_steps} steps were too few; {miss}"
+        tried = f"{self.how.binary_search_steps} rounds of {self.how.most_steps} steps"
+        return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
     def open(self) -> Tensor:
         """Numbers of the rows that there is something to search for."""
-        same = (self.fact == self.foil) & (not self.keep)
-        everything = torch.arange(len(same), device=same.device)
+        same = self.fact == self.question.foils
         with torch.no_grad():
-            self.scores(self.centre, everything)
-        return everything[~(same | self.fixed | (self.least == 0))]
+            self.scores(self.centre, self.rows)
+        return self.rows[~(same | self.fixed | (self.least == 0))]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -268,15 +236,15 @@ def _shrunk(change: Tensor, by: float) -> Tensor:
     return change.sign() * (change.abs() - by).clamp_min(0)
 
 
-def _reference(problem: _Problem, report: Report) -> None:
+def _reference(problem: _Problem) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
     start = _published_start(problem, rows)
-    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
-    for number in range(how.rounds):
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    for number in range(how.binary_search_steps):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
         for k in range(how.most_steps):
-            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, weighing.c)
+            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, tradeoff.c)
             centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
             last, v = v, torch.clamp(centre + _shrunk(moved - centre, how.l1), low, high)
             y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
@@ -285,8 +253,8 @@ def _reference(problem: _Problem, report: Report) -> None:
             success |= (problem.short(logits, rows) <= 0) & problem.right(logits, rows)
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
-        weighing, rows, start = weighing.update(success).take(sound), rows[sound], start[sound]
-        report((number + 1) * len(problem.images) // how.rounds, len(problem.images))
+        tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
+        problem.question.report(number + 1, how.binary_search_steps)
 
 
 def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
@@ -303,7 +271,7 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        loss = c * problem.short(problem.logits(leaf), rows) + change + problem.unnatural(leaf)
+        loss = c * problem.short(problem.question.look(leaf), rows) + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -339,7 +307,7 @@ class _State:
         return _State(*(torch.where(which.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs))
 
 
-def _sound(problem: _Problem, report: Report) -> None:
+def _sound(problem: _Problem) -> None:
     """Rounds of prox-linear steps, each with the weight c of the class that the last one asks for.
 
     A round is a success where it ends with the class right. With c above the multiplier of that constraint the penalty
@@ -347,17 +315,17 @@ def _sound(problem: _Problem, report: Report) -> None:
     """
     how, rows = problem.how, problem.open()
     begin = problem.images.clone()
-    weighing = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
-    for _ in range(how.rounds):
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    for _ in range(how.binary_search_steps):
         if not len(rows):
             break
         before = problem.least[rows]
         start = torch.where(problem.found[rows].view(-1, 1, 1, 1), problem.best[rows], begin[rows])
-        success = _round(problem, rows, start, weighing.c)
+        success = _round(problem, rows, start, tradeoff.c)
         improved = problem.least[rows] < (1 - _SETTLED) * before
         go_on = (improved | ~problem.found[rows]) & ~problem.broken[rows]
-        weighing, rows = weighing.update(success).take(go_on), rows[go_on]
-        report(len(problem.images) - len(rows), len(problem.images))
+        tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
+        problem.question.report(len(problem.images) - len(rows), len(problem.images))
 
 
 def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
@@ -379,22 +347,16 @@ def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
         if done.any():
             success[place[done]] = (at.margins[done] >= kappa).all(1)
             problem.stuck[at.rows[done]] = ~success[place[done]]
-            place, at, to, c, radius, unit = (
-                place[~done],
-                at.take(~done),
-                to[~done],
-                c[~done],
-                radius[~done],
-                unit[~done],
-            )
-            duals, new_duals, value, promised = duals[~done], new_duals[~done], value[~done], promised[~done]
+            kept = (place, to, c, radius, unit, duals, new_duals, value, promised)
+            place, to, c, radius, unit, duals, new_duals, value, promised = (each[~done] for each in kept)
+            at = at.take(~done)
             if not len(place):
                 return success
         there = _look(problem, to, at.rows)
-        kept = (value - _value(problem, there, aim, c)) / promised
-        accepted = kept > 0.1  # False for NaN too
+        share = (value - _value(problem, there, aim, c)) / promised
+        accepted = share > 0.1  # False for NaN too
         at, duals = at.moved(accepted, there), torch.where(accepted.unsqueeze(1), new_duals, duals)
-        radius = torch.where(kept > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
+        radius = torch.where(share > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
             _LARGEST_RADIUS
         )
     success[place] = (at.margins >= kappa).all(1)
@@ -420,14 +382,13 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The class that is to win, (m, 1), and the strongest that it must beat, (m, J)."""
-    fact, foil = problem.fact[rows].unsqueeze(1), problem.foil[rows].unsqueeze(1)
-    runner_up = logits.scatter(1, fact, -torch.inf).argmax(1, keepdim=True)
-    winner = fact if problem.keep else torch.where(foil == ANY, runner_up, foil)
-    count = min(_RIVALS, logits.shape[1] - 1)
-    if not problem.keep and bool((foil == ANY).all()):
-        return winner, fact
-    rivals = logits.scatter(1, winner, -torch.inf).topk(count, 1).indices
-    return winner, rivals if problem.keep else torch.where(foil == ANY, fact, rivals)
+    fact, target = problem.fact[rows], problem.target[rows]
+    anywhere = (target == ANY).unsqueeze(1)
+    winner = torch.where(target == ANY, rival(logits, fact), target).unsqueeze(1)
+    if bool(anywhere.all()):
+        return winner, fact.unsqueeze(1)
+    rivals = logits.scatter(1, winner, -torch.inf).topk(min(_RIVALS, logits.shape[1] - 1), 1).indices
+    return winner, torch.where(anywhere, fact.unsqueeze(1), rivals)
 
 
 def _value(problem: _Problem, at: _State, aim: float, c: Tensor) -> Tensor:
@@ -481,88 +442,64 @@ def _capped(multipliers: Tensor, c: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------- the two questions
-def _room_of(model: Model, manifold: Manifold | None) -> nn.ModuleList:
-    return nn.ModuleList([model.module] if manifold is None else [model.module, manifold.module])
-
-
 @register_counterfactual_method
 @dataclass(frozen=True)
-class CEM(_Settings, CounterfactualMethod):
+class CEM(ElasticNetSearch, CounterfactualMethod):
     """Pertinent negatives by CEM: what must be absent for the fact, the least that can be added to leave it.
 
-    See the module for the equation and `_Settings` for the settings. `distance` of the answers is the elastic net.
-
-    Raises:
-        InputError: If a setting makes no sense.
+    See the module for the equation and `ElasticNetSearch` for the settings. `distance` of the answers is the elastic
+    net. Nothing is random in it.
     """
 
     name: ClassVar[str] = "cem"
     default_foil: ClassVar[Any] = "any"
     any_foil: ClassVar[bool] = True
     sound_beta: ClassVar[float] = 1.0
+    keep: ClassVar[bool] = False
 
-    def answer(
-        self,
-        model: Model,
-        images: Tensor,
-        fact: Tensor,
-        foil: Tensor,
-        samples: Sequence[int],
-        report: Report | None = None,
-    ) -> Answers:
-        """Search for all foils of all images at once; see `CounterfactualMethod.answer`. Nothing is random in it."""
-        with preserve_state(_room_of(model, self.manifold)):
-            rows = images.repeat_interleave(fact.shape[1], 0)
-            problem, interrupted = self._search(model, rows, fact.flatten(), foil.flatten(), False, report)
-            examples, missed, status, reason = problem.verified(interrupted)
-            share = torch.linspace(0, 1, FRAMES, device=rows.device, dtype=rows.dtype).view(1, -1, 1, 1, 1)
-            path = torch.lerp(rows.unsqueeze(1), examples.unsqueeze(1), share)
-            with torch.no_grad():
-                seen = torch.cat([model.logits(part) for part in torch.split(path.flatten(0, 1), 256)])
-        path_logits = seen.view(len(rows), FRAMES, -1)
-        numbers = torch.arange(len(rows), device=rows.device)
-        return Answers(
-            status=[[each] for each in status],
-            reason=[[each] for each in reason],
-            examples=examples.unsqueeze(1),
-            logits=path_logits[:, -1:].clone(),
-            distance=problem.elastic(examples, numbers).unsqueeze(1),
-            violation=missed.unsqueeze(1),
-            path=path,
-            path_logits=path_logits,
+    def search(self, question: SearchQuestion) -> Counterfactual:
+        """See `SearchMethod.search`."""
+        problem, interrupted = self._solved(question)
+        examples = problem.points()
+
+        def check(logits: Tensor) -> tuple[Tensor, Tensor]:
+            missed, holds = problem.check(logits[:, 0])
+            return missed.unsqueeze(1), holds.unsqueeze(1)
+
+        return Counterfactual.of(
+            self,
+            question,
+            examples.unsqueeze(1),
+            [[end] for end in problem.ends(examples, interrupted)],
+            problem.elastic(examples, problem.rows).unsqueeze(1),
+            check=check,
             interrupted=interrupted,
-            evaluations=problem.evaluations,
         )
 
 
 @register_pertinent_positive_method
 @dataclass(frozen=True)
-class CEMPositive(_Settings, PertinentPositiveMethod):
+class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
     """Pertinent positives by CEM: the least of the image that keeps the fact with nothing else around.
 
-    See the module for the equation and `_Settings` for the settings.
-
-    Raises:
-        InputError: If a setting makes no sense.
+    See the module for the equation and `ElasticNetSearch` for the settings. Nothing is random in it.
     """
 
     name: ClassVar[str] = "cem"
     sound_beta: ClassVar[float] = 0.3
+    keep: ClassVar[bool] = True
 
-    def answer(
-        self, model: Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Report | None = None
-    ) -> PositiveAnswers:
-        """Search for all images at once; see `PertinentPositiveMethod.answer`. Nothing is random in it."""
-        with preserve_state(_room_of(model, self.manifold)):
-            problem, interrupted = self._search(model, images, fact, torch.full_like(fact, ANY), True, report)
-            examples, _, status, reason = problem.verified(interrupted)
-        whole = (images - problem.centre).abs()
+    def search(self, question: SearchQuestion) -> PertinentPositive:
+        """See `SearchMethod.search`."""
+        problem, interrupted = self._solved(question)
+        examples, whole = problem.points(), (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
-        return PositiveAnswers(
+        return PertinentPositive.of(
+            self,
+            question,
+            examples,
+            problem.ends(examples, interrupted),
             mask=kept.amax(1).clamp_max(1),
-            examples=examples,
-            status=status,
-            reason=reason,
+            check=lambda logits: problem.check(logits)[1],
             interrupted=interrupted,
-            evaluations=problem.evaluations,
         )

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, unknown
-from ratherthan.inference import preserve_state
-from ratherthan.model import Model
+from ratherthan.baselines import Baseline
+from ratherthan.contrast import Question, Weighted, margin
 from ratherthan.search.attributes import Attributes, measure, modules
-from ratherthan.search.cem import baseline_of
-from ratherthan.search.method import Report
-from ratherthan.search.pertinent_positive import (
+from ratherthan.search.method import (
     PertinentPositiveMethod,
-    PositiveAnswers,
+    SearchQuestion,
+    baseline_within,
     register_pertinent_positive_method,
 )
+from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
 from ratherthan.search.tradeoff import TradeoffSearch
+from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import (
-    USUAL_COUNT,
+    DEFAULT_COUNT,
     Kind,
     LabelMap,
-    Parts,
+    SegmentedImages,
     Superpixels,
+    default_baseline,
+    default_superpixels,
     segment,
-    usual_off,
-    usual_superpixels,
 )
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
@@ -55,20 +55,20 @@ class CEMMAFPositive(PertinentPositiveMethod):
     lead by kappa) ranks the superpixels, which are added one by one until the fact returns. The paper states no step
     size: at the 0.1 taken here, a superpixel that nothing holds falls from 1 to 0 in the 100 iterations.
 
-    `preset="fast"` (default): superpixels are added one by one, the best of the eight that the gradient of the log-odds
-    at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that are not
-    needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed least;
-    of more than 64 up to a sixteenth at once, and more than 256 keep the order they came in.
+    `preset="sound"` (default): superpixels are added one by one, the best of the eight that the gradient of the
+    log-odds at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that
+    are not needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed
+    least; of more than 64 up to a sixteenth at once, and more than 256 keep the order they came in.
 
     Either way the part keeps the fact by construction; in the worst case it is the whole image.
 
     Attributes:
         superpixels: A kind (of about 200), a `Superpixels`, a label map (H, W) or (N, H, W), or None: single pixels of
             small grey images, SLIC otherwise.
-        off: What is where a superpixel is not: a value, one per channel, an image, or "mean", each image's mean colour.
-            None: black for grey images, mid grey for colour as in the code published with CEM-MAF.
-        preset: "fast" or "paper".
-        kappa: By how many logits the fact is to lead: the fast search's parts do (or by as much as the whole image
+        baseline: What is where a superpixel is not, in [0, 1]; see `baselines.baseline_images`. None: black for grey
+            images, mid grey for colour as in the code published with CEM-MAF.
+        preset: "sound" or "paper".
+        kappa: By how many logits the fact is to lead: the sound search's parts do (or by as much as the whole image
             does, if that is less); the paper's masks aim at it, its parts only keep the fact. None: 0 and 5.
         attributes: Attribute functions that are not to rise above their values in the image.
         beta: Weight of |m|_1; paper only.
@@ -78,48 +78,47 @@ class CEMMAFPositive(PertinentPositiveMethod):
     name: ClassVar[str] = "cem-maf"
 
     superpixels: Kind | Superpixels | LabelMap | None = None
-    off: float | Sequence[float] | Tensor | str | None = None
-    preset: Literal["fast", "paper"] = "fast"
-    kappa: float | None = None
+    baseline: Baseline | None = None
+    preset: Literal["sound", "paper"] = "sound"
+    kappa: Annotated[float, Interval(0)] | None = None
     attributes: Attributes = ()
-    beta: float = 0.1
-    gamma: float = 100.0
+    beta: NotNegative = 0.1
+    gamma: NotNegative = 100.0
+    binary_search_steps: ClassVar[int] = 9
     iterations: ClassVar[int] = 100
-    rounds: ClassVar[int] = 9
     step: ClassVar[float] = 0.1
 
-    def __post_init__(self) -> None:
-        if self.preset not in ("fast", "paper"):
-            raise InputError(unknown("preset", self.preset, ["fast", "paper"]))
-        if min(self.beta, self.gamma, self.kappa or 0) < 0:
-            raise InputError("beta, gamma and kappa are at least 0")
-        if isinstance(self.superpixels, str) and self.superpixels not in get_args(Kind):
-            raise InputError(unknown("kind of superpixels", self.superpixels, get_args(Kind)))
+    @property
+    def wanted_lead(self) -> float:
+        """The kappa in use."""
+        return self.kappa if self.kappa is not None else 5.0 if self.preset == "paper" else 0.0
 
-    def answer(
-        self, model: Model, images: Tensor, fact: Tensor, samples: Sequence[int], report: Report | None = None
-    ) -> PositiveAnswers:
-        """Search for all images at once; see `PertinentPositiveMethod.answer`."""
+    def modules(self) -> list[nn.Module]:
+        """The attributes'."""
+        return modules(self.attributes)
+
+    def search(self, question: SearchQuestion) -> PertinentPositive:
+        """See `SearchMethod.search`."""
+        images = question.images
         with torch.no_grad():
-            off = usual_off(images) if self.off is None else self.off
-            parts = Parts(images, self._labels(images, samples), baseline_of(images, off))
-        with preserve_state(nn.ModuleList([model.module, *modules(self.attributes)])):
-            judge = SupersetScorer(model, parts, fact, self)
-            order, interrupted = judge.everything(), False
-            stages = (_relaxed_and_added,) if self.preset == "paper" else (_grown, _pruned, _ordered)
-            try:
-                for stage in stages:
-                    order = stage(judge, order)
-            except KeyboardInterrupt:
-                interrupted = True  # what the stages before have left is enough, too
-            return judge.answers(order, interrupted)
+            baseline = default_baseline(images) if self.baseline is None else self.baseline
+            labels = self._labels(images, question.positions)
+            scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
+        order, interrupted = scorer.everything(), False
+        stages = (_relaxed_and_added,) if self.preset == "paper" else (_grown, _pruned, _ordered)
+        try:
+            for stage in stages:
+                order = stage(scorer, order)
+        except KeyboardInterrupt:
+            interrupted = True  # what the stages before have left is enough, too
+        return scorer.result(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
         how = self.superpixels
         if how is None:
-            how = usual_superpixels(images)
+            how = default_superpixels(images)
         if isinstance(how, str):
-            how = Superpixels(how, USUAL_COUNT)
+            how = Superpixels(how, DEFAULT_COUNT)
         if not isinstance(how, Superpixels):
             how = torch.as_tensor(how)
             how = how[list(samples)] if how.ndim == 3 and len(how) > max(samples) else how
@@ -133,17 +132,17 @@ Order = list[list[int]]
 class SupersetScorer:
     """Shows parts of the images to the network, and counts how many."""
 
-    def __init__(self, model: Model, parts: Parts, fact: Tensor, how: CEMMAFPositive) -> None:
-        self.model, self.parts, self.fact, self.how, self.evaluations = model, parts, fact, how, 0
+    def __init__(self, question: SearchQuestion, parts: SegmentedImages, how: CEMMAFPositive) -> None:
+        self.question, self.parts, self.fact, self.how = question, parts, question.facts, how
+        fact = self.fact
         self.rows = torch.arange(len(fact), device=fact.device)
         most = 128 if fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
         self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
-        with torch.no_grad():
-            self.before = measure(how.attributes, parts.images)
-        whole = lead(self.logits(parts.present.to(parts.images), self.rows), fact)
-        nothing = lead(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
-        self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
-        wanted = (self.kappa if how.preset == "fast" else 0.0) + _SLACK
+        self.before = measure(how.attributes, parts.images)
+        whole = margin(self.logits(parts.present.to(parts.images), self.rows), fact)
+        nothing = margin(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
+        self.kappa = how.wanted_lead
+        wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0
         # no part need do better than the whole image
         self.wanted = torch.where(self.kept, (whole - _SLACK).clamp(_SLACK, wanted), wanted)
@@ -163,35 +162,36 @@ class SupersetScorer:
     @torch.no_grad()
     def logits(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of parts, (M, S) of images `rows` (M,) to (M, classes)."""
-        self.evaluations += len(masks)
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
-        return torch.cat([self.model.logits(self.parts.render(*piece)) for piece in pieces])
+        return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
 
-    @torch.no_grad()
-    def leads(self, chosen: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        """By how much the fact leads, for sets of labels: (M,)."""
-        at = torch.tensor(rows, dtype=torch.long, device=self.fact.device)
-        masks = self.masks(chosen)
-        return self._held(lead(self.logits(masks, at), self.fact[at]), self.risen(masks, at)).cpu()
+    def leads(self, sets: dict[int, Order]) -> dict[int, list[float]]:
+        """By how much the fact leads, for sets of labels of some images."""
+        return self._of_sets(sets, lambda masks, rows: self.score(masks, rows)[1])
 
     def log_odds(self, sets: dict[int, Order]) -> dict[int, list[float]]:
-        """The log-odds of the fact, for sets of labels of some images."""
+        """The log-odds of the fact, likewise."""
+        return self._of_sets(sets, lambda masks, rows: odds(self.logits(masks, rows), self.fact[rows]))
+
+    def _of_sets(self, sets: dict[int, Order], of: Callable[[Tensor, Tensor], Tensor]) -> dict[int, list[float]]:
+        masks, rows = self.flat(sets)
+        values = iter(of(masks, rows).tolist() if len(rows) else [])
+        return {i: [next(values) for _ in some] for i, some in sets.items()}
+
+    def flat(self, sets: dict[int, Order]) -> tuple[Tensor, Tensor]:
+        """All sets as masks (M, S), and the numbers (M,) of their images."""
         rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
-        if not len(rows):
-            return {i: [] for i in sets}
-        scores = odds(self.logits(self.masks([each for some in sets.values() for each in some]), rows), self.fact[rows])
-        pieces = torch.split(scores, [len(some) for some in sets.values()])
-        return {i: piece.tolist() for i, piece in zip(sets, pieces, strict=True)}
+        return self.masks([each for some in sets.values() for each in some]), rows
 
     @torch.no_grad()
     def score(self, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the fast search makes large, the log-odds less rising attributes, and the lead: (M,) each."""
+        """What the sound search makes large, the log-odds less rising attributes, and the lead: (M,) each."""
         logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
-        return odds(logits, fact) - self.how.gamma * risen, self._held(lead(logits, fact), risen)
+        return odds(logits, fact) - self.how.gamma * risen, self._held(margin(logits, fact), risen)
 
     def _held(self, leads: Tensor, risen: Tensor) -> Tensor:
-        """The fast search takes no part in which an attribute has risen; the paper's only weighs that."""
-        return leads.masked_fill(risen > _RISE, -torch.inf) if self.how.preset == "fast" else leads
+        """The sound search takes no part in which an attribute has risen; the paper's only weighs that."""
+        return leads.masked_fill(risen > _RISE, -torch.inf) if self.how.preset == "sound" else leads
 
     def risen(self, masks: Tensor, rows: Tensor) -> Tensor:
         """(M,): sum_i max(0, g_i(part) - g_i(image))."""
@@ -202,43 +202,36 @@ class SupersetScorer:
 
     def gradient(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of the score, (M, S)."""
-        self.evaluations += len(masks)
         gradients = []
         for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
-                score = odds(self.model.logits(self.parts.render(leaf, at)), self.fact[at])
+                score = odds(self.question.look(self.parts.render(leaf, at)), self.fact[at])
                 score = score - self.how.gamma * self.risen(leaf, at)
                 gradients.append(torch.autograd.grad(score.sum(), leaf)[0])
         return torch.cat(gradients)
 
     @torch.no_grad()
-    def answers(self, order: Order, interrupted: bool) -> PositiveAnswers:
+    def result(self, order: Order, interrupted: bool) -> PertinentPositive:
         """Write down the sets, with the confidence that each further feature brings."""
-        rows = [i for i, labels in enumerate(order) for _ in range(len(labels) + 1)]
-        at = torch.tensor(rows, device=self.fact.device)
-        logits = self.logits(self.masks([labels[:k] for labels in order for k in range(len(labels) + 1)]), at)
-        confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
-        ends = lead(logits, self.fact[at])[torch.tensor([len(labels) + 1 for labels in order]).cumsum(0) - 1]
-        widest = max(map(len, order))
-        curve = confidence.new_full((len(order), widest + 1), torch.nan)
-        ranked = torch.full((len(order), widest), -1, device=self.fact.device)
-        for i, (labels, p) in enumerate(
-            zip(order, torch.split(confidence, [len(each) + 1 for each in order]), strict=True)
-        ):
-            curve[i, : len(p)], ranked[i, : len(labels)] = p, torch.tensor(labels, device=ranked.device)
+        masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})
+        logits, sizes = self.logits(masks, at), [len(labels) + 1 for labels in order]
+        confidence = torch.split(logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1), sizes)
+        ends = [leads[-1].item() for leads in torch.split(margin(logits, self.fact[at]), sizes)]
+        curve = nn.utils.rnn.pad_sequence(list(confidence), batch_first=True, padding_value=torch.nan)
+        labels = [torch.tensor(each, device=at.device) for each in order]
+        ranked = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         masks = self.masks(order)
-        said = [self._said(i, labels, end) for i, (labels, end) in enumerate(zip(order, ends.tolist(), strict=True))]
-        return PositiveAnswers(
-            mask=self.parts.pixels(masks, self.rows) > 0,
-            examples=self.parts.render(masks, self.rows),
-            status=[status for status, _ in said],
-            reason=[reason for _, reason in said],
+        return PertinentPositive.of(
+            self.how,
+            self.question,
+            self.parts.render(masks, self.rows),
+            [self._said(i, each, end) for i, (each, end) in enumerate(zip(order, ends, strict=True))],
+            self.parts.pixels(masks, self.rows) > 0,
             superpixels=self.parts.labels,
             order=ranked,
             curve=curve,
             interrupted=interrupted,
-            evaluations=self.evaluations,
         )
 
     def _said(self, row: int, labels: Sequence[int], end: float) -> tuple[Status, str]:
@@ -250,94 +243,87 @@ class SupersetScorer:
             return Status.FOUND, "but the network says so even if nothing is there"
         if len(labels) == int(self.parts.count[row]):
             return Status.FOUND, "nothing less than the whole image was found to be enough"
-        if self.how.preset == "fast" and end < self.kappa:
+        if self.how.preset == "sound" and end < self.kappa:
             return Status.FOUND, f"it leads by {end:.2f} logits, not by {self.kappa:g}: the whole image does no better"
         if self.how.preset == "paper" and self.whole[row] < self.kappa:
             return Status.FOUND, f"no lead of {self.kappa:g} logits: the whole image leads by {self.whole[row]:.2f}"
         return Status.FOUND, f"it leads by {end:.2f} logits"
 
 
-def lead(logits: Tensor, fact: Tensor) -> Tensor:
-    """By how many logits the fact leads the best of the others: (M, classes), (M,) to (M,)."""
-    own = fact.unsqueeze(1)
-    return logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(1)
-
-
 def odds(logits: Tensor, fact: Tensor) -> Tensor:
-    """The log-odds of the fact: (M, classes), (M,) to (M,)."""
-    own = fact.unsqueeze(1)
-    return logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).logsumexp(1)
+    """The log-odds of the fact, the `weighted` contrast: (M, classes), (M,) to (M,)."""
+    return Weighted().scalar(logits, Question.against_all(fact, logits.shape[1])).squeeze(1)
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
-def _relaxed_and_added(judge: SupersetScorer, order: Order) -> Order:
+def _relaxed_and_added(scorer: SupersetScorer, order: Order) -> Order:
     """Rank the features by relaxed masks, and keep as many as it takes; those given where the fact never returns."""
-    return _added(judge, _relaxed(judge), order)
+    return _added(scorer, _relaxed(scorer), order)
 
 
-def _relaxed(judge: SupersetScorer) -> Tensor:
+def _relaxed(scorer: SupersetScorer) -> Tensor:
     """The best relaxed masks (N, S) of ISTA: least |m|_1 among those that lead by kappa, else that keep the fact."""
-    how, present = judge.how, judge.parts.present.to(judge.parts.images)
-    weighing = TradeoffSearch.start(present.new_ones(len(present)), "halve")
+    how, present = scorer.how, scorer.parts.present.to(scorer.parts.images)
+    tradeoff = TradeoffSearch.start(present.new_ones(len(present)), "halve")
     best, least = present.clone(), present.new_full((len(present),), torch.inf)
     large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
-    for _ in range(how.rounds):
-        m, success = present.clone(), torch.zeros_like(judge.kept)
+    for _ in range(how.binary_search_steps):
+        m, success = present.clone(), torch.zeros_like(scorer.kept)
         for _ in range(how.iterations):
-            gradient, leads = _smooth_gradient(judge, m, weighing.c)
-            success |= leads >= judge.kappa
-            size = m.sum(1) + large * (leads < judge.kappa)
-            better = (leads >= judge.wanted) & (size < least)
+            gradient, leads = _smooth_gradient(scorer, m, tradeoff.c)
+            success |= leads >= scorer.kappa
+            size = m.sum(1) + large * (leads < scorer.kappa)
+            better = (leads >= scorer.wanted) & (size < least)
             best, least = torch.where(better.unsqueeze(1), m, best), torch.where(better, size, least)
             m = (m - how.step * (gradient + how.beta)).clamp(0, 1) * present
-        weighing = weighing.update(success)
+        tradeoff = tradeoff.update(success)
     return best
 
 
-def _smooth_gradient(judge: SupersetScorer, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    judge.evaluations += len(m)
+def _smooth_gradient(scorer: SupersetScorer, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = m.detach().requires_grad_()
-        leads = lead(judge.model.logits(judge.parts.render(leaf, judge.rows)), judge.fact)
-        terms = c * (judge.kappa - leads).clamp_min(0) + judge.how.gamma * judge.risen(leaf, judge.rows)
+        leads = margin(scorer.question.look(scorer.parts.render(leaf, scorer.rows)), scorer.fact)
+        terms = c * (scorer.kappa - leads).clamp_min(0) + scorer.how.gamma * scorer.risen(leaf, scorer.rows)
         return torch.autograd.grad(terms.sum(), leaf)[0], leads.detach()
 
 
-def _added(judge: SupersetScorer, m: Tensor, order: Order) -> Order:
+def _added(scorer: SupersetScorer, m: Tensor, order: Order) -> Order:
     """Features in the order of the mask, as many of them as it takes for the fact to return."""
-    ranked = m.masked_fill(~judge.parts.present, -1).argsort(dim=1, descending=True, stable=True).tolist()
-    counts, kept = judge.parts.count.tolist(), list(order)
+    ranked = m.masked_fill(~scorer.parts.present, -1).argsort(dim=1, descending=True, stable=True).tolist()
+    counts, kept = scorer.parts.count.tolist(), list(order)
     going, start, width = list(range(len(ranked))), 1, _TRIED
     while going:
-        asked = [(i, k) for i in going for k in range(start, min(start + width, counts[i] + 1))]
-        leads = judge.leads([ranked[i][:k] for i, k in asked], [i for i, _ in asked])
-        enough: dict[int, list[int]] = {}
-        for (i, k), value in zip(asked, leads.tolist(), strict=True):
-            if value >= judge.wanted[i]:
-                enough.setdefault(i, ranked[i][:k])
-        for i, labels in enough.items():
-            kept[i] = labels
+        asked = {i: [ranked[i][:k] for k in range(start, min(start + width, counts[i] + 1))] for i in going}
+        enough = {i: _enough(scorer, i, asked[i], leads) for i, leads in scorer.leads(asked).items()}
+        for i, sets in enough.items():
+            kept[i] = sets[0] if sets else kept[i]
         start, width = start + width, 2 * width
-        going = [i for i in going if i not in enough and start <= counts[i]]
+        going = [i for i in going if not enough[i] and start <= counts[i]]
     return kept
 
 
-# ------------------------------------------------------------------------------------------ fast
-def _grown(judge: SupersetScorer, order: Order) -> Order:
+def _enough(scorer: SupersetScorer, row: int, sets: list[Any], leads: Sequence[float]) -> list[Any]:
+    """What belongs to leads that suffice for an image."""
+    return [each for each, value in zip(sets, leads, strict=True) if value >= scorer.wanted[row]]
+
+
+# ------------------------------------------------------------------------------------------ sound
+def _grown(scorer: SupersetScorer, order: Order) -> Order:
     """Add features until the fact leads: the sets in the order they grew, or those given where it never does."""
-    kept, counts = list(order), judge.parts.count.tolist()
+    kept, counts = list(order), scorer.parts.count.tolist()
     going: dict[int, Order] = {i: [[]] for i in range(len(kept))}
     while going:
-        tried = _extended(judge, going, counts)
-        rows = [i for i, sets in tried.items() for _ in sets]
-        at = torch.tensor(rows, device=judge.fact.device)
-        scores, leads = judge.score(judge.masks([each for sets in tried.values() for each in sets]), at)
+        tried = _extended(scorer, going, counts)
+        scores, leads = scorer.score(*scorer.flat(tried))
         sizes = [len(sets) for sets in tried.values()]
         going = {}
         for (i, sets), score, value in zip(
             tried.items(), torch.split(scores, sizes), torch.split(leads, sizes), strict=True
         ):
-            enough = [(len(each), -float(v), each) for each, v in zip(sets, value, strict=True) if v >= judge.wanted[i]]
+            enough = [
+                (len(each), -float(v), each) for each, v in zip(sets, value, strict=True) if v >= scorer.wanted[i]
+            ]
             if enough:
                 kept[i] = min(enough)[2]
             elif len(sets[0]) < counts[i]:
@@ -347,12 +333,11 @@ def _grown(judge: SupersetScorer, order: Order) -> Order:
     return kept
 
 
-def _extended(judge: SupersetScorer, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
+def _extended(scorer: SupersetScorer, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
     """Every set with each of the features that the gradient ranks first; of large sets, with more and more of them."""
-    rows = torch.tensor([i for i, sets in going.items() for _ in sets], device=judge.fact.device)
-    masks = judge.masks([each for sets in going.values() for each in sets])
-    present = judge.parts.present[rows]
-    gradient = judge.gradient(torch.maximum(masks, _GLIMPSE * present), rows)
+    masks, rows = scorer.flat(going)
+    present = scorer.parts.present[rows]
+    gradient = scorer.gradient(torch.maximum(masks, _GLIMPSE * present), rows)
     ranked = gradient.masked_fill(~present | (masks > 0), -torch.inf).argsort(dim=1, descending=True, stable=True)
     longest = 2 ** (ranked.shape[1] - 1).bit_length()
     tried, line = {}, iter(ranked[:, :longest].tolist())
@@ -370,35 +355,27 @@ def _extended(judge: SupersetScorer, going: dict[int, Order], counts: Sequence[i
     return tried
 
 
-def _pruned(judge: SupersetScorer, order: Order) -> Order:
+def _pruned(scorer: SupersetScorer, order: Order) -> Order:
     """Leave out what is not needed: several at once where that holds, until every feature left is needed."""
     kept = [list(labels) for labels in order]
     going = [i for i, labels in enumerate(kept) if len(labels) > 1]
     while going:
-        spare = _spare(judge, kept, going)
-        asked = [(i, spare[i][:width]) for i in going for width in _doubled(len(spare[i]))]
-        leads = (
-            judge.leads([_without(kept[i], gone) for i, gone in asked], [i for i, _ in asked]).tolist() if asked else []
-        )
-        gone = {i: spare[i][:1] for i in going}
-        for (i, labels), value in zip(asked, leads, strict=True):
-            if value >= judge.wanted[i] and len(labels) > len(gone[i]):
-                gone[i] = labels
+        spare = _spare(scorer, kept, going)
+        asked = {i: [spare[i][:width] for width in _doubled(len(spare[i]))] for i in going}
+        leads = scorer.leads({i: [_without(kept[i], gone) for gone in asked[i]] for i in going})
         for i in going:
-            kept[i] = _without(kept[i], gone[i])
+            kept[i] = _without(kept[i], max(_enough(scorer, i, asked[i], leads[i]), key=len, default=spare[i][:1]))
         going = [i for i in going if spare[i] and len(kept[i]) > 1]
     return kept
 
 
-def _spare(judge: SupersetScorer, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
+def _spare(scorer: SupersetScorer, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
     """The features that can be left out one at a time, the one missed least first; at least one always stays."""
-    asked = [(i, label) for i in going for label in kept[i][-_MANY:]]
-    leads = judge.leads([_without(kept[i], [label]) for i, label in asked], [i for i, _ in asked]).tolist()
-    spare: dict[int, list[tuple[float, int]]] = {i: [] for i in going}
-    for (i, label), value in zip(asked, leads, strict=True):
-        if value >= judge.wanted[i]:
-            spare[i].append((-value, label))
-    return {i: [label for _, label in sorted(found)][: len(kept[i]) - 1] for i, found in spare.items()}
+    asked = {i: kept[i][-_MANY:] for i in going}
+    leads = scorer.leads({i: [_without(kept[i], [label]) for label in asked[i]] for i in going})
+    ranked = {i: sorted(zip((-lead for lead in leads[i]), asked[i], strict=True)) for i in going}
+    spare = {i: _enough(scorer, i, [label for _, label in ranked[i]], [-lead for lead, _ in ranked[i]]) for i in going}
+    return {i: spare[i][: len(kept[i]) - 1] for i in going}
 
 
 def _doubled(count: int) -> list[int]:
@@ -410,7 +387,7 @@ def _without(labels: Sequence[int], gone: Sequence[int]) -> list[int]:
     return [label for label in labels if label not in gone]
 
 
-def _ordered(judge: SupersetScorer, order: Order) -> Order:
+def _ordered(scorer: SupersetScorer, order: Order) -> Order:
     """Features in an order in which every one adds confidence, if there is one; found from the end.
 
     Left out next is the feature that takes least confidence with it but takes some; where each one left out would raise
@@ -419,11 +396,11 @@ def _ordered(judge: SupersetScorer, order: Order) -> Order:
     kept = list(order)
     left = {i: list(labels) for i, labels in enumerate(kept) if 1 < len(labels) <= _MANY}
     tails: dict[int, list[int]] = {i: [] for i in left}
-    present = {i: score[0] for i, score in judge.log_odds({i: [labels] for i, labels in left.items()}).items()}
+    present = {i: score[0] for i, score in scorer.log_odds({i: [labels] for i, labels in left.items()}).items()}
     while left:
-        alone = judge.log_odds({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
+        alone = scorer.log_odds({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
         least = {i: _least(labels, alone[i], present[i]) for i, labels in left.items()}
-        together = judge.log_odds(
+        together = scorer.log_odds(
             {i: [_without(left[i], labels[:k]) for k in range(2, len(labels) + 1)] for i, labels in least.items()}
         )
         for i, labels in least.items():

@@ -10,10 +10,9 @@ from torch import nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.result import class_label
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
-from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
-from ratherthan.search.pertinent_positive import PertinentPositive, PertinentPositiveMethod, pertinent_positive
+from ratherthan.search.method import CounterfactualMethod, PertinentPositiveMethod, get_counterfactual_method
+from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive
 from ratherthan.search.solver import Status
 
 
@@ -34,16 +33,16 @@ class CompleteExplanation:
 
     def text(self, sample: int, q: int = 0) -> str:
         """One sentence: "It is shirt because of 3 of 784 pixels (...), and because ... is absent, else ..."."""
-        present, absent, names = self.positive, self.negative, self.negative.class_names
-        said = [f"It is {class_label(names, int(present.fact[sample]))} {present.because(sample)}"]
+        present, absent = self.positive, self.negative
+        said = f"It is {present.class_label(int(present.fact[sample]))} {present.because(sample)}"
         if present.status[sample] != Status.FOUND:
-            said = [present.text(sample).rstrip(".")]
-        if absent.status[sample][q][0] != Status.FOUND:
-            return f"{said[0]}; what must stay absent: {absent.text(sample, q)}"
+            said = present.text(sample).rstrip(".")
+        if absent.best(absent.status, sample, q) != Status.FOUND:
+            return f"{said}; what must stay absent: {absent.text(sample, q)}"
         missing = absent.added(sample, q) or ["what the other picture adds"]
         verb = "is" if len(missing) == 1 else "are"
-        other = class_label(names, int(absent.reached[sample, q, 0]))
-        return f"{said[0]}, and because {' and '.join(missing)} {verb} absent, else it would be {other}."
+        other = absent.class_label(int(absent.best(absent.reached, sample, q)[0]))
+        return f"{said}, and because {' and '.join(missing)} {verb} absent, else it would be {other}."
 
     def __str__(self) -> str:
         return "\n".join(f"{self.positive.names[i]}: {self.text(i)}" for i in range(len(self)))

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ratherthan.contrast import margin
 from ratherthan.errors import InputError, ModelError, first_line
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
-from ratherthan.settings import type_name
+from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
 
 if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect
@@ -113,19 +114,6 @@ class Manifold:
             )
         return cls.load(entry.manifold, weights)
 
-    @staticmethod
-    def required(given: object) -> None:
-        """Refuse what a setting `manifold` cannot be.
-
-        Raises:
-            InputError: If it is neither a manifold nor None.
-        """
-        if not isinstance(given, (Manifold, type(None))):
-            raise InputError(
-                "a manifold is Manifold(decoder, latent_shape) or Manifold.load('zoo:NAME'), "
-                f"not {repr(given) if isinstance(given, str) else type_name(given)}"
-            )
-
     @property
     def can_encode(self) -> bool:
         """Whether there is an encoder."""
@@ -181,7 +169,7 @@ class Manifold:
 
 
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(Settings):
     """How the latent of an image is found.
 
     Attributes:
@@ -190,13 +178,11 @@ class Inversion:
         largest_error: Root mean square error of the pixels, in [0, 1], above which an inversion has failed.
     """
 
-    restarts: int = 1
-    schedule: Schedule = field(default_factory=partial(Schedule, rounds=4, steps=25, settle=0.02))
-    largest_error: float = 0.25
+    name: ClassVar[str] = "inversion"
 
-    def __post_init__(self) -> None:
-        if self.restarts < 1 or self.largest_error <= 0:
-            raise InputError("an inversion has at least one start, and its largest_error is positive")
+    restarts: AtLeastOne = 1
+    schedule: Schedule = field(default_factory=partial(Schedule, outer_iterations=4, inner_iterations=25, tol=0.02))
+    largest_error: Positive = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +241,7 @@ def invert(
             with torch.no_grad():
                 fact = model.logits(images).argmax(1)
         starts = _starts(manifold, images, settings.restarts, seed)
-        nearest = search(_pixels(manifold, images), starts, settings.schedule)
+        nearest = search(_problem(manifold, images), starts, settings.schedule)
         z, interrupted = nearest.z, nearest.interrupted
         if model is not None and fact is not None and not interrupted:
             z, interrupted = _with_class(manifold, images, model, fact, z, settings.schedule)
@@ -277,11 +263,13 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
     return torch.cat(found[:restarts])
 
 
-def _pixels(manifold: Manifold, images: Tensor) -> Problem:
+def _problem(manifold: Manifold, images: Tensor, model: Model | None = None, fact: Tensor | None = None) -> Problem:
     def problem(z: Tensor, rows: Tensor) -> Terms:
-        misfit = (manifold.decode(z) - images[rows % len(images)]).square().flatten(1).sum(1)
-        none = misfit.new_zeros(len(z), 0)
-        return Terms(misfit, none, none)
+        made, at = manifold.decode(z), rows % len(images)
+        misfit = (made - images[at]).square().flatten(1).sum(1)
+        if model is None or fact is None:
+            return Terms(misfit)
+        return Terms(misfit, below=_MARGIN - margin(model.logits(made), fact[at]))
 
     return problem
 
@@ -289,22 +277,15 @@ def _pixels(manifold: Manifold, images: Tensor) -> Problem:
 def _with_class(
     manifold: Manifold, images: Tensor, model: Model, fact: Tensor, z: Tensor, schedule: Schedule
 ) -> tuple[Tensor, bool]:
-    facts = fact.repeat(len(z) // len(images))
     with torch.no_grad():
-        wrong = (model.logits(manifold.decode(z)).argmax(1) != facts).nonzero().flatten()
-    if not len(wrong):
+        wrong = model.logits(manifold.decode(z)).argmax(1) != fact.repeat(len(z) // len(images))
+    rows = wrong.nonzero().flatten()
+    if not len(rows):
         return z, False
-
-    def problem(z: Tensor, rows: Tensor) -> Terms:
-        made = manifold.decode(z)
-        misfit = (made - images[wrong[rows] % len(images)]).square().flatten(1).sum(1)
-        logits, own = model.logits(made), facts[wrong[rows]].unsqueeze(1)
-        rival = logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)
-        return Terms(misfit, misfit.new_zeros(len(z), 0), rival - logits.gather(1, own) + _MARGIN)
-
-    held = search(problem, z[wrong], schedule)
+    problem = _problem(manifold, images, model, fact)
+    held = search(lambda z, of: problem(z, rows[of]), z[rows], schedule)
     kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
-    return z.index_put((wrong[kept],), held.z[kept]), held.interrupted
+    return z.index_put((rows[kept],), held.z[kept]), held.interrupted
 
 
 def _best(manifold: Manifold, images: Tensor, model: Model | None, fact: Tensor | None, z: Tensor) -> Inverted:

@@ -1,134 +1,410 @@
-"""What every counterfactual method is, what it answers, and the names they are registered under."""
+"""What every search is, what it is asked, what it answers, and the names searches are registered under."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ratherthan.baselines import Baseline, baseline_images
+from ratherthan.contrast import margin, resolve
+from ratherthan.errors import InputError
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
+from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
-from ratherthan.search.manifold import Inverted
+from ratherthan.result import Result
 from ratherthan.search.solver import Status
-from ratherthan.settings import fields_to_jsonable
+from ratherthan.settings import Settings
+from ratherthan.verbs import Samples
 
 if TYPE_CHECKING:
     from typing import Self
 
-FRAMES = 16
-"""Points of a path that are kept, the image and the answer among them."""
+    from ratherthan.search.counterfactual import Counterfactual
+    from ratherthan.search.pertinent_positive import PertinentPositive
 
-Report = Callable[[int, int], None]
+ANY = -1
+"""The foil "any other class than the fact"."""
+Report = Callable[[int, int], object]
 """Told (searches done, searches in all) now and then."""
+_AT_ONCE = 256  # images of a fresh pass
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Answers:
-    """What a search found for K questions about N images, those of an image beside each other; R answers, best first.
+# --------------------------------------------------------------------------------------------- what is asked
+@dataclass(eq=False)
+class SearchQuestion:
+    """What is asked about a batch of N images: K = N Q questions, those of an image beside each other.
 
     Attributes:
-        status: K lists of R: how each search ended.
-        reason: The same in words.
-        examples: (K, R, C, H, W) in [0, 1]; where none was found, the nearest miss.
-        logits: (K, R, classes) of the examples, from a fresh pass.
-        distance: (K, R): how far, in the measure that the method minimises.
-        violation: (K, R): by how much the worst constraint is missed, in logits; 0 where none is.
-        path: (K, FRAMES, C, H, W): from the image to the best answer.
-        path_logits: (K, FRAMES, classes).
-        interrupted: Whether Ctrl-C ended it.
-        evaluations: Images that the network looked at.
-        inverted: Where the N images lie on the manifold, if there is one.
-        latents: (K, R, ...) of the examples.
-        attributes_before: (N, A) attributes of the images.
-        attributes: (K, R, A) attributes of the examples.
-        attribute_names: Names of the A attributes.
-        attribute_thresholds: From which increase on each counts as added; empty: 0.1 for all.
+        model: The network.
+        images: (N, C, H, W) in image space.
+        fact: (N, [Q]) class indices.
+        foil: (N, [Q]) class indices, -1 for any other class; where it is the fact there is nothing to search. None: the
+            fact is to be kept, for pertinent positives.
+        positions: (N) numbers of the images, which random numbers depend on.
+        report: To be told how far the search is.
+        axis: "foil" where several foils were asked for, and Q is there.
+        names: What to call the images.
+        evaluations: How many images `look` has shown to the network.
     """
 
-    status: list[list[Status]]
-    reason: list[list[str]]
+    model: Model
+    images: Tensor
+    fact: Tensor
+    foil: Tensor | None
+    positions: Sequence[int]
+    report: Report = lambda done, count: None
+    axis: Literal["foil"] | None = None
+    names: tuple[str, ...] = ()
+    evaluations: int = field(default=0, init=False)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(N, classes) of the images."""
+        return self.fresh(self.images)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """(K,) the number of each question's image."""
+        return torch.arange(len(self.images), device=self.fact.device).repeat_interleave(self.questions)
+
+    @property
+    def questions(self) -> int:
+        """How many questions there are about each image."""
+        return 1 if self.axis is None else self.fact.shape[1]
+
+    @cached_property
+    def asked(self) -> Tensor:
+        """(K, C, H, W): the image of each question."""
+        return self.images[self.image]
+
+    @cached_property
+    def facts(self) -> Tensor:
+        """(K,) the fact of each question."""
+        return self.fact.flatten()
+
+    @cached_property
+    def foils(self) -> Tensor:
+        """(K,) the foil of each question, -1 for any other class."""
+        return self.facts.new_full(self.facts.shape, ANY) if self.foil is None else self.foil.flatten()
+
+    def look(self, images: Tensor) -> Tensor:
+        """Logits (M, classes) of images (M, C, H, W), which count as evaluations; differentiable."""
+        self.evaluations += len(images)
+        return self.model.logits(images)
+
+    @torch.no_grad()
+    def fresh(self, images: Tensor) -> Tensor:
+        """Logits (..., classes) of images (..., C, H, W), by a pass of their own that is not counted."""
+        flat = images.flatten(0, -4)
+        logits = torch.cat([self.model.logits(part) for part in torch.split(flat, _AT_ONCE)])
+        return logits.view(*images.shape[:-3], -1)
+
+    @cached_property
+    def same(self) -> dict[int, tuple[Status, str]]:
+        """The questions whose foil is the fact, by number, and what is answered: status and reason."""
+        end = Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
+        return dict.fromkeys((self.facts == self.foils).nonzero().flatten().tolist(), end)
+
+    def by_question(self, values: Any) -> Any:
+        """What belongs to K questions, a tensor (K, ...) or a list, as results have it: (N, [Q], ...)."""
+        count = self.questions
+        if self.axis is None:
+            return values
+        if isinstance(values, Tensor):
+            return values.view(-1, count, *values.shape[1:])
+        return [values[start : start + count] for start in range(0, len(values), count)]
+
+
+def lead(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
+    """By how many logits the foil leads all other classes; where it is -1, the best other class the fact.
+
+    Args:
+        logits: (..., classes).
+        fact: (...) class indices.
+        foil: (...) class indices or -1.
+
+    Returns:
+        (...), negative while it is not reached.
+    """
+    anywhere = foil == ANY
+    ahead = margin(logits, torch.where(anywhere, fact, foil))
+    return torch.where(anywhere, -ahead, ahead)
+
+
+# --------------------------------------------------------------------------------------------- what is answered
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SearchResult(Result):
+    """What a search found, R answers to each question, best first (one, unless a method has restarts).
+
+    Attributes:
+        foil: (N, [Q]) class indices, -1 for any class but the fact; None where the fact is kept.
+        examples: (N, [Q], R, C, H, W): the answers; where none was found, the nearest miss.
+        example_logits: (N, [Q], R, classes), from a fresh pass over the examples, the one that verified them.
+        statuses: N lists, [of Q,] of R: how each search ended, the values of `Status`.
+        reasons: The same in words.
+        evaluations: Images that the network looked at during the search.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    foil: Tensor | None = None
     examples: Tensor
-    logits: Tensor
-    distance: Tensor
-    violation: Tensor
-    path: Tensor
-    path_logits: Tensor
-    interrupted: bool = False
+    example_logits: Tensor
+    statuses: list[Any]
+    reasons: list[Any]
     evaluations: int = 0
-    inverted: Inverted | None = None
-    latents: Tensor | None = None
-    attributes_before: Tensor | None = None
-    attributes: Tensor | None = None
-    attribute_names: tuple[str, ...] = ()
-    attribute_thresholds: tuple[float, ...] = ()
+    interrupted: bool = False
+
+    @property
+    def example(self) -> Tensor:
+        """(N, [Q], C, H, W): the best answers, or nearest misses; see `found`."""
+        return self.examples.select(self.fact.ndim, 0)
+
+    @property
+    def found(self) -> Tensor:
+        """(N, [Q]) bool: whether the best answer is one, in a fresh pass."""
+        return self.found_each[..., 0]
+
+    @property
+    def found_each(self) -> Tensor:
+        """(N, [Q], R) bool, the same for all answers."""
+        flat = [status == Status.FOUND for status in _flat(self.statuses)]
+        return torch.tensor(flat, device=self.fact.device).view(self.examples.shape[: self.fact.ndim + 1])
+
+    @property
+    def status(self) -> list[Any]:
+        """N, or N lists of Q: how the best search ended."""
+        return self._first(self.statuses)
+
+    @property
+    def reason(self) -> list[Any]:
+        """The same in words."""
+        return self._first(self.reasons)
+
+    @property
+    def difference(self) -> Tensor:
+        """(N, [Q], C, H, W): what is added (positive) and removed."""
+        return self.example - (self.images if self.axis is None else self.images.unsqueeze(1))
+
+    def best(self, values: Any, sample: int, q: int = 0) -> Any:
+        """What belongs to one question: a tensor's row, or that of a list."""
+        return values[sample] if self.axis is None else values[sample][q]
+
+    def _first(self, values: list[Any]) -> list[Any]:
+        return [row[0] for row in values] if self.axis is None else [[each[0] for each in row] for row in values]
+
+    def made_by(self) -> str:
+        """The method, the manifold, and whether it was interrupted."""
+        manifold = self.settings.get("manifold")
+        return f"{self.method}{f' on {manifold}' if manifold else ''}{', interrupted' * self.interrupted}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
+
+    @staticmethod
+    def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
+        """The fields that a question answers by itself; the other ones are the method's."""
+        asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
+        model = {"class_names": question.model.class_names, "output": question.model.output.name}
+        return asked | model | {
+            "method": how.name, "settings": how.settings(), "evaluations": question.evaluations
+        }  # fmt: skip
 
 
-class CounterfactualMethod(ABC):
-    """A way to find what would have to change. A subclass is a frozen dataclass whose fields are its settings.
+def confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:
+    """How a search ended, knowing whether its answer holds in a fresh pass."""
+    if end[0] is Status.FOUND and not holds:
+        return Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
+    return end
+
+
+def _flat(nested: Sequence[Any]) -> list[str]:
+    return [each for row in nested for each in (_flat(row) if isinstance(row, list) else [row])]
+
+
+# --------------------------------------------------------------------------------------------- who answers
+class SearchMethod(Settings, ABC):
+    """A way to search. A subclass is a frozen dataclass whose fields are its settings.
 
     Attributes:
         name: What it is registered under.
-        default_foil: The foil where none is asked for.
-        any_foil: Whether it takes -1 for a foil: any class but the fact.
     """
-
-    name: ClassVar[str]
-    default_foil: ClassVar[Any] = "runner-up"
-    any_foil: ClassVar[bool] = False
-
-    @property
-    def restarts(self) -> int:
-        """Answers to each question, R."""
-        return 1
 
     def prepared(self, model: Model) -> Self:
         """The method with what it lacks filled in from the model, e.g. the manifold that a zoo model names."""
         return self
 
-    def check(self, model: Model, images: Tensor) -> None:  # noqa: B027 (optional on purpose)
+    def check(self, model: Model, images: Tensor) -> None:
         """Refuse a model or images, (N, C, H, W), that it cannot work on, before any search begins.
 
         Raises:
             RatherThanError: If so.
         """
 
+    def modules(self) -> list[nn.Module]:
+        """The networks that it runs beside the model; they are in evaluation mode while it searches."""
+        return []
+
     @abstractmethod
-    def answer(
-        self,
-        model: Model,
-        images: Tensor,
-        fact: Tensor,
-        foil: Tensor,
-        samples: Sequence[int],
-        report: Report | None = None,
-    ) -> Answers:
-        """Search for all foils of all images at once.
-
-        Args:
-            model: The network.
-            images: (N, C, H, W) in image space.
-            fact: (N, Q) class indices.
-            foil: (N, Q) class indices, -1 for any other class; where it is the fact there is nothing to search.
-            samples: (N) numbers of the images, which random numbers depend on.
-            report: Told how far it is.
-
-        Returns:
-            The answers to K = N Q questions.
-        """
-
-    def settings(self) -> dict[str, Any]:
-        """The settings by name, fit to be written down."""
-        return fields_to_jsonable(self)
+    def search(self, question: SearchQuestion) -> SearchResult:
+        """Answer all questions about a batch of images at once; `of` of the two results verifies what is found."""
 
 
-_METHODS: Classes[CounterfactualMethod] = Classes("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
-register_counterfactual_method = _METHODS.register
-get_counterfactual_method = _METHODS.make
+class CounterfactualMethod(SearchMethod):
+    """A way to find what would have to change.
+
+    Attributes:
+        default_foil: The foil where none is asked for.
+        any_foil: Whether it takes -1 for a foil: any class but the fact.
+        restarts: Answers to each question, R.
+    """
+
+    default_foil: ClassVar[Any] = "runner-up"
+    any_foil: ClassVar[bool] = False
+    restarts: int = 1
+
+    @abstractmethod
+    def search(self, question: SearchQuestion) -> Counterfactual:
+        """See `SearchMethod.search`."""
+
+
+class PertinentPositiveMethod(SearchMethod):
+    """A way to find a part that is enough."""
+
+    @abstractmethod
+    def search(self, question: SearchQuestion) -> PertinentPositive:
+        """See `SearchMethod.search`."""
+
+
+COUNTERFACTUAL_METHODS: Classes[CounterfactualMethod] = Classes(
+    "counterfactual method", CounterfactualMethod, "CDeepEx(manifold)"
+)
+PERTINENT_POSITIVE_METHODS: Classes[PertinentPositiveMethod] = Classes(
+    "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
+)
+register_counterfactual_method, get_counterfactual_method = COUNTERFACTUAL_METHODS.register, COUNTERFACTUAL_METHODS.make
+register_pertinent_positive_method, get_pertinent_positive_method = (
+    PERTINENT_POSITIVE_METHODS.register,
+    PERTINENT_POSITIVE_METHODS.make,
+)
 
 
 def counterfactual_methods() -> list[str]:
     """The registered names."""
-    return list(_METHODS)
+    return list(COUNTERFACTUAL_METHODS)
+
+
+def pertinent_positive_methods() -> list[str]:
+    """The registered names."""
+    return list(PERTINENT_POSITIVE_METHODS)
+
+
+def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
+    """What is where a part of an image is not, see `baseline_images`; a search moves in image space only.
+
+    Raises:
+        InputError: If it fits no image or leaves [0, 1].
+    """
+    made = baseline_images(images, baseline)
+    if not ((made >= 0) & (made <= 1)).all():
+        raise InputError("a baseline lies in image space, [0, 1]")
+    return made
+
+
+# --------------------------------------------------------------------------------------------- the loop of both verbs
+Found = TypeVar("Found", bound=SearchResult)
+
+
+def run(
+    kind: type[Found],
+    model: Model,
+    images: Any,
+    fact: Any,
+    foil: Any,
+    how: SearchMethod,
+    batch_size: int,
+    progress: Progress,
+) -> Found:
+    """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
+
+    Args:
+        kind: What the method returns.
+        model: The network.
+        images: As the user gave them.
+        fact: The same.
+        foil: The same; None: the fact is kept.
+        how: The method, prepared.
+        batch_size: Searches at once.
+        progress: Whom to tell.
+    """
+    if not model.output.of_classes:
+        raise InputError(f"this model gives a value; a {kind.kind} is about classes")
+    samples, parts = Samples.of(model, images, fact, foil), list[Found]()
+    _check_range(samples.images)
+    how.check(model, samples.images)
+    watched = nn.ModuleList([model.module, *how.modules()])
+    with preserve_state(watched), reporter(progress, "searching") as report:
+        size = batch_size
+        if isinstance(how, CounterfactualMethod) and batch_size >= 1:
+            # how many foils there are shows only when they are resolved
+            size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
+        try:
+            for batch in samples.batches(size, report):
+                question = _question(model, batch, how)
+                question.report = _within(batch, len(samples), report)
+                parts.append(cast(Found, how.search(question)))
+                if parts[-1].interrupted:
+                    break
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+            parts[-1] = replace(parts[-1], interrupted=True)
+    return kind.joined(parts)
+
+
+def _check_range(images: Tensor) -> None:
+    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)
+    outside = ((low < -1e-4) | (high > 1 + 1e-4)).nonzero().flatten().tolist()
+    if outside:
+        i = outside[0]
+        raise InputError(f"image {i} ranges over [{low[i]:.3g}, {high[i]:.3g}]: hand them in [0, 1]")
+
+
+def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion:
+    with torch.no_grad():
+        logits = model.logits(batch.images)
+    model.check(logits, batch.start)
+    asked = resolve(logits, batch.fact, batch.foil, model.class_names)
+    if asked.axis == "fact":
+        raise InputError("a search starts from one class: give one fact, or one per image; foils may be a list")
+    foil = None
+    if isinstance(how, CounterfactualMethod):
+        foil = asked.foil
+        everything = asked.foils.sum(-1) == logits.shape[1] - 1
+        if ((foil < 0) & ~(everything & how.any_foil)).any():
+            words = "'runner-up', a class, a list, 'each'" + " or 'any'" * how.any_foil
+            raise InputError(f"{how.name} moves towards one class: ask with {words}")
+    fact, axis = asked.fact, asked.axis
+    if axis is None:
+        fact, foil = fact.squeeze(1), None if foil is None else foil.squeeze(1)
+    question = SearchQuestion(model, batch.images, fact, foil, batch.positions, axis=axis, names=batch.names)
+    question.logits = logits
+    return question
+
+
+def _within(batch: Samples, total: int, report: Report) -> Report:
+    """Tell how far a search within a batch is, in samples; never less than before."""
+    furthest = batch.start
+
+    def told(done: int, count: int) -> None:
+        nonlocal furthest
+        furthest = max(furthest, batch.start + len(batch) * done // max(1, count))
+        report(furthest, total)
+
+    return told

@@ -13,11 +13,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError
+from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings
 
 _EXPLODED = 1e6  # variables beyond this belong to no image; terms may be its square
 _STUCK = 3  # rounds without progress at the largest penalty
@@ -42,13 +43,19 @@ class Terms:
 
     Attributes:
         objective: (M,) to be small.
-        zero: (M, E) to be zero.
-        below: (M, G) to be at most zero; -inf for one that does not concern a row.
+        zero: (M, E) to be zero, or (M,) for one such term; None: nothing is.
+        below: (M, G) to be at most zero, or (M,); -inf for one that does not concern a row; None: nothing is.
     """
 
     objective: Tensor
-    zero: Tensor
-    below: Tensor
+    zero: Tensor = None  # type: ignore[assignment]  # a tensor once made
+    below: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for key in ("zero", "below"):
+            given = getattr(self, key)
+            given = self.objective.new_zeros(len(self.objective), 0) if given is None else given
+            object.__setattr__(self, key, given.unsqueeze(1) if given.ndim == 1 else given)
 
     def violation(self) -> Tensor:
         """(M,): by how much the worst constraint is missed."""
@@ -61,39 +68,37 @@ Problem = Callable[[Tensor, Tensor], Terms]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Settings):
     """How long and how hard to search.
 
     Attributes:
-        rounds: Largest number of inner minimisations; multipliers and penalty change between them.
-        steps: Adam's steps in each.
-        rate: Adam's learning rate in units of the variables; within a round it falls to zero along a cosine.
-        decay: Every round starts at this share of the rate that the one before started at.
-        tolerance: By how much a constraint may be missed, in its own unit.
-        settle: A row is done once it ends two rounds running at objectives that differ by no more than this share, and
-            the second time feasibly; 0: it makes use of all rounds.
+        outer_iterations: Largest number of inner minimisations; multipliers and penalty change between them.
+        inner_iterations: Adam's steps in each.
+        rate: Adam's learning rate in units of the variables; within an inner minimisation it falls to zero along a
+            cosine.
+        decay: Every inner minimisation starts at this share of the rate that the one before started at.
+        feasibility_tol: By how much a constraint may be missed, in its own unit.
+        tol: A row is done once it ends two inner minimisations running at objectives that differ by no more than this
+            share, and the second time feasibly; 0: it makes use of all of them.
         penalty: First penalty.
-        growth: The penalty grows by this factor where a round has not brought the violation down to a quarter.
-        largest_penalty: It grows no further than this; a row whose violation then stays for three rounds is infeasible.
+        growth: The penalty grows by this factor where an inner minimisation has not brought the violation down to a
+            quarter.
+        largest_penalty: It grows no further than this; a row whose violation then stays three times is infeasible.
         largest_multiplier: Multipliers are kept within this (safeguarded).
     """
 
-    rounds: int = 15
-    steps: int = 80
-    rate: float = 0.05
-    decay: float = 0.8
-    tolerance: float = 0.01
-    settle: float = 0.03
-    penalty: float = 1.0
-    growth: float = 4.0
-    largest_penalty: float = 1e4
-    largest_multiplier: float = 1e6
+    name: ClassVar[str] = "schedule"
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.steps < 1:
-            raise InputError(f"a search takes at least one round and one step, not {self.rounds} and {self.steps}")
-        if min(self.rate, self.tolerance, self.penalty) <= 0 or self.growth <= 1:
-            raise InputError("rate, tolerance and penalty of a schedule are positive, and growth is above 1")
+    outer_iterations: AtLeastOne = 15
+    inner_iterations: AtLeastOne = 80
+    rate: Positive = 0.05
+    decay: Positive = 0.8
+    feasibility_tol: Positive = 0.01
+    tol: NotNegative = 0.03
+    penalty: Positive = 1.0
+    growth: Annotated[float, Interval(1, above=True)] = 4.0
+    largest_penalty: Positive = 1e4
+    largest_multiplier: Positive = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +128,7 @@ def search(
     problem: Problem,
     start: Tensor,
     schedule: Schedule | None = None,
-    report: Callable[[int, int], None] | None = None,
+    report: Callable[[int, int], object] | None = None,
 ) -> Outcome:
     """Solve a batch of constrained problems.
 
@@ -140,7 +145,7 @@ def search(
     interrupted = False
     try:
         run.begin()
-        for number in range(run.schedule.rounds):
+        for number in range(run.schedule.outer_iterations):
             if not run.alive.any():
                 break
             run.round(number)
@@ -184,10 +189,10 @@ class _Rows:
         """Keep the best feasible point of each row, and the one that missed by least."""
         objective, violation = terms.objective.detach(), terms.violation().detach()
         better = (violation <= _SLACK * tolerance) & (objective < self.best_objective)
-        self.best, self.best_objective = _where(better, z, self.best), _where(better, objective, self.best_objective)
+        self.best, self.best_objective = choose(better, z, self.best), choose(better, objective, self.best_objective)
         nearer = violation < self.least_violation
-        self.nearest = _where(nearer, z, self.nearest)
-        self.least_violation = _where(nearer, violation, self.least_violation)
+        self.nearest = choose(nearer, z, self.nearest)
+        self.least_violation = choose(nearer, violation, self.least_violation)
 
     def lagrangian(self, terms: Terms) -> Tensor:
         """Augmented Lagrangian: f + l h + c/2 h^2 + (max(0, m + c g)^2 - m^2) / 2c (Bertsekas, section 4.2), (M,)."""
@@ -203,12 +208,12 @@ class _Rows:
         self.zero_multipliers = (self.zero_multipliers + penalty * terms.zero).clamp(-limit, limit)
         self.below_multipliers = (self.below_multipliers + penalty * terms.below).clamp(0, limit)
         violation = terms.violation()
-        slow = violation > (self.last_violation / 4).clamp_min(_SLACK * schedule.tolerance)
+        slow = violation > (self.last_violation / 4).clamp_min(_SLACK * schedule.feasibility_tol)
         stalls = slow & (self.penalty >= schedule.largest_penalty) & (violation > 0.9 * self.last_violation)
         self.stalled = torch.where(stalls, self.stalled + 1, 0)
         grown = torch.where(slow, self.penalty * schedule.growth, self.penalty)
         change = (terms.objective - self.last_objective).abs()
-        self.settled = (violation <= schedule.tolerance) & (change < schedule.settle * terms.objective.abs())
+        self.settled = (violation <= schedule.feasibility_tol) & (change < schedule.tol * terms.objective.abs())
         self.penalty, self.last_violation = grown.clamp_max(schedule.largest_penalty), violation
         self.last_objective = terms.objective
         terms_sound = (terms.objective.abs() < _EXPLODED**2) & (violation < _EXPLODED**2)
@@ -245,7 +250,7 @@ class _Run:
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""
         terms = self._evaluate(self.all.z, self.all.number)
-        self.all.remember(self.all.z, terms, self.schedule.tolerance)
+        self.all.remember(self.all.z, terms, self.schedule.feasibility_tol)
         self.all.zero_multipliers = torch.zeros_like(terms.zero)
         self.all.below_multipliers = torch.zeros_like(terms.below)
 
@@ -256,7 +261,7 @@ class _Run:
         try:
             self._minimise(rows, number)
             terms = self._evaluate(rows.z, rows.number)
-            rows.remember(rows.z, terms, self.schedule.tolerance)
+            rows.remember(rows.z, terms, self.schedule.feasibility_tol)
             rows.adjust(terms, self.schedule)
         finally:
             self.all.put(rows)
@@ -265,7 +270,7 @@ class _Run:
         self.alive[rows.number] = ~(rows.settled & found) & ~rows.diverged & ~stuck
 
     def _minimise(self, rows: _Rows, number: int) -> None:
-        steps = self.schedule.steps
+        steps = self.schedule.inner_iterations
         first, second = torch.zeros_like(rows.z), torch.zeros_like(rows.z)
         highest = self.schedule.rate * self.schedule.decay**number
         for step in range(steps):
@@ -283,7 +288,7 @@ class _Run:
             leaf = rows.z.detach().requires_grad_()
             terms = self.problem(leaf, rows.number)
             (gradient,) = torch.autograd.grad(rows.lagrangian(terms).sum(), leaf)
-        rows.remember(rows.z, terms, self.schedule.tolerance)
+        rows.remember(rows.z, terms, self.schedule.feasibility_tol)
         return gradient
 
     def _evaluate(self, z: Tensor, number: Tensor) -> Terms:
@@ -292,7 +297,7 @@ class _Run:
 
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
-        z = _where(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
+        z = choose(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
         terms = self._evaluate(z, self.all.number)
         violation = terms.violation().tolist()
         ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
@@ -300,7 +305,7 @@ class _Run:
         return Outcome(z, terms, status, reason, self.all.rounds, torch.stack(self.path, 1), interrupted)
 
     def _end(self, row: int, violation: float, interrupted: bool) -> tuple[Status, str]:
-        rounds, tolerance, going_on = int(self.all.rounds[row]), self.schedule.tolerance, bool(self.alive[row])
+        rounds, tolerance, going_on = int(self.all.rounds[row]), self.schedule.feasibility_tol, bool(self.alive[row])
         missed = f"the nearest miss violates a constraint by {violation:.3g} (allowed: {tolerance:g})"
         if self.all.best_objective[row].isfinite():
             if not violation <= tolerance:
@@ -313,10 +318,10 @@ class _Run:
             return Status.NOT_FOUND, f"interrupted in round {rounds}; {missed}"
         if self.all.stalled[row] >= _STUCK:
             return Status.INFEASIBLE, f"at the largest penalty the violation no longer falls; {missed}"
-        return Status.OUT_OF_BUDGET, f"{rounds} rounds of {self.schedule.steps} steps were too few; {missed}"
+        return Status.OUT_OF_BUDGET, f"{rounds} rounds of {self.schedule.inner_iterations} steps were too few; {missed}"
 
 
-def _where(rows: Tensor, this: Tensor, other: Tensor) -> Tensor:
+def choose(rows: Tensor, this: Tensor, other: Tensor) -> Tensor:
     """Choose between two tensors row by row: (M,) bool."""
     return torch.where(rows.view(-1, *[1] * (this.ndim - 1)), this, other)
 

@@ -1,6 +1,6 @@
-"""How hard the class counts: the hinge on the logits, and the search for its weight c, row by row of a batch.
+"""How hard the class counts: the search for the weight c of its hinge, row by row of a batch.
 
-Both come from CEM (Dhurandhar et al. 2018, "Explanations based on the missing", section 3), which took the search from
+It comes from CEM (Dhurandhar et al. 2018, "Explanations based on the missing", section 3), which took it from
 Carlini and Wagner (2017): the smallest weight that just moves the class leaves the most room for all other terms.
 """
 
@@ -15,8 +15,6 @@ from torch import Tensor
 from ratherthan.errors import InputError, unknown
 
 Rule = Literal["bisect", "halve"]
-ANY = -1
-"""The foil "any other class than the fact"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,29 +64,3 @@ class TradeoffSearch:
     def take(self, rows: Tensor) -> TradeoffSearch:
         """Some of the rows, by number or by a mask (M,)."""
         return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])
-
-
-def hinge(logits: Tensor, fact: Tensor, foil: Tensor, kappa: float, keep: bool) -> Tensor:
-    """By how many logits the class is still on the wrong side; 0 once it is right by kappa.
-
-    keep=False, a pertinent negative: max(0, y_t - max_{i != t} y_i + kappa) leaves the fact t; with a foil q,
-    max(0, max_{i != q} y_i - y_q + kappa) arrives there. keep=True, a pertinent positive:
-    max(0, max_{i != t} y_i - y_t + kappa).
-
-    Args:
-        logits: (M, classes).
-        fact: (M,) class indices.
-        foil: (M,) class indices, -1 for any other class than the fact; unused where `keep`.
-        kappa: The margin, in logits.
-        keep: Whether the fact is to be kept.
-
-    Returns:
-        (M,), not negative.
-    """
-    target = fact if keep else torch.where(foil == ANY, fact, foil)
-    target = target.unsqueeze(1)
-    of_target = logits.gather(1, target).squeeze(1)
-    others = logits.scatter(1, target, -torch.inf).amax(1)
-    # towards the target where it is to win; away from the fact where any other class will do
-    lead = of_target - others if keep else torch.where(foil == ANY, others - of_target, of_target - others)
-    return (kappa - lead).clamp_min(0)

@@ -1,0 +1,445 @@
+"""The network as it is, operation by operation: each runs by a rule that keeps its value and replaces its gradient.
+
+`ByOperation`, a `TorchFunctionMode`, sees every operation on what depends on the images, whether a module or a function
+called it. What is made of constants alone passes. One forward pass serves any number of seeds, and the network is not
+touched. The rules of LRP are in `lrp_rules`, those of DeepLIFT in `deeplift_rules`; this file has what both share.
+
+LRP: where g is the replaced gradient, the relevance of x is R = x g. A rule conserves relevance if the sum of x g over
+its inputs is the operation's output. What cannot be an input's (a bias, epsilon, f(0)) is handed to `one`, a constant 1
+that is a further input of the whole network: R(images) + R(one) is the relevance at the logits, exactly.
+
+DeepLIFT: g is a multiplier, and complete if the sum of g (x - x0) over its inputs is the difference of the outputs. The
+network runs at the baseline first, where what each operation is given is noted; the run at the image meets it there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from ratherthan.errors import UnsupportedError
+from ratherthan.registry import Registry
+
+Rule = Callable[..., Any]
+"""rule(op, *args, **kwargs): what `op(*args, **kwargs)` gives, with another gradient."""
+
+_SEEN = "ratherthan"  # marks the nodes of autograd graphs that came out of a rule
+_IN_PLACE = ("iadd", "isub", "imul", "idiv", "itruediv", "ipow", "setitem")
+_HOMES = (torch.Tensor, torch, torch._C._nn)
+
+
+class ByOperation(TorchFunctionMode):
+    """Runs every operation on what depends on the images by its rule, or refuses it by name and place.
+
+    Args:
+        method: "LRP" or "DeepLIFT", for messages.
+        rules: By the name of an operation, see `key_of`.
+        network: The network that runs.
+        leaf: (N, ...) the images, which require a gradient.
+        layer_rule: LRP's rule of convolutions and linear maps, given the dotted name of the module they run in.
+
+    Attributes:
+        one: The constant that absorbs relevance (LRP).
+    """
+
+    def __init__(
+        self,
+        method: str,
+        rules: Mapping[str, Rule],
+        network: nn.Module,
+        leaf: Tensor,
+        layer_rule: Callable[[Callable[[], str]], Rule] | None = None,
+    ) -> None:
+        super().__init__()
+        self.method, self.rules, self.network, self.leaf, self.layer_rule = method, rules, network, leaf, layer_rule
+        self.one = torch.ones((), dtype=leaf.dtype, device=leaf.device, requires_grad=True)
+        self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
+        self._open: list[Any] = []
+        self._noted: list[tuple[str, list[Any]]] = []
+        self._met: int | None = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let pass what does not depend on the images; run the rest by its rule."""
+        kwargs = kwargs or {}
+        if func.__name__ == "__get__":
+            made = func(*args)
+            return self._mark(func(self._constant(args[0]))) if is_attached(made) else made
+        leaves, shape = tree_flatten((args, kwargs))
+        leaves = [self._constant(each) for each in leaves]
+        args, kwargs = tree_unflatten(leaves, shape)
+        attached = [each for each in leaves if is_attached(each)]
+        if not attached:
+            return func(*args, **kwargs)
+        self.check_seen(*attached)
+        return self._mark(self._run(func, args, kwargs))
+
+    def _constant(self, value: Any) -> Any:
+        """Parameters are constants here, though they require gradients."""
+        parameter = is_attached(value) and value.is_leaf and value is not self.leaf and value is not self.one
+        return value.detach() if parameter else value
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.__name__.strip("_")
+        if name in _IN_PLACE or (func.__name__.endswith("_") and not func.__name__.startswith("_")):
+            return self._in_place(name, args, kwargs)
+        rule = self.rules.get(key_of(func))
+        body = None if rule or func in self._open else _body(func)
+        if body is not None:
+            self._open.append(func)  # a function may call the operation of its own name
+            with self:
+                made = body(*args, **kwargs)
+            self._open.pop()
+            return made
+        rule = rule or self.rules.get(name)
+        if rule is not None and kwargs.get("out") is None:
+            return rule(Operation(func, self), *args, **kwargs)
+        made = func(*args, **kwargs)
+        if any(is_attached(each) for each in tree_flatten(made)[0]):
+            raise self.refusal(name)
+        return made
+
+    def _in_place(self, name: str, args: Any, kwargs: Any) -> Any:
+        """Run the like of it that is not in place, and copy: graphs keep what they need as it was."""
+        target = args[0]
+        if name in ("setitem", "copy", "fill", "zero"):
+            index, value = args[1:3] if name == "setitem" else (..., args[1] if args[1:] else 0)
+            made = self._run(_set_item, (target.clone(), index, torch.as_tensor(value).to(target)), {})
+        else:
+            plain = name[1:] if name in _IN_PLACE else name
+            like = next((getattr(home, plain) for home in _HOMES if hasattr(home, plain)), None)
+            if not callable(like):
+                raise self.refusal(f"{name}_")
+            with self:
+                made = like(target.clone(), *args[1:], **kwargs)
+        target.copy_(made)
+        self._mark(target._base)  # where the target is a view, this changes what it is a view of
+        return target
+
+    def _mark(self, made: Any) -> Any:
+        for each in tree_flatten(made)[0]:
+            if is_attached(each) and each.grad_fn is not None:
+                _metadata(each)[_SEEN] = True
+        return made
+
+    def check_seen(self, *tensors: Tensor) -> None:
+        """Refuse what came out of something that does not pass here, such as a function with a backward of its own."""
+        for each in tensors:
+            if each.grad_fn is not None and _SEEN not in _metadata(each):
+                name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
+                raise self.refusal(name, " (what it runs cannot be seen)")
+
+    def at_baseline(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run at the baseline, and note what operations are given (DeepLIFT)."""
+        self._met = None
+        made = run()
+        self._met = 0
+        return made
+
+    def meet(self, name: str, given: Any) -> list[Any] | None:
+        """What an operation was given at the baseline, flat; None while that is the run."""
+        if self._met is None:
+            flat = tree_flatten(given)[0]
+            self._noted.append((name, [each.detach() if isinstance(each, Tensor) else each for each in flat]))
+            return None
+        if self._met >= len(self._noted) or self._noted[self._met][0] != name:
+            raise self.refusal(name, " (the network runs otherwise at the baseline than at the image)")
+        self._met += 1
+        return self._noted[self._met - 1][1]
+
+    def refusal(self, operation: str, reason: str = "") -> UnsupportedError:
+        """What to raise for an operation without a rule."""
+        name = self.place()
+        kind = type(self.network.get_submodule(name)).__name__
+        where = f"in {name!r} ({kind})" if name else "in the network's forward"
+        return UnsupportedError(
+            f"{self.method} has no rule for {operation} {where}{reason}: add one by "
+            f"register_{self.method.lower()}_rule, or use a method that needs none, 'ixg' or 'ig'"
+        )
+
+    def place(self) -> str:
+        """The dotted name of the innermost module that is running."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            code = frame.f_code
+            owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if id(owner) in self._names:
+                return self._names[id(owner)]
+            frame = frame.f_back
+        return ""
+
+
+class Operation:
+    """One operation, as its rule sees it; call it to run it.
+
+    Attributes:
+        function: What was called.
+        mode: The run that it is part of.
+    """
+
+    def __init__(self, function: Any, mode: ByOperation) -> None:
+        self.function, self.mode = function, mode
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.function.__name__).strip("_")
+
+    def of_one(self, args: Any, kwargs: Any) -> tuple[Tensor, int, Callable[[Tensor], Any]]:
+        """The one input that depends on the images, its place, and the operation as a function of it alone.
+
+        Raises:
+            UnsupportedError: If several inputs depend on them.
+        """
+        leaves, shape = tree_flatten((args, kwargs))
+        place, *more = attached_places(leaves)
+        if more:
+            raise self.mode.refusal(self.name, " where several of its inputs depend on the image")
+
+        def run(x: Tensor) -> Any:
+            args, kwargs = tree_unflatten([*leaves[:place], x, *leaves[place + 1 :]], shape)
+            return self(*args, **kwargs)
+
+        return leaves[place], place, run
+
+    def absorb(self, shares: Tensor, value: Tensor) -> Tensor:
+        """`value`, with the gradient of `shares`; the rest, value - shares, goes to the constant (LRP)."""
+        return shares + (value - shares).detach() * self.mode.one
+
+    def lift(self, constant: Any) -> Any:
+        """A constant tensor or number as a multiple of `one`. Masks may be infinite: such values have no relevance."""
+        if isinstance(constant, (int, float)) and not isinstance(constant, bool):
+            return constant * self.mode.one
+        if not isinstance(constant, Tensor) or not constant.is_floating_point() or is_attached(constant):
+            return constant
+        return constant + constant.nan_to_num(0.0, 0.0, 0.0) * (self.mode.one - 1)
+
+
+def _metadata(made: Tensor) -> dict[str, Any]:
+    """What hangs on the node of the autograd graph that a tensor came out of."""
+    metadata: Any = made.grad_fn.metadata  # type: ignore[union-attr]
+    return metadata  # type: ignore[no-any-return]
+
+
+def is_attached(value: Any) -> bool:
+    """Whether it is a tensor that depends on the images."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def attached_places(leaves: list[Any]) -> list[int]:
+    """Which of them depend on the images."""
+    return [i for i, each in enumerate(leaves) if is_attached(each)]
+
+
+def key_of(function: Any) -> str:
+    """What a function is called in a table: with its module if it is written in Python, and so has parts."""
+    python = isinstance(function, FunctionType)
+    return f"{function.__module__}.{function.__qualname__}" if python else str(function.__name__).strip("_")
+
+
+def with_value(shares: Tensor, value: Tensor) -> Tensor:
+    """`value`, to the last bit, with the gradient of `shares`: ties in a maximum must stay ties."""
+    made: Tensor = _WithValue.apply(shares, value.detach())  # type: ignore[no-untyped-call]
+    return made
+
+
+class _WithValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f'(x) of an elementwise function."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(run(leaf).sum(), leaf)[0]
+
+
+@cache
+def _body(func: Any) -> FunctionType | None:
+    """A function written in Python, made to run by the operations it consists of; None for all others."""
+    if not isinstance(func, FunctionType):
+        return None
+    asked = [name for name in func.__code__.co_names if name.startswith("has_torch_function")]
+    if not asked:
+        return None
+    scope = {**func.__globals__, **dict.fromkeys(asked, lambda *_: False)}
+    body = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+def _set_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    x[index] = value
+    return x
+
+
+# --------------------------------------------------------------------------------------------- rules of both methods
+def plain(op: Operation, *args: Any, **kwargs: Any) -> Any:
+    """The gradient as it is."""
+    return op(*args, **kwargs)
+
+
+def constant(op: Operation, *args: Any, **kwargs: Any) -> Any:
+    """Nothing is handed on."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, op(*args, **kwargs))
+
+
+def composed(function: Callable[..., Any]) -> Rule:
+    """By the rules of the operations that `function`, called in its place, consists of."""
+
+    def rule(op: Operation, *args: Any, **kwargs: Any) -> Any:
+        with op.mode:
+            return function(*args, **kwargs)
+
+    return rule
+
+
+def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _scale(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Any) -> Tensor:
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _per_channel(x: Tensor) -> list[int]:
+    return [-1, *[1] * (x.ndim - 2)]
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    return _scale(_normalise(x, tuple(range(-len(shape), 0)), eps), weight, bias, tuple(shape))
+
+
+def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    size = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    return _scale(x * (size + eps).rsqrt(), weight, None, tuple(shape))
+
+
+def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    normal = _normalise(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+    return _scale(normal, weight, bias, _per_channel(x))
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    if training or mean is None:
+        raise UnsupportedError("batch norm takes its statistics from the batch, in which images cannot be told apart")
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    return _scale(x, scale, -mean * scale + (0 if bias is None else bias), _per_channel(x))
+
+
+def _instance_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    if not own:
+        return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
+    return _scale(_normalise(x, tuple(range(2, x.ndim)), eps), weight, bias, _per_channel(x))
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if enable_gqa:
+        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+    return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
+
+
+def _variance(x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, correction: Any = 1) -> Tensor:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    dims = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    count = torch.Size([x.shape[each] for each in dims]).numel() - (correction if unbiased else 0)
+    return (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=keepdim) / count
+
+
+_COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
+    "scaled_dot_product_attention": _attention,
+    "var": _variance,
+    "std": lambda *args, **kwargs: _variance(*args, **kwargs).sqrt(),
+    "masked_fill": lambda x, mask, value: torch.where(mask, torch.as_tensor(value).to(x), x),
+    "addmm": lambda x, a, b, *, beta=1, alpha=1: x * beta + a @ b * alpha,
+    "baddbmm": lambda x, a, b, *, beta=1, alpha=1: (x * beta if beta else 0) + a @ b * alpha,
+    "addcmul": lambda x, a, b, *, value=1: x + a * b * value,
+    "lerp": lambda x, end, weight: x + (end - x) * weight,
+    "glu": lambda x, dim=-1: x.chunk(2, dim)[0] * x.chunk(2, dim)[1].sigmoid(),
+}
+COMPOSED: dict[str, Rule] = {name: composed(function) for name, function in _COMPOSITIONS.items()}
+"""Norms, attention and other operations by what they consist of."""
+
+MOVING = [
+    "bfloat16", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "alias", "as_strided", "avg_pool1d", "avg_pool2d", "avg_pool3d", "broadcast_tensors",
+    "broadcast_to", "channel_shuffle", "chunk", "clone", "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal",
+    "diff", "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "expand", "expand_as", "feature_dropout",
+    "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col", "index_select",
+    "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg", "negative", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "positive", "reflection_pad1d", "reflection_pad2d", "repeat",
+    "repeat_interleave", "replication_pad1d", "replication_pad2d", "reshape", "reshape_as", "roll", "rot90", "select",
+    "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t", "take_along_dim", "tensor_split",
+    "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind", "unflatten", "unfold", "unsafe_chunk",
+    "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa", "upsample_bilinear2d",
+    "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "upsample_trilinear3d", "view", "view_as", "vsplit",
+]  # fmt: skip
+"""Linear operations without constants: they move values, or add them up."""
+SUMS = ["add", "sub", "subtract", "rsub", "where"]
+JOINS = [
+    "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack", "set_item", "index_add", "scatter",
+    "scatter_add",
+]  # fmt: skip
+PRODUCTS = [
+    "mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot", "einsum", "outer", "inner", "tensordot",
+    "bilinear",
+]  # fmt: skip
+LAYERS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+QUOTIENTS = ["div", "divide", "true_divide", "truediv"]
+CHOICES = [
+    "amax", "amin", "max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d",
+]  # fmt: skip
+RAMPS = ["relu", "leaky_relu", "prelu", "rrelu", "abs", "absolute"]
+"""Elementwise, f(a x) = a f(x) for a > 0."""
+CURVES = [
+    "celu", "clamp", "clamp_max", "clamp_min", "clip", "cos", "elu", "erf", "exp", "expm1", "gelu", "hardshrink",
+    "hardsigmoid", "hardswish", "hardtanh", "log1p", "mish", "reciprocal", "relu6", "selu", "sigmoid", "silu", "sin",
+    "softplus", "softshrink", "softsign", "sqrt", "square", "tanh", "tanhshrink", "threshold",
+]  # fmt: skip
+"""Elementwise, all others."""
+
+
+def register(rules: Registry[Rule], operation: str | Callable[..., Any], rule: str | Rule) -> None:
+    """Add a rule to a table; see `register_lrp_rule`."""
+    key = operation if isinstance(operation, str) else key_of(operation)
+    rules[key] = rules.find(rule) if isinstance(rule, str) else rule

@@ -1,0 +1,310 @@
+"""Searches that state what they move, how it decodes and what they ask of it; everything else is done here.
+
+A `ConstrainedSearch` minimises an objective where some terms are to be zero and others at most zero, from several
+starts (see `search.solver`). The pixels themselves are what is moved, unless a subclass says otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from ratherthan.model import Model
+from ratherthan.search.counterfactual import FRAMES, Counterfactual
+from ratherthan.search.manifold import Inversion, Manifold, invert
+from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
+from ratherthan.search.solver import Outcome, Schedule, Status, Terms, noise, search
+from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_AT_ONCE = 256  # points that are decoded together, without gradients
+
+
+@dataclass(eq=False)
+class Space:
+    """Where the searches for K questions move.
+
+    Attributes:
+        start: (K, ...) where each begins.
+        decode: Variables (M, ...) and the numbers (M,) of their questions to images (M, C, H, W); differentiable.
+        excluded: What need not be searched for, by number of the question: how that ends, and why.
+        fields: Fields of the result that are known before any search, e.g. reconstructions.
+        interrupted: Whether Ctrl-C was pressed already.
+    """
+
+    start: Tensor
+    decode: Callable[[Tensor, Tensor], Tensor]
+    excluded: dict[int, tuple[Status, str]] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @torch.no_grad()
+    def images(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Images of variables (M, T, ...), as (M, T, C, H, W)."""
+        flat, of = z.flatten(0, 1), rows.repeat_interleave(z.shape[1])
+        parts = zip(torch.split(flat, _AT_ONCE), torch.split(of, _AT_ONCE), strict=True)
+        images = torch.cat([self.decode(*part) for part in parts])
+        return images.view(*z.shape[:2], *images.shape[1:])
+
+
+@dataclass(eq=False)
+class Point:
+    """M points that a search looks at, each of them for a question.
+
+    Attributes:
+        question: All questions.
+        space: Where it moves.
+        rows: (M,) numbers of the questions.
+        z: (M, ...) the variables.
+        images: (M, C, H, W) what they decode to.
+        logits: (M, classes) of the images.
+        turn: How often the search has been begun anew, 0 at first.
+    """
+
+    question: SearchQuestion
+    space: Space
+    rows: Tensor
+    z: Tensor
+    images: Tensor
+    logits: Tensor
+    turn: int = 0
+
+    @property
+    def start(self) -> Tensor:
+        """(M, ...) the variables of the image asked about."""
+        return self.space.start[self.rows]
+
+    @property
+    def asked(self) -> Tensor:
+        """(M, C, H, W) the image asked about."""
+        return self.question.asked[self.rows]
+
+    @property
+    def fact(self) -> Tensor:
+        """(M,) class indices."""
+        return self.question.facts[self.rows]
+
+    @property
+    def foil(self) -> Tensor:
+        """(M,) class indices, -1 for any other class."""
+        return self.question.foils[self.rows]
+
+    @cached_property
+    def lead(self) -> Tensor:
+        """(M,): by how many logits the foil leads, or for -1 the best other class the fact."""
+        return lead(self.logits, self.fact, self.foil)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstrainedSearch(CounterfactualMethod):
+    """A search that a subclass states by its `terms`, and by its `variables` where these are not the pixels.
+
+    Attributes:
+        restarts: Independent starts, each of which may give another answer: the image, then noise around it.
+        retries: Where a search finds nothing, so many further starts are tried.
+        spread: Standard deviation of that noise, per variable.
+        schedule: How long and how hard to search.
+        seed: Of the noise.
+    """
+
+    restarts: AtLeastOne = 1
+    retries: Annotated[int, Interval(0)] = 2
+    spread: Positive = 0.5
+    schedule: Schedule = field(default_factory=Schedule)
+    seed: Seed = 0
+
+    @abstractmethod
+    def terms(self, at: Point) -> Terms:
+        """The objective, what is to be zero and what at most zero, at M points."""
+
+    def variables(self, question: SearchQuestion) -> Space:
+        """What is moved; here the pixels, between 0 and 1."""
+        return Space(question.asked, lambda z, rows: z.clamp(0, 1))
+
+    def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Where searches for questions `rows` (M,) begin: number 0 at the image, others at noise around it."""
+        z = space.start[rows].clone()
+        for row, number in enumerate(numbers):
+            if number > 0:
+                position = question.positions[int(question.image[rows[row]])]
+                z[row] += self.spread * noise(z.shape[1:], self.seed, [position], number)[0].to(z)
+        return z
+
+    def number(self, restart: int, turn: int) -> int:
+        """Which start a restart is given in a turn."""
+        return restart + turn * self.restarts
+
+    def verified(self, at: Point) -> tuple[Tensor, Tensor]:
+        """By how much the worst constraint is missed in a fresh pass, and whether an answer holds, (M,) each."""
+        violation = self.terms(at).violation()
+        return violation, violation <= self.schedule.feasibility_tol
+
+    def fields(self, question: SearchQuestion, space: Space, z: Tensor) -> dict[str, Tensor]:
+        """Further fields of the result by answer, (K, R, ...), of variables (K, R, ...)."""
+        return {}
+
+    def search(self, question: SearchQuestion) -> Counterfactual:
+        """Search from all starts, again where nothing was found, and verify."""
+        return Searches(self, question).result()
+
+
+class Searches:
+    """The searches for K questions, R answers each; what `solve` finds is verified, ranked and shown.
+
+    Attributes:
+        rows: (K,) numbers of the questions.
+        z: (K, R, ...) the answers, or nearest misses.
+        way: (K, R, FRAMES - 2, ...) points on the way to them.
+        ends: K lists of R: how each search ended, and why.
+        slots: (question, restart) of those that are still to be searched for.
+        interrupted: Whether Ctrl-C was pressed.
+    """
+
+    def __init__(self, how: ConstrainedSearch, question: SearchQuestion) -> None:
+        self.how, self.question, self.space = how, question, how.variables(question)
+        count, restarts = len(self.space.start), how.restarts
+        self.rows = torch.arange(count, device=self.space.start.device)
+        self.z = self.space.start.unsqueeze(1).repeat_interleave(restarts, 1)
+        self.way = self.z.unsqueeze(2).repeat_interleave(FRAMES - 2, 2)
+        self.interrupted = self.space.interrupted
+        excluded = self.space.excluded | question.same
+        usual = Status.NOT_FOUND, "interrupted before it began"
+        self.ends = [[excluded.get(k, usual)] * restarts for k in range(count)]
+        self.slots = [(k, r) for k in range(count) for r in range(restarts) if k not in excluded]
+
+    def result(self) -> Counterfactual:
+        """Search, and look at everything once more."""
+        if not self.interrupted:
+            self.solve()
+        examples = self.space.images(self.z, self.rows)
+        moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
+        return Counterfactual.of(
+            self.how,
+            self.question,
+            examples,
+            self.ends,
+            moved,
+            check=lambda logits: self._check(examples, logits),
+            way=lambda best: self.space.images(self.way[self.rows, best], self.rows),
+            answers=self.how.fields(self.question, self.space, self.z),
+            interrupted=self.interrupted,
+            **self.space.fields,
+        )
+
+    def solve(self) -> None:
+        """Turn after turn, until everything is found or retries run out."""
+        for turn in range(self.how.retries + 1):
+            if self.slots and not self.interrupted:
+                self._turn(turn)
+
+    def _turn(self, turn: int) -> None:
+        """Search for what is not found yet; a retry counts only where it finds something."""
+        how, rows = self.how, torch.tensor([k for k, _ in self.slots], device=self.rows.device)
+        last = [self.point(self.space.start[:0], rows[:0], turn)]
+
+        def problem(z: Tensor, of: Tensor) -> Terms:
+            last[0] = self.point(z, rows[of], turn)
+            return how.terms(last[0])
+
+        starts = how.starts(self.question, self.space, rows, [how.number(r, turn) for _, r in self.slots])
+        outcome = search(problem, starts, how.schedule, self.question.report)
+        self.interrupted = outcome.interrupted
+        # the solver ends with a fresh pass over its answers; a method may ask more of them than its terms do
+        holds, top = how.verified(last[0])[1].tolist(), last[0].logits.argmax(1).tolist()
+        slots, self.slots = self.slots, []
+        for row, (k, r) in enumerate(slots):
+            end = outcome.status[row], outcome.reason[row]
+            if end[0] is Status.FOUND and not holds[row]:
+                end = Status.NOT_FOUND, f"at its best the class is {top[row]}, which is not what was asked for"
+            if turn == 0 or end[0] is Status.FOUND:
+                self.ends[k][r], self.z[k, r] = end, outcome.z[row]
+                self.way[k, r] = outcome.path[row, _evenly(outcome, row)]
+            if end[0] is not Status.FOUND:
+                self.slots.append((k, r))
+
+    def point(self, z: Tensor, rows: Tensor, turn: int = 0) -> Point:
+        """Look at variables (M, ...) of questions `rows` (M,)."""
+        images = self.space.decode(z, rows)
+        return Point(self.question, self.space, rows, z, images, self.question.look(images), turn)
+
+    def _check(self, examples: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        restarts = examples.shape[1]
+        rows, z = self.rows.repeat_interleave(restarts), self.z.flatten(0, 1)
+        at = Point(self.question, self.space, rows, z, examples.flatten(0, 1), logits.flatten(0, 1))
+        with torch.no_grad():
+            violation, holds = self.how.verified(at)
+        return violation.view(-1, restarts), holds.view(-1, restarts)
+
+
+def _evenly(outcome: Outcome, row: int) -> Tensor:
+    """The FRAMES - 2 points of a row's own way; in a larger batch the others may have gone on."""
+    rounds, last = outcome.rounds.tolist(), outcome.path.shape[1] - 1
+    steps = torch.linspace(0, rounds[row] * last // max(1, *rounds), FRAMES - 1).round().long()
+    return steps[:-1].to(outcome.path.device)
+
+
+# --------------------------------------------------------------------------------------------- on a manifold
+@dataclass(frozen=True)
+class OnManifold(ConstrainedSearch):
+    """A search among the images of a manifold, from where it has the image asked about.
+
+    Attributes:
+        manifold: The generative model; None: the one that a zoo model names.
+        inversion: How z0, the latents of the image, are found.
+    """
+
+    manifold: Manifold | None = None
+    _: KW_ONLY
+    inversion: Inversion = field(default_factory=Inversion)
+
+    @property
+    def with_residual(self) -> bool:
+        """Whether what the manifold cannot make of the image is added to all that it makes."""
+        return True
+
+    def prepared(self, model: Model) -> Self:
+        """With the manifold that a zoo model names, where none is given."""
+        return self if self.manifold is not None else replace(self, manifold=Manifold.of(model))
+
+    def check(self, model: Model, images: Tensor) -> None:
+        """Refuse images of another shape than the manifold makes."""
+        self.generator.to(images).check(images)
+
+    def modules(self) -> list[nn.Module]:
+        """The manifold's."""
+        return [self.generator.module]
+
+    def variables(self, question: SearchQuestion) -> Space:
+        """The latents; images are G(z) + r, clipped to [0, 1], with r = I - G(z0) or none."""
+        manifold, at = self.generator, question.image
+        facts = question.facts[:: question.questions]
+        inverted = invert(manifold, question.images, question.model, facts, self.inversion, self.seed)
+        residual = inverted.residual[at] * self.with_residual
+        error = inverted.error[at]
+        failed = ~(error <= self.inversion.largest_error)  # NaN has failed too
+        why = "the manifold makes no such image: its best reconstruction is off by {:.3f}"
+        return Space(
+            inverted.latents[at],
+            lambda z, rows: (manifold.decode(z) + residual[rows]).clamp(0, 1),
+            {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()},
+            {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")},
+            inverted.interrupted,
+        )
+
+    def fields(self, question: SearchQuestion, space: Space, z: Tensor) -> dict[str, Tensor]:
+        """Where the answers lie."""
+        return {"latents": z}
+
+    @property
+    def generator(self) -> Manifold:
+        """The manifold, which a prepared method has."""
+        assert self.manifold is not None
+        return self.manifold

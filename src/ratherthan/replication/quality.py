@@ -68,8 +68,8 @@ def compare_quality(
     model, layered = Model.wrap(model), get_method(method)
     if model.output.of_classes:
         raise ModelError(f"{model.name} gives {model.output.name}; patch maps need one value: output='value'")
-    if not isinstance(layered, LayerMethod):
-        raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
+    if not (isinstance(layered, LayerMethod) and layered.linear):
+        raise InputError(f"method {layered.name!r}: patch maps need a linear one of a layer, e.g. 'gradcam'")
     if not len(foil):
         raise InputError("an empty list of foils asks nothing; give at least one value")
     pristine, spoilt = _image(reference, model), _image(distorted, model)

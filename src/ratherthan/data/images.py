@@ -53,10 +53,10 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             return plain(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:  # Pillow has a limit of its own, too
-        raise CorruptImage(f"{name}: {first_line(error)}") from error
+        raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels ({first_line(error)})") from error
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{name}: not an image that Pillow can read") from error
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents

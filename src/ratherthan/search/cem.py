@@ -254,7 +254,7 @@ def _reference(problem: _Problem) -> None:
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
         tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
-        problem.question.report(number + 1, how.binary_search_steps)
+        problem.question.report((number + 1) / how.binary_search_steps)
 
 
 def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ def _sound(problem: _Problem) -> None:
         improved = problem.least[rows] < (1 - _SETTLED) * before
         go_on = (improved | ~problem.found[rows]) & ~problem.broken[rows]
         tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
-        problem.question.report(len(problem.images) - len(rows), len(problem.images))
+        problem.question.report(1 - len(rows) / len(problem.images))
 
 
 def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ class _Descent(Searches):
                     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
                     z = z - how.step / (k + 1) ** 0.5 * gradient / length
                 tradeoff = tradeoff.update(success)
-                self.question.report(number + 1, how.binary_search_steps)
+                self.question.report((number + 1) / how.binary_search_steps)
         except KeyboardInterrupt:
             self.interrupted = True
         self.z[rows, 0] = choose(least.isfinite(), best, nearest)

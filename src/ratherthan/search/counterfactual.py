@@ -17,14 +17,15 @@ from ratherthan.registry import unique_name
 from ratherthan.result import picture
 from ratherthan.search.method import (
     CounterfactualMethod,
+    Ends,
     SearchQuestion,
     SearchResult,
-    confirmed,
     get_counterfactual_method,
     lead,
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Counterfactual(SearchResult):
         how: CounterfactualMethod,
         question: SearchQuestion,
         examples: Tensor,
-        ends: list[list[tuple[Status, str]]],
+        ends: Ends,
         distance: Tensor,
         *,
         check: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
@@ -111,26 +112,19 @@ class Counterfactual(SearchResult):
         examples = examples.clamp(0, 1)
         logits = question.fresh(examples)
         violation, holds = (check or question_reached(question))(logits)
-        said = [[confirmed(*end) for end in zip(*row, strict=True)] for row in zip(ends, holds.tolist(), strict=True)]
-        found = torch.tensor([[status is Status.FOUND for status, _ in row] for row in said], device=distance.device)
+        claimed = [[status is Status.FOUND for status, _ in row] for row in ends]
+        found = holds & torch.tensor(claimed, device=holds.device)
         order = torch.where(found, distance, violation).argsort(dim=1, stable=True)
         order = order.gather(1, (~found).gather(1, order).byte().argsort(dim=1, stable=True))
-        rows = torch.arange(len(order), device=order.device)
-        at = rows.unsqueeze(1), order
-        said = [[row[r] for r in best_first] for row, best_first in zip(said, order.tolist(), strict=True)]
-        best, best_logits = examples[rows, order[:, 0]].unsqueeze(1), logits[rows, order[:, 0]].unsqueeze(1)
+        ranked_ends = [[row[r] for r in best_first] for row, best_first in zip(ends, order.tolist(), strict=True)]
+        at = torch.arange(len(order), device=order.device).unsqueeze(1), order
+        each = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
+        ranked = {key: values[at] for key, values in (each | (answers or {})).items()}
+        best, best_logits = ranked["examples"][:, :1], ranked["example_logits"][:, :1]
         between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
-        ranked = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
-        fields = {
-            **{key: values[at] for key, values in (ranked | (answers or {})).items()},
-            "statuses": [[str(status) for status, _ in row] for row in said],
-            "reasons": [[reason for _, reason in row] for row in said],
-            "path": torch.cat([question.asked.unsqueeze(1), between, best], 1),
-            "path_logits": torch.cat(seen, 1),
-        }
-        shaped = {key: question.by_question(values) for key, values in fields.items()}
-        return cls(**cls.fields_of(how, question), **shaped, **more)
+        path = {"path": torch.cat([question.asked.unsqueeze(1), between, best], 1), "path_logits": torch.cat(seen, 1)}
+        return cls.answering(how, question, ranked_ends, holds[at], ranked | path, **more)
 
     # ----------------------------------------------------------------------------------------- the answers
     @property
@@ -314,4 +308,4 @@ def counterfactual(
     model = Model.wrap(model)
     how = get_counterfactual_method(method).prepared(model)
     foil = how.default_foil if foil is None else foil
-    return run(Counterfactual, model, images, fact, foil, how, batch_size, progress)
+    return run(Counterfactual, model, Samples.of(model, images, fact, foil), how, batch_size, progress)

@@ -17,11 +17,11 @@ from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
     SearchResult,
-    confirmed,
     get_pertinent_positive_method,
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -89,21 +89,17 @@ class PertinentPositive(SearchResult):
         """
         logits = question.fresh(examples)
         holds = logits.argmax(1) == question.facts if check is None else check(logits)
-        said = [confirmed(end, held) for end, held in zip(ends, holds.tolist(), strict=True)]
         counts = torch.full_like(question.facts, mask[0].numel())
-        return cls(
-            **cls.fields_of(how, question),
-            examples=examples.unsqueeze(1),
-            example_logits=logits.unsqueeze(1),
-            statuses=[[str(status)] for status, _ in said],
-            reasons=[[reason] for _, reason in said],
-            mask=mask,
-            features=(mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1),
-            feature_count=counts if superpixels is None else superpixels.flatten(1).amax(1) + 1,
-            superpixels=superpixels,
-            order=order,
-            **more,
-        )
+        answers = {
+            "examples": examples.unsqueeze(1),
+            "example_logits": logits.unsqueeze(1),
+            "mask": mask,
+            "features": (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1),
+            "feature_count": counts if superpixels is None else superpixels.flatten(1).amax(1) + 1,
+            "superpixels": superpixels,
+            "order": order,
+        }
+        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), answers, **more)
 
     def correlation(self) -> Tensor:
         """(N,): PP Corr of CEM-MAF's Table 1, Spearman's rank correlation of k with the descending rank of p_k.
@@ -237,7 +233,7 @@ def pertinent_positive(
     """
     model = Model.wrap(model)
     how = get_pertinent_positive_method(method).prepared(model)
-    return run(PertinentPositive, model, images, fact, None, how, batch_size, progress)
+    return run(PertinentPositive, model, Samples.of(model, images, fact), how, batch_size, progress)
 
 
 def rank_correlation(p: Tensor) -> float:

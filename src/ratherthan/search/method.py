@@ -178,12 +178,12 @@ class SearchResult(Result):
     @property
     def status(self) -> list[Any]:
         """N, or N lists of Q: how the best search ended."""
-        return np.array(self.statuses)[..., 0].tolist()
+        return cast(list[Any], np.array(self.statuses)[..., 0].tolist())
 
     @property
     def reason(self) -> list[Any]:
         """The same in words."""
-        return np.array(self.reasons)[..., 0].tolist()
+        return cast(list[Any], np.array(self.reasons)[..., 0].tolist())
 
     @property
     def difference(self) -> Tensor:
@@ -374,7 +374,9 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
         if ((foil < 0) & ~(everything & how.any_foil)).any():
             words = "'runner-up', a class, a list, 'each'" + " or 'any'" * how.any_foil
             raise InputError(f"{how.name} moves towards one class: ask with {words}")
-    fact, foil = (each if asked.axis or each is None else each.squeeze(1) for each in (asked.fact, foil))
+    fact = asked.fact
+    if asked.axis is None:
+        fact, foil = fact.squeeze(1), None if foil is None else foil.squeeze(1)
     question = SearchQuestion(model, batch.images, fact, foil, batch.positions, axis=asked.axis, names=batch.names)
     question.logits = logits
     return question

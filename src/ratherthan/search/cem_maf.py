@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from ratherthan.search.method import SearchQuestion, register_counterfactual_met
 from ratherthan.search.solver import Kept, Schedule, Status, Terms
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
-
-if TYPE_CHECKING:
-    from typing import Self
 
 Sparsity = Literal["added", "all", "absent"]
 _PRESENT = 0.5  # published code: an attribute from this value on is there already

@@ -246,7 +246,9 @@ class SupersetScorer:
             self.parts.pixels(masks, self.rows) > 0,
             superpixels=self.parts.labels,
             order=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1),
-            curve=nn.utils.rnn.pad_sequence(list(torch.split(confidence, sizes)), batch_first=True, padding_value=torch.nan),
+            curve=nn.utils.rnn.pad_sequence(
+                list(torch.split(confidence, sizes)), batch_first=True, padding_value=torch.nan
+            ),
             interrupted=interrupted,
         )
 
@@ -326,7 +328,7 @@ def _grown(scorer: SupersetScorer, row: int, whole: Labels) -> Stage:
         seen = yield scorer.scores, tried
         enough = [(len(each), -lead, each) for each, (lead, _) in zip(tried, seen, strict=True) if lead >= wanted]
         if enough:
-            return list(min(enough)[2])
+            return min(enough)[2]
         followed = min(2 if len(whole) <= _FEW else 1, len(tried))
         sets = [tried[k] for k in torch.tensor([score for _, score in seen]).topk(followed).indices.tolist()]
     return whole

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from ratherthan.search.manifold import Inversion, Manifold, invert
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
 from ratherthan.search.solver import Outcome, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from ratherthan.search.solver import Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
-if TYPE_CHECKING:
-    from typing import Self
 ANY = -1
 """The foil "any other class than the fact"."""
 Report = Callable[[float], object]
@@ -105,6 +103,12 @@ class SearchQuestion:
         logits = torch.cat([self.model.logits(part) for part in torch.split(flat, _AT_ONCE)])
         return logits.view(*images.shape[:-3], -1)
 
+    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much the foils are missed by answers (K, R, classes), and whether each is the likeliest class."""
+        fact, foil = (each.unsqueeze(1).expand(logits.shape[:2]) for each in (self.facts, self.foils))
+        ahead = lead(logits, fact, foil)
+        return (-ahead).clamp_min(0), ahead > 0
+
     @cached_property
     def same(self) -> dict[int, tuple[Status, str]]:
         """The questions whose foil is the fact, by number, and what is answered: status and reason."""
@@ -112,13 +116,8 @@ class SearchQuestion:
         return dict.fromkeys((self.facts == self.foils).nonzero().flatten().tolist(), end)
 
     def by_question(self, values: Any) -> Any:
-        """What belongs to K questions, a tensor (K, ...) or a list, as results have it: (N, [Q], ...)."""
-        count = self.questions
-        if self.axis is None:
-            return values
-        if isinstance(values, Tensor):
-            return values.view(-1, count, *values.shape[1:])
-        return [values[start : start + count] for start in range(0, len(values), count)]
+        """What belongs to K questions, a tensor or array (K, ...), as results have it: (N, [Q], ...)."""
+        return values if self.axis is None else values.reshape(-1, self.questions, *values.shape[1:])
 
 
 def lead(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
@@ -209,7 +208,7 @@ class SearchResult(Result):
         question: SearchQuestion,
         ends: Ends,
         holds: Tensor,
-        answers: dict[str, Any],
+        answers: dict[str, Tensor],
         **more: Any,
     ) -> Self:
         """The result of a method, whose claims stand where a fresh pass confirms them.
@@ -222,12 +221,13 @@ class SearchResult(Result):
             answers: Fields by question, (K, ...).
             **more: Further fields.
         """
-        said = [[_confirmed(*end) for end in zip(*row, strict=True)] for row in zip(ends, holds.tolist(), strict=True)]
-        said_by = {"statuses": [[str(status) for status, _ in row] for row in said]}
-        said_by |= {"reasons": [[reason for _, reason in row] for row in said]}
+        pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
+        said = question.by_question(np.array([[_confirmed(*pair) for pair in row] for row in pairs]))
         return cls(
             **{key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")},
-            **{key: question.by_question(values) for key, values in (answers | said_by).items()},
+            **{key: question.by_question(values) for key, values in answers.items()},
+            statuses=said[..., 0].tolist(),
+            reasons=said[..., 1].tolist(),
             class_names=question.model.class_names,
             output=question.model.output.name,
             method=how.name,

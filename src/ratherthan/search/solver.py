@@ -270,8 +270,7 @@ class _Run:
 
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""
-        terms = self._evaluate(self.all.z, self.all.number)
-        self._keep(self.all, terms)
+        terms = self._look(self.all)
         self.all.zero_multipliers = torch.zeros_like(terms.zero)
         self.all.below_multipliers = torch.zeros_like(terms.below)
 
@@ -281,9 +280,7 @@ class _Run:
         rows.rounds.fill_(number + 1)
         try:
             self._minimise(rows, number)
-            terms = self._evaluate(rows.z, rows.number)
-            self._keep(rows, terms)
-            rows.adjust(terms, self.schedule)
+            rows.adjust(self._look(rows), self.schedule)
         finally:
             self.all.put(rows)
         found = self.kept.found[rows.number]
@@ -317,14 +314,17 @@ class _Run:
         holds = violation <= _SLACK * self.schedule.feasibility_tol
         self.kept.see(rows.number, rows.z, terms.objective.detach(), violation, holds)
 
-    def _evaluate(self, z: Tensor, number: Tensor) -> Terms:
-        with torch.no_grad():
-            return self.problem(z, number)
+    @torch.no_grad()
+    def _look(self, rows: _Rows) -> Terms:
+        terms = self.problem(rows.z, rows.number)
+        self._keep(rows, terms)
+        return terms
 
+    @torch.no_grad()
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
         z = self.kept.points
-        terms = self._evaluate(z, self.all.number)
+        terms = self.problem(z, self.all.number)
         violation = terms.violation().tolist()
         ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
         status, reason = tuple(end[0] for end in ends), tuple(end[1] for end in ends)

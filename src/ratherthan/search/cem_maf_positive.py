@@ -88,11 +88,6 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
-    @property
-    def wanted_lead(self) -> float:
-        """The kappa in use."""
-        return self.kappa if self.kappa is not None else 5.0 if self.preset == "paper" else 0.0
-
     def modules(self) -> list[nn.Module]:
         """The attributes'."""
         return modules(self.attributes)
@@ -116,9 +111,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
         return scorer.result(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = self.superpixels
-        if how is None:
-            how = default_superpixels(images)
+        how = default_superpixels(images) if self.superpixels is None else self.superpixels
         if isinstance(how, str):
             how = Superpixels(how, DEFAULT_COUNT)
         if not isinstance(how, Superpixels):
@@ -147,7 +140,7 @@ class SupersetScorer:
         self.before = measure(how.attributes, parts.images)
         whole = margin(self.logits(parts.present.to(parts.images), self.rows), fact)
         nothing = margin(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
-        self.kappa = how.wanted_lead
+        self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
         wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0
         # no part need do better than the whole image

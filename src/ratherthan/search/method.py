@@ -201,6 +201,14 @@ class SearchResult(Result):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
 
+    @staticmethod
+    def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
+        """The fields that a question answers by itself; the other ones are the method's."""
+        asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
+        model = {"class_names": question.model.class_names, "output": question.model.output.name}
+        made = {"method": how.name, "settings": how.settings(), "evaluations": question.evaluations}
+        return asked | model | made
+
     @classmethod
     def answering(
         cls,
@@ -224,15 +232,10 @@ class SearchResult(Result):
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         said = question.by_question(np.array([[_confirmed(*pair) for pair in row] for row in pairs]))
         return cls(
-            **{key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")},
+            **cls.fields_of(how, question),
             **{key: question.by_question(values) for key, values in answers.items()},
             statuses=said[..., 0].tolist(),
             reasons=said[..., 1].tolist(),
-            class_names=question.model.class_names,
-            output=question.model.output.name,
-            method=how.name,
-            settings=how.settings(),
-            evaluations=question.evaluations,
             **more,
         )
 

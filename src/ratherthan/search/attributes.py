@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,6 @@ from ratherthan.search.manifold import Manifold
 from ratherthan.settings import to_jsonable, type_name
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from ratherthan.zoo.concepts import Effect
 
 _THRESHOLD = 0.1
@@ -94,8 +92,9 @@ def class_attributes(
     """
     model = Model.wrap(model)
 
+    asked = [classes] if isinstance(classes, (int, str)) else classes
+
     def chosen(count: int) -> list[int]:
-        asked = [classes] if isinstance(classes, (int, str)) else classes
         wanted = asked if asked is not None else [1] if count == 2 else range(count)
         return [class_index(each, count, model.class_names) for each in wanted]
 
@@ -105,8 +104,8 @@ def class_attributes(
 
     if not names and model.class_names:
         names = [model.class_names[k] for k in chosen(len(model.class_names))]
-    elif not names and classes is not None:
-        names = [f"class {each}" for each in ([classes] if isinstance(classes, (int, str)) else classes)]
+    elif not names and asked is not None:
+        names = [f"class {each}" for each in asked]
     return Attribute(function, tuple(names), module=model.module)
 
 
@@ -215,18 +214,16 @@ def named(
     Raises:
         InputError: If a concept was not measured.
     """
-    wanted = [
-        (concept.removeprefix("-"), -1 if concept.startswith("-") else 1, word) for concept, word in words.items()
-    ]
-    for concept, _, _ in wanted:
-        if concept not in effects:
-            raise InputError(unknown("concept", concept, effects))
-    if not wanted:
+    for concept in words:
+        if concept.removeprefix("-") not in effects:
+            raise InputError(unknown("concept", concept.removeprefix("-"), effects))
+    if not words:
         return ()
     strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
     own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
     found: list[LatentCoordinate] = []
-    for concept, direction, word in wanted:
+    for worded, word in words.items():
+        concept = worded.removeprefix("-")
         row, effect = list(effects).index(concept), effects[concept]
         steady = (effect.correlation.abs() >= least) & (effect.correlation * effect.strength > 0)
         mine = (own == row) & steady & (strengths[row] >= _FELT)
@@ -236,7 +233,7 @@ def named(
                 f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept}, "
                 f"{effect.strength[index]:+.2f} standard deviations per unit"
             )
-            sign = direction if effect.strength[index] > 0 else -direction
+            sign = 1 if (effect.strength[index] > 0) != worded.startswith("-") else -1
             found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,), evidence=evidence))
     return tuple(found)
 

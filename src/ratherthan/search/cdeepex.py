@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import ClassVar, Literal
@@ -14,18 +14,11 @@ from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.method import SearchQuestion, register_counterfactual_method
-from ratherthan.search.solver import Terms, noise
+from ratherthan.search.solver import Kept, Terms, noise
 from ratherthan.settings import NotNegative, Positive
 
 _ON_SEGMENT = 17  # points looked at between z0 and a latent of the foil
 _BANK = 512  # latents of the prior among which one of the foil is sought, where none are given
-
-
-@dataclass(eq=False, kw_only=True)
-class _SpaceWithBank(Space):
-    """Latents, and others beside them with the classes of their images."""
-
-    bank: Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,8 @@ class BoundarySearch(OnManifold):
     def variables(self, question: SearchQuestion) -> Space:
         """The latents, and the bank, which is looked at only where it is needed."""
         space = super().variables(question)
-        return _SpaceWithBank(**vars(space), bank=cache(lambda: self._classified(question)))
+        space.known["bank"] = cache(lambda: self._classified(question))
+        return space
 
     def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
         """See the class."""
@@ -69,20 +63,18 @@ class BoundarySearch(OnManifold):
 
     @torch.no_grad()
     def _crossing(self, question: SearchQuestion, space: Space, rows: Tensor) -> Tensor:
-        assert isinstance(space, _SpaceWithBank)
-        (bank, classes), origin = space.bank(), space.start[rows]
+        (bank, classes), origin = space.known["bank"](), space.start[rows]
         fact, foil = question.facts[rows].unsqueeze(1), question.foils[rows].unsqueeze(1)
         far = torch.cdist(origin.flatten(1), bank.flatten(1)).masked_fill(classes != foil, torch.inf)
         some = far.isfinite().any(1).view(-1, *[1] * (origin.ndim - 1))
         step = torch.where(some, bank[far.argmin(1)] - origin, 0)
-        best, least = origin.clone(), origin.new_full((len(origin),), torch.inf)
+        kept, numbers = Kept(origin), torch.arange(len(rows), device=rows.device)
         for share in torch.linspace(0, 1, _ON_SEGMENT).tolist():
             z = origin + share * step
             logits = question.look(space.decode(z, rows))
             gap = (logits.gather(1, fact) - logits.gather(1, foil)).abs().squeeze(1)
-            nearer = gap < least
-            best[nearer], least[nearer] = z[nearer], gap[nearer]
-        return best
+            kept.see(numbers, z, gap, gap, gap.isfinite())
+        return kept.points
 
 
 @register_counterfactual_method

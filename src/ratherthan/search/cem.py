@@ -35,7 +35,7 @@ from ratherthan.search.method import (
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Status
+from ratherthan.search.solver import Kept, Status, choose
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
@@ -78,16 +78,6 @@ class ElasticNetSearch(SearchMethod):
     sound_beta: ClassVar[float]
     keep: ClassVar[bool]
 
-    @property
-    def l1(self) -> float:
-        """The weight of |d|_1 in use."""
-        return self.beta if self.beta is not None else 0.1 if self.preset == "reference" else self.sound_beta
-
-    @property
-    def most_steps(self) -> int:
-        """The steps in use."""
-        return self.iterations if self.iterations is not None else 1000 if self.preset == "reference" else 40
-
     def modules(self) -> list[nn.Module]:
         """The autoencoder's."""
         return [] if self.manifold is None else [self.manifold.module]
@@ -105,14 +95,14 @@ class ElasticNetSearch(SearchMethod):
             with preserve_state(self.manifold.module), torch.no_grad():
                 self.manifold.encode(images[:1])
 
-    def _solved(self, question: SearchQuestion) -> tuple[_Problem, bool]:
-        """Search for K questions; what was found is on the problem, and whether Ctrl-C ended it comes back."""
+    def _solved(self, question: SearchQuestion) -> _Problem:
+        """Search for K questions; what was found, and whether Ctrl-C ended it, is on the problem."""
         problem = _Problem(self, question)
         try:
             (_reference if self.preset == "reference" else _sound)(problem)
         except KeyboardInterrupt:
-            return problem, True
-        return problem, False
+            problem.interrupted = True
+        return problem
 
 
 def box_bounds(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -141,31 +131,30 @@ class _Problem:
     def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
         self.how, self.question, self.keep = how, question, how.keep
         self.images, self.fact = question.asked, question.facts
+        beta, steps = (0.1, 1000) if how.preset == "reference" else (how.sound_beta, 40)
+        self.beta = beta if how.beta is None else how.beta
+        self.steps = steps if how.iterations is None else how.iterations
         self.target = self.fact if self.keep else question.foils  # the class that is to win, -1 for any but the fact
         baseline = baseline_within(self.images, how.baseline)
         self.centre = baseline if self.keep else self.images
         self.low, self.high = box_bounds(self.images, baseline, self.keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
-        self.best, self.least = self.centre.clone(), self.images.new_full((len(self.images),), torch.inf)
-        self.nearest, self.missed = self.centre.clone(), self.least.clone()
+        self.kept, self.interrupted = Kept(self.centre), False
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
         self.rows = torch.arange(len(self.fact), device=self.fact.device)
-
-    @property
-    def found(self) -> Tensor:
-        """(M,) bool."""
-        return self.least.isfinite()
 
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
         logits = self.question.look(v)
-        self._keep_best(v.detach(), logits.detach(), rows, more)
+        lead = self.lead(logits.detach(), rows)
+        missed = (self.how.kappa - lead).clamp_min(0)
+        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, missed, self.wins(lead))
         return logits
 
     def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
         """|v - a|_2^2 + beta |v - a|_1, (m,)."""
         change = (v - self.centre[rows]).flatten(1)
-        return change.square().sum(1) + self.how.l1 * change.abs().sum(1)
+        return change.square().sum(1) + self.beta * change.abs().sum(1)
 
     def unnatural(self, v: Tensor) -> Tensor:
         """The autoencoder's term, gamma |AE(v) - v|_2^2, (m,)."""
@@ -174,52 +163,39 @@ class _Problem:
             return v.new_zeros(len(v))
         return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
 
-    def short(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The hinge, (m,)."""
-        return (self.how.kappa - lead(logits, self.fact[rows], self.target[rows])).clamp_min(0)
+    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """By how many logits the class that is to win does, (m,)."""
+        return lead(logits, self.fact[rows], self.target[rows])
 
-    def right(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Whether the class is what it should be, (m,) bool; without a margin the hinge leaves a tie open."""
-        top, target = logits.argmax(1), self.target[rows]
-        return torch.where(target == ANY, top != self.fact[rows], top == target)
+    def wins(self, lead: Tensor, slack: float = 0.0) -> Tensor:
+        """Whether a lead is the margin asked for, (m,) bool; without a margin a tie is none."""
+        return (lead >= self.how.kappa - slack) & (lead > 0)
 
-    def _keep_best(self, v: Tensor, logits: Tensor, rows: Tensor, more: Tensor | float) -> None:
-        missed, value = self.short(logits, rows), self.elastic(v, rows) + more
-        better = (missed <= 0) & self.right(logits, rows) & (value < self.least[rows])
-        self.best[rows[better]], self.least[rows[better]] = v[better], value[better]
-        nearer = missed < self.missed[rows]
-        self.nearest[rows[nearer]], self.missed[rows[nearer]] = v[nearer], missed[nearer]
+    def check(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """By how many logits of a fresh pass the margin is missed, and whether that is still right."""
+        lead = self.lead(logits, rows)
+        return (self.how.kappa - lead).clamp_min(0), self.wins(lead, _ROUNDING)
 
-    def points(self) -> Tensor:
-        """The answers or nearest misses, (K, C, H, W)."""
-        return torch.where(self.found.view(-1, 1, 1, 1), self.best, self.nearest)
-
-    def check(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """By how many logits of a fresh pass, (K, classes), the margin is missed, and whether that is still right."""
-        missed = self.short(logits, self.rows)
-        return missed, (missed <= _ROUNDING) & self.right(logits, self.rows)
-
-    def ends(self, v: Tensor, interrupted: bool) -> list[tuple[Status, str]]:
+    def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
-        elastic, missed = self.elastic(v, self.rows).tolist(), self.missed.tolist()
-        return [self._end(row, missed[row], elastic[row], interrupted) for row in range(len(v))]
+        return [self._end(row, elastic) for row, elastic in enumerate(self.elastic(v, self.rows).tolist())]
 
-    def _end(self, row: int, missed: float, elastic: float, interrupted: bool) -> tuple[Status, str]:
-        miss = f"the nearest miss lacks {missed:.3g} of the margin of {self.how.kappa:g} logits"
+    def _end(self, row: int, elastic: float) -> tuple[Status, str]:
+        miss = f"the nearest miss lacks {self.kept.missed[row]:.3g} of the margin of {self.how.kappa:g} logits"
         if row in self.question.same:
             return self.question.same[row]
-        if self.found[row]:
+        if self.kept.found[row]:
             return Status.FOUND, f"verified; elastic net {elastic:.3g}"
         if self.broken[row]:
             return Status.DIVERGED, f"the scores or the image became infinite or NaN; {miss}"
         if self.fixed[row]:
             what = "keep: the image is the baseline" if self.keep else "add: every value is at its limit"
             return Status.INFEASIBLE, f"there is nothing to {what}; {miss}"
-        if interrupted:
+        if self.interrupted:
             return Status.NOT_FOUND, f"interrupted; {miss}"
         if self.stuck[row]:
             return Status.INFEASIBLE, f"no step brings the class nearer, whatever its weight; {miss}"
-        tried = f"{self.how.binary_search_steps} rounds of {self.how.most_steps} steps"
+        tried = f"{self.how.binary_search_steps} rounds of {self.steps} steps"
         return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
     def open(self) -> Tensor:
@@ -227,7 +203,7 @@ class _Problem:
         same = self.fact == self.question.foils
         with torch.no_grad():
             self.scores(self.centre, self.rows)
-        return self.rows[~(same | self.fixed | (self.least == 0))]
+        return self.rows[~(same | self.fixed | (self.kept.least == 0))]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -240,21 +216,21 @@ def _reference(problem: _Problem) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
     start = _published_start(problem, rows)
-    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
     for number in range(how.binary_search_steps):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
-        for k in range(how.most_steps):
-            moved = y - 0.01 * math.sqrt(1 - k / how.most_steps) * _slope(problem, y, rows, tradeoff.c)
+        for k in range(problem.steps):
+            moved = y - 0.01 * math.sqrt(1 - k / problem.steps) * _slope(problem, y, rows, tradeoff.c)
             centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
-            last, v = v, torch.clamp(centre + _shrunk(moved - centre, how.l1), low, high)
+            last, v = v, torch.clamp(centre + _shrunk(moved - centre, problem.beta), low, high)
             y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
             with torch.no_grad():
                 logits = problem.scores(v, rows)
-            success |= (problem.short(logits, rows) <= 0) & problem.right(logits, rows)
+            success |= problem.wins(problem.lead(logits, rows))
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
         tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
-        problem.question.report(number + 1, how.binary_search_steps)
+        problem.question.report((number + 1) / how.binary_search_steps)
 
 
 def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
@@ -262,8 +238,8 @@ def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
     start = problem.centre[rows]
     if not problem.keep or not len(rows):
         return start
-    flat = _slope(problem, start, rows, torch.ones_like(problem.least[rows])).flatten(1).eq(0).all(1)
-    return torch.where(flat.view(-1, 1, 1, 1), problem.images[rows], start)
+    flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
+    return choose(flat, problem.images[rows], start)
 
 
 def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
@@ -271,7 +247,8 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        loss = c * problem.short(problem.question.look(leaf), rows) + change + problem.unnatural(leaf)
+        ahead = problem.lead(problem.question.look(leaf), rows)
+        loss = c * (problem.how.kappa - ahead).clamp_min(0) + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -303,8 +280,7 @@ class _State:
 
     def moved(self, which: Tensor, to: _State) -> _State:
         """With these rows (m,) bool where the other state is."""
-        pairs = [(getattr(to, f.name), getattr(self, f.name)) for f in fields(self)]
-        return _State(*(torch.where(which.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs))
+        return _State(*(choose(which, getattr(to, f.name), getattr(self, f.name)) for f in fields(self)))
 
 
 def _sound(problem: _Problem) -> None:
@@ -314,18 +290,17 @@ def _sound(problem: _Problem) -> None:
     is exact, so rows leave as soon as a further round betters their answer by less than a hundredth.
     """
     how, rows = problem.how, problem.open()
-    begin = problem.images.clone()
-    tradeoff = TradeoffSearch.start(torch.full_like(problem.least[rows], how.c))
+    tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
     for _ in range(how.binary_search_steps):
         if not len(rows):
             break
-        before = problem.least[rows]
-        start = torch.where(problem.found[rows].view(-1, 1, 1, 1), problem.best[rows], begin[rows])
+        before = problem.kept.least[rows]
+        start = choose(problem.kept.found[rows], problem.kept.best[rows], problem.images[rows])
         success = _round(problem, rows, start, tradeoff.c)
-        improved = problem.least[rows] < (1 - _SETTLED) * before
-        go_on = (improved | ~problem.found[rows]) & ~problem.broken[rows]
+        improved = problem.kept.least[rows] < (1 - _SETTLED) * before
+        go_on = (improved | ~problem.kept.found[rows]) & ~problem.broken[rows]
         tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
-        problem.question.report(len(problem.images) - len(rows), len(problem.images))
+        problem.question.report(1 - len(rows) / len(problem.images))
 
 
 def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
@@ -338,7 +313,7 @@ def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
     unit = (problem.how.c / c).clamp_max(1)
     radius, duals = _FIRST_RADIUS * unit, torch.zeros_like(at.margins)
     problem.stuck[rows] = False
-    for _ in range(problem.how.most_steps):
+    for _ in range(problem.steps):
         value = _value(problem, at, aim, c)
         to, new_duals, promised = _step(problem, at, aim, c, radius, duals)
         problem.broken[at.rows] = ~value.isfinite()
@@ -356,9 +331,8 @@ def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
         share = (value - _value(problem, there, aim, c)) / promised
         accepted = share > 0.1  # False for NaN too
         at, duals = at.moved(accepted, there), torch.where(accepted.unsqueeze(1), new_duals, duals)
-        radius = torch.where(share > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4)).clamp_max(
-            _LARGEST_RADIUS
-        )
+        radius = torch.where(share > 0.6, 2 * radius, torch.where(accepted, radius, radius / 4))
+        radius = radius.clamp_max(_LARGEST_RADIUS)
     success[place] = (at.margins >= kappa).all(1)
     return success
 
@@ -417,7 +391,7 @@ def _step(
 
     def minimum(multipliers: Tensor) -> tuple[Tensor, Tensor]:
         force = pull + (multipliers.unsqueeze(1) @ at.slopes).squeeze(1)
-        u = torch.clamp(centre + _shrunk(force, problem.how.l1) / stiffness, low, high)
+        u = torch.clamp(centre + _shrunk(force, problem.beta) / stiffness, low, high)
         return u, offset - (at.slopes @ u.unsqueeze(2)).squeeze(2)
 
     rate = stiffness / at.slopes.square().sum((1, 2)).clamp_min(1e-12).unsqueeze(1)
@@ -459,21 +433,16 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        problem, interrupted = self._solved(question)
-        examples = problem.points()
-
-        def check(logits: Tensor) -> tuple[Tensor, Tensor]:
-            missed, holds = problem.check(logits[:, 0])
-            return missed.unsqueeze(1), holds.unsqueeze(1)
-
+        problem = self._solved(question)
+        examples, rows = problem.kept.points, problem.rows
         return Counterfactual.of(
             self,
             question,
             examples.unsqueeze(1),
-            [[end] for end in problem.ends(examples, interrupted)],
-            problem.elastic(examples, problem.rows).unsqueeze(1),
-            check=check,
-            interrupted=interrupted,
+            [[end] for end in problem.ends(examples)],
+            problem.elastic(examples, rows).unsqueeze(1),
+            check=lambda logits: problem.check(logits, rows.unsqueeze(1)),
+            interrupted=problem.interrupted,
         )
 
 
@@ -491,15 +460,15 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        problem, interrupted = self._solved(question)
-        examples, whole = problem.points(), (question.images - problem.centre).abs()
+        problem = self._solved(question)
+        examples, whole = problem.kept.points, (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
         return PertinentPositive.of(
             self,
             question,
             examples,
-            problem.ends(examples, interrupted),
+            problem.ends(examples),
             mask=kept.amax(1).clamp_max(1),
-            check=lambda logits: problem.check(logits)[1],
-            interrupted=interrupted,
+            check=lambda logits: problem.check(logits, problem.rows)[1],
+            interrupted=problem.interrupted,
         )

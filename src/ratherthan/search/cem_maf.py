@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,9 @@ from ratherthan.search.attributes import Attributes, described, measure, modules
 from ratherthan.search.constrained import OnManifold, Point, Searches, Space
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.method import SearchQuestion, register_counterfactual_method
-from ratherthan.search.solver import Schedule, Status, Terms, choose
+from ratherthan.search.solver import Kept, Schedule, Status, Terms
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
-
-if TYPE_CHECKING:
-    from typing import Self
 
 Sparsity = Literal["added", "all", "absent"]
 _PRESENT = 0.5  # published code: an attribute from this value on is there already
@@ -31,13 +28,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "sound": {"kappa": 0.1, "beta": 1.0, "sparsity": "added", "residual": True},
     "paper": {"kappa": 5.0, "beta": 100.0, "sparsity": "all", "residual": False},
 }
-
-
-@dataclass(eq=False, kw_only=True)
-class _Attributed(Space):
-    """Latents, and the attributes (K, A) of the images."""
-
-    before: Tensor
 
 
 @register_counterfactual_method
@@ -109,33 +99,37 @@ class CEMMAF(OnManifold):
         space, attributes = super().variables(question), self.attributes or ()
         latents = space.start[:: question.questions]
         with torch.no_grad():
-            before = measure(attributes, question.images, latents, self.generator)
+            before = self.measured(question.images, latents)
         names, thresholds = described(attributes, question.images[:1], latents[:1], self.generator)
         if names:
             space.fields |= {
                 "attributes_before": before, "attribute_names": names, "attribute_thresholds": thresholds
             }  # fmt: skip
+        space.known["before"] = before[question.image]
         if not self.residual:
             why = "the manifold's reconstruction of the image has another class to begin with; try residual=True"
             lost = (~space.fields["class_kept"][question.image]).nonzero().flatten().tolist()
             space.excluded = dict.fromkeys(lost, (Status.INVERSION_FAILED, why)) | space.excluded
-        return _Attributed(**vars(space), before=before[question.image])
+        return space
 
     def terms(self, at: Point) -> Terms:
         """Closeness and sparsity; the class and the attributes are constraints."""
-        objective, lost = self.parts(at)
-        assert self.kappa is not None
-        return Terms(objective, below=torch.cat([(self.kappa - at.lead).unsqueeze(1), lost], 1))
+        objective, lost, short = self.parts(at)
+        return Terms(objective, below=torch.cat([short.unsqueeze(1), lost], 1))
 
-    def parts(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Closeness and sparsity (M,), and what attributes lost, (M, A), negative where they grew."""
-        assert isinstance(at.space, _Attributed)
+    def parts(self, at: Point) -> tuple[Tensor, Tensor, Tensor]:
+        """Closeness and sparsity (M,); what attributes lost, (M, A); what the lead lacks, (M,); negative: none."""
+        assert self.kappa is not None
         assert self.beta is not None
         assert self.sparsity is not None
-        g0, g = at.space.before[at.rows], measure(self.attributes or (), at.images, at.z, self.generator)
+        g0, g = at.space.known["before"][at.rows], self.measured(at.images, at.z)
         near = self.nu * (at.z - at.start).square().flatten(1).sum(1)
         alike = self.eta * (at.images - at.asked).square().flatten(1).sum(1)
-        return near + alike + self.beta * sparsity_of(self.sparsity, g, g0), g0 - g
+        return near + alike + self.beta * sparsity_of(self.sparsity, g, g0), g0 - g, self.kappa - at.lead
+
+    def measured(self, images: Tensor, z: Tensor) -> Tensor:
+        """Attributes (M, A) of images at latents z."""
+        return measure(self.attributes or (), images, z, self.generator)
 
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """Another class, whatever the tolerance, and nothing lost; the paper's search only weighs that."""
@@ -145,21 +139,17 @@ class CEMMAF(OnManifold):
         return violation, holds & (at.lead > 0)
 
     @torch.no_grad()
-    def fields(self, question: SearchQuestion, space: Space, z: Tensor) -> dict[str, Tensor]:
+    def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie, and their attributes."""
-        fields = super().fields(question, space, z)
-        if "attribute_names" not in space.fields:
-            return fields
-        rows = torch.arange(len(z), device=z.device)
-        images = space.images(z, rows).flatten(0, 1)
-        g = measure(self.attributes or (), images, z.flatten(0, 1), self.generator)
-        return fields | {"attributes": g.view(*z.shape[:2], -1)}
+        g = self.measured(images.flatten(0, 1), z.flatten(0, 1)).view(*z.shape[:2], -1)
+        return super().fields(space, z, images) | ({"attributes": g} if g.shape[2] else {})
 
     # ----------------------------------------------------------------------------------------- as in the paper
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        kind = Searches if self.preset == "sound" else _Descent
-        return kind(replace(self, restarts=1) if self.preset == "paper" else self, question).result()
+        if self.preset == "sound":
+            return super().search(question)
+        return _Descent(replace(self, restarts=1), question).result()
 
 
 def sparsity_of(form: Sparsity, g: Tensor, g0: Tensor) -> Tensor:
@@ -182,58 +172,48 @@ class _Descent(Searches):
     """Subgradient descent for nine weights of the class."""
 
     how: CEMMAF
-    space: _Attributed
 
     def solve(self) -> None:
         """Descend from z0 and keep the nearest iterate of another class."""
         how, rows = self.how, torch.tensor([k for k, _ in self.slots], device=self.z.device).long()
-        origin = self.space.start[rows]
+        origin, kept = self.space.start[rows], Kept(self.space.start)
         tradeoff = TradeoffSearch.start(origin.new_ones(len(rows)), "halve")
-        best, least = origin.clone(), origin.new_full((len(rows),), torch.inf)
-        nearest, gap = origin.clone(), least.clone()
         try:
             for number in range(how.binary_search_steps if len(rows) else 0):
-                z, success = origin.clone(), torch.zeros_like(rows, dtype=torch.bool)
+                z, success = origin, torch.zeros_like(rows, dtype=torch.bool)
                 for k in range(how.iterations):
                     gradient, missing = self._subgradient(z, rows, tradeoff.c)
-                    distance = (z - origin).flatten(1).norm(dim=1)
-                    moved = missing < 0
-                    success |= moved
-                    better, closer = moved & (distance < least), missing < gap
-                    best, least = choose(better, z, best), torch.where(better, distance, least)
-                    nearest, gap = choose(closer, z, nearest), torch.where(closer, missing, gap)
+                    kept.see(rows, z, (z - origin).flatten(1).norm(dim=1), missing, missing < 0)
+                    success |= missing < 0
                     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
                     z = z - how.step / (k + 1) ** 0.5 * gradient / length
                 tradeoff = tradeoff.update(success)
-                self.question.report(number + 1, how.binary_search_steps)
+                self.question.report((number + 1) / how.binary_search_steps)
         except KeyboardInterrupt:
             self.interrupted = True
-        self.z[rows, 0] = choose(least.isfinite(), best, nearest)
-        self._tell(rows.tolist(), least.isfinite().tolist(), gap.tolist())
+        self.z[:, 0] = kept.points
+        self._tell(kept)
 
     def _subgradient(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Of eq. 1 with the weight c of the hinge, and by how many logits the class is still missed."""
-        assert self.how.kappa is not None
         with torch.enable_grad():
             at = self.point(z.detach().requires_grad_(), rows)
-            objective, lost = self.how.parts(at)
-            loss = objective + self.how.gamma * lost.clamp_min(0).sum(1) + c * (self.how.kappa - at.lead).clamp_min(0)
+            objective, lost, short = self.how.parts(at)
+            loss = objective + self.how.gamma * lost.clamp_min(0).sum(1) + c * short.clamp_min(0)
             (gradient,) = torch.autograd.grad(loss.sum(), at.z)
         return gradient, -at.lead.detach()
 
     @torch.no_grad()
-    def _tell(self, rows: list[int], found: list[bool], gap: list[float]) -> None:
+    def _tell(self, kept: Kept) -> None:
         z, tried = self.z[:, 0], f"{self.how.binary_search_steps} x {self.how.iterations}"
-        g = measure(self.how.attributes or (), self.space.images(self.z, self.rows)[:, 0], z, self.how.generator)
-        lost = nn.functional.pad(self.space.before - g, (0, 1)).amax(1)  # 0 where there are no attributes
-        for row, k in enumerate(rows):
-            if found[row]:
-                much = f"; attributes lost, at most {lost[k]:.3g}" * bool(lost[k] > self.how.schedule.feasibility_tol)
-                self.ends[k][0] = Status.FOUND, f"nearest iterate of another class{much}"
-            elif self.interrupted:
-                self.ends[k][0] = Status.NOT_FOUND, "interrupted before an iterate had the class"
-            else:
-                missed = f"no iterate of {tried} has the class; the best misses it by {gap[row]:.3g} logits"
-                self.ends[k][0] = Status.NOT_FOUND, missed
+        lost = self.space.known["before"] - self.how.measured(self.space.images(self.z, self.rows)[:, 0], z)
+        worst = nn.functional.pad(lost, (0, 1)).amax(1)  # 0 where there are no attributes
+        for k, _ in self.slots:
+            much = f"; attributes lost, at most {worst[k]:.3g}" * bool(worst[k] > self.how.schedule.feasibility_tol)
+            reason = f"no iterate of {tried} has the class; the best misses it by {kept.missed[k]:.3g} logits"
+            if self.interrupted:
+                reason = "interrupted before an iterate had the class"
+            found = Status.FOUND, f"nearest iterate of another class{much}"
+            self.ends[k][0] = found if kept.found[k] else (Status.NOT_FOUND, reason)
         share = torch.linspace(0, 1, FRAMES - 1, device=z.device, dtype=z.dtype)[:-1].view(-1, *[1] * (z.ndim - 1))
         self.way = (self.space.start.unsqueeze(1) + share * (z - self.space.start).unsqueeze(1)).unsqueeze(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from ratherthan.search.method import (
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Status
+from ratherthan.search.solver import Kept, Status
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import (
@@ -88,11 +88,6 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
-    @property
-    def wanted_lead(self) -> float:
-        """The kappa in use."""
-        return self.kappa if self.kappa is not None else 5.0 if self.preset == "paper" else 0.0
-
     def modules(self) -> list[nn.Module]:
         """The attributes'."""
         return modules(self.attributes)
@@ -104,19 +99,19 @@ class CEMMAFPositive(PertinentPositiveMethod):
             baseline = default_baseline(images) if self.baseline is None else self.baseline
             labels = self._labels(images, question.positions)
             scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
-        order, interrupted = scorer.everything(), False
-        stages = (_relaxed_and_added,) if self.preset == "paper" else (_grown, _pruned, _ordered)
+        order, interrupted = [list(range(count)) for count in scorer.counts], False
         try:
-            for stage in stages:
-                order = stage(scorer, order)
+            if self.preset == "paper":
+                order = scorer.together(_added, _relaxed(scorer))
+            else:
+                for stage in (_grown, _pruned, _ordered):
+                    order = scorer.together(stage, order)
         except KeyboardInterrupt:
             interrupted = True  # what the stages before have left is enough, too
         return scorer.result(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = self.superpixels
-        if how is None:
-            how = default_superpixels(images)
+        how = default_superpixels(images) if self.superpixels is None else self.superpixels
         if isinstance(how, str):
             how = Superpixels(how, DEFAULT_COUNT)
         if not isinstance(how, Superpixels):
@@ -125,8 +120,12 @@ class CEMMAFPositive(PertinentPositiveMethod):
         return segment(images, how)
 
 
-Order = list[list[int]]
-"""For each image the labels of the features that are kept, in the order they came in."""
+Labels = list[int]
+"""Features that are kept, in the order they came in."""
+Ask = Callable[[Tensor, Tensor], Tensor]
+"""What the network is asked about masks (M, S) of images (M,); a number for each, or a row of numbers."""
+Stage = Generator[tuple[Ask, list[Labels]], Any, Labels]
+"""A part of the search for one image: asks about sets of features, is sent what was asked, and ends with some."""
 
 
 class SupersetScorer:
@@ -135,28 +134,48 @@ class SupersetScorer:
     def __init__(self, question: SearchQuestion, parts: SegmentedImages, how: CEMMAFPositive) -> None:
         self.question, self.parts, self.fact, self.how = question, parts, question.facts, how
         fact = self.fact
-        self.rows = torch.arange(len(fact), device=fact.device)
+        self.rows, self.counts = torch.arange(len(fact), device=fact.device), parts.count.tolist()
         most = 128 if fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
         self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
         self.before = measure(how.attributes, parts.images)
         whole = margin(self.logits(parts.present.to(parts.images), self.rows), fact)
         nothing = margin(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
-        self.kappa = how.wanted_lead
+        self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
         wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0
         # no part need do better than the whole image
         self.wanted = torch.where(self.kept, (whole - _SLACK).clamp(_SLACK, wanted), wanted)
         self.for_nothing = nothing >= self.wanted
 
-    def everything(self) -> Order:
-        """The whole image."""
-        return [list(range(count)) for count in self.parts.count.tolist()]
+    def together(self, stage: Callable[[SupersetScorer, int, Labels], Stage], order: list[Labels]) -> list[Labels]:
+        """Run a stage for all images side by side: what they ask about is shown to the network together."""
+        stages = [stage(self, row, labels) for row, labels in enumerate(order)]
+        ends, answers = list(order), dict[int, Any].fromkeys(range(len(order)))
+        while answers:
+            asked = {}
+            for row, answer in answers.items():
+                try:
+                    asked[row] = stages[row].send(answer)
+                except StopIteration as end:
+                    ends[row] = end.value
+            answers = {}
+            for ask in dict.fromkeys(ask for ask, _ in asked.values()):
+                sets = {row: some for row, (what, some) in asked.items() if what == ask}
+                masks, rows = self.flat(sets)
+                values = iter(ask(masks, rows).tolist() if len(rows) else [])
+                answers |= {row: [next(values) for _ in some] for row, some in sets.items()}
+        return ends
 
-    def masks(self, chosen: Sequence[Sequence[int]]) -> Tensor:
+    def flat(self, sets: dict[int, list[Labels]]) -> tuple[Tensor, Tensor]:
+        """All sets as masks (M, S), and the numbers (M,) of their images."""
+        rows = torch.tensor([row for row, some in sets.items() for _ in some], device=self.rows.device).long()
+        return self.masks([labels for some in sets.values() for labels in some]), rows
+
+    def masks(self, sets: Sequence[Labels]) -> Tensor:
         """Sets of labels to masks (M, S)."""
-        masks = torch.zeros(len(chosen), self.parts.present.shape[1])
-        for mask, labels in zip(masks, chosen, strict=True):
-            mask[list(labels)] = 1
+        masks = torch.zeros(len(sets), self.parts.present.shape[1])
+        for mask, labels in zip(masks, sets, strict=True):
+            mask[labels] = 1
         return masks.to(self.parts.images)
 
     @torch.no_grad()
@@ -165,33 +184,23 @@ class SupersetScorer:
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
         return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
 
-    def leads(self, sets: dict[int, Order]) -> dict[int, list[float]]:
-        """By how much the fact leads, for sets of labels of some images."""
-        return self._of_sets(sets, lambda masks, rows: self.score(masks, rows)[1])
+    @torch.no_grad()
+    def log_odds(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """The log-odds of the fact, (M,)."""
+        return odds(self.logits(masks, rows), self.fact[rows])
 
-    def log_odds(self, sets: dict[int, Order]) -> dict[int, list[float]]:
-        """The log-odds of the fact, likewise."""
-        return self._of_sets(sets, lambda masks, rows: odds(self.logits(masks, rows), self.fact[rows]))
-
-    def _of_sets(self, sets: dict[int, Order], of: Callable[[Tensor, Tensor], Tensor]) -> dict[int, list[float]]:
-        masks, rows = self.flat(sets)
-        values = iter(of(masks, rows).tolist() if len(rows) else [])
-        return {i: [next(values) for _ in some] for i, some in sets.items()}
-
-    def flat(self, sets: dict[int, Order]) -> tuple[Tensor, Tensor]:
-        """All sets as masks (M, S), and the numbers (M,) of their images."""
-        rows = torch.tensor([i for i, some in sets.items() for _ in some], device=self.fact.device, dtype=torch.long)
-        return self.masks([each for some in sets.values() for each in some]), rows
+    def leads(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """By how much the fact leads, (M,); -inf where, in the sound search, an attribute has risen."""
+        return self.scores(masks, rows)[:, 0]
 
     @torch.no_grad()
-    def score(self, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the sound search makes large, the log-odds less rising attributes, and the lead: (M,) each."""
+    def scores(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """The lead, and what the sound search makes large, the log-odds less rising attributes: (M, 2)."""
         logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
-        return odds(logits, fact) - self.how.gamma * risen, self._held(margin(logits, fact), risen)
-
-    def _held(self, leads: Tensor, risen: Tensor) -> Tensor:
-        """The sound search takes no part in which an attribute has risen; the paper's only weighs that."""
-        return leads.masked_fill(risen > _RISE, -torch.inf) if self.how.preset == "sound" else leads
+        # the sound search takes no part in which an attribute has risen; the paper's only weighs that
+        forbidden = (risen > _RISE) & (self.how.preset == "sound")
+        leads = margin(logits, fact).masked_fill(forbidden, -torch.inf)
+        return torch.stack([leads, odds(logits, fact) - self.how.gamma * risen], 1)
 
     def risen(self, masks: Tensor, rows: Tensor) -> Tensor:
         """(M,): sum_i max(0, g_i(part) - g_i(image))."""
@@ -200,48 +209,50 @@ class SupersetScorer:
         after = measure(self.how.attributes, self.parts.render(masks, rows))
         return (after - self.before[rows]).clamp_min(0).sum(1)
 
-    def gradient(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """Of the score, (M, S)."""
-        gradients = []
-        for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):
+    def rank(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """(M, S): the features by the gradient of the score, those that are missing first."""
+        present, gradients = self.parts.present[rows], []
+        glimpsed = torch.maximum(masks, _GLIMPSE * present)
+        for some, at in zip(torch.split(glimpsed, self.at_once), torch.split(rows, self.at_once), strict=True):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
                 score = odds(self.question.look(self.parts.render(leaf, at)), self.fact[at])
                 score = score - self.how.gamma * self.risen(leaf, at)
                 gradients.append(torch.autograd.grad(score.sum(), leaf)[0])
-        return torch.cat(gradients)
+        gradient = torch.cat(gradients).masked_fill(~present | (masks > 0), -torch.inf)
+        return gradient.argsort(dim=1, descending=True, stable=True)
 
     @torch.no_grad()
-    def result(self, order: Order, interrupted: bool) -> PertinentPositive:
+    def result(self, order: list[Labels], interrupted: bool) -> PertinentPositive:
         """Write down the sets, with the confidence that each further feature brings."""
         masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})
         logits, sizes = self.logits(masks, at), [len(labels) + 1 for labels in order]
-        confidence = torch.split(logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1), sizes)
-        ends = [leads[-1].item() for leads in torch.split(margin(logits, self.fact[at]), sizes)]
-        curve = nn.utils.rnn.pad_sequence(list(confidence), batch_first=True, padding_value=torch.nan)
+        confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
+        leads = [each[-1].item() for each in torch.split(margin(logits, self.fact[at]), sizes)]
         labels = [torch.tensor(each, device=at.device) for each in order]
-        ranked = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         masks = self.masks(order)
         return PertinentPositive.of(
             self.how,
             self.question,
             self.parts.render(masks, self.rows),
-            [self._said(i, each, end) for i, (each, end) in enumerate(zip(order, ends, strict=True))],
+            [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)],
             self.parts.pixels(masks, self.rows) > 0,
             superpixels=self.parts.labels,
-            order=ranked,
-            curve=curve,
+            order=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1),
+            curve=nn.utils.rnn.pad_sequence(
+                list(torch.split(confidence, sizes)), batch_first=True, padding_value=torch.nan
+            ),
             interrupted=interrupted,
         )
 
     def _said(self, row: int, labels: Sequence[int], end: float) -> tuple[Status, str]:
         if end <= 0:
             return Status.NOT_FOUND, f"the network takes neither the image nor any part tried for it ({end:.2f} logits)"
-        if len(labels) == 1 == int(self.parts.count[row]):
+        if len(labels) == 1 == self.counts[row]:
             return Status.FOUND, "the image is one superpixel: all or nothing"
         if self.for_nothing[row]:
             return Status.FOUND, "but the network says so even if nothing is there"
-        if len(labels) == int(self.parts.count[row]):
+        if len(labels) == self.counts[row]:
             return Status.FOUND, "nothing less than the whole image was found to be enough"
         if self.how.preset == "sound" and end < self.kappa:
             return Status.FOUND, f"it leads by {end:.2f} logits, not by {self.kappa:g}: the whole image does no better"
@@ -256,28 +267,22 @@ def odds(logits: Tensor, fact: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
-def _relaxed_and_added(scorer: SupersetScorer, order: Order) -> Order:
-    """Rank the features by relaxed masks, and keep as many as it takes; those given where the fact never returns."""
-    return _added(scorer, _relaxed(scorer), order)
-
-
-def _relaxed(scorer: SupersetScorer) -> Tensor:
-    """The best relaxed masks (N, S) of ISTA: least |m|_1 among those that lead by kappa, else that keep the fact."""
+def _relaxed(scorer: SupersetScorer) -> list[Labels]:
+    """Rank the features by the best relaxed masks of ISTA: least |m|_1 that lead by kappa, else that keep the fact."""
     how, present = scorer.how, scorer.parts.present.to(scorer.parts.images)
-    tradeoff = TradeoffSearch.start(present.new_ones(len(present)), "halve")
-    best, least = present.clone(), present.new_full((len(present),), torch.inf)
+    tradeoff, kept = TradeoffSearch.start(present.new_ones(len(present)), "halve"), Kept(present)
     large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
     for _ in range(how.binary_search_steps):
-        m, success = present.clone(), torch.zeros_like(scorer.kept)
+        m, success = present, torch.zeros_like(scorer.kept)
         for _ in range(how.iterations):
             gradient, leads = _smooth_gradient(scorer, m, tradeoff.c)
             success |= leads >= scorer.kappa
             size = m.sum(1) + large * (leads < scorer.kappa)
-            better = (leads >= scorer.wanted) & (size < least)
-            best, least = torch.where(better.unsqueeze(1), m, best), torch.where(better, size, least)
+            kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
             m = (m - how.step * (gradient + how.beta)).clamp(0, 1) * present
         tradeoff = tradeoff.update(success)
-    return best
+    ranked = kept.best.masked_fill(present == 0, -1).argsort(dim=1, descending=True, stable=True).tolist()
+    return [labels[:count] for labels, count in zip(ranked, scorer.counts, strict=True)]
 
 
 def _smooth_gradient(scorer: SupersetScorer, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,94 +293,67 @@ def _smooth_gradient(scorer: SupersetScorer, m: Tensor, c: Tensor) -> tuple[Tens
         return torch.autograd.grad(terms.sum(), leaf)[0], leads.detach()
 
 
-def _added(scorer: SupersetScorer, m: Tensor, order: Order) -> Order:
-    """Features in the order of the mask, as many of them as it takes for the fact to return."""
-    ranked = m.masked_fill(~scorer.parts.present, -1).argsort(dim=1, descending=True, stable=True).tolist()
-    counts, kept = scorer.parts.count.tolist(), list(order)
-    going, start, width = list(range(len(ranked))), 1, _TRIED
-    while going:
-        asked = {i: [ranked[i][:k] for k in range(start, min(start + width, counts[i] + 1))] for i in going}
-        enough = {i: _enough(scorer, i, asked[i], leads) for i, leads in scorer.leads(asked).items()}
-        for i, sets in enough.items():
-            kept[i] = sets[0] if sets else kept[i]
+def _added(scorer: SupersetScorer, row: int, ranked: Labels) -> Stage:
+    """As many of the ranked features as it takes for the fact to return; all of them where it never does."""
+    wanted, start, width = scorer.wanted[row].item(), 1, _TRIED
+    while start <= len(ranked):
+        tried = [ranked[:k] for k in range(start, min(start + width, len(ranked) + 1))]
+        leads = yield scorer.leads, tried
+        if enough := _enough(tried, leads, wanted):
+            return enough[0]
         start, width = start + width, 2 * width
-        going = [i for i in going if not enough[i] and start <= counts[i]]
-    return kept
+    return sorted(ranked)
 
 
-def _enough(scorer: SupersetScorer, row: int, sets: list[Any], leads: Sequence[float]) -> list[Any]:
-    """What belongs to leads that suffice for an image."""
-    return [each for each, value in zip(sets, leads, strict=True) if value >= scorer.wanted[row]]
+def _enough(given: list[Labels], leads: Sequence[float], wanted: float) -> list[Labels]:
+    """What belongs to leads that suffice."""
+    return [each for each, lead in zip(given, leads, strict=True) if lead >= wanted]
 
 
 # ------------------------------------------------------------------------------------------ sound
-def _grown(scorer: SupersetScorer, order: Order) -> Order:
-    """Add features until the fact leads: the sets in the order they grew, or those given where it never does."""
-    kept, counts = list(order), scorer.parts.count.tolist()
-    going: dict[int, Order] = {i: [[]] for i in range(len(kept))}
-    while going:
-        tried = _extended(scorer, going, counts)
-        scores, leads = scorer.score(*scorer.flat(tried))
-        sizes = [len(sets) for sets in tried.values()]
-        going = {}
-        for (i, sets), score, value in zip(
-            tried.items(), torch.split(scores, sizes), torch.split(leads, sizes), strict=True
-        ):
-            enough = [
-                (len(each), -float(v), each) for each, v in zip(sets, value, strict=True) if v >= scorer.wanted[i]
-            ]
-            if enough:
-                kept[i] = min(enough)[2]
-            elif len(sets[0]) < counts[i]:
-                followed = 2 if counts[i] <= _FEW else 1
-                best = score.topk(min(followed, len(sets))).indices.tolist()
-                going[i] = [sets[b] for b in best]
-    return kept
+def _grown(scorer: SupersetScorer, row: int, whole: Labels) -> Stage:
+    """Add features until the fact leads: the set in the order it grew, or the whole image where it never does."""
+    wanted, sets = scorer.wanted[row].item(), list[Labels]([[]])
+    tried = sets
+    while len(tried[0]) < len(whole):
+        ranked = yield scorer.rank, sets
+        tried = _extended(sets, ranked, len(whole))
+        seen = yield scorer.scores, tried
+        enough = [(len(each), -lead, each) for each, (lead, _) in zip(tried, seen, strict=True) if lead >= wanted]
+        if enough:
+            return min(enough)[2]
+        followed = min(2 if len(whole) <= _FEW else 1, len(tried))
+        sets = [tried[k] for k in torch.tensor([score for _, score in seen]).topk(followed).indices.tolist()]
+    return whole
 
 
-def _extended(scorer: SupersetScorer, going: dict[int, Order], counts: Sequence[int]) -> dict[int, Order]:
-    """Every set with each of the features that the gradient ranks first; of large sets, with more and more of them."""
-    masks, rows = scorer.flat(going)
-    present = scorer.parts.present[rows]
-    gradient = scorer.gradient(torch.maximum(masks, _GLIMPSE * present), rows)
-    ranked = gradient.masked_fill(~present | (masks > 0), -torch.inf).argsort(dim=1, descending=True, stable=True)
-    longest = 2 ** (ranked.shape[1] - 1).bit_length()
-    tried, line = {}, iter(ranked[:, :longest].tolist())
-    for i, sets in going.items():
-        found: dict[frozenset[int], list[int]] = {}
-        for each in sets:
-            first = next(line)[: counts[i] - len(each)]
-            if len(each) < _PATIENCE:
-                more = [[label] for label in first[: max(1, _TRIED // len(sets))]]
-            else:
-                more = [first[: 2**power] for power in range(len(first).bit_length())] + [first]
-            for labels in more:
-                found.setdefault(frozenset([*each, *labels]), [*each, *labels])
-        tried[i] = list(found.values())
-    return tried
+def _extended(sets: list[Labels], ranked: list[Labels], count: int) -> list[Labels]:
+    """Every set with each of the features ranked first; of large sets, with more and more of them."""
+    found: dict[frozenset[int], Labels] = {}
+    for each, line in zip(sets, ranked, strict=True):
+        first = line[: count - len(each)]
+        more = [[label] for label in first[: max(1, _TRIED // len(sets))]]
+        if len(each) >= _PATIENCE:
+            more = [*(first[: 2**power] for power in range(len(first).bit_length())), first]
+        for labels in more:
+            found.setdefault(frozenset([*each, *labels]), [*each, *labels])
+    return list(found.values())
 
 
-def _pruned(scorer: SupersetScorer, order: Order) -> Order:
+def _pruned(scorer: SupersetScorer, row: int, kept: Labels) -> Stage:
     """Leave out what is not needed: several at once where that holds, until every feature left is needed."""
-    kept = [list(labels) for labels in order]
-    going = [i for i, labels in enumerate(kept) if len(labels) > 1]
-    while going:
-        spare = _spare(scorer, kept, going)
-        asked = {i: [spare[i][:width] for width in _doubled(len(spare[i]))] for i in going}
-        leads = scorer.leads({i: [_without(kept[i], gone) for gone in asked[i]] for i in going})
-        for i in going:
-            kept[i] = _without(kept[i], max(_enough(scorer, i, asked[i], leads[i]), key=len, default=spare[i][:1]))
-        going = [i for i in going if spare[i] and len(kept[i]) > 1]
+    wanted = scorer.wanted[row].item()
+    while len(kept) > 1:
+        some = kept[-_MANY:]
+        leads = yield scorer.leads, [_without(kept, [label]) for label in some]
+        least_missed = sorted((-lead, label) for lead, label in zip(leads, some, strict=True) if lead >= wanted)
+        spare = [label for _, label in least_missed][: len(kept) - 1]  # one always stays
+        if not spare:
+            break
+        tried = [spare[:width] for width in _doubled(len(spare))]
+        leads = yield scorer.leads, [_without(kept, gone) for gone in tried]
+        kept = _without(kept, max(_enough(tried, leads, wanted), key=len, default=spare[:1]))
     return kept
-
-
-def _spare(scorer: SupersetScorer, kept: Order, going: Sequence[int]) -> dict[int, list[int]]:
-    """The features that can be left out one at a time, the one missed least first; at least one always stays."""
-    asked = {i: kept[i][-_MANY:] for i in going}
-    leads = scorer.leads({i: [_without(kept[i], [label]) for label in asked[i]] for i in going})
-    ranked = {i: sorted(zip((-lead for lead in leads[i]), asked[i], strict=True)) for i in going}
-    spare = {i: _enough(scorer, i, [label for _, label in ranked[i]], [-lead for lead, _ in ranked[i]]) for i in going}
-    return {i: spare[i][: len(kept[i]) - 1] for i in going}
 
 
 def _doubled(count: int) -> list[int]:
@@ -383,40 +361,33 @@ def _doubled(count: int) -> list[int]:
     return sorted({min(2**power, count) for power in range(1, count.bit_length() + 1)}) if count > 1 else []
 
 
-def _without(labels: Sequence[int], gone: Sequence[int]) -> list[int]:
+def _without(labels: Labels, gone: Labels) -> Labels:
     return [label for label in labels if label not in gone]
 
 
-def _ordered(scorer: SupersetScorer, order: Order) -> Order:
-    """Features in an order in which every one adds confidence, if there is one; found from the end.
+def _ordered(scorer: SupersetScorer, row: int, kept: Labels) -> Stage:
+    """The features in an order in which every one adds confidence, if there is one; found from the end.
 
     Left out next is the feature that takes least confidence with it but takes some; where each one left out would raise
     the confidence, the one that raises it least. Large sets lose several in a round, as long as each takes some.
     """
-    kept = list(order)
-    left = {i: list(labels) for i, labels in enumerate(kept) if 1 < len(labels) <= _MANY}
-    tails: dict[int, list[int]] = {i: [] for i in left}
-    present = {i: score[0] for i, score in scorer.log_odds({i: [labels] for i, labels in left.items()}).items()}
-    while left:
-        alone = scorer.log_odds({i: [_without(labels, [label]) for label in labels] for i, labels in left.items()})
-        least = {i: _least(labels, alone[i], present[i]) for i, labels in left.items()}
-        together = scorer.log_odds(
-            {i: [_without(left[i], labels[:k]) for k in range(2, len(labels) + 1)] for i, labels in least.items()}
-        )
-        for i, labels in least.items():
-            falling = [present[i], alone[i][left[i].index(labels[0])], *together[i]]
-            count = next((k for k in range(1, len(labels)) if falling[k + 1] >= falling[k]), len(labels))
-            present[i] = falling[count]
-            tails[i] = [*reversed(labels[:count]), *tails[i]]
-            left[i] = _without(left[i], labels[:count])
-            if len(left[i]) == 1:
-                kept[i] = left.pop(i) + tails[i]
-    return kept
+    if not 1 < len(kept) <= _MANY:
+        return kept
+    left, tail = kept, list[int]()
+    (present,) = yield scorer.log_odds, [left]
+    while len(left) > 1:
+        alone = yield scorer.log_odds, [_without(left, [label]) for label in left]
+        labels = _least(left, alone, present)
+        more = yield scorer.log_odds, [_without(left, labels[:k]) for k in range(2, len(labels) + 1)]
+        falling = [present, alone[left.index(labels[0])], *more]
+        count = next((k for k in range(1, len(labels)) if falling[k + 1] >= falling[k]), len(labels))
+        present, tail, left = falling[count], [*reversed(labels[:count]), *tail], _without(left, labels[:count])
+    return left + tail
 
 
-def _least(labels: Sequence[int], scores: Sequence[float], present: float) -> list[int]:
+def _least(labels: Labels, scores: Sequence[float], present: float) -> Labels:
     """The features to be left out next, from the scores without each of them."""
-    below = sorted(((-score, label) for label, score in zip(labels, scores, strict=True) if score < present))
+    below = sorted((-score, label) for label, score in zip(labels, scores, strict=True) if score < present)
     if not below:
         return [min(zip(scores, labels, strict=True))[1]]
     count = 1 if len(labels) <= _SINGLY else len(labels) // 16

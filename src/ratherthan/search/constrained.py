@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from ratherthan.search.manifold import Inversion, Manifold, invert
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
 from ratherthan.search.solver import Outcome, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
 
@@ -37,6 +34,7 @@ class Space:
         decode: Variables (M, ...) and the numbers (M,) of their questions to images (M, C, H, W); differentiable.
         excluded: What need not be searched for, by number of the question: how that ends, and why.
         fields: Fields of the result that are known before any search, e.g. reconstructions.
+        known: What the method's own terms and starts want to know again, e.g. attributes of the images.
         interrupted: Whether Ctrl-C was pressed already.
     """
 
@@ -44,6 +42,7 @@ class Space:
     decode: Callable[[Tensor, Tensor], Tensor]
     excluded: dict[int, tuple[Status, str]] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
 
     @torch.no_grad()
@@ -147,8 +146,8 @@ class ConstrainedSearch(CounterfactualMethod):
         violation = self.terms(at).violation()
         return violation, violation <= self.schedule.feasibility_tol
 
-    def fields(self, question: SearchQuestion, space: Space, z: Tensor) -> dict[str, Tensor]:
-        """Further fields of the result by answer, (K, R, ...), of variables (K, R, ...)."""
+    def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Further fields of the result by answer, (K, R, ...), of variables (K, R, ...) and their images."""
         return {}
 
     def search(self, question: SearchQuestion) -> Counterfactual:
@@ -194,7 +193,7 @@ class Searches:
             moved,
             check=lambda logits: self._check(examples, logits),
             way=lambda best: self.space.images(self.way[self.rows, best], self.rows),
-            answers=self.how.fields(self.question, self.space, self.z),
+            answers=self.how.fields(self.space, self.z, examples),
             interrupted=self.interrupted,
             **self.space.fields,
         )
@@ -296,10 +295,10 @@ class OnManifold(ConstrainedSearch):
             lambda z, rows: (manifold.decode(z) + residual[rows]).clamp(0, 1),
             {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()},
             {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")},
-            inverted.interrupted,
+            interrupted=inverted.interrupted,
         )
 
-    def fields(self, question: SearchQuestion, space: Space, z: Tensor) -> dict[str, Tensor]:
+    def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie."""
         return {"latents": z}
 

@@ -14,24 +14,23 @@ from ratherthan.contrast import rival
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
+from ratherthan.render import Trajectory, draw_probabilities, draw_trajectories, write_page
 from ratherthan.result import picture
 from ratherthan.search.method import (
     CounterfactualMethod,
+    Ends,
     SearchQuestion,
     SearchResult,
-    confirmed,
     get_counterfactual_method,
-    lead,
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-    from ratherthan.render import Trajectory
 
 FRAMES = 16
 """Points of a path that are kept, the image and the answer among them."""
@@ -82,7 +81,7 @@ class Counterfactual(SearchResult):
         how: CounterfactualMethod,
         question: SearchQuestion,
         examples: Tensor,
-        ends: list[list[tuple[Status, str]]],
+        ends: Ends,
         distance: Tensor,
         *,
         check: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
@@ -110,27 +109,20 @@ class Counterfactual(SearchResult):
         """
         examples = examples.clamp(0, 1)
         logits = question.fresh(examples)
-        violation, holds = (check or question_reached(question))(logits)
-        said = [[confirmed(*end) for end in zip(*row, strict=True)] for row in zip(ends, holds.tolist(), strict=True)]
-        found = torch.tensor([[status is Status.FOUND for status, _ in row] for row in said], device=distance.device)
+        violation, holds = (check or question.reached)(logits)
+        claimed = [[status is Status.FOUND for status, _ in row] for row in ends]
+        found = holds & torch.tensor(claimed, device=holds.device)
         order = torch.where(found, distance, violation).argsort(dim=1, stable=True)
         order = order.gather(1, (~found).gather(1, order).byte().argsort(dim=1, stable=True))
-        rows = torch.arange(len(order), device=order.device)
-        at = rows.unsqueeze(1), order
-        said = [[row[r] for r in best_first] for row, best_first in zip(said, order.tolist(), strict=True)]
-        best, best_logits = examples[rows, order[:, 0]].unsqueeze(1), logits[rows, order[:, 0]].unsqueeze(1)
+        ranked_ends = [[row[r] for r in best_first] for row, best_first in zip(ends, order.tolist(), strict=True)]
+        at = torch.arange(len(order), device=order.device).unsqueeze(1), order
+        each = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
+        ranked = {key: values[at] for key, values in (each | (answers or {})).items()}
+        best, best_logits = ranked["examples"][:, :1], ranked["example_logits"][:, :1]
         between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
-        ranked = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
-        fields = {
-            **{key: values[at] for key, values in (ranked | (answers or {})).items()},
-            "statuses": [[str(status) for status, _ in row] for row in said],
-            "reasons": [[reason for _, reason in row] for row in said],
-            "path": torch.cat([question.asked.unsqueeze(1), between, best], 1),
-            "path_logits": torch.cat(seen, 1),
-        }
-        shaped = {key: question.by_question(values) for key, values in fields.items()}
-        return cls(**cls.fields_of(how, question), **shaped, **more)
+        path = {"path": torch.cat([question.asked.unsqueeze(1), between, best], 1), "path_logits": torch.cat(seen, 1)}
+        return cls.answering(how, question, ranked_ends, holds[at], ranked | path, **more)
 
     # ----------------------------------------------------------------------------------------- the answers
     @property
@@ -172,7 +164,7 @@ class Counterfactual(SearchResult):
         moved = [f"{sign}{share:.2%}" for sign, share in (("+", added), ("-", removed)) if share >= 0.00005]
         how = f"{grown}: then" if grown else f"Brightness {', '.join(moved) or 'hardly changed'}, and"
         sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
-        would = f"it would be {self.class_label(foil)}" if sure else f"it could as well be {self.class_label(foil)}"
+        would = f"it {'would' if sure else 'could as well'} be {self.class_label(foil)}"
         odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
         return f"{asked} {how} {would} ({odds}){more}."
 
@@ -222,8 +214,6 @@ class Counterfactual(SearchResult):
         return [self._trajectory(i, q) for i in range(len(self)) for q in range(self.questions)]
 
     def _trajectory(self, i: int, q: int) -> Trajectory:
-        from ratherthan.render import Trajectory
-
         p = self.best(self.path_logits, i, q).softmax(1)
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.reached, i, q)[0])
         others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
@@ -242,32 +232,15 @@ class Counterfactual(SearchResult):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render import draw_trajectories
-
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render import draw_probabilities
-
         return draw_probabilities(self._trajectory(sample, q))
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
-        from ratherthan.render import write_page
-
         return write_page(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
-
-
-def question_reached(question: SearchQuestion) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The usual check of `Counterfactual.of`: the foil is the likeliest class."""
-
-    def check(logits: Tensor) -> tuple[Tensor, Tensor]:
-        fact, foil = (each.unsqueeze(1).expand(logits.shape[:2]) for each in (question.facts, question.foils))
-        ahead = lead(logits, fact, foil)
-        return (-ahead).clamp_min(0), ahead > 0
-
-    return check
 
 
 def _straight(start: Tensor, end: Tensor) -> Tensor:
@@ -314,4 +287,4 @@ def counterfactual(
     model = Model.wrap(model)
     how = get_counterfactual_method(method).prepared(model)
     foil = how.default_foil if foil is None else foil
-    return run(Counterfactual, model, images, fact, foil, how, batch_size, progress)
+    return run(Counterfactual, model, Samples.of(model, images, fact, foil), how, batch_size, progress)

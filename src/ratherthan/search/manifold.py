@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
+Lead = Callable[
+    [Tensor, Tensor], Tensor
+]  # decoded images and the rows of a search they belong to, to the fact's margin
 _MARGIN = 0.1  # logits by which the class of a reconstruction is to win
 
 
@@ -233,19 +236,23 @@ def invert(
     Raises:
         ModelError: If the manifold makes images of another shape.
     """
-    settings = settings or Inversion()
+    settings, model = settings or Inversion(), None if model is None else Model.wrap(model)
     manifold.to(images).check(images)
-    model = None if model is None else Model.wrap(model)
     with preserve_state(nn.ModuleList([manifold.module, *([] if model is None else [model.module])])):
-        if model is not None and fact is None:
-            with torch.no_grad():
-                fact = model.logits(images).argmax(1)
-        starts = _starts(manifold, images, settings.restarts, seed)
-        nearest = search(_problem(manifold, images), starts, settings.schedule)
+        lead = None if model is None else _lead(model, images, fact)
+        problem = _problem(manifold, images)
+        nearest = search(problem, _starts(manifold, images, settings.restarts, seed), settings.schedule)
         z, interrupted = nearest.z, nearest.interrupted
-        if model is not None and fact is not None and not interrupted:
-            z, interrupted = _with_class(manifold, images, model, fact, z, settings.schedule)
-        return replace(_best(manifold, images, model, fact, z), interrupted=interrupted)
+        if lead is not None and not interrupted:
+            z, interrupted = _with_class(_problem(manifold, images, lead), manifold, lead, z, settings.schedule)
+        return replace(_best(manifold, images, lead, z), interrupted=interrupted)
+
+
+def _lead(model: Model, images: Tensor, fact: Tensor | None) -> Lead:
+    if fact is None:
+        with torch.no_grad():
+            fact = model.logits(images).argmax(1)
+    return lambda made, rows: margin(model.logits(made), fact[rows % len(fact)])
 
 
 def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Tensor:
@@ -263,40 +270,32 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
     return torch.cat(found[:restarts])
 
 
-def _problem(manifold: Manifold, images: Tensor, model: Model | None = None, fact: Tensor | None = None) -> Problem:
+def _problem(manifold: Manifold, images: Tensor, lead: Lead | None = None) -> Problem:
     def problem(z: Tensor, rows: Tensor) -> Terms:
-        made, at = manifold.decode(z), rows % len(images)
-        misfit = (made - images[at]).square().flatten(1).sum(1)
-        if model is None or fact is None:
-            return Terms(misfit)
-        return Terms(misfit, below=_MARGIN - margin(model.logits(made), fact[at]))
+        made = manifold.decode(z)
+        misfit = (made - images[rows % len(images)]).square().flatten(1).sum(1)
+        return Terms(misfit) if lead is None else Terms(misfit, below=_MARGIN - lead(made, rows))
 
     return problem
 
 
-def _with_class(
-    manifold: Manifold, images: Tensor, model: Model, fact: Tensor, z: Tensor, schedule: Schedule
-) -> tuple[Tensor, bool]:
+def _with_class(problem: Problem, manifold: Manifold, lead: Lead, z: Tensor, schedule: Schedule) -> tuple[Tensor, bool]:
+    """Search on from z where the reconstruction has another class; kept is what has it then."""
     with torch.no_grad():
-        wrong = model.logits(manifold.decode(z)).argmax(1) != fact.repeat(len(z) // len(images))
-    rows = wrong.nonzero().flatten()
+        rows = (lead(manifold.decode(z), torch.arange(len(z), device=z.device)) <= 0).nonzero().flatten()
     if not len(rows):
         return z, False
-    problem = _problem(manifold, images, model, fact)
     held = search(lambda z, of: problem(z, rows[of]), z[rows], schedule)
     kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
     return z.index_put((rows[kept],), held.z[kept]), held.interrupted
 
 
-def _best(manifold: Manifold, images: Tensor, model: Model | None, fact: Tensor | None, z: Tensor) -> Inverted:
-    count = len(images)
-    with torch.no_grad():
-        made = manifold.decode(z)
-        error = (made - images.repeat(len(z) // count, 1, 1, 1)).square().flatten(1).mean(1).sqrt().view(-1, count)
-        kept = torch.ones_like(error, dtype=torch.bool)
-        if model is not None and fact is not None:
-            kept = model.logits(made).argmax(1).view(-1, count) == fact
+@torch.no_grad()
+def _best(manifold: Manifold, images: Tensor, lead: Lead | None, z: Tensor) -> Inverted:
+    made, rows = manifold.decode(z), torch.arange(len(z), device=z.device)
+    error = (made - images[rows % len(images)]).square().flatten(1).mean(1).sqrt()
+    kept = torch.ones_like(rows, dtype=torch.bool) if lead is None else lead(made, rows) > 0
     # a wrong class weighs more than any error of pixels can; NaN most of all
-    first = (error.nan_to_num(torch.inf) + 1e3 * ~kept).argmin(0)
-    rows = first * count + torch.arange(count, device=z.device)
-    return Inverted(z[rows], made[rows], images - made[rows], error.flatten()[rows], kept.flatten()[rows])
+    best = (error.nan_to_num(torch.inf) + 1e3 * ~kept).view(-1, len(images)).argmin(0)
+    rows = best * len(images) + rows[: len(images)]
+    return Inverted(z[rows], made[rows], images - made[rows], error[rows], kept[rows])

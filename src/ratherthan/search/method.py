@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,16 +24,12 @@ from ratherthan.search.solver import Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
-if TYPE_CHECKING:
-    from typing import Self
-
-    from ratherthan.search.counterfactual import Counterfactual
-    from ratherthan.search.pertinent_positive import PertinentPositive
-
 ANY = -1
 """The foil "any other class than the fact"."""
-Report = Callable[[int, int], object]
-"""Told (searches done, searches in all) now and then."""
+Report = Callable[[float], object]
+"""Told the share of a batch that is done now and then."""
+Ends = list[list[tuple[Status, str]]]
+"""For K questions how each of R searches ended, and why."""
 _AT_ONCE = 256  # images of a fresh pass
 
 
@@ -59,7 +56,7 @@ class SearchQuestion:
     fact: Tensor
     foil: Tensor | None
     positions: Sequence[int]
-    report: Report = lambda done, count: None
+    report: Report = lambda share: None
     axis: Literal["foil"] | None = None
     names: tuple[str, ...] = ()
     evaluations: int = field(default=0, init=False)
@@ -106,6 +103,12 @@ class SearchQuestion:
         logits = torch.cat([self.model.logits(part) for part in torch.split(flat, _AT_ONCE)])
         return logits.view(*images.shape[:-3], -1)
 
+    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much the foils are missed by answers (K, R, classes), and whether each is the likeliest class."""
+        fact, foil = (each.unsqueeze(1).expand(logits.shape[:2]) for each in (self.facts, self.foils))
+        ahead = lead(logits, fact, foil)
+        return (-ahead).clamp_min(0), ahead > 0
+
     @cached_property
     def same(self) -> dict[int, tuple[Status, str]]:
         """The questions whose foil is the fact, by number, and what is answered: status and reason."""
@@ -113,13 +116,8 @@ class SearchQuestion:
         return dict.fromkeys((self.facts == self.foils).nonzero().flatten().tolist(), end)
 
     def by_question(self, values: Any) -> Any:
-        """What belongs to K questions, a tensor (K, ...) or a list, as results have it: (N, [Q], ...)."""
-        count = self.questions
-        if self.axis is None:
-            return values
-        if isinstance(values, Tensor):
-            return values.view(-1, count, *values.shape[1:])
-        return [values[start : start + count] for start in range(0, len(values), count)]
+        """What belongs to K questions, a tensor or array (K, ...), as results have it: (N, [Q], ...)."""
+        return values if self.axis is None else values.reshape(-1, self.questions, *values.shape[1:])
 
 
 def lead(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
@@ -174,18 +172,17 @@ class SearchResult(Result):
     @property
     def found_each(self) -> Tensor:
         """(N, [Q], R) bool, the same for all answers."""
-        flat = [status == Status.FOUND for status in _flat(self.statuses)]
-        return torch.tensor(flat, device=self.fact.device).view(self.examples.shape[: self.fact.ndim + 1])
+        return torch.tensor(np.equal(self.statuses, str(Status.FOUND)), device=self.fact.device)
 
     @property
     def status(self) -> list[Any]:
         """N, or N lists of Q: how the best search ended."""
-        return self._first(self.statuses)
+        return cast(list[Any], np.array(self.statuses)[..., 0].tolist())
 
     @property
     def reason(self) -> list[Any]:
         """The same in words."""
-        return self._first(self.reasons)
+        return cast(list[Any], np.array(self.reasons)[..., 0].tolist())
 
     @property
     def difference(self) -> Tensor:
@@ -195,9 +192,6 @@ class SearchResult(Result):
     def best(self, values: Any, sample: int, q: int = 0) -> Any:
         """What belongs to one question: a tensor's row, or that of a list."""
         return values[sample] if self.axis is None else values[sample][q]
-
-    def _first(self, values: list[Any]) -> list[Any]:
-        return [row[0] for row in values] if self.axis is None else [[each[0] for each in row] for row in values]
 
     def made_by(self) -> str:
         """The method, the manifold, and whether it was interrupted."""
@@ -212,20 +206,45 @@ class SearchResult(Result):
         """The fields that a question answers by itself; the other ones are the method's."""
         asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
         model = {"class_names": question.model.class_names, "output": question.model.output.name}
-        return asked | model | {
-            "method": how.name, "settings": how.settings(), "evaluations": question.evaluations
-        }  # fmt: skip
+        made = {"method": how.name, "settings": how.settings(), "evaluations": question.evaluations}
+        return asked | model | made
+
+    @classmethod
+    def answering(
+        cls,
+        how: SearchMethod,
+        question: SearchQuestion,
+        ends: Ends,
+        holds: Tensor,
+        answers: dict[str, Tensor],
+        **more: Any,
+    ) -> Self:
+        """The result of a method, whose claims stand where a fresh pass confirms them.
+
+        Args:
+            how: The method.
+            question: K questions.
+            ends: K lists of R: how each search ended, and why.
+            holds: (K, R) bool: whether a fresh pass confirms it.
+            answers: Fields by question, (K, ...).
+            **more: Further fields.
+        """
+        pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
+        said = question.by_question(np.array([[_confirmed(*pair) for pair in row] for row in pairs]))
+        return cls(
+            **cls.fields_of(how, question),
+            **{key: question.by_question(values) for key, values in answers.items()},
+            statuses=said[..., 0].tolist(),
+            reasons=said[..., 1].tolist(),
+            **more,
+        )
 
 
-def confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:
+def _confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:
     """How a search ended, knowing whether its answer holds in a fresh pass."""
     if end[0] is Status.FOUND and not holds:
         return Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
     return end
-
-
-def _flat(nested: Sequence[Any]) -> list[str]:
-    return [each for row in nested for each in (_flat(row) if isinstance(row, list) else [row])]
 
 
 # --------------------------------------------------------------------------------------------- who answers
@@ -269,40 +288,21 @@ class CounterfactualMethod(SearchMethod):
     any_foil: ClassVar[bool] = False
     restarts: int = 1
 
-    @abstractmethod
-    def search(self, question: SearchQuestion) -> Counterfactual:
-        """See `SearchMethod.search`."""
-
 
 class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
 
-    @abstractmethod
-    def search(self, question: SearchQuestion) -> PertinentPositive:
-        """See `SearchMethod.search`."""
 
-
-COUNTERFACTUAL_METHODS: Classes[CounterfactualMethod] = Classes(
-    "counterfactual method", CounterfactualMethod, "CDeepEx(manifold)"
-)
-PERTINENT_POSITIVE_METHODS: Classes[PertinentPositiveMethod] = Classes(
+_COUNTERFACTUALS = Classes[CounterfactualMethod]("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
+register_counterfactual_method = _COUNTERFACTUALS.register
+get_counterfactual_method = _COUNTERFACTUALS.make
+counterfactual_methods = _COUNTERFACTUALS.names
+_POSITIVES = Classes[PertinentPositiveMethod](
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
-register_counterfactual_method, get_counterfactual_method = COUNTERFACTUAL_METHODS.register, COUNTERFACTUAL_METHODS.make
-register_pertinent_positive_method, get_pertinent_positive_method = (
-    PERTINENT_POSITIVE_METHODS.register,
-    PERTINENT_POSITIVE_METHODS.make,
-)
-
-
-def counterfactual_methods() -> list[str]:
-    """The registered names."""
-    return list(COUNTERFACTUAL_METHODS)
-
-
-def pertinent_positive_methods() -> list[str]:
-    """The registered names."""
-    return list(PERTINENT_POSITIVE_METHODS)
+register_pertinent_positive_method = _POSITIVES.register
+get_pertinent_positive_method = _POSITIVES.make
+pertinent_positive_methods = _POSITIVES.names
 
 
 def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
@@ -322,42 +322,31 @@ Found = TypeVar("Found", bound=SearchResult)
 
 
 def run(
-    kind: type[Found],
-    model: Model,
-    images: Any,
-    fact: Any,
-    foil: Any,
-    how: SearchMethod,
-    batch_size: int,
-    progress: Progress,
+    kind: type[Found], model: Model, samples: Samples, how: SearchMethod, batch_size: int, progress: Progress
 ) -> Found:
     """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
 
     Args:
         kind: What the method returns.
         model: The network.
-        images: As the user gave them.
-        fact: The same.
-        foil: The same; None: the fact is kept.
+        samples: The images and what is asked; the foil None: the fact is kept.
         how: The method, prepared.
         batch_size: Searches at once.
         progress: Whom to tell.
     """
     if not model.output.of_classes:
         raise InputError(f"this model gives a value; a {kind.kind} is about classes")
-    samples, parts = Samples.of(model, images, fact, foil), list[Found]()
     _check_range(samples.images)
     how.check(model, samples.images)
-    watched = nn.ModuleList([model.module, *how.modules()])
+    watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()
     with preserve_state(watched), reporter(progress, "searching") as report:
-        size = batch_size
         if isinstance(how, CounterfactualMethod) and batch_size >= 1:
             # how many foils there are shows only when they are resolved
-            size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
+            batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
         try:
-            for batch in samples.batches(size, report):
+            for batch in samples.batches(batch_size, report):
                 question = _question(model, batch, how)
-                question.report = _within(batch, len(samples), report)
+                question.report = batch.sharing(report, len(samples))
                 parts.append(cast(Found, how.search(question)))
                 if parts[-1].interrupted:
                     break
@@ -369,11 +358,9 @@ def run(
 
 
 def _check_range(images: Tensor) -> None:
-    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)
-    outside = ((low < -1e-4) | (high > 1 + 1e-4)).nonzero().flatten().tolist()
-    if outside:
-        i = outside[0]
-        raise InputError(f"image {i} ranges over [{low[i]:.3g}, {high[i]:.3g}]: hand them in [0, 1]")
+    for i, image in enumerate(images):
+        if image.min() < -1e-4 or image.max() > 1 + 1e-4:
+            raise InputError(f"image {i} ranges over [{image.min():.3g}, {image.max():.3g}]: hand them in [0, 1]")
 
 
 def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion:
@@ -390,21 +377,9 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
         if ((foil < 0) & ~(everything & how.any_foil)).any():
             words = "'runner-up', a class, a list, 'each'" + " or 'any'" * how.any_foil
             raise InputError(f"{how.name} moves towards one class: ask with {words}")
-    fact, axis = asked.fact, asked.axis
-    if axis is None:
+    fact = asked.fact
+    if asked.axis is None:
         fact, foil = fact.squeeze(1), None if foil is None else foil.squeeze(1)
-    question = SearchQuestion(model, batch.images, fact, foil, batch.positions, axis=axis, names=batch.names)
+    question = SearchQuestion(model, batch.images, fact, foil, batch.positions, axis=asked.axis, names=batch.names)
     question.logits = logits
     return question
-
-
-def _within(batch: Samples, total: int, report: Report) -> Report:
-    """Tell how far a search within a batch is, in samples; never less than before."""
-    furthest = batch.start
-
-    def told(done: int, count: int) -> None:
-        nonlocal furthest
-        furthest = max(furthest, batch.start + len(batch) * done // max(1, count))
-        report(furthest, total)
-
-    return told

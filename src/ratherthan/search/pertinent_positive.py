@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.progress import Progress
+from ratherthan.render import Excerpt, Heatmap, Panel, draw_excerpts, write_page
 from ratherthan.result import picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
     SearchResult,
-    confirmed,
     get_pertinent_positive_method,
     run,
 )
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-    from ratherthan.render import Panel
 
 _DIMMED = 0.18  # how much of what is left out still shows through
 _SIDES = ("", "enough, the first most of all")
@@ -89,14 +89,13 @@ class PertinentPositive(SearchResult):
         """
         logits = question.fresh(examples)
         holds = logits.argmax(1) == question.facts if check is None else check(logits)
-        said = [confirmed(end, held) for end, held in zip(ends, holds.tolist(), strict=True)]
         counts = torch.full_like(question.facts, mask[0].numel())
-        return cls(
-            **cls.fields_of(how, question),
-            examples=examples.unsqueeze(1),
-            example_logits=logits.unsqueeze(1),
-            statuses=[[str(status)] for status, _ in said],
-            reasons=[[reason] for _, reason in said],
+        return cls.answering(
+            how,
+            question,
+            [[end] for end in ends],
+            holds.unsqueeze(1),
+            {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)},
             mask=mask,
             features=(mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1),
             feature_count=counts if superpixels is None else superpixels.flatten(1).amax(1) + 1,
@@ -122,13 +121,12 @@ class PertinentPositive(SearchResult):
         """
         if self.order is None:
             return self.mask.float()
-        labels = self.superpixels if self.superpixels is not None else _pixels(self.mask)
-        drawn = torch.zeros(labels.shape)
-        for i, row in enumerate(self.order.cpu()):
-            kept = row[row >= 0]
-            value = torch.zeros(int(labels[i].max()) + 1).index_put((kept,), 1 - torch.arange(len(kept)) / len(kept))
-            drawn[i] = value[labels[i].cpu()]
-        return drawn
+        order, kept = self.order.cpu(), self.order.cpu() >= 0
+        labels = (_pixels(self.mask) if self.superpixels is None else self.superpixels).cpu()
+        last = int(labels.max()) + 1  # a column for the labels -1 that fill up the order
+        rank = 1 - torch.arange(order.shape[1]) / kept.sum(1, keepdim=True).clamp_min(1)
+        drawn = torch.zeros(len(order), last + 1).scatter(1, order.where(kept, last), rank * kept)
+        return drawn.gather(1, labels.flatten(1)).view(labels.shape)
 
     # ----------------------------------------------------------------------------------------- in words
     def because(self, sample: int) -> str:
@@ -174,27 +172,20 @@ class PertinentPositive(SearchResult):
 
     def panels(self) -> list[Panel]:
         """What the report draws: the features kept over their image, the most important strongest."""
-        from ratherthan.render import Heatmap, Panel
+        return [self._panel(i, rank) for i, rank in enumerate(self.ranks().numpy())]
 
-        cases, ranks = [], self.ranks().numpy()
-        for i, name in enumerate(self.names):
-            p = self.logits[i].softmax(0)
-            bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
-            views = (Heatmap("", self.method, ranks[i], self.text(i)),)
-            fact = self.class_label(int(self.fact[i]))
-            cases.append(Panel(Path(name).name, picture(self.images[i]), fact, bars, views, _SIDES))
-        return cases
+    def _panel(self, i: int, rank: np.ndarray[Any, Any]) -> Panel:
+        p = self.logits[i].softmax(0)
+        bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
+        view, fact = Heatmap("", self.method, rank, self.text(i)), self.class_label(int(self.fact[i]))
+        return Panel(Path(self.names[i]).name, picture(self.images[i]), fact, bars, (view,), _SIDES)
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_page
-
         return write_page(self.panels(), path, "What is enough?", f"Method: {self.made_by()}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
-        from ratherthan.render import Excerpt, draw_excerpts
-
         return draw_excerpts([
             Excerpt(
                 Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
@@ -237,7 +228,7 @@ def pertinent_positive(
     """
     model = Model.wrap(model)
     how = get_pertinent_positive_method(method).prepared(model)
-    return run(PertinentPositive, model, images, fact, None, how, batch_size, progress)
+    return run(PertinentPositive, model, Samples.of(model, images, fact), how, batch_size, progress)
 
 
 def rank_correlation(p: Tensor) -> float:

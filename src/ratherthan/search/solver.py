@@ -128,7 +128,7 @@ def search(
     problem: Problem,
     start: Tensor,
     schedule: Schedule | None = None,
-    report: Callable[[int, int], object] | None = None,
+    report: Callable[[float], object] = lambda share: None,
 ) -> Outcome:
     """Solve a batch of constrained problems.
 
@@ -136,7 +136,7 @@ def search(
         problem: The terms of any of the rows.
         start: (S, ...) where to begin.
         schedule: How long and how hard; None: the usual.
-        report: Called with (rows done, rows in all) after every round.
+        report: Called with the share of the rows that are done after every round.
 
     Returns:
         The outcome. Ctrl-C does not raise: it ends the search, and the best so far comes back, marked.
@@ -149,11 +149,50 @@ def search(
             if not run.alive.any():
                 break
             run.round(number)
-            if report is not None:
-                report(len(start) - int(run.alive.sum()), len(start))
+            report(1 - run.alive.double().mean().item())
     except KeyboardInterrupt:
         interrupted = True
     return run.outcome(interrupted)
+
+
+class Kept:
+    """The best point that each of K rows has been seen at, and the one that missed by least.
+
+    Args:
+        start: (K, ...) what counts as both until something is seen.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.best, self.nearest = start.clone(), start.clone()
+        self.least = start.new_full((len(start),), torch.inf)
+        self.missed = self.least.clone()
+
+    @property
+    def found(self) -> Tensor:
+        """(K,) bool: whether any point held."""
+        return self.least.isfinite()
+
+    @property
+    def points(self) -> Tensor:
+        """(K, ...): the best, else the nearest miss."""
+        return choose(self.found, self.best, self.nearest)
+
+    @torch.no_grad()
+    def see(self, rows: Tensor, points: Tensor, value: Tensor, missed: Tensor, holds: Tensor) -> None:
+        """Look at points (M, ...) of different rows (M,).
+
+        Args:
+            rows: Numbers of the rows.
+            points: One for each.
+            value: (M,) to be small.
+            missed: (M,) by how much it fails.
+            holds: (M,) bool: whether it counts as an answer.
+        """
+        better, nearer = holds & (value < self.least[rows]), missed < self.missed[rows]
+        self.best[rows] = choose(better, points, self.best[rows])
+        self.least[rows] = choose(better, value, self.least[rows])
+        self.nearest[rows] = choose(nearer, points, self.nearest[rows])
+        self.missed[rows] = choose(nearer, missed, self.missed[rows])
 
 
 @dataclass
@@ -162,10 +201,6 @@ class _Rows:
 
     number: Tensor
     z: Tensor
-    best: Tensor
-    best_objective: Tensor
-    nearest: Tensor
-    least_violation: Tensor
     last_violation: Tensor
     last_objective: Tensor
     penalty: Tensor
@@ -184,15 +219,6 @@ class _Rows:
         """Write rows back to where they were taken from."""
         for f in fields(self):
             getattr(self, f.name)[rows.number] = getattr(rows, f.name)
-
-    def remember(self, z: Tensor, terms: Terms, tolerance: float) -> None:
-        """Keep the best feasible point of each row, and the one that missed by least."""
-        objective, violation = terms.objective.detach(), terms.violation().detach()
-        better = (violation <= _SLACK * tolerance) & (objective < self.best_objective)
-        self.best, self.best_objective = choose(better, z, self.best), choose(better, objective, self.best_objective)
-        nearer = violation < self.least_violation
-        self.nearest = choose(nearer, z, self.nearest)
-        self.least_violation = choose(nearer, violation, self.least_violation)
 
     def lagrangian(self, terms: Terms) -> Tensor:
         """Augmented Lagrangian: f + l h + c/2 h^2 + (max(0, m + c g)^2 - m^2) / 2c (Bertsekas, section 4.2), (M,)."""
@@ -225,20 +251,15 @@ class _Run:
 
     def __init__(self, problem: Problem, start: Tensor, schedule: Schedule) -> None:
         self.problem, self.schedule, self.path = problem, schedule, [start.clone()]
-        count = len(start)
-        number = torch.arange(count, device=start.device)
-        infinite, none = start.new_full((count,), torch.inf), start.new_zeros(count, 0)
+        self.kept, number = Kept(start), torch.arange(len(start), device=start.device)
         self.alive = torch.ones_like(number, dtype=torch.bool)
+        infinite, none = self.kept.least, start.new_zeros(len(start), 0)
         self.all = _Rows(
             number=number,
             z=start.clone(),
-            best=start.clone(),
-            best_objective=infinite,
-            nearest=start.clone(),
-            least_violation=infinite.clone(),
             last_violation=infinite.clone(),
             last_objective=infinite.clone(),
-            penalty=start.new_full((count,), schedule.penalty),
+            penalty=torch.full_like(infinite, schedule.penalty),
             zero_multipliers=none,
             below_multipliers=none,
             stalled=torch.zeros_like(number),
@@ -249,8 +270,7 @@ class _Run:
 
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""
-        terms = self._evaluate(self.all.z, self.all.number)
-        self.all.remember(self.all.z, terms, self.schedule.feasibility_tol)
+        terms = self._look(self.all)
         self.all.zero_multipliers = torch.zeros_like(terms.zero)
         self.all.below_multipliers = torch.zeros_like(terms.below)
 
@@ -260,12 +280,10 @@ class _Run:
         rows.rounds.fill_(number + 1)
         try:
             self._minimise(rows, number)
-            terms = self._evaluate(rows.z, rows.number)
-            rows.remember(rows.z, terms, self.schedule.feasibility_tol)
-            rows.adjust(terms, self.schedule)
+            rows.adjust(self._look(rows), self.schedule)
         finally:
             self.all.put(rows)
-        found = rows.best_objective.isfinite()
+        found = self.kept.found[rows.number]
         stuck = (rows.stalled >= _STUCK) & ~found
         self.alive[rows.number] = ~(rows.settled & found) & ~rows.diverged & ~stuck
 
@@ -288,17 +306,25 @@ class _Run:
             leaf = rows.z.detach().requires_grad_()
             terms = self.problem(leaf, rows.number)
             (gradient,) = torch.autograd.grad(rows.lagrangian(terms).sum(), leaf)
-        rows.remember(rows.z, terms, self.schedule.feasibility_tol)
+        self._keep(rows, terms)
         return gradient
 
-    def _evaluate(self, z: Tensor, number: Tensor) -> Terms:
-        with torch.no_grad():
-            return self.problem(z, number)
+    def _keep(self, rows: _Rows, terms: Terms) -> None:
+        violation = terms.violation().detach()
+        holds = violation <= _SLACK * self.schedule.feasibility_tol
+        self.kept.see(rows.number, rows.z, terms.objective.detach(), violation, holds)
 
+    @torch.no_grad()
+    def _look(self, rows: _Rows) -> Terms:
+        terms = self.problem(rows.z, rows.number)
+        self._keep(rows, terms)
+        return terms
+
+    @torch.no_grad()
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
-        z = choose(self.all.best_objective.isfinite(), self.all.best, self.all.nearest)
-        terms = self._evaluate(z, self.all.number)
+        z = self.kept.points
+        terms = self.problem(z, self.all.number)
         violation = terms.violation().tolist()
         ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
         status, reason = tuple(end[0] for end in ends), tuple(end[1] for end in ends)
@@ -307,7 +333,7 @@ class _Run:
     def _end(self, row: int, violation: float, interrupted: bool) -> tuple[Status, str]:
         rounds, tolerance, going_on = int(self.all.rounds[row]), self.schedule.feasibility_tol, bool(self.alive[row])
         missed = f"the nearest miss violates a constraint by {violation:.3g} (allowed: {tolerance:g})"
-        if self.all.best_objective[row].isfinite():
+        if self.kept.found[row]:
             if not violation <= tolerance:
                 return Status.NOT_FOUND, f"a point that seemed feasible is not in a fresh pass: {missed}"
             why = " (interrupted)" if interrupted else " (best when the rounds ran out)"

@@ -59,7 +59,7 @@ class Run:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Samples that could not be read, and why."""
-        return [each for number in range(self.shards.count) for each in self._shard(number)[1]]
+        return [each for _, skipped in self._read() for each in skipped]
 
     def to_frame(self) -> DataFrame:
         """All rows: one per sample, method, contrast and setting.
@@ -69,15 +69,14 @@ class Run:
         """
         import pandas as pd
 
-        tables = [self._shard(number)[0].to_pandas() for number in range(self.shards.count)]
-        filled = [table for table in tables if len(table)]
-        if not filled:
+        tables = [table.to_pandas() for table, _ in self._read() if len(table)]
+        if not tables:
             raise InputError(f"{self!r}: not one sample took part (of {self.shards.samples})")
-        return pd.concat(filled, ignore_index=True)
+        return pd.concat(tables, ignore_index=True)
 
-    def _shard(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
+    def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
         try:
-            return self.shards.read(number)
+            return [self.shards.read(number) for number in range(len(self.shards.positions))]
         except BadShard as reason:
             raise InputError(f"{self.shards.folder} is unfinished: {reason}; run it again with resume=True") from reason
 
@@ -97,11 +96,12 @@ class Run:
             InputError: If one of them was not measured.
         """
         lines, values = self._values()
-        sides = [lines[lines["contrast"] == name].drop(columns="contrast") for name in (contrast, against)]
-        if sides[0].empty or sides[1].empty:
+        alike = list(lines.columns.drop("contrast"))
+        one, other = (lines[lines["contrast"] == name].reset_index(names="line") for name in (contrast, against))
+        pairs = one.merge(other, on=alike)
+        if pairs.empty:
             raise InputError(f"this run compares {', '.join(lines['contrast'].unique())}; not {contrast}, {against}")
-        pairs = sides[0].reset_index(names="one").merge(sides[1].reset_index(names="other"), on=list(sides[0]))
-        return self._summed(pairs[list(sides[0])], values[:, pairs["one"]] - values[:, pairs["other"]])
+        return self._summed(pairs[alike], values[:, pairs["line_x"]] - values[:, pairs["line_y"]])
 
     def _values(self) -> tuple[DataFrame, Any]:
         """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
@@ -115,10 +115,13 @@ class Run:
         return lines, values
 
     def _summed(self, lines: DataFrame, values: Any) -> DataFrame:
+        import pandas as pd
+
         samples = len(values)
         random, alike = np.random.default_rng(int(self.shards.settings["seed"])), np.full(samples, 1 / samples)
         times = (random.multinomial(samples, alike, size=50).astype(float) for _ in range(_RESAMPLES // 50))
-        low, high = _nan_quantiles(np.concatenate([_means(each, values) for each in times]))
+        drawn = pd.DataFrame(np.concatenate([_means(each, values) for each in times]))
+        low, high = drawn.quantile([0.025, 0.975]).to_numpy()
         mean = _means(np.ones((1, samples)), values)[0]
         return lines.assign(mean=mean, low=low, high=high, n=(~np.isnan(values)).sum(0))
 
@@ -200,32 +203,31 @@ class Run:
 
         summary, shown, keys = self.summary(), self._shown, list(self.experiment.keys)
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
-        groups = list(dict.fromkeys(map(tuple, summary[keys].to_numpy().tolist())))
+        places = list(map(tuple, summary[keys].to_numpy().tolist()))
+        groups, width = list(dict.fromkeys(places)), 0.8 / len(contrasts)
+        summary["at"] = list(map(groups.index, places))
         figure = Figure((max(4.4, 0.16 * len(groups) * len(contrasts) + 1.6) * len(methods), 2.4 * len(shown) + 0.9))
         axes = figure.subplots(len(shown), len(methods), squeeze=False, sharex=True, sharey="row")
         for panel, (measure, method) in zip(axes.flat, product(shown, methods), strict=True):
-            of_method = summary[summary["method"] == method]
             for place, contrast in enumerate(contrasts):
-                of_contrast = of_method[of_method["contrast"] == contrast]
-                rows = of_contrast[of_contrast["measure"] == measure]
-                at = np.array([groups.index(tuple(each)) for each in rows[keys].to_numpy().tolist()])
+                drawn = summary[(summary["method"] == method) & (summary["contrast"] == contrast)]
+                rows, before = (drawn[drawn["measure"] == name] for name in (measure, self.experiment.lead))
+                left = rows["at"] + (place + 0.5) * width - 0.4
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
                 look = {"color": _COLOURS.get(contrast), "label": _label(contrast), "error_kw": {"lw": 0.8}}
-                width = 0.8 / len(contrasts)
-                panel.bar(at + (place + 0.5) * width - 0.4, rows["mean"], width, yerr=reach, **look)
-                before = of_contrast[of_contrast["measure"] == self.experiment.lead]["mean"]
-                panel.hlines(
-                    before, at[: len(before)] - 0.42, at[: len(before)] + 0.42, color="#24292f", lw=0.8, ls=":"
-                )
+                panel.bar(left, rows["mean"], width, yerr=reach, **look)
+                ends = before["at"] - 0.42, before["at"] + 0.42
+                panel.hlines(before["mean"], *ends, color="#24292f", lw=0.8, ls=":")
             panel.axhline(0, color="#24292f", lw=0.6)
             panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
-            panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups], fontsize=7)
+            panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups])
             panel.tick_params(axis="x", rotation=90 if len(groups) > 4 else 0)
-            panel.tick_params(axis="y", labelsize=7)
+            panel.tick_params(labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
-        named = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*named, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=8, frameon=False
+        )
         figure.set_layout_engine("constrained")
         return figure
 
@@ -235,12 +237,6 @@ def _means(times: Any, values: Any) -> Any:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (times @ np.where(defined, values, 0.0)) / (times @ defined)
-
-
-def _nan_quantiles(drawn: Any) -> tuple[Any, Any]:
-    undefined = np.isnan(drawn).all(0)
-    low, high = np.nanquantile(np.where(undefined, 0.0, drawn), [0.025, 0.975], axis=0)
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
 def _escaped(text: str) -> str:

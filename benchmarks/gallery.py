@@ -31,8 +31,8 @@ import ratherthan as rt
 from ratherthan.attribution import Method, compare
 from ratherthan.data import to_tensor
 from ratherthan.errors import RatherThanError
-from ratherthan.render import grid
 from ratherthan.render.colours import FADED, as_rgb, overlay, sequential, shared_limit
+from ratherthan.render.figure import grid
 from ratherthan.replication.distortions import distort, structural_similarity
 from ratherthan.replication.quality import compare_quality, quality_figure
 

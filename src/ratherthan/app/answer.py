@@ -21,7 +21,7 @@ from ratherthan.files import write_atomically
 from ratherthan.model import Model
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
-from ratherthan.render import figure, figure_png
+from ratherthan.render.figure import figure, figure_png
 from ratherthan.result import Result
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Heatmap, Panel
+    from ratherthan.render.panel import Heatmap, Panel
 
 _SHOWN_CLASSES = 6
 
@@ -173,7 +173,7 @@ class Explanation(Result):
 
     def plot(self) -> Figure:
         """A figure: for each sample the image, a map per question, and the probabilities."""
-        from ratherthan.render import figure
+        from ratherthan.render.figure import figure
 
         return figure(self.panels())
 
@@ -225,7 +225,7 @@ class Explanation(Result):
         return row
 
     def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> Heatmap:
-        from ratherthan.render import Heatmap
+        from ratherthan.render.panel import Heatmap
 
         values = self.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
         return Heatmap(self.foil_name(sample, q), label, values, self.text(sample, q))
@@ -243,7 +243,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     Raises:
         InputError: If they are not about the same samples.
     """
-    from ratherthan.render import Panel
+    from ratherthan.render.panel import Panel
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -288,7 +288,7 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     Returns:
         The path.
     """
-    from ratherthan.render import write_page
+    from ratherthan.render.page import write_page
 
     intro = "; ".join(dict.fromkeys(each.made_by() for each in explanations))
     cases = [leading_with("weighted", case) for case in to_panels(explanations)]

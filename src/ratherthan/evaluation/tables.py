@@ -216,8 +216,7 @@ class Run:
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
                 look = {"color": _COLOURS.get(contrast), "label": _label(contrast), "error_kw": {"lw": 0.8}}
                 panel.bar(left, rows["mean"], width, yerr=reach, **look)
-                ends = before["at"] - 0.42, before["at"] + 0.42
-                panel.hlines(before["mean"], *ends, color="#24292f", lw=0.8, ls=":")
+                panel.hlines(before["mean"], before["at"] - 0.42, before["at"] + 0.42, color="#24292f", lw=0.8, ls=":")
             panel.axhline(0, color="#24292f", lw=0.6)
             panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
             panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups])
@@ -225,9 +224,8 @@ class Run:
             panel.tick_params(labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
-        figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=8, frameon=False
-        )
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
         figure.set_layout_engine("constrained")
         return figure
 

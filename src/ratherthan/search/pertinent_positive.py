@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Panel
+    from ratherthan.render.panel import Panel
 
 _DIMMED = 0.18  # how much of what is left out still shows through
 _SIDES = ("", "enough, the first most of all")
@@ -174,7 +174,7 @@ class PertinentPositive(SearchResult):
 
     def panels(self) -> list[Panel]:
         """What the report draws: the features kept over their image, the most important strongest."""
-        from ratherthan.render import Heatmap, Panel
+        from ratherthan.render.panel import Heatmap, Panel
 
         cases, ranks = [], self.ranks().numpy()
         for i, name in enumerate(self.names):
@@ -187,13 +187,13 @@ class PertinentPositive(SearchResult):
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
-        from ratherthan.render import write_page
+        from ratherthan.render.page import write_page
 
         return write_page(self.panels(), path, "What is enough?", f"Method: {self.made_by()}.")
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
-        from ratherthan.render import Excerpt, draw_excerpts
+        from ratherthan.render.excerpt import Excerpt, draw_excerpts
 
         return draw_excerpts([
             Excerpt(

@@ -32,12 +32,10 @@ from ratherthan.render.colours import (
     shared_limit,
     tint,
 )
-from ratherthan.render.encode import LONGEST, image_uri, map_uri
-from ratherthan.render.excerpt import Excerpt, draw_excerpts
 from ratherthan.render.figure import figure, grid
-from ratherthan.render.page import write_page
+from ratherthan.render.page import LONGEST, image_uri, map_uri, write_page
 from ratherthan.render.panel import Heatmap, Panel
-from ratherthan.render.trajectory import Trajectory, draw_probabilities, draw_trajectories
+from ratherthan.render.searches import Excerpt, Trajectory, draw_excerpts, draw_probabilities, draw_trajectories
 from ratherthan.words import percent, shorten
 
 NASTY = "<script>alert('x')</script> & \"quoted\" $\\frac{"
@@ -563,7 +561,7 @@ def test_page_without_maps_or_probabilities_is_still_a_page(tmp_path: Path) -> N
 
 def test_importing_the_room_loads_neither_matplotlib_nor_jinja2() -> None:
     check = (
-        "import sys; from ratherthan.render import excerpt, page; "
+        "import sys; from ratherthan.render import page, searches; "
         "print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

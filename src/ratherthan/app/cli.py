@@ -84,25 +84,20 @@ def _command(*examples: str, name: str | None = None) -> Callable[[Callable[...,
     return register
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from ratherthan import __version__
-
-        say(f"ratherthan {__version__}")
-        raise typer.Exit
-
-
 @app.callback(
     invoke_without_command=True,
     epilog=_examples("demo", "explain photo.jpg --model hf:microsoft/resnet-50 --foil runner-up", "explain --help"),
 )
 def overview(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Why P, rather than Q? Ask an image network, and see the answer on the image."""
+    if version:
+        from ratherthan import __version__
+
+        say(f"ratherthan {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())
 

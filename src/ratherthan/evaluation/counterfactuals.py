@@ -22,7 +22,7 @@ from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
 from ratherthan.search.counterfactual import Counterfactual
-from ratherthan.search.method import get_counterfactual_method
+from ratherthan.search.method import ANY, get_counterfactual_method
 from ratherthan.settings import Interval, NotNegative
 
 _COMPONENTS = 32
@@ -108,22 +108,20 @@ class Counterfactuals(Experiment):
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
         fact, classes = logits.argmax(1), logits.shape[1]
-        if self.foil == "any":
-            return torch.full_like(fact, -1)
+        if isinstance(self.foil, int) and self.foil >= classes:
+            raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         if self.foil == "runner-up":
             return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
-        if self.foil >= classes:
-            raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
-        return torch.full_like(fact, self.foil)
+        return torch.full_like(fact, ANY if self.foil == "any" else self.foil)
 
     def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
         each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
         p = _three(logits.unsqueeze(1), fact, foil)[:, 0]
-        of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
+        lead = logits.gather(1, torch.stack([fact, foil], 1)).diff()[:, 0]
         change = (example - images).flatten(2)
         distances = {
             "distance": answers.distance[:, 0],
@@ -141,7 +139,7 @@ class Counterfactuals(Experiment):
         unknown = dict.fromkeys(self.measures, torch.full(fact.shape, torch.nan))
         return unknown | {
             "found": found,
-            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
+            "boundary": (lead.abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
             "third": (top != fact) & (top != foil),
             "foil": top == foil,
             **dict(zip(("p_fact", "p_foil", "p_third"), p.unbind(1), strict=True)),

@@ -137,7 +137,7 @@ class Run:
 
         down, across = map(list, self.experiment.layout)
         summary = self.summary()
-        shown = summary[summary["measure"].isin(self._shown)]
+        shown = summary[summary["measure"].isin(self.experiment.shown or self.experiment.measures)]
         shown = shown.assign(text=shown["mean"].map(_number))
         for _, cell in shown.groupby([key for key in (*down, *across) if key != "contrast"], sort=False):
             best = self._best(cell)
@@ -146,8 +146,8 @@ class Run:
             shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
         labels = shown[[*down, *across]].map(_label)
         rows = labels.set_index(down).index.unique()
-        order = labels[across].apply(lambda column: pd.factorize(column)[0]).sort_values(across).index
-        columns = labels.loc[order].set_index(across).index.unique()
+        seen = labels.sort_values(across, key=lambda column: pd.factorize(column)[0])  # in order of appearance
+        columns = seen.set_index(across).index.unique()
         table = labels.assign(text=shown["text"]).pivot(index=down, columns=across, values="text")
         table = table.reindex(index=rows, columns=columns).fillna("")
         if self.experiment.lead is not None:
@@ -155,10 +155,6 @@ class Run:
             before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
             table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
         return table
-
-    @property
-    def _shown(self) -> tuple[str, ...]:
-        return self.experiment.shown or self.experiment.measures
 
     def _best(self, cell: DataFrame) -> str | None:
         """The text of the contrast that is praised, if the contrasts of a cell differ and one can be better."""
@@ -201,7 +197,8 @@ class Run:
         """
         from matplotlib.figure import Figure
 
-        summary, shown, keys = self.summary(), self._shown, list(self.experiment.keys)
+        shown = self.experiment.shown or self.experiment.measures
+        summary, keys = self.summary(), list(self.experiment.keys)
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
         places = list(map(tuple, summary[keys].to_numpy().tolist()))
         groups, width = list(dict.fromkeys(places)), 0.8 / len(contrasts)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.trajectory import Trajectory
+    from ratherthan.render.searches import Trajectory
 
 FRAMES = 16
 """Points of a path that are kept, the image and the answer among them."""
@@ -222,7 +222,7 @@ class Counterfactual(SearchResult):
         return [self._trajectory(i, q) for i in range(len(self)) for q in range(self.questions)]
 
     def _trajectory(self, i: int, q: int) -> Trajectory:
-        from ratherthan.render.trajectory import Trajectory
+        from ratherthan.render.searches import Trajectory
 
         p = self.best(self.path_logits, i, q).softmax(1)
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.reached, i, q)[0])
@@ -242,13 +242,13 @@ class Counterfactual(SearchResult):
         Args:
             frames: How many pictures of the way.
         """
-        from ratherthan.render.trajectory import draw_trajectories
+        from ratherthan.render.searches import draw_trajectories
 
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
-        from ratherthan.render.trajectory import draw_probabilities
+        from ratherthan.render.searches import draw_probabilities
 
         return draw_probabilities(self._trajectory(sample, q))
 

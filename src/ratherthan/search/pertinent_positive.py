@@ -193,7 +193,7 @@ class PertinentPositive(SearchResult):
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
-        from ratherthan.render.excerpt import Excerpt, draw_excerpts
+        from ratherthan.render.searches import Excerpt, draw_excerpts
 
         return draw_excerpts([
             Excerpt(

@@ -80,10 +80,10 @@ class ModelOptions:
         """
         from ratherthan.loading import load
 
-        size, mean, std = image_size(self.size), numbers(self.mean, "--mean"), numbers(self.std, "--std")
         return load(
-            self.model, weights=self.weights, class_names=self.classes, device=self.device, trust_code=True, mean=mean,
-            std=std, size=size, output=self.output,
+            self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
+            mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), size=image_size(self.size),
+            trust_code=True,
         )  # fmt: skip
 
 

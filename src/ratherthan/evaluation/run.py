@@ -104,9 +104,8 @@ def evaluate(
             for positions, images, labels in zip(*(torch.split(column, size) for column in shard), strict=True):
                 places, prepared = tuple(positions.tolist()), model.preprocess(images)
                 names, classes = tuple(data.ids[place] for place in places), labels.to(model.device)
-                blocks += chosen.measure(
-                    Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
-                )
+                batch = Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
+                blocks += chosen.measure(batch)
         return blocks
 
     about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}

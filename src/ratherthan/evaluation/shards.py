@@ -104,15 +104,10 @@ class Shards:
 
     # ----------------------------------------------------------------------------------------- shards
     @property
-    def samples(self) -> int:
-        """Samples in all."""
-        return int(self.settings["data"]["samples"])
-
-    @property
     def positions(self) -> list[range]:
         """The samples of each shard."""
-        size = int(self.settings["shard_size"])
-        return [range(start, min(self.samples, start + size)) for start in range(0, self.samples, size)]
+        size, samples = self.settings["shard_size"], self.settings["data"]["samples"]
+        return [range(start, min(samples, start + size)) for start in range(0, samples, size)]
 
     def path(self, number: int) -> Path:
         """The file of a shard."""

@@ -71,7 +71,7 @@ class Run:
 
         tables = [table.to_pandas() for table, _ in self._read() if len(table)]
         if not tables:
-            raise InputError(f"{self!r}: not one sample took part (of {self.shards.samples})")
+            raise InputError(f"{self!r}: not one sample took part (of {self.shards.settings['data']['samples']})")
         return pd.concat(tables, ignore_index=True)
 
     def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
@@ -107,12 +107,9 @@ class Run:
         """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
         keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
         rows = self.to_frame().melt(["position", *keys], measures, "measure", "its value")
-        line = rows.groupby([*keys, "measure"], sort=False).ngroup()
-        lines = rows[[*keys, "measure"]].drop_duplicates(ignore_index=True)
-        _, sample = np.unique(rows["position"], return_inverse=True)
-        values = np.full((sample.max() + 1, len(lines)), np.nan)
-        values[sample, line] = rows["its value"]
-        return lines, values
+        rows["line"] = rows.groupby([*keys, "measure"], sort=False).ngroup()
+        values = rows.pivot(index="position", columns="line", values="its value").to_numpy(float)
+        return rows[[*keys, "measure"]].drop_duplicates(ignore_index=True), values
 
     def _summed(self, lines: DataFrame, values: Any) -> DataFrame:
         import pandas as pd
@@ -166,21 +163,20 @@ class Run:
 
     def note(self) -> str:
         """One line that says what the numbers rest on."""
-        took_part, settings = self.to_frame()["position"].nunique(), self.shards.settings
+        took_part, data = self.to_frame()["position"].nunique(), self.shards.settings["data"]
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         return (
-            f"{self.experiment.name} on {settings['data']['name']}: {took_part} of {self.shards.samples} samples took "
-            f"part{skipped}; mean (95 % bootstrap interval); the better contrast in bold."
+            f"{self.experiment.name} on {data['name']}: {took_part} of {data['samples']} samples took part{skipped}; "
+            "mean (95 % bootstrap interval); the better contrast in bold."
         )
 
     def to_markdown(self, intervals: bool = True) -> str:
         """The table in Markdown, with the note below it."""
         table = self.table(intervals)
-        columns = table.columns.to_frame().to_numpy().tolist()
-        heads = [*table.index.names, *(" ".join(filter(None, column)) for column in columns)]
-        lines = [heads, ["---"] * table.index.nlevels + ["---:"] * len(table.columns)]
-        starts = table.index.to_frame().to_numpy().tolist()
-        lines += [[*start, *row] for start, row in zip(starts, table.to_numpy().tolist(), strict=True)]
+        flat = table.reset_index()
+        heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
+        rules = ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
+        lines = [heads, rules, *flat.to_numpy().tolist()]
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + f"\n\n{self.note()}\n"
 
     def to_latex(self, intervals: bool = False) -> str:

@@ -154,9 +154,8 @@ def draw_excerpts(excerpts: Sequence[Excerpt]) -> Figure:
     Raises:
         InputError: There is no excerpt, or an image cannot be drawn.
     """
-    return draw_rows(
-        [_excerpt_row(each) for each in excerpts], chart=2.2 if any(each.curve for each in excerpts) else 0.0
-    )
+    chart = 2.2 if any(each.curve for each in excerpts) else 0.0
+    return draw_rows([_excerpt_row(each) for each in excerpts], chart=chart)
 
 
 def _excerpt_row(excerpt: Excerpt) -> Row:

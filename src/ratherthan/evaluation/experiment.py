@@ -67,8 +67,6 @@ class Batch:
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
         """All attribution methods and contrasts, by (method, contrast); what can share a forward pass does."""
         methods = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
-        if not methods:
-            return {}
         asked = (list(methods.values()), list(self.contrasts.values()))
         found = compare(self.model, self.images, fact, foil, *asked, batch_size=self.batch_size)
         return dict(zip(product(methods, self.contrasts), found, strict=True))

@@ -90,8 +90,7 @@ def evaluate(
         raise InputError("shard_size, batch_size and limit are at least 1")
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
-    weighed = [get_contrast(each) for each in contrasts or chosen.contrasts]
-    ways = _by_name("contrast", [(each.name, each) for each in weighed])
+    ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
     data = _data(dataset, model, limit)
     model, memory_format = _probed(model, data)
     how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}

@@ -122,13 +122,7 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> Counterfactual
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb,
-    patterns: Sequence[str],
-    model: Model,
-    output: OutputOptions,
-    ask: Any,
-    at_once: int = 0,
-    **question: Any,
+    verb: Verb, patterns: list[str], model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
 ) -> None:
     """Answer a question about images, as far as they can be read.
 
@@ -155,8 +149,10 @@ def answer(
                 images, read = read_all(paths[start : start + size], model, failures, shape)
                 if images:
                     shape = images[0].shape
-                    results = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
-                    batches.append(_named(results if isinstance(results, list) else [results], read))
+                    answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+                    answers = answers if isinstance(answers, list) else [answers]
+                    names = tuple(printable(str(path)) for path in read[: len(answers[0])])  # a stopped search has less
+                    batches.append([replace(each, names=names) for each in answers])
                 report(min(start + size, len(paths)), len(paths))
         except KeyboardInterrupt:
             stopped = True
@@ -175,12 +171,6 @@ def answer(
         raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {len(paths)} images {verb.done}{part}")
     if failures:
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
-
-
-def _named(results: list[Any], paths: Sequence[Path]) -> list[Any]:
-    """The results of a batch with the names of its images; of a search that was stopped there are fewer."""
-    names = tuple(printable(str(path)) for path in paths[: len(results[0])])
-    return [replace(each, names=names) for each in results]
 
 
 # --------------------------------------------------------------------------------------------- what is written

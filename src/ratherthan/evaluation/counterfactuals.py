@@ -108,7 +108,7 @@ class Counterfactuals(Experiment):
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
         fact, classes = logits.argmax(1), logits.shape[1]
-        if isinstance(self.foil, int) and self.foil >= classes:
+        if not isinstance(self.foil, str) and self.foil >= classes:
             raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         if self.foil == "runner-up":
             return rival(logits, fact)

@@ -312,6 +312,8 @@ def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
         experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], shard_size=8, batch_size=5
     )
     frame = run.to_frame().set_index(["sample", "method", "contrast"])
+    with pytest.raises(rt.InputError, match="this run compares"):  # a search has no contrast: there is no pair
+        run.difference("weighted", "")
     module = network(0).module
     kept_any = 0
     for index in range(COUNT):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.zoo.plainnet import PlainNet
+from ratherthan.zoo.architectures import PlainNet
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 START, END = "<!-- costs: made by benchmarks/cost.py -->\n", "<!-- end of costs -->\n"

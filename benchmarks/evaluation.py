@@ -30,7 +30,7 @@ import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 from ratherthan.evaluation.run import fitting
-from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.architectures import SqueezeNet
 
 MASKINGS = 48
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -141,7 +141,7 @@ def on_resnet50(x: Tensor) -> None:
 
 def on_other_heads(x: Tensor) -> None:
     """(b) 100 foils through heads that are not global average pooling and a linear map."""
-    from ratherthan.zoo.squeezenet import SqueezeNet
+    from ratherthan.zoo.architectures import SqueezeNet
 
     foils = list(range(100))
     for name, module, layer, goal in (

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,33 +10,10 @@ import torch
 from torch import nn
 
 import ratherthan as rt
+from outside.average_drop import AverageDrop
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 
-
-# --8<-- average drop: 13 lines
-@rt.register_experiment
-@dataclass(frozen=True)
-class AverageDrop(rt.Experiment):
-    """Average drop (Chattopadhay et al., Grad-CAM++, 2018): max(0, y - o) / y, the map being a soft mask.
-
-    y is the probability of the predicted class, o that of the image times the map, rectified and stretched to [0, 1].
-    """
-
-    name = "average-drop"
-    measures = ("drop",)
-    higher_is_better: ClassVar[dict[str, bool]] = {"drop": False}
-
-    def measure(self, batch: rt.Batch) -> Iterator[rt.Rows]:
-        for (method, contrast), why in batch.explain().items():
-            mask = why.heatmap().clamp_min(0)
-            mask /= mask.amax((1, 2), keepdim=True)
-            shown = batch.logits([batch.images * mask.unsqueeze(1)])[0]
-            y, o = (logits.softmax(1).gather(1, why.fact.unsqueeze(1))[:, 0] for logits in (why.logits, shown))
-            yield batch.rows(method, contrast, drop=(y - o).clamp_min(0) / y)
-
-
-# --8<-- end
 SIDE, CLASSES, COUNT = 12, 4, 6
 
 
@@ -55,12 +29,6 @@ def data() -> Dataset:
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
     names = tuple(f"s{i}" for i in range(COUNT))
     return Dataset("noise", tuple("abcd"), names, tuple(i % CLASSES for i in range(COUNT)), ArrayReader(pixels))
-
-
-def test_it_takes_few_lines() -> None:
-    source = Path(__file__).read_text().split("# --8<--")[1].split('"""')
-    lines = [line for line in (source[0] + source[2]).splitlines()[1:] if line.strip()]
-    assert len(lines) <= 22
 
 
 def test_average_drop_equals_a_loop(model: rt.Model, data: Dataset, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
 from ratherthan.evaluation.masking import Mask
 from ratherthan.evaluation.run import evaluate
-from ratherthan.zoo.plainnet import PlainNet
+from ratherthan.zoo.architectures import PlainNet
 
 
 def call(*arguments: object) -> Result:
@@ -364,7 +364,7 @@ def test_with_no_usable_image_nothing_is_written(tmp_path: Path) -> None:
 def test_images_of_other_sizes_fail_alone_where_the_network_takes_any(digits: list[Path], tmp_path: Path) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "large.png")
     factory = tmp_path / "net.py"
-    factory.write_text("from ratherthan.zoo.plainnet import PlainNet\n")
+    factory.write_text("from ratherthan.zoo.architectures import PlainNet\n")
     result = call("explain", digits[2], tmp_path / "large.png", "-m", f"{factory}:PlainNet", "--json")
     assert result.exit_code == 2
     assert "40 x 30 pixels, the first image 28 x 28" in complaints(result)[0]

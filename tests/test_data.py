@@ -207,6 +207,16 @@ def test_own_sets(folder: Path, tmp_path: Path, kind: str) -> None:
         dataset[1]
 
 
+def test_images_of_a_tar_keep_its_order(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for place in ("b/2.png", "a/1.png", "b/1.png"):
+            member = tarfile.TarInfo(place)
+            member.size = len(png(1))
+            tar.addfile(member, io.BytesIO(png(1)))
+    dataset = data.load(tmp_path / "set.tar")
+    assert (dataset.ids, dataset.labels) == (("b/2.png", "a/1.png", "b/1.png"), (1, 0, 1))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_corrupt_images_are_skipped_and_named(folder: Path, workers: int) -> None:
     batches = data.batches(data.load(folder), 2, workers)

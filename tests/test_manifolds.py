@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ratherthan import InputError, Manifold, ModelError, ZooEntry, data, train, zoo
 from ratherthan.app.cli import app
 from ratherthan.replication.cdeepex import AdversarialRecipe, Adversaries, Generator, critic, dense_vae
-from ratherthan.replication.dip import DIPRecipe, correlation, separation
+from ratherthan.replication.cem_maf import DIPRecipe, correlation, separation
 from ratherthan.zoo.concepts import effects, garment_of
 from ratherthan.zoo.training.traversals import write_sheets
 from ratherthan.zoo.vae import VAE, convolutional_vae, divergence
@@ -177,7 +177,7 @@ def test_one_step_of_each_adversary_by_hand() -> None:
     torch.manual_seed(3)
     distance = pair.step(images, images, 0)
     torch.manual_seed(3)
-    made = pair.generator(torch.randn(5, 4)).detach()
+    made = pair.network(torch.randn(5, 4)).detach()
     assert distance == pytest.approx((pair.critic(images).mean() - pair.critic(made).mean()).item(), abs=1e-6)
     share = torch.rand(5, 1, 1, 1)
     between = (share * images + (1 - share) * made).requires_grad_()
@@ -186,9 +186,9 @@ def test_one_step_of_each_adversary_by_hand() -> None:
     loss = 10 * (norms - 1).square().mean() - pair.critic(images).mean() + pair.critic(made).mean()
     wanted = torch.autograd.grad(loss, pair.critic[0].weight)[0]
     assert torch.allclose(pair.critic[0].weight.grad, wanted, atol=1e-5)
-    assert all(parameter.grad is None for parameter in pair.generator.parameters())  # its turn is every second batch
+    assert all(parameter.grad is None for parameter in pair.network.parameters())  # its turn is every second batch
     pair.step(images, images, 1)
-    assert all(parameter.grad is not None for parameter in pair.generator.parameters())
+    assert all(parameter.grad is not None for parameter in pair.network.parameters())
 
 
 def test_the_critic_mirrors_the_generator() -> None:

@@ -297,7 +297,7 @@ def test_lime_with_every_mask_equals_brute_force_on_twelve_pixels(toy: tuple[nn.
     expected = np.linalg.solve(normal, (root * design).T @ (root * targets))[:12]
     method = rt.Lime(superpixels="pixels", samples="all", baseline=0.0, alpha=0.7, kernel_width=0.25)
     found = rt.explain(net, x, "each", None, method, "none").attribution[0].reshape(3, 12).T
-    close(found, torch.from_numpy(expected), 1e-6)  # Captum weighs the samples in float32
+    close(found, torch.from_numpy(expected), 1e-8)
 
 
 def test_lime_equals_captum_called_for_each_class() -> None:

@@ -22,8 +22,7 @@ from nets import CONVOLUTIONAL, Dense, images, make
 from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
 from ratherthan.attribution.lrp_rules import LRP_RULES
 from ratherthan.contrast import get_contrast, resolve
-from ratherthan.zoo.resnet9 import ResNet9
-from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.architectures import ResNet9, SqueezeNet
 from test_pullback import State
 
 CLASSES = 5

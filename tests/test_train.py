@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from faces import write_faces
 from ratherthan import Augmentation, InputError, Recipe, data, train, zoo
 from ratherthan.replication.cdeepex import RareRecipe
-from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.architectures import SqueezeNet
 from ratherthan.zoo.training.recipes import Learner
 
 BATCHES = 3  # of 128 of the 300 images

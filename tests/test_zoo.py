@@ -18,8 +18,7 @@ import ratherthan as rt
 import ratherthan.replication
 from ratherthan import ZooEntry, data, zoo
 from ratherthan.errors import InputError, ModelError
-from ratherthan.zoo.plainnet import PlainNet
-from ratherthan.zoo.squeezenet import SqueezeNet
+from ratherthan.zoo.architectures import PlainNet, SqueezeNet
 
 ENTRIES = [zoo.get(name) for name in zoo.names()]
 SHIPPED = [entry for entry in ENTRIES if entry.weights]

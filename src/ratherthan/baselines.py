@@ -52,10 +52,8 @@ def baseline_images(
     try:
         return value.expand(shape).expand_as(images).clone()
     except RuntimeError as error:
-        given = tuple(value.shape)
-        raise InputError(
-            f"a baseline of shape {given} does not fit images of {shape}: give a number or one image"
-        ) from error
+        given = f"a baseline of shape {tuple(value.shape)}"
+        raise InputError(f"{given} does not fit images of {shape}: give a number or one image") from error
 
 
 def blur(images: Tensor, sigma: Tensor | float) -> Tensor:

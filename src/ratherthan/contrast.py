@@ -106,28 +106,21 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
     Raises:
         InputError: If the foil is no number or its length is wrong.
     """
-    count = output.shape[0]
-    if isinstance(foil, str):
-        raise InputError(
-            f"foil {foil!r} names a class, but this model gives a value: ask with a number, e.g. foil=0.75"
-        )
+    count, is_axis = len(output), isinstance(foil, (list, tuple))
+    wrong = f"a foil is a finite number here, not {foil!r}: ask with a number, one per sample, or a list of them"
     try:
         values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a foil is a number, one per sample or a list of them, not {foil!r}") from error
+        raise InputError(wrong) from error
     if foil is not None and not (values.numel() and values.isfinite().all()):
-        raise InputError(f"a foil is a finite number, one per sample or a list of them, not {foil!r}")
-    if values.ndim > (2 if isinstance(foil, (list, tuple)) else 1):
+        raise InputError(wrong)
+    dimensions = 2 if is_axis else 1
+    if values.ndim > dimensions or (values.ndim == dimensions and len(values) != count):
         raise InputError(f"foil values of shape {tuple(values.shape)}: give one per sample, or a list for an axis")
-    if isinstance(foil, (list, tuple)):
-        values = values.expand(count, -1)
-    elif values.ndim == 1 and len(values) != count:
-        raise InputError(f"{len(values)} foil values for {count} samples; give one per sample, or a list for an axis")
-    else:
-        values = values.expand(count).unsqueeze(1)
+    values = values.expand(count, -1) if is_axis else values.expand(count).unsqueeze(1)
     fact = torch.zeros_like(values, dtype=torch.long)
     foils = torch.zeros(*values.shape, 1, dtype=torch.bool, device=output.device)
-    return Question(fact, foils, "foil" if isinstance(foil, (list, tuple)) else None, values)
+    return Question(fact, foils, "foil" if is_axis else None, values)
 
 
 def class_index(given: Any, classes: int, names: Sequence[str] | None = None) -> int:
@@ -144,26 +137,21 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
     Raises:
         InputError: If there is no such class, or if several bear the name.
     """
-    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
-        if not 0 <= int(given) < classes:
-            raise InputError(f"class {int(given)} does not exist: this model has classes 0 to {classes - 1}")
-        return int(given)
-    if not isinstance(given, str):
+    if isinstance(given, str):
+        wanted, known = given.strip().casefold(), [name.casefold() for name in names or ()]
+        exact = [i for i, name in enumerate(known) if name == wanted]
+        matches = exact or [i for i, name in enumerate(known) if wanted in map(str.strip, name.split(","))]
+        if len(matches) > 1:
+            raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
+        if not matches and not wanted.isdecimal():
+            nameless = f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}"
+            raise InputError(unknown("class", given, names) if names else nameless)
+        given = matches[0] if matches else int(wanted)
+    if not isinstance(given, (int, np.integer)) or isinstance(given, bool):
         raise InputError(f"a class is an index or a name, not {type(given).__name__} ({given!r})")
-    wanted = given.strip().casefold()
-    exact = [i for i, name in enumerate(names or ()) if name.casefold() == wanted]
-    matches = exact or [
-        i for i, name in enumerate(names or ()) if wanted in (part.strip().casefold() for part in name.split(","))
-    ]
-    if len(matches) > 1:
-        raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
-    if matches:
-        return matches[0]
-    if wanted.isdecimal():
-        return class_index(int(wanted), classes)
-    if not names:
-        raise InputError(f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}")
-    raise InputError(unknown("class", given, names))
+    if not 0 <= given < classes:
+        raise InputError(f"class {given} does not exist: this model has classes 0 to {classes - 1}")
+    return int(given)
 
 
 class _Resolver:
@@ -175,14 +163,13 @@ class _Resolver:
 
     def facts(self, fact: Any) -> tuple[Tensor, bool]:
         """(N, 1) or (N, Q) indices, and whether they form an axis."""
-        fact = self._folded(fact)
-        if fact is None or (isinstance(fact, str) and fact == "predicted"):
+        word = self._word(fact)
+        if fact is None or word == "predicted":
             return self.logits.argmax(1, keepdim=True), False
-        if isinstance(fact, str) and (fact == "each" or self._top(fact)):
-            count = self._top(fact) or self.classes
-            if fact == "each":
-                return torch.arange(self.classes, device=self.logits.device).expand(self.samples, -1), True
-            return self.logits.topk(self._bounded(count, self.classes, fact), dim=1).indices, True
+        if word == "each":
+            return torch.arange(self.classes, device=self.logits.device).expand(self.samples, -1), True
+        if count := self._top(word, self.classes):
+            return self.logits.topk(count, dim=1).indices, True
         if isinstance(fact, (Tensor, np.ndarray)) and np.ndim(fact):
             return self._per_sample(fact, "fact")
         if isinstance(fact, (list, tuple)):
@@ -194,28 +181,28 @@ class _Resolver:
 
     def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:
         """(N, Q, C) bool, and whether the foils form an axis."""
-        foil = self._folded(foil)
-        if foil is None or (isinstance(foil, str) and foil in ("others", "all", "any")):
-            if self.classes < 2:
-                raise InputError("this model has a single class: there is nothing to contrast it with")
+        word, is_axis = self._word(foil), isinstance(foil, (list, tuple))
+        if self.classes < 2 and (foil is None or word):
+            raise InputError("this model has a single class: there is nothing to contrast it with")
+        if foil is None or word in ("others", "all", "any"):
             return ~self._one_hot(facts), False
-        if isinstance(foil, str) and (foil == "runner-up" or self._top(foil)):
-            rivals = self._rivals(facts, 1 if foil == "runner-up" else self._top(foil), foil)
-            return self._one_hot(rivals), foil != "runner-up"
-        if isinstance(foil, str) and foil == "each":
-            return torch.eye(self.classes, dtype=torch.bool, device=self.logits.device).expand(
-                self.samples, -1, -1
-            ), True
+        if word == "each":
+            every = torch.eye(self.classes, dtype=torch.bool, device=self.logits.device)
+            return every.expand(self.samples, -1, -1), True
+        if count := 1 if word == "runner-up" else self._top(word, self.classes - 1):
+            return self._one_hot(self._rivals(facts, count)), word != "runner-up"
         if isinstance(foil, (Tensor, np.ndarray)) and np.ndim(foil):
             indices, is_axis = self._per_sample(foil, "foil")
-            return self._apart(self._one_hot(indices), facts), is_axis
-        if isinstance(foil, (list, tuple)):
-            return self._apart(self._foil_list(list(foil)), facts), True
-        return self._apart(self._foil_set(foil).expand(self.samples, 1, -1), facts), False
+            foils = self._one_hot(indices)
+        else:
+            foils = self._foil_list(list(foil)) if is_axis else self._foil_set(foil).expand(self.samples, 1, -1)
+        # a set of several foils never holds the fact; a single foil may be the fact (asked for by name)
+        several = foils.sum(-1, keepdim=True) > 1
+        return foils & ~(several & self._one_hot(facts)), is_axis
 
-    def _folded(self, word: Any) -> Any:
-        """A word in any case, "Runner-Up", unless a class has exactly this name."""
-        return word.strip().casefold() if isinstance(word, str) and word not in (self.names or ()) else word
+    def _word(self, spec: Any) -> str:
+        """A word in lower case, "runner-up"; empty for what is none, or is exactly the name of a class."""
+        return spec.strip().casefold() if isinstance(spec, str) and spec not in (self.names or ()) else ""
 
     def _foil_list(self, foil: list[Any]) -> Tensor:
         if not foil:
@@ -224,10 +211,8 @@ class _Resolver:
             return torch.stack([self._foil_set(each) for each in foil]).expand(self.samples, -1, -1)
         lengths = {len(each) if isinstance(each, (list, tuple)) else -1 for each in foil}
         if len(foil) != self.samples or len(lengths) != 1 or not lengths.isdisjoint({-1, 0}):
-            raise InputError(
-                f"foils per sample: give {self.samples} lists (one per sample) of equal length, not {len(foil)} "
-                f"of lengths {sorted(lengths)}"
-            )
+            wanted = f"{self.samples} lists of equal length"
+            raise InputError(f"foils per sample: give {wanted}, not {len(foil)} of lengths {sorted(lengths)}")
         return torch.stack([torch.stack([self._foil_set(each) for each in row]) for row in foil])
 
     def _foil_set(self, foil: Any) -> Tensor:
@@ -238,17 +223,11 @@ class _Resolver:
         row[[self._class(member) for member in members]] = True
         return row
 
-    def _apart(self, foils: Tensor, facts: Tensor) -> Tensor:
-        """A set of several foils never holds the fact; a single foil may be the fact (asked for by name)."""
-        several = foils.sum(-1, keepdim=True) > 1
-        return foils & ~(several & self._one_hot(facts))
-
-    def _rivals(self, facts: Tensor, count: int, word: str) -> Tensor:
+    def _rivals(self, facts: Tensor, count: int) -> Tensor:
         if count > 1 and facts.shape[1] > 1:
-            raise InputError(f"fact and foil are both axes; with several facts, ask for one foil instead of {word!r}")
+            raise InputError("fact and foil are both axes; with several facts, ask for one foil")
         others = self.logits.unsqueeze(1).masked_fill(self._one_hot(facts), -torch.inf)
-        top = others.topk(self._bounded(count, self.classes - 1, word), dim=2).indices
-        return top.flatten(1)
+        return others.topk(count, dim=2).indices.flatten(1)
 
     def _per_sample(self, given: Tensor | np.ndarray[Any, Any], what: str) -> tuple[Tensor, bool]:
         indices = torch.as_tensor(given, device=self.logits.device)
@@ -268,16 +247,12 @@ class _Resolver:
         return torch.nn.functional.one_hot(indices.long(), self.classes).bool()
 
     @staticmethod
-    def _top(word: str) -> int:
+    def _top(word: str, available: int) -> int:
+        """K of "topK"; 0 for any other word."""
         match = re.fullmatch(r"top-?(\d+)", word)
-        if match and not int(match.group(1)):
-            raise InputError(f"{word!r} asks for no class; give at least 'top1'")
-        return int(match.group(1)) if match else 0
-
-    @staticmethod
-    def _bounded(count: int, available: int, word: str) -> int:
-        if count > available:
-            raise InputError(f"{word!r}: there are only {available} classes to choose from")
+        count = int(match.group(1)) if match else 0
+        if match and not 1 <= count <= available:
+            raise InputError(f"{word!r}: there are only {available} classes to choose from; give at least 'top1'")
         return count
 
 
@@ -317,9 +292,7 @@ class Contrast(ABC):
             rows = [self.scalar(copies[:, q], _one(question, q)) for q in range(copies.shape[1])]
             total = torch.cat(rows, 1).sum()
             if not total.requires_grad:
-                raise InputError(
-                    f"contrast {self.name!r} cannot be differentiated: compute it from the logits in torch"
-                )
+                raise InputError(f"contrast {self.name!r} cannot be differentiated: compute it from the logits")
             (seeds,) = torch.autograd.grad(total, copies)
         return seeds
 
@@ -478,9 +451,7 @@ class FunctionContrast(Contrast):
             rows = [self.function(y, fact, foils) for y in logits.reshape(-1, *logits.shape[-2:])]
             if not isinstance(rows[0], Tensor) or rows[0].shape != fact.shape:
                 given = f"shape {tuple(rows[0].shape)}" if isinstance(rows[0], Tensor) else type(rows[0]).__name__
-                raise InputError(
-                    f"contrast {self.name!r} returned {given}, not ({len(fact)},): one number per sample is needed"
-                )
+                raise InputError(f"contrast {self.name!r} returned {given}, not one number per sample ({len(fact)},)")
             columns.append(torch.stack(rows).reshape(logits.shape[:-1]))
         return torch.stack(columns, -1)
 
@@ -489,9 +460,8 @@ class FunctionContrast(Contrast):
         return f"{super().describe(fact, foil)} ({self.name})"
 
 
-_REGISTERED: Registry[Contrast] = Registry(
-    "contrast", ((c.name, c) for c in (Plain(), Mean(), Max(), Weighted(), Probability(), Loss()))
-)
+_OURS = (Plain(), Mean(), Max(), Weighted(), Probability(), Loss())
+_REGISTERED: Registry[Contrast] = Registry("contrast", ((each.name, each) for each in _OURS))
 
 
 contrasts = _REGISTERED.names

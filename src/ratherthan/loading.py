@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.inputs import Images
 from ratherthan.model import Model
 from ratherthan.weights import fit_weights
 
@@ -60,15 +61,18 @@ def load(
     names = read_class_names(class_names) if isinstance(class_names, (str, Path)) else class_names
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:
-        model = _LOADERS[kind](name, weights, None if names is None else len(names))
+        module, known = _LOADERS[kind](name, weights, {} if names is None else {"num_classes": len(names)})
+        model = Model(module, **known)
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
     elif ".py:" in spec:
-        model = _load_factory(spec, weights, trust_code)
+        model = _load_factory(spec, trust_code)
     else:
-        known = ", ".join(f"{each}:NAME" for each in _LOADERS)
+        sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
         hint = _close_in_zoo(name or spec)
-        raise InputError(f"model {spec!r}: {hint}give one of {known}, a .pt2 file or file.py:factory")
+        raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
+    if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
+        fit_weights(model.module, weights)
     for each in model.module.modules():
         each.training = False
     given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
@@ -89,14 +93,11 @@ def read_class_names(path: str | Path) -> list[str]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
-    if not str(path).endswith(".json"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
+        if not str(path).endswith(".json"):
+            return [line.strip() for line in text.splitlines() if line.strip()]
         names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"class names: {str(path)!r} is no JSON: {error}") from error
+    except (OSError, ValueError) as error:  # no file, no text, no JSON
+        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
     if isinstance(names, dict) and all(key.isdigit() for key in names):
         names = [names[key] for key in sorted(names, key=int)]
     if isinstance(names, list):
@@ -106,22 +107,19 @@ def read_class_names(path: str | Path) -> list[str]:
     return names
 
 
-def _load_zoo(name: str, weights: str | Path | None, classes: int | None) -> Model:
+# each source gives the network, and the arguments of `Model` that it knows
+_Weights = str | Path | None
+_Loaded = tuple[nn.Module, dict[str, Any]]
+_OF_ENTRIES = ("mean", "std", "fit", "crop_fraction", "channels", "layer", "output")
+
+
+def _load_zoo(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     from ratherthan.zoo import registry as zoo
 
     entry = zoo.get(name)
-    return Model(
-        zoo.load_weights(entry, weights),
-        zoo.class_names(entry, weights) or None,
-        mean=entry.mean,
-        std=entry.std,
-        size=entry.image_size,
-        fit=entry.fit,
-        crop_fraction=entry.crop_fraction,
-        channels=entry.channels,
-        layer=entry.layer,
-        output=entry.output,
-    )
+    known = {key: getattr(entry, key) for key in _OF_ENTRIES}
+    known |= {"size": entry.image_size, "class_names": zoo.class_names(entry, weights) or None}
+    return zoo.load_weights(entry, weights), known
 
 
 def _close_in_zoo(name: str) -> str:
@@ -131,25 +129,22 @@ def _close_in_zoo(name: str) -> str:
     return f"did you mean 'zoo:{close[0]}'? Or " if close else ""
 
 
-def _load_hf(name: str, weights: str | Path | None, classes: int | None) -> Model:
+def _load_hf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     transformers = _extra("transformers", "hf")
     try:
         module = transformers.AutoModelForImageClassification.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"hf:{name}: {first_line(error)}") from error
+    channels = getattr(module.config, "num_channels", None)
+    inputs = Images.of(module, channels=channels, **_hf_settings(processor.to_dict()))
+    _check_prepares_alike(inputs, processor, name)
     labels = module.config.id2label
-    model = Model(
-        module if weights is None else fit_weights(module, weights),
-        [str(labels[i]) for i in sorted(labels)],
-        channels=getattr(module.config, "num_channels", None),
-    ).replace(**_hf_settings(processor.to_dict()))
-    _check_prepares_alike(model, processor, name)
-    return model
+    return module, {"class_names": [str(labels[i]) for i in sorted(labels)], "inputs": inputs}
 
 
 def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What an image processor does, in the words of `Model`."""
+    """What an image processor does, in the words of `Images`."""
     scale = 255 * config["rescale_factor"] if config.get("do_rescale") else 255
     offset = 1 if config.get("rescale_offset") else 0
     normalised = config.get("do_normalize")
@@ -171,68 +166,57 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_prepares_alike(model: Model, processor: Any, name: str) -> None:
-    """Refuse an image processor that does something else than `Model` can: each has its own ways."""
+def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
+    """Refuse an image processor that does something else than `Images` can: each has its own ways."""
     down, across = np.mgrid[0:1:300j, 0:1:400j]
     picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
-    picture = picture if getattr(model.inputs, "channels", 3) == 3 else picture.convert("L")
+    picture = picture if inputs.channels == 3 else picture.convert("L")
     theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
-    ours = model.normalise(model.preprocess(picture))
+    ours = inputs.normalise(inputs.batch(picture))
     if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
-        raise ModelError(
-            f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here; "
-            "hand its network to Model(...) and explain tensors"
-        )
+        what = f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here"
+        raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
 
 
-def _load_torchvision(name: str, weights: str | Path | None, classes: int | None) -> Model:
+def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     models = _extra("torchvision", "hub").models
     if name not in models.list_models(module=models):
         raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
     published = models.get_model_weights(name).DEFAULT
     transform = published.transforms()
     with _fetching(f"torchvision:{name}"):
-        module = models.get_model(name, **({"weights": published} if weights is None else _blank(classes)))
-    return Model(
-        module if weights is None else fit_weights(module, weights),
-        published.meta["categories"],
-        mean=transform.mean,
-        std=transform.std,
-        size=transform.crop_size[0],
-        fit="crop",
-        crop_fraction=transform.crop_size[0] / transform.resize_size[0],
-        interpolation=transform.interpolation.value,
-    )
+        module = models.get_model(name, **({"weights": published} if weights is None else blank))
+    return module, {
+        "class_names": published.meta["categories"],
+        "mean": transform.mean,
+        "std": transform.std,
+        "size": transform.crop_size[0],
+        "fit": "crop",
+        "crop_fraction": transform.crop_size[0] / transform.resize_size[0],
+        "interpolation": transform.interpolation.value,
+    }
 
 
-def _load_timm(name: str, weights: str | Path | None, classes: int | None) -> Model:
+def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     timm = _extra("timm", "hub")
     if not timm.is_model(name):
         raise InputError(unknown("timm model", name, timm.list_models()))
     with _fetching(f"timm:{name}"):
-        module = timm.create_model(name, **({"pretrained": True} if weights is None else _blank(classes)))
+        module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
     imagenet = timm.data.infer_imagenet_subset(module)
-    labels = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None
-    return Model(
-        module if weights is None else fit_weights(module, weights),
-        labels,
-        mean=config["mean"],
-        std=config["std"],
-        size=tuple(config["input_size"][1:]),
-        fit="resize" if config["crop_mode"] == "squash" else "crop",
-        crop_fraction=config["crop_pct"],
-        interpolation=config["interpolation"],
-        channels=config["input_size"][0],
-    )
+    channels, *size = config["input_size"]
+    return module, {
+        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None,
+        **{key: config[key] for key in ("mean", "std", "interpolation")},
+        "size": size,
+        "fit": "resize" if config["crop_mode"] == "squash" else "crop",
+        "crop_fraction": config["crop_pct"],
+        "channels": channels,
+    }
 
 
-def _blank(classes: int | None) -> dict[str, int]:
-    """How an untrained network is built: with as many outputs as there are class names, if there are any."""
-    return {} if classes is None else {"num_classes": classes}
-
-
-def _load_exported(path: Path, weights: str | Path | None) -> Model:
+def _load_exported(path: Path, weights: _Weights) -> Model:
     if weights is not None:
         raise InputError(f"{str(path)!r} holds its own weights; leave weights out")
     if not path.is_file():
@@ -245,7 +229,7 @@ def _load_exported(path: Path, weights: str | Path | None) -> Model:
         raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
 
 
-def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Model:
+def _load_factory(spec: str, trust_code: bool) -> Model:
     path, _, factory = spec.rpartition(":")
     if not trust_code:
         raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
@@ -257,10 +241,7 @@ def _load_factory(spec: str, weights: str | Path | None, trust_code: bool) -> Mo
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (Model, nn.Module)):
         raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")
-    model = Model.wrap(made)
-    if weights is not None:
-        fit_weights(model.module, weights)
-    return model
+    return Model.wrap(made)
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -289,9 +270,5 @@ def _fetching(spec: str) -> Iterator[None]:
         raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
 
 
-_LOADERS: dict[str, Callable[[str, str | Path | None, int | None], Model]] = {
-    "zoo": _load_zoo,
-    "hf": _load_hf,
-    "torchvision": _load_torchvision,
-    "timm": _load_timm,
-}
+_Loader = Callable[[str, _Weights, dict[str, int]], _Loaded]
+_LOADERS: dict[str, _Loader] = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,9 +55,7 @@ class Model:
         if not isinstance(module, nn.Module):
             raise InputError(f"a model is a torch.nn.Module, not {type(module).__name__}")
         if isinstance(class_names, (str, Path, Mapping)):
-            raise InputError(
-                f"class_names is a list of names, not {class_names!r}; read_class_names reads a file of them"
-            )
+            raise InputError(f"class_names is a list of names, not {class_names!r}; a file: read_class_names(...)")
         if inputs is not None and images:
             raise InputError(f"give {', '.join(images)} to {type(inputs).__name__}(...) itself")
         check_names(Images, images)
@@ -80,26 +79,22 @@ class Model:
         """The same network with some settings changed.
 
         Args:
-            **changes: Any argument of `Model` but the module; settings of `Images` change those in force.
+            **changes: Any argument of `Model` but the module; settings of its inputs change those in force.
         """
-        own = {"class_names": self.class_names, "output": self.output, "layer": self.layer, "name": self.name}
-        kept = {key: value for key, value in changes.items() if key in own or key == "inputs"}
-        images = {key: value for key, value in changes.items() if key not in kept}
-        if images and isinstance(self.inputs, Images) and "inputs" not in kept:
-            check_names(Images, images)
-            kept["inputs"] = Images(**{**vars(self.inputs), **images})
-            images = {}
-        return Model(self.module, **{**own, "inputs": self.inputs, **kept, **images})
+        own = {key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name")}
+        inputs = changes.pop("inputs", self.inputs)
+        check_names(type(inputs), changes)
+        return Model(self.module, **own, inputs=dataclasses.replace(inputs, **changes) if changes else inputs)
 
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return next((p.device for p in self._tensors()), torch.device("cpu"))
+        return next((each.device for each in self._tensors()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type it computes in."""
-        return next((p.dtype for p in self._tensors() if p.is_floating_point()), torch.float32)
+        return next((each.dtype for each in self._tensors() if each.is_floating_point()), torch.float32)
 
     def to(self, device: str | torch.device) -> Model:
         """Move the network to a device; returns itself.
@@ -175,9 +170,8 @@ class Model:
         """
         bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
-            raise ModelError(
-                f"the model gives NaN or infinite scores for sample {start + bad[0]}: check its weights and the input"
-            )
+            sample = start + bad[0]
+            raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
         self.output.check(logits)
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:
             raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes")

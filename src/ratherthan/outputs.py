@@ -78,9 +78,7 @@ class Logits(Output):
             ModelError: If they are.
         """
         if logits.shape[1] > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
-            raise ModelError(
-                "the model returns probabilities; hand in its logits, or Model(..., output='probabilities')"
-            )
+            raise ModelError("the model returns probabilities: hand in its logits, or give output='probabilities'")
 
 
 @OUTPUTS.register

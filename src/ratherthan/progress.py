@@ -34,13 +34,9 @@ def reporter(progress: Progress, label: str) -> Iterator[Callable[..., None]]:
 
     console = Console(stderr=True)
     seen = console.is_terminal or console.is_jupyter
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Bar(*columns, console=console, transient=True, redirect_stdout=False, disable=not seen) as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Bar(
+        TextColumn(label), *columns, console=console, transient=True, redirect_stdout=False, disable=not seen
+    ) as bar:
         task = bar.add_task(label, total=None, note="")
         yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)

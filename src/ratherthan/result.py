@@ -161,10 +161,20 @@ class Result(ABC):
         if path.suffix == ".safetensors":
             from safetensors.torch import save
 
+            fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            places = {id(value): key for key, value in fields.items()}
             tensors: dict[str, Tensor] = {}
-            words = {f.name: _split(getattr(self, f.name), f.name, tensors) for f in dataclasses.fields(self)}
-            header = {"kind": self.kind, "format": _FORMAT, "fields": words}
-            return write_atomically(path, [save(tensors, {"ratherthan": json.dumps(header)})])
+
+            def set_aside(value: Any) -> Any:
+                """A tensor is stored beside the words; what else JSON does not know, by its `repr`."""
+                if not isinstance(value, Tensor):
+                    return repr(value)
+                place = places.get(id(value), f"tensor {len(tensors)}")
+                tensors[place] = value.detach().cpu().contiguous().clone()
+                return {_TENSOR: place}
+
+            header = json.dumps({"kind": self.kind, "format": _FORMAT, "fields": fields}, default=set_aside)
+            return write_atomically(path, [save(tensors, {"ratherthan": header})])
         raise InputError(f"cannot save {str(path)!r}: end it in .png, .html or .safetensors")
 
     @classmethod
@@ -178,20 +188,19 @@ class Result(ABC):
 
         try:
             with safe_open(str(path), "pt") as file:
-                header = json.loads((file.metadata() or {}).get("ratherthan", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                header = json.loads(
+                    (file.metadata() or {}).get("ratherthan", "{}"),
+                    object_hook=lambda each: file.get_tensor(each[_TENSOR]) if _TENSOR in each else each,
+                )
         except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
             raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
         if header.get("kind") != cls.kind:
             raise InputError(f"{str(path)!r} holds no {cls.kind} saved by ratherthan")
         if header.get("format") != _FORMAT:
             raise InputError(f"{str(path)!r} was saved by another version of ratherthan: compute it again")
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
-        fields: Any = {key: _join(value, tensors) for key, value in header["fields"].items()}
-        made: dict[str, Any] = {
-            k: tuple(v) if v is not None and types[k].startswith("tuple") else v for k, v in fields.items()
-        }
-        return cls(**made)
+        fields, types = header["fields"], {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        tuples = {k: tuple(v) for k, v in fields.items() if v is not None and types[k].startswith("tuple")}
+        return cls(**fields | tuples)
 
     def _repr_html_(self) -> str:
         from base64 import b64encode
@@ -204,48 +213,23 @@ class Result(ABC):
         return f'<img src="data:image/png;base64,{picture}" style="max-width:100%"><p>{lines}</p>'
 
 
-def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The value in words; its tensors, however deep, are put aside under the place they come from."""
-    if isinstance(value, Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()
-        return {_TENSOR: place}
-    if isinstance(value, dict):
-        return {str(key): _split(each, f"{place}.{key}", tensors) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_split(each, f"{place}.{i}", tensors) for i, each in enumerate(value)]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
-
-
-def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return tensors[value[_TENSOR]] if _TENSOR in value else {k: _join(each, tensors) for k, each in value.items()}
-    return [_join(each, tensors) for each in value] if isinstance(value, list) else value
-
-
 def _rows(value: Any, rows: slice) -> Any:
     if isinstance(value, dict):
-        return {key: each[rows] if isinstance(each, Tensor) else each for key, each in value.items()}
+        return value | {key: each[rows] for key, each in value.items() if isinstance(each, Tensor)}
     return value[rows]
 
 
 def _joined(column: list[Any]) -> Any:
     first = column[0]
     if isinstance(first, Tensor):
-        widest = max(each.shape[-1] for each in column) if first.ndim > 1 else 0
-        return torch.cat([_widened(each, widest) for each in column])
+        if first.ndim > 1:  # rows that end at different lengths are filled up: with NaN, whole numbers with -1
+            widest = max(each.shape[-1] for each in column)
+            empty = torch.nan if first.is_floating_point() else -1
+            column = [torch.nn.functional.pad(each, (0, widest - each.shape[-1]), value=empty) for each in column]
+        return torch.cat(column)
     if isinstance(first, dict):
-        return {
-            key: _joined([each[key] for each in column]) if isinstance(value, Tensor) else value
-            for key, value in first.items()
-        }
+        return first | {k: _joined([each[k] for each in column]) for k, v in first.items() if isinstance(v, Tensor)}
     return type(first)(row for rows in column for row in rows)
-
-
-def _widened(values: Tensor, width: int) -> Tensor:
-    """Rows that end at different lengths are filled up: with NaN, or -1 where they hold whole numbers."""
-    missing = width - values.shape[-1] if values.ndim > 1 else 0
-    empty = torch.nan if values.is_floating_point() else -1
-    return torch.nn.functional.pad(values, (0, missing), value=empty) if missing else values
 
 
 # --------------------------------------------------------------------------------------------- words

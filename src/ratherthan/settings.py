@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Integral, Real
@@ -105,14 +106,11 @@ def check_names(kind: type, given: Mapping[str, Any]) -> None:
 def _types_of(kind: Any) -> dict[str, Any]:
     """Types of the fields; one that cannot be read (a name imported for type checkers only) is left out."""
     found: dict[str, Any] = {}
-    names = {each.name for each in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
-    for owner in reversed(kind.__mro__):
-        for key, hint in vars(owner).get("__annotations__", {}).items():
-            if key in names:
-                try:
-                    found[key] = eval(hint, vars(sys.modules[owner.__module__])) if isinstance(hint, str) else hint
-                except NameError:
-                    found.pop(key, None)
+    for each in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        owner = next(base for base in kind.__mro__ if each.name in vars(base).get("__annotations__", ()))
+        with suppress(NameError):
+            scope = vars(sys.modules[owner.__module__])
+            found[each.name] = eval(each.type, scope) if isinstance(each.type, str) else each.type
     return found
 
 
@@ -133,15 +131,11 @@ def _fits(hint: Any, value: Any) -> bool:
         parts = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
         return isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, parts, value))
     kind = origin or hint
-    if kind is Callable:
-        return callable(value)
-    if kind is Any or not isinstance(kind, type):
-        return True
-    return isinstance(value, kind) and not (isinstance(value, str) and kind is not str)
+    return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
 
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
-    words = [each for each in _members(hint) if isinstance(each, str)]
+    words = _words(hint)
     others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
     if words and not others and isinstance(value, str):
         return unknown(what, value, words)
@@ -149,12 +143,11 @@ def _misfit(what: str, hint: Any, value: Any) -> str:
     return f"{what} is {_wanted(hint)}, not {shown}"
 
 
-def _members(hint: Any) -> list[Any]:
+def _words(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return (
-        [word for each in get_args(hint) for word in _members(each)] if get_origin(hint) in (Union, UnionType) else []
-    )
+        return [each for each in get_args(hint) if isinstance(each, str)]
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return [word for each in members for word in _words(each)]
 
 
 def _wanted(hint: Any) -> str:
@@ -166,7 +159,8 @@ def _wanted(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
-        return f"a tuple of {' and '.join(dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis))}"
+        kinds = dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis)
+        return f"a tuple of {'' if Ellipsis in args else f'{len(args)} values, each '}{' or '.join(kinds)}"
     plain = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
     return plain.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
 

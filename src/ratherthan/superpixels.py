@@ -105,8 +105,9 @@ def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tens
     else:
         spec = how if isinstance(how, Superpixels) else Superpixels(how)
         maps = np.stack([_divide(image, spec) for image in images.detach().cpu()])
-    labels = np.stack([_consecutive(each) for each in maps])
-    return torch.from_numpy(labels).to(images.device)
+    # scikit-image's SLIC starts at 1, and labels may have gaps
+    labels = [np.unique(each, return_inverse=True)[1].reshape(each.shape) for each in maps]
+    return torch.from_numpy(np.stack(labels)).long().to(images.device)
 
 
 def _given(labels: Tensor, images: Tensor) -> np.ndarray[Any, Any]:
@@ -128,13 +129,11 @@ def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
     from skimage import segmentation
 
     if len(image) not in (1, 3):
-        raise InputError(
-            f"{spec.kind} divides grey or colour pictures, not {len(image)} channels; use 'grid' or 'pixels'"
-        )
+        raise InputError(f"{spec.kind} divides images of 1 or 3 channels, not {len(image)}; use 'grid' or 'pixels'")
     picture = image.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
-    wanted = {"n_segments": spec.count} if spec.kind == "slic" else {}
+    count = {"n_segments": spec.count} if spec.kind == "slic" else {}
     try:
-        return np.asarray(getattr(segmentation, spec.kind)(picture, **{**wanted, **spec.settings}))
+        return np.asarray(getattr(segmentation, spec.kind)(picture, **count | spec.settings))
     except (TypeError, ValueError) as error:
         raise InputError(f"{spec.kind} with {spec.settings}: {first_line(error)}") from error
 
@@ -146,11 +145,3 @@ def _grid(height: int, width: int, count: int) -> np.ndarray[Any, Any]:
     down, across = np.arange(height) * rows // height, np.arange(width) * columns // width
     labels: np.ndarray[Any, Any] = np.add.outer(down * columns, across)
     return labels
-
-
-def _consecutive(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Renumber to 0 .. n - 1: scikit-image's SLIC starts at 1, and labels may have gaps."""
-    found, renumbered = np.unique(labels, return_inverse=True)
-    renumbered = renumbered.reshape(labels.shape).astype(np.int64)
-    assert (np.bincount(renumbered.ravel(), minlength=len(found)) > 0).all(), "a superpixel without pixels"
-    return renumbered

@@ -50,7 +50,7 @@ class LayerMethod(Method):
         if grid is None or len(graph.leaf) != len(forward_pass.images):
             shape = tuple(graph.leaf.shape)
             raise LayerError(
-                f"layer {graph.layer!r} gives shape {shape}, no spatial grid; choose a convolution or a token block"
+                f"layer {graph.layer!r} gives shape {shape}, no spatial grid: choose a convolution or block"
             )
         return graph, grid
 
@@ -161,11 +161,8 @@ def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple
 
 def _linear_maps(module: nn.Module, classes: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
     for each in module.modules():
-        if isinstance(each, (nn.Linear, nn.Conv2d)) and each.weight.shape in (
-            (classes, channels),
-            (classes, channels, 1, 1),
-        ):
-            weight = each.weight.detach().reshape(classes, channels)
+        if isinstance(each, (nn.Linear, nn.Conv2d)) and each.weight.flatten(1).shape == (classes, channels):
+            weight = each.weight.detach().flatten(1)
             yield weight, each.bias.detach() if each.bias is not None else weight.new_zeros(classes)
 
 

@@ -57,17 +57,8 @@ def explain(
         >>> why = explain(model, images, foil="runner-up")
         >>> why.save("why.html")
     """
-    (found,) = compare(
-        model,
-        images,
-        fact,
-        foil,
-        [method],
-        [contrast],
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
+    settings: dict[str, Any] = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
+    (found,) = compare(model, images, fact, foil, [method], [contrast], **settings)
     return found
 
 
@@ -151,7 +142,7 @@ def target_of(model: Model, logits: Tensor, fact: Any, foil: Any, contrast: Cont
 
 
 def explanation_of(
-    forward_pass: ForwardPass, target: Target, method: Method, found: Attribution, names: tuple[str, ...], **more: Any
+    forward_pass: ForwardPass, target: Target, method: Method, found: Attribution, names: tuple[str, ...]
 ) -> Explanation:
     """Put what a method found into a result.
 
@@ -161,7 +152,6 @@ def explanation_of(
         method: What answered it.
         found: Its attribution, (N, Q, ...).
         names: Of the samples.
-        **more: Fields of the result that are to differ from what the method says.
 
     Raises:
         InputError: If the attribution does not begin with (N, Q), or holds NaN or infinite values.
@@ -178,21 +168,11 @@ def explanation_of(
     def lead(values: Any) -> Any:
         return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values
 
-    return Explanation(**{
-        "images": forward_pass.images,
-        "logits": forward_pass.logits,
-        "attribution": lead(found.values.detach()),
-        "fact": lead(question.fact),
-        "foil": lead(question.foil),
-        "foil_sets": lead(question.foils),
-        "score": lead(score),
-        "axis": question.axis,
-        "method": method.name,
-        "settings": method.settings(),
-        "contrast": target.contrast.name,
-        "layer": found.layer,
-        "diagnostics": {key: lead(value) for key, value in found.diagnostics.items()},
-        "output": output.name,
-        "class_names": forward_pass.model.class_names if output.of_classes else None,
-        "names": names,
-    } | more)  # fmt: skip
+    return Explanation(
+        images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
+        class_names=forward_pass.model.class_names if output.of_classes else None,
+        axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), foil_sets=lead(question.foils),
+        contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),
+        attribution=lead(found.values.detach()), layer=found.layer,
+        diagnostics={key: lead(value) for key, value in found.diagnostics.items()},
+    )  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ratherthan.contrast import contrasts, get_contrast
 from ratherthan.errors import InputError, unknown
+from ratherthan.registry import unique_name
 from ratherthan.result import Result, picture
 from ratherthan.words import percent
 
@@ -86,9 +86,7 @@ class Explanation(Result):
             InputError: If the foils do not form an axis, or a sample has none but its fact.
         """
         if self.axis != "foil":
-            raise InputError(
-                "mean and variance over foils need an axis of foils: ask with foil='each', 'top5' or a list"
-            )
+            raise InputError("mean and variance need an axis of foils: ask with foil='each', 'top5' or a list")
         counts = torch.ones_like(self.foil, dtype=torch.bool) if self.output == "value" else self.foil != self.fact
         if not counts.any(1).all():
             raise InputError("a sample has no foil but its fact: ask with foil='each', or for other classes")
@@ -129,11 +127,15 @@ class Explanation(Result):
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one sample: the question, the figures, and how the relevance is divided."""
-        map_ = self._map(sample, q)
-        gain, loss = map_.clamp_min(0).sum().item(), (-map_).clamp_min(0).sum().item()
+        row = self._row(sample, q)
+        gain, loss = row["relevance_for"], row["relevance_against"]
         share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
-        score = f"{self.contrast} {self.by_question(self.score)[sample, q].item():+.2f}"
-        return f"{self.question(sample, q)} {self._odds(sample, q)}{score}; {share}."
+        odds = ""
+        if self.output != "value":
+            fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
+            compared = self.contrast != "none" and foil >= 0 and foil != fact
+            odds = percent(row["p_fact"]) + (f" against {percent(row['p_foil'])}; " if compared else "; ")
+        return f"{self.question(sample, q)} {odds}{self.contrast} {row['score']:+.2f}; {share}."
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
@@ -189,18 +191,11 @@ class Explanation(Result):
     def _drawn(self, maps: Tensor, lead: int, rectified: bool, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
-        return _on_plane(maps, (self.images.shape[-2], self.images.shape[-1]), rectified, align_corners)
-
-    def _odds(self, sample: int, q: int) -> str:
-        if self.output == "value":
-            return ""
-        p = self.probabilities()[sample]
-        fact = int(self.by_question(self.fact)[sample, q])
-        foil = int(self.by_question(self.foil)[sample, q])
-        against = (
-            f" against {percent(p[foil].item())}" if foil >= 0 and self.contrast != "none" and foil != fact else ""
-        )
-        return f"{percent(p[fact].item())}{against}; "
+        if not rectified:
+            return on_plane(maps, self.images, align_corners)
+        maps = on_plane(maps.clamp_min(0), self.images, align_corners)
+        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+        return torch.where(high > low, (maps - low) / (high - low), 0)
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
         map_ = self._map(sample, q)
@@ -224,12 +219,6 @@ class Explanation(Result):
             row["p_foil"] = p[self.by_question(self.foil_sets)[sample, q]].sum().item()
         return row
 
-    def _view(self, sample: int, q: int, heatmap: Tensor, label: str) -> Heatmap:
-        from ratherthan.render.panel import Heatmap
-
-        values = self.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
-        return Heatmap(self.foil_name(sample, q), label, values, self.text(sample, q))
-
 
 def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     """Put explanations of the same images beside each other.
@@ -243,7 +232,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     Raises:
         InputError: If they are not about the same samples.
     """
-    from ratherthan.render.panel import Panel
+    from ratherthan.render.panel import Heatmap, Panel
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -257,24 +246,20 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     for sample in range(len(first)):
         image = picture(first.images[sample])
         for group in range(first.questions if first.axis == "fact" else 1):
-            views: dict[tuple[str, str], Heatmap] = {}
+            views: dict[str, dict[str, Heatmap]] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
                 label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
+                seen = views.setdefault(label, {})
                 for q in [group] if first.axis == "fact" else range(each.questions):
-                    view = each._view(sample, q, heatmap, label)
+                    foil = each.foil_name(sample, q)
                     if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
-                        view = dataclasses.replace(view, foil=_unused(view.foil, label, views))
-                    views[view.foil, label] = view
-            bars = _bars(first, sample, group)
-            fact = first.fact_name(sample, group)
-            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, tuple(views.values())))
+                        foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
+                    values = each.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
+                    seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
+            maps = tuple(view for seen in views.values() for view in seen.values())
+            bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
+            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps))
     return cases
-
-
-def _unused(foil: str, label: str, views: Mapping[tuple[str, str], Any]) -> str:
-    """The foil's name, numbered where another foil bears it too (ImageNet has two cranes)."""
-    names = itertools.chain([foil], (f"{foil} ({number})" for number in itertools.count(2)))
-    return next(name for name in names if (name, label) not in views)
 
 
 def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:
@@ -305,19 +290,16 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
         return ()
     p = explanation.probabilities()[sample]
     top = p.topk(min(_SHOWN_CLASSES, len(p))).indices.tolist()
-    asked = explanation.by_question(explanation.foil)[sample].flatten().tolist()
     fact = int(explanation.by_question(explanation.fact)[sample, q])
-    asked = [int(each) for each in asked if each >= 0][:_SHOWN_CLASSES]
+    asked = [foil for foil in explanation.by_question(explanation.foil)[sample].tolist() if foil >= 0][:_SHOWN_CLASSES]
     return tuple((explanation.class_label(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
 
 
-def _on_plane(maps: Tensor, size: tuple[int, int], rectified: bool, align_corners: bool = False) -> Tensor:
-    """Bring maps (..., h, w) to (..., H, W); if rectified, without their negative part and stretched to [0, 1]."""
+def on_plane(maps: Tensor, images: Tensor, align_corners: bool = False) -> Tensor:
+    """Maps (..., h, w) bilinearly upsampled to the rows and columns of images, (..., H, W)."""
+    size = (images.shape[-2], images.shape[-1])
+    if maps.shape[-2:] == size:
+        return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    flat = flat.clamp_min(0) if rectified else flat
-    if flat.shape[-2:] != size:
-        flat = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners)
-    if rectified:
-        low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
-        flat = torch.where(high > low, (flat - low) / (high - low), 0)
-    return flat.reshape(*maps.shape[:-2], *size)
+    upsampled = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners)
+    return upsampled.reshape(*maps.shape[:-2], *size)

@@ -8,6 +8,7 @@ layer) and no further.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,11 +60,9 @@ class Graph:
     def _pull(self, seeds: Tensor) -> Tensor:
         columns = seeds.transpose(0, 1)
         if len(columns) > 1:
-            try:
+            # where an operation cannot be batched over seeds (vmap), one after the other gives the same
+            with suppress(RuntimeError):
                 return self._gradient(columns, batched=True).transpose(0, 1)
-            except RuntimeError:
-                # an operation that cannot be batched over seeds (vmap): one after the other gives the same
-                pass
         return torch.stack([self._gradient(seed, batched=False) for seed in columns], 1)
 
     def _gradient(self, seed: Tensor, batched: bool) -> Tensor:
@@ -167,12 +166,8 @@ class ForwardPass:
             handed = leaf.clone()  # an in-place operation further up must not touch the leaf
             return (handed, *output[1:]) if isinstance(output, tuple) else handed
 
-        hook = self.model.submodule(layer).register_forward_hook(hand_on)
-        try:
-            with torch.no_grad():
-                output = self.model.logits(self.images.clone())
-        finally:
-            hook.remove()
+        with self.model.submodule(layer).register_forward_hook(hand_on), torch.no_grad():
+            output = self.model.logits(self.images.clone())
         if not leaves:
             raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
         if not output.requires_grad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,19 +38,14 @@ class Gradient(Method):
 
 @register_method
 @dataclass(frozen=True)
-class InputXGradient(Method):
+class InputXGradient(Gradient):
     """The image times the gradient of the contrast (Shrikumar et al. 2016), in image space."""
 
     name = "ixg"
-    linear = True
-
-    def prepare(self, forward_pass: ForwardPass) -> None:
-        """Record from the images upward."""
-        forward_pass.graph(None)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): x * d contrast / dx."""
-        return Attribution(forward_pass.images.unsqueeze(1) * forward_pass.graph(None).vjp(target.seeds))
+        return Attribution(forward_pass.images.unsqueeze(1) * super().attribute(forward_pass, target).values)
 
 
 @register_method
@@ -141,28 +136,22 @@ class IntegratedGradients(Method):
 
     def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Which image, how far along its way, and with which weight: chunks of points, each three tensors (M,)."""
-        positions, weights = (torch.from_numpy(row).to(images) for row in _QUADRATURES[self.quadrature](self.n_steps))
+        positions, weights = (torch.from_numpy(row).to(images) for row in _quadrature(self.quadrature, self.n_steps))
         points = torch.arange(self.n_steps * len(images), device=images.device)
         for chunk in torch.split(points, self.internal_batch_size or len(images)):
             step = chunk // len(images)
             yield chunk % len(images), positions[step], weights[step]
 
 
-def _gauss_legendre(steps: int) -> tuple[np.ndarray, np.ndarray]:
+_RIEMANN = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}  # of a step
+
+
+def _quadrature(kind: Quadrature, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in [0, 1] and their weights, (steps,) each."""
+    if kind in _RIEMANN:
+        return (np.arange(steps) + _RIEMANN[kind]) / steps, np.full(steps, 1 / steps)
     positions, weights = np.polynomial.legendre.leggauss(steps)
     return (1 + positions) / 2, weights / 2
-
-
-def _riemann(offset: float) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    return lambda steps: ((np.arange(steps) + offset) / steps, np.full(steps, 1 / steps))
-
-
-_QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
-    "gausslegendre": _gauss_legendre,
-    "riemann_left": _riemann(0.0),
-    "riemann_middle": _riemann(0.5),
-    "riemann_right": _riemann(1.0),
-}
 
 
 def _seeds(target: Target, foil_weights: FoilWeights) -> Tensor | None:

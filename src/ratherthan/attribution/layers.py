@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -102,10 +103,8 @@ def layer_of(model: Model, image: Tensor, default: bool = True) -> str:
     return known
 
 
-_PASS_THROUGH = (
-    *(nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-)
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_SKIPPED = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.Linear, *_POOLING)
 
 
 def find_layer(model: Model, image: Tensor) -> str:
@@ -127,26 +126,16 @@ def find_layer(model: Model, image: Tensor) -> str:
     """
     outputs: dict[str, Tensor | None] = {}  # in the order of running; None: nothing that could be explained
 
-    def note(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensor = output[0] if isinstance(output, tuple) and output else output
-            usable = isinstance(tensor, Tensor) and tensor.requires_grad and name not in outputs  # runs only once
-            outputs[name] = tensor if usable and isinstance(tensor, Tensor) else None
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        tensor = output[0] if isinstance(output, tuple) and output else output
+        runs_once = name not in outputs
+        outputs[name] = tensor if isinstance(tensor, Tensor) and tensor.requires_grad and runs_once else None
 
-        return hook
-
-    skipped = (*_PASS_THROUGH, nn.Linear)
-    hooks = [
-        module.register_forward_hook(note(name))
-        for name, module in model.module.named_modules()
-        if name and not isinstance(module, skipped)
-    ]
-    try:
-        with torch.enable_grad():
-            logits = model.logits(image.detach().requires_grad_().clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, module in model.module.named_modules():
+            if name and not isinstance(module, _SKIPPED):
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        logits = model.logits(image.detach().requires_grad_().clone())
     return _last_in_use({name: each for name, each in outputs.items() if each is not None}, logits, image, model)
 
 

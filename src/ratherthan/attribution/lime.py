@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -42,12 +41,12 @@ class Sampling:
 @register_method
 @dataclass(frozen=True)
 class Lime(Perturbation):
-    """LIME (Ribeiro et al. 2016), sampled by Captum: a linear model of the contrast in superpixels shown and hidden.
+    """LIME (Ribeiro et al. 2016): a linear model of the contrast in superpixels shown and hidden.
 
-    Captum draws the altered images and weighs them, exp(-d^2 / (2 width^2)) with d the distance from the image. One
-    ridge regression with as many outputs as there are questions then minimises sum_m similarity_m (s_m - b - mask_m
-    c)^2 + alpha |c|^2 (the intercept b is free); a pixel's value is the coefficient c of its superpixel. Captum's
-    default, the lasso, would need a fit of its own for each question and is not linear in the contrast.
+    The altered images are weighed by exp(-d^2 / (2 width^2)) with d the distance from the image. One ridge regression
+    with as many outputs as there are questions then minimises sum_m similarity_m (s_m - b - mask_m c)^2 + alpha |c|^2
+    (the intercept b is free); a pixel's value is the coefficient c of its superpixel. The lasso, Captum's default,
+    would need a fit of its own for each question and is not linear in the contrast.
 
     The diagnostics hold `r2`, the weighted share of the variance that the linear model explains, (N, Q).
 
@@ -103,44 +102,22 @@ class Lime(Perturbation):
         return Attribution(torch.stack(maps).unsqueeze(2), diagnostics={"r2": torch.stack(qualities)})
 
     def _sample(self, forward_pass: ForwardPass, n: int, off: Tensor, labels: Tensor) -> Sampling:
-        from captum.attr import LimeBase
-        from captum.attr._core.lime import default_from_interp_rep_transform, get_exp_kernel_similarity_function
-
-        image, masks, keeper = forward_pass.images[n], self.masks(int(labels.max()) + 1), _Keeper()
-        logits: list[Tensor] = []
-
-        def each_mask(image: Tensor, **settings: Any) -> Iterator[Tensor]:
-            yield from torch.split(masks.to(image.device), 1)
-
-        def ask_network(altered: Tensor) -> Tensor:
+        image = forward_pass.images[n]
+        masks = self.masks(int(labels.max()) + 1).to(image.device)
+        similarity, logits = [], []
+        for part in torch.split(masks, self.batch_size):
+            altered = torch.where(part[:, labels].unsqueeze(1) > 0, image, off)
+            similarity.append(self.similarity(image, altered))
             logits.append(self.forward(forward_pass, altered))
             asked = sum(map(len, logits)) / len(masks)
             forward_pass.report((n + asked) / len(forward_pass.images))
-            return logits[-1][:, 0]  # Captum keeps one number per image, we the whole row
+        return Sampling(labels, masks, torch.cat(similarity), torch.cat(logits))
 
-        similarity = get_exp_kernel_similarity_function(self.distance, self.kernel_width)
-        lime = LimeBase(ask_network, keeper, similarity, each_mask, True, default_from_interp_rep_transform, None)
-        lime.attribute(
-            image.unsqueeze(0),
-            n_samples=len(masks),
-            perturbations_per_eval=self.batch_size,
-            feature_mask=labels[None, None],
-            baselines=off.unsqueeze(0),
-        )
-        return Sampling(labels, keeper.masks, keeper.similarity, torch.cat(logits))
-
-
-class _Keeper:
-    """Stands where Captum expects a linear model: keeps what the model would be fitted to."""
-
-    masks: Tensor
-    similarity: Tensor
-
-    def fit(self, loader: Any) -> None:
-        self.masks, _, self.similarity = loader.dataset.tensors
-
-    def representation(self) -> Tensor:
-        return self.similarity
+    def similarity(self, image: Tensor, altered: Tensor) -> Tensor:
+        """exp(-d^2 / (2 width^2)) with the distance d of an image (C, H, W) from altered ones (M, C, H, W): (M,)."""
+        x, y = image.flatten(), altered.flatten(1)
+        distance = 1 - torch.cosine_similarity(x, y, -1) if self.distance == "cosine" else (x - y).norm(dim=1)
+        return (-0.5 * (distance / self.kernel_width).square()).exp()
 
 
 def ridge(inputs: Tensor, targets: Tensor, weights: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +44,14 @@ class Occlusion(Perturbation):
         """
         sizes = _pair(self.size) or (max(1, height // 8), max(1, width // 8))
         strides = _pair(self.stride) or (max(1, sizes[0] // 2), max(1, sizes[1] // 2))
+        covers = []
         for length, size, stride in zip((height, width), sizes, strides, strict=True):
             if not 1 <= size <= length:
                 raise InputError(f"a window of {sizes} does not fit in an image of {height} x {width}")
             if not 1 <= stride <= size:
                 raise InputError(f"a stride of {strides} leaves gaps between windows of {sizes}, or does not move them")
-        starts = [
-            range(0, math.ceil((length - size) / stride) * stride + 1, stride)
-            for length, size, stride in zip((height, width), sizes, strides, strict=True)
-        ]
-        return window_cover(starts[0], sizes[0], height), window_cover(starts[1], sizes[1], width)
+            covers.append(window_cover(range(0, length - size + stride, stride), size, length))
+        return covers[0], covers[1]
 
     def respond(self, forward_pass: ForwardPass) -> Tensor:
         """(windows, N, classes): logits with each window covered."""

@@ -179,17 +179,14 @@ class PredictionDifference(Perturbation):
 
     def respond(self, forward_pass: ForwardPass) -> Tensor:
         """(windows, N, classes): mean probabilities, or values, with each window unknown."""
-        images = forward_pass.images
-        tops, lefts = self._starts(images.shape[-2]), self._starts(images.shape[-1])
-        places = list(product(tops, lefts))
+        images, means = forward_pass.images, []
+        windows = list(enumerate(product(self._starts(images.shape[-2]), self._starts(images.shape[-1]))))
         step = max(1, self.batch_size // (self.samples * len(images)))
-        chunks = [chunk for group in self._groups(places, images) for chunk in _split(group, step)]
-        means: dict[int, Tensor] = {}
-        for chunk in steps(forward_pass, chunks):
-            altered = self._altered(images, places, chunk)
+        for start in steps(forward_pass, range(0, len(windows), step)):
+            altered = torch.stack([self._altered(images, *window) for window in windows[start : start + step]])
             scores = self._distribution(forward_pass, self.forward(forward_pass, altered.flatten(0, 2)))
-            means |= zip(chunk, scores.reshape(*altered.shape[:3], -1).mean(1), strict=True)
-        return torch.stack([means[window] for window in range(len(places))])
+            means.append(scores.reshape(*altered.shape[:3], -1).mean(1))
+        return torch.cat(means)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): mean prediction difference over the windows that hold a pixel."""
@@ -222,88 +219,64 @@ class PredictionDifference(Perturbation):
             raise InputError(f"a window of {self.window} pixels does not fit in {length}; give a smaller window")
         return sorted({*range(0, last + 1, self.stride), last})
 
-    def _is_conditional(self) -> bool:
-        return self.sampling != "marginal" and self.patches is not None
-
-    def _groups(self, places: list[tuple[int, int]], images: Tensor) -> list[list[int]]:
-        """Windows by their place in the patch around them: each group shares one conditional distribution."""
-        if not self._is_conditional():
-            return [list(range(len(places)))]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for window, place in enumerate(places):
-            groups.setdefault(self._offset(place, images), []).append(window)
-        return list(groups.values())
-
-    def _offset(self, place: tuple[int, int], images: Tensor) -> tuple[int, int]:
-        """Where a window lies in its patch: `pad` from the patch's corner, less or more near the border."""
-        patch = self.window + 2 * self.pad
-        if min(images.shape[-2:]) < patch:
-            raise InputError(f"window + 2 pad is {patch}, more than images of {tuple(images.shape[-2:])} hold")
-        top, left = (
-            start - min(max(start - self.pad, 0), length - patch)
-            for start, length in zip(place, images.shape[-2:], strict=True)
-        )
-        return top, left
-
-    def _altered(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
-        """(windows, S, N, C, H, W): the images with these windows, all of one group, drawn anew."""
-        draw = self._draw_conditional if self._is_conditional() else self._draw_marginal
-        drawn = draw(images, [places[window] for window in chunk], chunk).to(images.dtype)
-        altered = images.expand(len(chunk), self.samples, *images.shape).clone()
-        for (top, left), target, window in zip((places[w] for w in chunk), altered, drawn, strict=True):
-            target[..., top : top + self.window, left : left + self.window] = window
+    def _altered(self, images: Tensor, window: int, place: tuple[int, int]) -> Tensor:
+        """(S, N, C, H, W): the images with one window drawn anew; its number keys the noise."""
+        noise = np.random.Generator(np.random.Philox(key=[self.seed, window]))
+        marginal = self.sampling == "marginal" or self.patches is None
+        drawn = (self._draw_marginal if marginal else self._draw_conditional)(images, *place, noise)
+        altered = images.expand(self.samples, *images.shape).clone()
+        altered[self._inside(*place)] = drawn.to(images.dtype)
         return altered
 
-    def _draw_conditional(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
-        """(windows, S, N, C, k, k) from the normal distribution given the surround."""
-        top, left = self._offset(places[0], images)
-        gain, root = (each.to(images.device) for each in self._conditionals[top, left])
-        inside = self._inside(top, left).to(images.device)
-        mean, low, high = (
-            each.to(images.device) for each in (self.gaussian.mean, self.gaussian.low, self.gaussian.high)
+    def _draw_conditional(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
+        """(S, N, C, k, k) from the normal distribution given the surround."""
+        size = self.window + 2 * self.pad
+        if min(images.shape[-2:]) < size:
+            raise InputError(f"window + 2 pad is {size}, more than images of {tuple(images.shape[-2:])} hold")
+        # `pad` before the window, less or more near the border
+        y, x = (
+            min(max(start - self.pad, 0), length - size)
+            for start, length in zip((top, left), images.shape[-2:], strict=True)
         )
+        known = (self.gaussian.mean, self.gaussian.low, self.gaussian.high, *self._conditionals[top - y, left - x])
+        mean, low, high, inside, gain, root = (each.to(images.device) for each in known)
         if len(mean) != images.shape[1]:
             raise InputError(f"patches of {len(mean)} channels for images of {images.shape[1]}")
-        size = self.window + 2 * self.pad
-        patches = torch.stack([images[..., y - top :, x - left :][..., :size, :size] for y, x in places])
-        surround = patches.double().flatten(-2)[..., ~inside] - mean[:, ~inside]
-        centre = mean[:, inside] + torch.einsum("cio,bnco->bnci", gain, surround)
-        noise = np.stack([self._noise(w).standard_normal((self.samples, *root.shape[:2])) for w in chunk])
-        spread = torch.einsum("cij,bscj->bsci", root, torch.from_numpy(noise).to(images.device))
-        drawn = torch.clamp(centre.unsqueeze(1) + spread.unsqueeze(2), low.unsqueeze(-1), high.unsqueeze(-1))
+        surround = images[..., y : y + size, x : x + size].double().flatten(-2)[..., ~inside] - mean[:, ~inside]
+        centre = mean[:, inside] + torch.einsum("cio,nco->nci", gain, surround)
+        normal = torch.from_numpy(noise.standard_normal((self.samples, *root.shape[:2]))).to(images.device)
+        spread = torch.einsum("cij,scj->sci", root, normal)
+        drawn = torch.clamp(centre + spread.unsqueeze(1), low.unsqueeze(-1), high.unsqueeze(-1))
         return drawn.reshape(*drawn.shape[:-1], self.window, self.window)
 
-    def _draw_marginal(self, images: Tensor, places: list[tuple[int, int]], chunk: list[int]) -> Tensor:
-        """(windows, S, N, C, k, k) from random images at the same place, or from random places of the image itself."""
-        if self.patches is not None and self.pool.shape[1:] != images.shape[1:]:
+    def _draw_marginal(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
+        """(S, N, C, k, k) from random images at the same place, or from random places of the image itself."""
+        if self.patches is None:
+            limits = (images.shape[-2] - self.window + 1, images.shape[-1] - self.window + 1)
+            corners = noise.integers(limits, size=(self.samples, 2)).tolist()
+            return torch.stack([images[self._inside(*corner)] for corner in corners])
+        if self.pool.shape[1:] != images.shape[1:]:
             given, wanted = tuple(self.pool.shape[1:]), tuple(images.shape[1:])
             raise InputError(f"marginal sampling takes windows from images of the same size: {given}, not {wanted}")
-        return torch.stack(
-            [self._elsewhere(images, *place, self._noise(w)) for place, w in zip(places, chunk, strict=True)]
-        )
-
-    def _elsewhere(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
-        k = self.window
-        if self.patches is not None:
-            chosen = self.pool[noise.integers(len(self.pool), size=self.samples)].to(images.device)
-            return chosen[..., top : top + k, left : left + k].unsqueeze(1).expand(-1, len(images), -1, -1, -1)
-        limits = (images.shape[-2] - k + 1, images.shape[-1] - k + 1)
-        corners = noise.integers(limits, size=(self.samples, 2)).tolist()
-        return torch.stack([images[..., y : y + k, x : x + k] for y, x in corners])
-
-    def _noise(self, window: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, window]))
+        chosen = self.pool[noise.integers(len(self.pool), size=self.samples)].to(images.device)
+        return chosen[self._inside(top, left)].unsqueeze(1).expand(-1, len(images), -1, -1, -1)
 
     @cached_property
-    def _conditionals(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-        """The (2 pad + 1)^2 distributions of a window given its surround, by its place in the patch."""
-        offsets = product(range(2 * self.pad + 1), repeat=2)
-        return {(top, left): self.gaussian.given_surround(self._inside(top, left)) for top, left in offsets}
+    def _conditionals(self) -> dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]:
+        """The (2 pad + 1)^2 distributions of a window given its surround, by its place in the patch.
 
-    def _inside(self, top: int, left: int) -> Tensor:
-        inside = torch.zeros(2 * [self.window + 2 * self.pad], dtype=torch.bool)
-        inside[top : top + self.window, left : left + self.window] = True
-        return inside.flatten()
+        Each is the mask of the window in the flattened patch, and what `given_surround` makes of it.
+        """
+        found = {}
+        for top, left in product(range(2 * self.pad + 1), repeat=2):
+            inside = torch.zeros(2 * [self.window + 2 * self.pad], dtype=torch.bool)
+            inside[self._inside(top, left)] = True
+            found[top, left] = inside.flatten(), *self.gaussian.given_surround(inside.flatten())
+        return found
+
+    def _inside(self, top: int, left: int) -> tuple[Any, slice, slice]:
+        """The index of a window in anything whose last dimensions are rows and columns."""
+        return ..., slice(top, top + self.window), slice(left, left + self.window)
 
 
 def _images_of(data: Any) -> Iterator[Tensor]:
@@ -311,11 +284,5 @@ def _images_of(data: Any) -> Iterator[Tensor]:
     for i in range(len(data)):
         item = data[i][0] if isinstance(data[i], tuple) else data[i]
         if not isinstance(item, Tensor) or item.ndim != 3:
-            raise InputError(
-                "patches: images (M, C, H, W), a list of (C, H, W) tensors, or a data set of these is needed"
-            )
+            raise InputError("patches are images (M, C, H, W), a list of (C, H, W) tensors, or a data set of these")
         yield item
-
-
-def _split(items: list[int], step: int) -> list[list[int]]:
-    return [items[start : start + step] for start in range(0, len(items), step)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ratherthan.attribution.explanation import on_plane
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method, register_method
 from ratherthan.contrast import Question, Target, get_contrast
@@ -56,7 +57,8 @@ class Scan(Method):
             raise InputError("scan compares with one class at a time: give a foil, e.g. 'runner-up' or a class")
         fact, foil = target.question.fact, target.question.foil
         found = method.attribute(forward_pass, _plain(target, torch.cat([fact, foil], 1)))
-        planes = _planes(found.values, forward_pass.images)
+        summed = found.values.sum(2) if found.values.ndim == 5 else found.values
+        planes = on_plane(summed, forward_pass.images)
         largest = planes.abs().amax((-2, -1))
         scale = torch.where(largest > 0, largest, 1)
         e_fact, e_foil = (planes / scale[..., None, None]).chunk(2, 1)
@@ -76,37 +78,19 @@ def _plain(target: Target, classes: Tensor) -> Target:
     return Target(target.logits, Question(classes, foils, "fact"), get_contrast("none"))
 
 
-def _planes(values: Tensor, images: Tensor) -> Tensor:
-    """(N, Q, [C,] h, w) to (N, Q, H, W), as `Explanation.heatmap` does it."""
-    maps = values.sum(2) if values.ndim == 5 else values
-    if maps.shape[-2:] == images.shape[-2:]:
-        return maps
-    size = (images.shape[-2], images.shape[-1])
-    return torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
-
-
 def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Tensor, weights: Tensor) -> Tensor:
     """(N, Q, weights) bool: does removing the evidence lower the fact and raise the foil?"""
     shape = (*e_fact.shape[:2], len(weights))
     cases = torch.cartesian_prod(*(torch.arange(length, device=weights.device) for length in shape))
-    logits = torch.cat(
-        [
-            forward_pass.forward(_without(forward_pass.images, e_fact, e_foil, weights, *p.T))
-            for p in torch.split(cases, _BATCH)
-        ]
-    )
+    answers = []
+    for n, q, w in (part.T for part in torch.split(cases, _BATCH)):
+        evidence = (e_fact[n, q] - weights[w, None, None] * e_foil[n, q]).clamp_min(0)
+        most = evidence.amax((-2, -1), keepdim=True)
+        removed = evidence / torch.where(most > 0, most, 1)
+        answers.append(forward_pass.forward(forward_pass.images[n] * (1 - removed).unsqueeze(1)))
     n, q, _ = cases.T
-    before, after = forward_pass.logits.softmax(-1)[n], logits.softmax(-1)
+    before, after = forward_pass.logits.softmax(-1)[n], torch.cat(answers).softmax(-1)
     fact, foil = (each[n, q].unsqueeze(1) for each in (target.question.fact, target.question.foil))
     falls = after.gather(1, fact) < before.gather(1, fact)
     rises = after.gather(1, foil) > before.gather(1, foil)
     return (falls & rises).reshape(shape)
-
-
-def _without(
-    images: Tensor, e_fact: Tensor, e_foil: Tensor, weights: Tensor, n: Tensor, q: Tensor, w: Tensor
-) -> Tensor:
-    """The images with the evidence E_w removed."""
-    evidence = (e_fact[n, q] - weights[w, None, None] * e_foil[n, q]).clamp_min(0)
-    most = evidence.amax((-2, -1), keepdim=True)
-    return images[n] * (1 - evidence / torch.where(most > 0, most, 1)).unsqueeze(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.images import CorruptImage, to_tensor
 from ratherthan.errors import InputError
+from ratherthan.settings import AtLeastOne, Interval, Settings
 
 
 class Reader(Protocol):
@@ -29,7 +31,6 @@ class Reader(Protocol):
 
 
 Transform = Callable[[Any], Tensor]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +78,8 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
 
     def subset(self, indices: Sequence[int]) -> Dataset:
         """The same set with only some of its images, in the order given."""
-
-        def picked(values: tuple[_T, ...]) -> tuple[_T, ...]:
-            return tuple(values[index] for index in indices)
-
-        ids, labels, positions = picked(self.ids), picked(self.labels), picked(self.positions)
+        columns: tuple[tuple[Any, ...], ...] = (self.ids, self.labels, self.positions)
+        ids, labels, positions = (tuple(column[index] for index in indices) for column in columns)
         return replace(self, ids=ids, labels=labels, positions=positions)
 
     def with_transform(self, transform: Transform | None) -> Dataset:
@@ -105,7 +103,7 @@ class Skipped:
 
 
 @dataclass
-class Batches:
+class Batches(Settings):
     """Batches of a set, as (indices (B,), images (B, C, H, W), labels (B,)); corrupt images are left out and listed.
 
     Raises an InputError for a batch size or workers that cannot be, and where images of two sizes meet.
@@ -118,62 +116,46 @@ class Batches:
         skipped: What was left out, filled while iterating.
     """
 
+    name = "batches"
     dataset: Dataset
-    batch_size: int
-    workers: int = 0
+    batch_size: AtLeastOne
+    workers: Annotated[int, Interval(0)] = 0
     order: Sequence[int] | None = None
     skipped: list[Skipped] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0:
-            given = f"{self.batch_size} and {self.workers}"
-            raise InputError(f"batch_size must be at least 1 and workers at least 0, not {given}")
 
     def __len__(self) -> int:
         return -(-len(self.dataset if self.order is None else self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self.skipped.clear()
-        loader = DataLoader(
-            _Tolerant(self.dataset),
-            batch_size=self.batch_size,
-            sampler=range(len(self.dataset)) if self.order is None else self.order,
-            num_workers=self.workers,
-            collate_fn=list,
+        order: Any = range(len(self.dataset)) if self.order is None else self.order
+        loader = DataLoader(  # it deals indices out, to its workers too; what collates them decodes
+            order, self.batch_size, num_workers=self.workers, collate_fn=partial(_decoded, self.dataset),
             generator=torch.Generator(),  # else iterating would draw from the global random numbers
-        )
-        for items in loader:
-            self.skipped += [Skipped(self.dataset.ids[i], reason) for i, _, _, reason in items if reason]
-            whole = [(index, image, label) for index, image, label, reason in items if not reason]
-            if whole:
-                indices, images, labels = zip(*whole, strict=True)
+        )  # fmt: skip
+        for items, skipped in loader:
+            self.skipped += skipped
+            if items:
+                indices, images, labels = zip(*items, strict=True)
                 yield torch.tensor(indices), self._stack(images), torch.tensor(labels)
 
     def _stack(self, images: Sequence[Tensor]) -> Tensor:
-        shapes = list(dict.fromkeys(tuple(image.shape) for image in images))
-        if len(shapes) > 1:
-            raise InputError(
-                f"{self.dataset.name}: images of {shapes[0]} and {shapes[1]} cannot share a batch; give the set a "
-                "transform that brings them to one size (e.g. the model's preprocessing)"
-            )
+        sizes = {" x ".join(map(str, image.shape)) for image in images}
+        if len(sizes) > 1:
+            given = f"{self.dataset.name}: images of {' and '.join(sorted(sizes))} pixels cannot share a batch"
+            raise InputError(f"{given}; give the set a transform that brings them to one size")
         return torch.stack(list(images))
 
 
-@dataclass(frozen=True)
-class _Tolerant(TorchDataset[tuple[int, Tensor | None, int, str]]):
-    """Items with their index and, for a corrupt image, the reason in place of it."""
-
-    dataset: Dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, int, str]:
+def _decoded(dataset: Dataset, indices: list[int]) -> tuple[list[tuple[int, Tensor, int]], list[Skipped]]:
+    """The images that can be read, with index and label; and those that cannot."""
+    items, skipped = [], []
+    for index in indices:
         try:
-            image, label = self.dataset[index]
+            items.append((index, *dataset[index]))
         except CorruptImage as error:
-            return index, None, self.dataset.labels[index], str(error)
-        return index, image, label, ""
+            skipped.append(Skipped(dataset.ids[index], str(error)))
+    return items, skipped
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,10 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
-                raise CorruptImage(f"{name}: {image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             return plain(ImageOps.exif_transpose(image))
-    except CorruptImage:
-        raise
-    except Image.DecompressionBombError as error:
-        raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels (decompression bomb)") from error
+    except Image.DecompressionBombError as error:  # Pillow has a limit of its own, too
+        raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels ({first_line(error)})") from error
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{name}: not an image that Pillow can read") from error
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
@@ -98,13 +96,9 @@ def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
 
 
 def fit_image(
-    image: Image.Image,
-    size: tuple[int, int],
-    fit: Fit = "resize",
-    crop_fraction: float = 1.0,
-    channels: int | None = None,
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
-) -> Tensor:
+    image: Image.Image, size: tuple[int, int], fit: Fit = "resize", crop_fraction: float = 1.0,
+    channels: int | None = None, interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear",
+) -> Tensor:  # fmt: skip
     """Bring an image to a given size, as torchvision's Resize and CenterCrop do, in one step.
 
     Args:
@@ -144,8 +138,8 @@ def fit_tensor(
     if interpolation not in modes:
         raise InputError(f"tensors cannot be resized by {interpolation}: hand them in as {size[0]} x {size[1]} pixels")
     (height, width), whole = size, _resized(image.shape[1], image.shape[2], size, fit, crop_fraction)
-    smooth = {} if interpolation == "nearest" else {"antialias": True}
-    resized = torch.nn.functional.interpolate(image[None], whole, mode=modes[interpolation], **smooth)[0]
+    mode, smooth = modes[interpolation], interpolation != "nearest"
+    resized = torch.nn.functional.interpolate(image[None], whole, mode=mode, antialias=smooth)[0]
     top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
     return resized[:, top : top + height, left : left + width].clamp(0, 1)
 

@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,6 @@ from ratherthan.registry import Registry
 Root = str | Path | None
 Opener = Callable[..., TorchDataset[Any]]
 
-DATASETS: Registry[Opener] = Registry("data set")
-"""What opens each set, by name: see `register_dataset`."""
-
 
 def register_dataset(name: str, opened: Opener) -> None:
     """Make a set known by name.
@@ -48,23 +45,7 @@ def register_dataset(name: str, opened: Opener) -> None:
     DATASETS.add(name, opened)
 
 
-@dataclass(frozen=True)
-class FileReader:
-    """Image files, by path."""
-
-    paths: tuple[Path, ...]
-
-    def read(self, index: int) -> Image.Image:
-        """Decode the file."""
-        return open_image(self.paths[index])
-
-    def stamp(self, index: int) -> str:
-        """Its size in bytes."""
-        path = self.paths[index]
-        return str(path.stat().st_size) if path.is_file() else "missing"
-
-
-class _Member(NamedTuple):
+class Member(NamedTuple):
     """Where one file lies inside an uncompressed tar."""
 
     tar: Path
@@ -74,19 +55,26 @@ class _Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _TarReader:
-    """Images inside uncompressed tars, read in place: nothing is unpacked and no handle is kept."""
+class FileReader:
+    """Image files, by path or inside an uncompressed tar: those are read in place, and no handle is kept."""
 
-    members: tuple[_Member, ...]
+    files: tuple[Path | Member, ...]
 
     def read(self, index: int) -> Image.Image:
-        member = self.members[index]
-        with member.tar.open("rb") as file:
-            file.seek(member.offset)
-            return open_image(file.read(member.size), member.name)
+        """Decode the file."""
+        file = self.files[index]
+        if isinstance(file, Path):
+            return open_image(file)
+        with file.tar.open("rb") as tar:
+            tar.seek(file.offset)
+            return open_image(tar.read(file.size), file.name)
 
     def stamp(self, index: int) -> str:
-        return str(self.members[index].size)
+        """Its size in bytes."""
+        file = self.files[index]
+        if isinstance(file, Path):
+            return str(file.stat().st_size) if file.is_file() else "missing"
+        return str(file.size)
 
 
 @dataclass(frozen=True)
@@ -130,26 +118,21 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
     text, path = str(name), Path(str(name))
-    if opened := _opener(text):
-        return load(opened(root, split))
+    family, colon, detail = text.partition(":")
+    known = f"{family}:" if detail else text
+    if known not in DATASETS:
+        load_plugins()
+    if known in DATASETS and bool(colon) == bool(detail):  # a family is no set by itself
+        return load(DATASETS[known](root, split, *([detail] if detail else [])))
     _without_splits(text, split)
     if path.is_dir():
-        return _class_folders(path)
+        files = {each.relative_to(path).as_posix(): each for each in sorted(path.glob("*/*"))}
+        return _by_folder(path.resolve().name, files)
     if path.suffix == ".tar":
-        return _labelled_tar(path)
+        return _by_folder(path.stem, {member.name: member for member in _members(path)})
     if path.suffix == ".csv":
         return _csv(path)
     raise InputError(unknown("data set", text, names()) + " (or a folder of class folders, a .tar, a .csv, hf:NAME)")
-
-
-def _opener(text: str) -> Opener | None:
-    if text not in DATASETS:
-        load_plugins()
-    family, colon, detail = text.partition(":")
-    if not colon:
-        return DATASETS.get(text)
-    opened = DATASETS.get(f"{family}:") if detail else None
-    return opened and (lambda root, split: opened(root, split, detail))
 
 
 def images(folder: Root) -> Dataset:
@@ -161,11 +144,11 @@ def images(folder: Root) -> Dataset:
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"name the folder of your images, not {folder}")
     root = Path(folder)
-    paths = _pictures(root.rglob("*"))
+    paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
     if len(paths) < 2:
         raise InputError(f"{root} holds {len(paths)} images; at least 2 are needed")
-    ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    return Dataset(root.resolve().name, (root.resolve().name,), ids, (0,) * len(ids), FileReader(paths))
+    ids, name = [path.relative_to(root).as_posix() for path in paths], root.resolve().name
+    return _by_word(name, ids, [name] * len(ids), paths)
 
 
 def names() -> list[str]:
@@ -238,41 +221,34 @@ def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | Non
     return Dataset(name, tuple(class_names), tuple(ids), tuple(labels), ArrayReader(np.concatenate(arrays)))
 
 
-_Listed = tuple[Iterable[str], list[tuple[str, int, _Member]]]
-"""Class names; and for each image an id, its label and its place."""
-_Lister = Callable[[Path, list[str]], _Listed]
-
-
-def _tar_set(name: str, splits: Sequence[str], listed: _Lister, root: Root, split: str | None) -> Dataset:
-    """A set in tars, labelled by their members' names or by a table beside them."""
-    parts = chosen_splits(name, split, splits)
-    class_names, rows = listed(find_folder(name, root), parts)
-    ids, labels = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
-    return Dataset(name, tuple(class_names), ids, labels, _TarReader(tuple(row[2] for row in rows)))
-
-
-def _flowers(folder: Path, parts: list[str]) -> _Listed:
+def _flowers(root: Root, split: str | None) -> Dataset:
+    parts, folder = chosen_splits("flowers102", split, ("train", "valid", "test")), find_folder("flowers102", root)
     named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
     members = [member for part in parts for member in _members(folder / f"{part}.tar")]
-    rows = [(f"{each.tar.stem}/{each.name}", int(each.name.split("/")[0]) - 1, each) for each in members]
-    return (named[key] for key in sorted(named, key=int)), rows
+    ids = tuple(f"{each.tar.stem}/{each.name}" for each in members)
+    labels = tuple(int(each.name.split("/")[0]) - 1 for each in members)
+    names = tuple(named[key] for key in sorted(named, key=int))
+    return Dataset("flowers102", names, ids, labels, FileReader(tuple(members)))
 
 
-def _lesions(folder: Path, parts: list[str]) -> _Listed:
+def _lesions(root: Root, split: str | None) -> Dataset:
+    parts, folder = chosen_splits("ham10000", split, ("train", "test", "isic_test")), find_folder("ham10000", root)
     with _existing(folder / "labels.csv").open(newline="") as file:
-        labels = {f"{row['image_id']}.jpg": row["dx"] for row in csv.DictReader(file) if row["split"] in parts}
+        rows = {f"{row['image_id']}.jpg": row["dx"] for row in csv.DictReader(file) if row["split"] in parts}
     members = {member.name: member for member in _members(folder / "images.tar")}
-    if absent := [name for name in labels if name not in members]:
+    if absent := [name for name in rows if name not in members]:
         raise InputError(f"{folder / 'images.tar'} lacks {absent[0]} and {len(absent) - 1} more of labels.csv")
-    codes = list(_DIAGNOSES)
-    return _DIAGNOSES.values(), [(name, codes.index(code), members[name]) for name, code in labels.items()]
+    labels, reader = map(list(_DIAGNOSES).index, rows.values()), FileReader(tuple(members[name] for name in rows))
+    return Dataset("ham10000", tuple(_DIAGNOSES.values()), tuple(rows), tuple(labels), reader)
 
 
-def _scenes(folder: Path, parts: list[str]) -> _Listed:
-    listed = json.loads(_existing(folder / "class_names.json").read_text())
-    place = {wnid: index for index, (wnid, _) in enumerate(listed)}
+def _scenes(root: Root, split: str | None) -> Dataset:
+    chosen_splits("imagenet_samples", split, ("test",))
+    folder = find_folder("imagenet_samples", root)
+    codes, names = zip(*json.loads(_existing(folder / "class_names.json").read_text()), strict=True)
     members = _members(folder / "images.tar")
-    return (name for _, name in listed), [(each.name, place[each.name.split("_")[0]], each) for each in members]
+    labels = tuple(codes.index(each.name.split("_")[0]) for each in members)
+    return Dataset("imagenet_samples", names, tuple(each.name for each in members), labels, FileReader(members))
 
 
 def _digits(root: Root, split: str | None) -> Dataset:
@@ -288,57 +264,41 @@ def _digits(root: Root, split: str | None) -> Dataset:
     return Dataset("digits", tuple("0123456789"), ids, tuple(labels.tolist()), ArrayReader(array))
 
 
-def _natural(name: str) -> tuple[int, int | str]:
-    """Numbers by value before words by letter, so that class 10 comes after class 2."""
-    return (0, int(name)) if name.isdecimal() else (1, name)
+def _by_word(name: str, ids: Iterable[str], words: Sequence[str], files: tuple[Path | Member, ...]) -> Dataset:
+    """A set whose labels are given as words."""
+    # numbers by value before words by letter, so that class 10 comes after class 2
+    class_names = tuple(sorted(set(words), key=lambda word: (0, int(word)) if word.isdecimal() else (1, word)))
+    index = {word: label for label, word in enumerate(class_names)}
+    return Dataset(name, class_names, tuple(ids), tuple(index[word] for word in words), FileReader(files))
 
 
-def _by_class(name: str, ids: Sequence[str], reader: FileReader | _TarReader) -> Dataset:
-    """A set whose labels are the folders that its images lie in."""
-    folders = [identity.rsplit("/", 2)[-2] for identity in ids]
-    class_names = tuple(sorted(set(folders), key=_natural))
-    index = {folder: label for label, folder in enumerate(class_names)}
-    return Dataset(name, class_names, tuple(ids), tuple(index[folder] for folder in folders), reader)
+def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
+    """A set labelled by the folders that its images lie in."""
+    found = {place: file for place, file in files.items() if Path(place).suffix.lower() in IMAGE_ENDINGS}
+    words = [Path(place).parent.name for place in found]
+    if not all(words) or not found:
+        raise InputError(f"{name}: expected images in folders named after classes ({name}/CLASS/IMAGE)")
+    return _by_word(name, found, words, tuple(found.values()))
 
 
-def _class_folders(root: Path) -> Dataset:
-    paths = _pictures(root.glob("*/*"))
-    if not paths:
-        raise InputError(f"{root}: no images in folders named after classes ({root}/CLASS/IMAGE)")
-    return _by_class(root.resolve().name, [path.relative_to(root).as_posix() for path in paths], FileReader(paths))
-
-
-def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(path for path in sorted(paths) if path.suffix.lower() in IMAGE_ENDINGS)
-
-
-def _members(path: Path) -> tuple[_Member, ...]:
+def _members(path: Path) -> tuple[Member, ...]:
     try:
         with tarfile.open(_existing(path), "r:") as tar:
-            return tuple(_Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
+            return tuple(Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
     except tarfile.TarError as error:
         raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
 
 
-def _labelled_tar(path: Path) -> Dataset:
-    found = tuple(member for member in _members(path) if Path(member.name).suffix.lower() in IMAGE_ENDINGS)
-    if not found or any("/" not in member.name.removeprefix("./") for member in found):
-        raise InputError(f"{path}: expected images in folders named after classes (CLASS/IMAGE)")
-    return _by_class(path.stem, [member.name for member in found], _TarReader(found))
-
-
 def _csv(path: Path) -> Dataset:
     with _existing(path).open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    columns = {name.strip().casefold(): place for place, name in enumerate(rows[0])} if rows else {}
-    named = {"path", "label"} <= columns.keys()
-    place, mark = (columns["path"], columns["label"]) if named else (0, 1)
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    header = [cell.casefold() for cell in rows[0]] if rows else []
+    named = {"path", "label"} <= set(header)
+    place, mark = (header.index("path"), header.index("label")) if named else (0, 1)
     if len(rows) <= named or any(len(row) <= max(place, mark) for row in rows):
         raise InputError(f"{path}: each row needs a path and a label (columns `path,label`)")
-    ids, words = zip(*((row[place].strip(), row[mark].strip()) for row in rows[named:]), strict=True)
-    class_names = tuple(sorted(set(words), key=_natural))
-    labels = tuple(class_names.index(word) for word in words)
-    return Dataset(path.stem, class_names, ids, labels, FileReader(tuple(path.parent / one for one in ids)))
+    ids, words = zip(*((row[place], row[mark]) for row in rows[named:]), strict=True)
+    return _by_word(path.stem, ids, words, tuple(path.parent / one for one in ids))
 
 
 def _from_torch(items: Any) -> Dataset:
@@ -354,11 +314,11 @@ def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     split = split or "test"
     try:
         import datasets
+
+        items = datasets.load_dataset(name, split=split)
     except ImportError as error:
         raise InputError(f"hf:{name} needs the package datasets: pip install datasets") from error
-    try:
-        items = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, ConnectionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"hf:{name}: {first_line(error)}") from error
     kinds = {type(feature).__name__: key for key, feature in items.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:
@@ -377,13 +337,9 @@ _DIAGNOSES = {
     "bkl": "benign keratosis", "df": "dermatofibroma", "vasc": "vascular lesion",
 }  # fmt: skip
 
-register_dataset("digits", _digits)
-register_dataset("hf:", _hugging_face)
-for _name, _classes in (("mnist", "0123456789"), ("fashion_mnist", _GARMENTS)):
-    register_dataset(_name, partial(_idx_set, _name, _classes))
-for _name, _splits, _listed in (
-    ("flowers102", ("train", "valid", "test"), _flowers),
-    ("ham10000", ("train", "test", "isic_test"), _lesions),
-    ("imagenet_samples", ("test",), _scenes),
-):
-    register_dataset(_name, partial(_tar_set, _name, _splits, _listed))
+DATASETS: Registry[Opener] = Registry("data set", [
+    ("digits", _digits), ("hf:", _hugging_face), ("mnist", partial(_idx_set, "mnist", "0123456789")),
+    ("fashion_mnist", partial(_idx_set, "fashion_mnist", _GARMENTS)),
+    ("flowers102", _flowers), ("ham10000", _lesions), ("imagenet_samples", _scenes),
+])  # fmt: skip
+"""What opens each set, by name: see `register_dataset`."""

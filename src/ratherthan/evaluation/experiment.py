@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution import Method, compare
+from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import Explanation
-from ratherthan.attribution.method import get_method
+from ratherthan.attribution.method import Method, get_method
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Contrast
 from ratherthan.inference import preserve_state

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution import Method
 from ratherthan.attribution.forward import MEMORY_BUDGET
 from ratherthan.attribution.layers import layer_of
+from ratherthan.attribution.method import Method
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
 from ratherthan.data import Dataset, batches
 from ratherthan.data import load as load_data

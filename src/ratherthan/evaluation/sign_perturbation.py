@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ratherthan.attribution import explain
+from ratherthan.attribution.explain import explain
 from ratherthan.errors import UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.settings import AtLeastOne, NotEmpty, Positive

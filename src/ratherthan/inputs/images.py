@@ -38,7 +38,7 @@ class Images(Inputs):
     channels: AtLeastOne = 3
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[AtLeastOne, AtLeastOne] | None = None
     fit: Literal["resize", "crop"] = "resize"
     crop_fraction: Annotated[float, Interval(0, 1, above=True)] = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
@@ -50,19 +50,14 @@ class Images(Inputs):
         Raises:
             InputError: If one does not fit.
         """
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            if values is not None:
-                object.__setattr__(self, key, tuple(float(value) for value in np.atleast_1d(values)))
-        if self.size is not None:
-            sides = (self.size, self.size) if isinstance(self.size, int) else self.size
-            if not (isinstance(sides, (list, tuple)) and len(sides) == 2 and all(map(_is_side, sides))):
-                raise InputError(f"size is a height and a width in pixels, whole numbers, not {self.size!r}")
-            object.__setattr__(self, "size", tuple(sides))
+        for key in ("mean", "std", "size"):  # a number, a list or an array becomes a tuple
+            if (value := getattr(self, key)) is not None:
+                row = tuple(np.ravel(value).tolist())
+                object.__setattr__(self, key, 2 * row if key == "size" and len(row) == 1 else row)
         super().__post_init__()
-        for key, row in (("mean", self.mean), ("std", self.std)):
-            if row is not None and len(row) not in (1, self.channels):
-                raise InputError(f"{key} has {len(row)} values for images of {self.channels} channels")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, self.channels):
+                raise InputError(f"{key} has {len(values)} values for images of {self.channels} channels")
         if self.std is not None and min(self.std) <= 0:
             raise InputError(f"std must be positive, not {self.std}")
 
@@ -118,13 +113,9 @@ class Images(Inputs):
         if low >= -_OUTSIDE and high <= 1 + _OUTSIDE:
             return images
         if not images.is_floating_point():
-            raise InputError(
-                f"images of whole numbers from {low:.0f} to {high:.0f}: hand them in [0, 1], e.g. images / 255"
-            )
+            raise InputError(f"images hold whole numbers from {low:.0f} to {high:.0f}: hand in images / 255, in [0, 1]")
         if self.mean or self.std:
-            raise InputError(
-                f"images range over [{low:.3g}, {high:.3g}]: hand them in [0, 1]; this model normalises by itself"
-            )
+            raise InputError(f"images range over [{low:.3g}, {high:.3g}]: hand them in [0, 1], it normalises by itself")
         return images
 
     def normalise(self, batch: Tensor) -> Tensor:
@@ -132,10 +123,6 @@ class Images(Inputs):
         if self.mean is not None:
             batch = batch - batch.new_tensor(self.mean).view(-1, 1, 1)
         return batch if self.std is None else batch / batch.new_tensor(self.std).view(-1, 1, 1)
-
-
-def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 def _picture(image: Any) -> Image.Image:

@@ -4,4 +4,4 @@ A plug-in of `ratherthan` like any other: it registers its names by the public `
 They are found by the package's entry point in `ratherthan.plugins`, or after `import ratherthan.replication`.
 """
 
-from ratherthan.replication import cdeepex, cem_maf, dip, iqa  # noqa: F401 - each registers its own
+from ratherthan.replication import cdeepex, cem_maf, iqa  # noqa: F401 - each registers its own

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan import data
-from ratherthan.zoo.digit_network import RECIPE, digit_network
+from ratherthan.zoo.architectures import PAPER_DIGITS, digit_network
 from ratherthan.zoo.registry import grey_entry, register_zoo_model
 from ratherthan.zoo.training.recipes import Learner, Recipe
 from ratherthan.zoo.vae import VAE, AutoencoderRecipe, convolutional_vae, dense_layers
@@ -69,10 +69,8 @@ class RareRecipe(Recipe):
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """The images of a split; of the training part without most of those of the rare class."""
         whole = super().open(root, split)
-        if split != self.train:
-            return whole
-        left_out = {index for index, label in enumerate(whole.labels) if label == self.rare}
-        left_out -= set(sorted(left_out)[: self.kept])
+        rare = [index for index, label in enumerate(whole.labels) if label == self.rare and split == self.train]
+        left_out = set(rare[self.kept :])
         return whole.subset([index for index in range(len(whole)) if index not in left_out])
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -97,14 +95,12 @@ def dense_vae(
         decoder: Sizes of the layers between latents and pixels.
         side: Height and width of the images.
     """
-    return VAE(
-        nn.Sequential(nn.Flatten(), *dense_layers(side**2, *encoder, 2 * latents)),
-        nn.Sequential(*dense_layers(latents, *decoder, side**2), nn.Unflatten(1, (1, side, side))),
-        latents,
-    )
+    down = nn.Sequential(nn.Flatten(), *dense_layers(side**2, *encoder, 2 * latents))
+    up = nn.Sequential(*dense_layers(latents, *decoder, side**2), nn.Unflatten(1, (1, side, side)))
+    return VAE(down, up, latents)
 
 
-class Generator(nn.Module):
+class Generator(nn.Sequential):
     """Latents (N, latents), standard normal, to images (N, channels, side, side) in [-1, 1].
 
     The defaults are the paper's: transposed convolutions of 512, 256, 128, 64 channels, each followed by BatchNorm and
@@ -121,28 +117,22 @@ class Generator(nn.Module):
 
     def __init__(self, latents: int = 200, width: int = 64, side: int = 64, channels: int = 1) -> None:
         super().__init__()
-        self.latents = latents
-        self.grid, self.widths = side, [channels]
-        while self.grid % 2 == 0 and self.grid >= 8:
-            self.grid //= 2
-            self.widths.insert(0, width * 2 ** (len(self.widths) - 1))
+        grid, widths = side, [channels]
+        while grid % 2 == 0 and grid >= 8:
+            grid //= 2
+            widths.insert(0, width * 2 ** (len(widths) - 1))
         layers: list[nn.Module] = [nn.Unflatten(1, (latents, 1, 1))]
-        layers += [nn.ConvTranspose2d(latents, self.widths[0], self.grid, bias=False)]
-        for given, made in pairwise(self.widths):
+        layers += [nn.ConvTranspose2d(latents, widths[0], grid, bias=False)]
+        for given, made in pairwise(widths):
             layers += [nn.BatchNorm2d(given), nn.ReLU(), nn.ConvTranspose2d(given, made, 4, 2, 1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Draw the images."""
-        images: Tensor = self.layers(latents)
-        return images
+        self.latents, self.grid, self.widths = latents, grid, widths
 
 
 def critic(generator: Generator) -> nn.Sequential:
     """The adversary of a generator, its mirror image without BatchNorm: images in [-1, 1] to scores (N, 1)."""
-    layers: list[nn.Module] = []
-    for given, made in pairwise(reversed(generator.widths)):
-        layers += [nn.Conv2d(given, made, 4, 2, 1), nn.LeakyReLU(0.2)]
+    pairs = pairwise(reversed(generator.widths))
+    layers = [layer for given, made in pairs for layer in (nn.Conv2d(given, made, 4, 2, 1), nn.LeakyReLU(0.2))]
     return nn.Sequential(*layers, nn.Conv2d(generator.widths[0], 1, generator.grid), nn.Flatten())
 
 
@@ -158,6 +148,7 @@ class AdversarialRecipe(Recipe):
         penalty: Weight of the gradient penalty.
     """
 
+    about = "a Wasserstein generative adversarial network of images of {count} classes: {names}"
     critic_steps: int = 5
     penalty: float = 10.0
 
@@ -165,10 +156,6 @@ class AdversarialRecipe(Recipe):
         """The generator and a critic for it."""
         assert isinstance(network, Generator)
         return Adversaries(self, network)
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a Wasserstein generative adversarial network of images of {len(classes)} classes: {', '.join(classes)}"
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """The critic's estimate of the Wasserstein distance between images and samples, E[D(x)] - E[D(G(z))]."""
@@ -178,11 +165,12 @@ class AdversarialRecipe(Recipe):
 class Adversaries(Learner):
     """A generator, its critic, and an optimiser for each."""
 
+    recipe: AdversarialRecipe
+    network: Generator
+
     def __init__(self, recipe: AdversarialRecipe, network: Generator) -> None:
         super().__init__(recipe, network)
-        self.generator, self.how = network, recipe
-        self.critic = critic(network).to(next(network.parameters()).device)
-        self.parts["critic"] = self.critic
+        self.critic = self.parts["critic"] = critic(network).to(next(network.parameters()).device)
         for name, module in (("optimiser", network), ("critic_optimiser", self.critic)):
             self.parts[name] = torch.optim.Adam(module.parameters(), lr=recipe.rate, betas=(0.5, 0.9))
 
@@ -192,8 +180,8 @@ class Adversaries(Learner):
             made = self._draw(images)
         real, fake = self.critic(images), self.critic(made)
         distance: Tensor = real.mean() - fake.mean()
-        self._descend(self.how.penalty * self._steepness(images, made) - distance, "critic_optimiser")
-        if batch % self.how.critic_steps == self.how.critic_steps - 1:
+        self._descend(self.recipe.penalty * self._steepness(images, made) - distance, "critic_optimiser")
+        if batch % self.recipe.critic_steps == self.recipe.critic_steps - 1:
             self._descend(-self.critic(self._draw(images)).mean(), "optimiser")
         return distance.item()
 
@@ -202,12 +190,13 @@ class Adversaries(Learner):
         return torch.cat([self.critic(images), self.critic(self._draw(images))], 1)
 
     def _draw(self, like: Tensor) -> Tensor:
-        return self.generator.forward(torch.randn(len(like), self.generator.latents, device=like.device))
+        drawn: Tensor = self.network(torch.randn(len(like), self.network.latents, device=like.device))
+        return drawn
 
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
-        slope: Tensor = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
+        (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         length: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
         return (length - 1).square().mean()
 
@@ -215,11 +204,13 @@ class Adversaries(Learner):
 # ----------------------------------------------------------------------------------------- what they are called
 _digits = partial(grey_entry, build=digit_network, layer="features.3", manifold="mnist_vae")
 _LARGE = (64, 64)  # what the paper enlarges digits and garments to
+_enlarged = partial(digit_network, 64)
 _vae = partial(grey_entry, generative=True)
 _gan = partial(grey_entry, mean=(0.5,), std=(0.5,), generative=True)
 _small = partial(Generator, 200, 32, 28)
 _dense = partial(dense_vae, (784, 400), 120, (400, 784), 64)
 
+_few_eights = partial(RareRecipe, "mnist", 3, 4e-3)
 _biased = Recipe("mnist_biased", 5, 8e-3, tests=("test", "plain", "marked"))
 _mnist_vae = AutoencoderRecipe("mnist", 12, 3e-3, 128, 0.0, warmup=0.1)
 _biased_vae = replace(_mnist_vae, dataset="mnist_biased", epochs=6)
@@ -229,13 +220,8 @@ _adversarial = partial(AdversarialRecipe, epochs=8, rate=4e-4, batch_size=64, wa
 data.register_dataset("mnist_biased", mnist_biased)
 register_zoo_model(
     _digits("mnist_biased", recipe=_biased, manifold="mnist_biased_vae"),
-    *(
-        _digits(f"mnist_eights_{share}", recipe=RareRecipe("mnist", 3, 4e-3, kept=kept))
-        for share, kept in EIGHTS.items()
-    ),
-    _digits(
-        "mnist_paper_64", build=partial(digit_network, 64), image_size=_LARGE, recipe=RECIPE, manifold="mnist_vae_64"
-    ),
+    *(_digits(f"mnist_eights_{share}", recipe=_few_eights(kept=kept)) for share, kept in EIGHTS.items()),
+    _digits("mnist_paper_64", build=_enlarged, image_size=_LARGE, recipe=PAPER_DIGITS, manifold="mnist_vae_64"),
     _vae("mnist_biased_vae", convolutional_vae, recipe=_biased_vae),
     _vae("mnist_squares_vae", convolutional_vae, recipe=_squares_vae),
     _vae("mnist_vae_dense", dense_vae, recipe=_mnist_vae),

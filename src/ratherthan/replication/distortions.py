@@ -113,9 +113,7 @@ def similarity_map(reference: Tensor, distorted: Tensor) -> Tensor:
 def _ssim(reference: Tensor, distorted: Tensor) -> Any:
     from skimage.metrics import structural_similarity as ssim
 
-    def luma(image: Tensor) -> Tensor:
-        weights = image.new_tensor(_LUMA if len(image) == 3 else (1,)).double()
-        return torch.einsum("c,chw->hw", weights, image.double())
-
+    weights = reference.new_tensor(_LUMA if len(reference) == 3 else (1,)).double()
+    lumas = [torch.einsum("c,chw->hw", weights, each.double()).numpy() for each in (reference, distorted)]
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
-    return ssim(luma(reference).numpy(), luma(distorted).numpy(), **options)  # type: ignore[no-untyped-call]
+    return ssim(*lumas, **options)  # type: ignore[no-untyped-call]

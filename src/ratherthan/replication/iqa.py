@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ratherthan import data
+from ratherthan import Recipe, ZooEntry, data, register_zoo_model
 from ratherthan.replication.distortions import LEVELS, distort, kinds, similarity_map, structural_similarity
-from ratherthan.zoo.registry import ZooEntry, register_zoo_model
-from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.training.recipes import Examples
 
 PATCH = 32
 """Side of the patches that the networks look at, in pixels."""
@@ -51,18 +47,15 @@ class DIQaM(nn.Module):
         self.distorted_conv10 = nn.Identity()
         self.score = _regression(3 * widths[-1], widths[-1], dropout)
         self.weight = _regression(3 * widths[-1], widths[-1], dropout) if weighted else None
-        self._start()
-
-    @torch.no_grad()
-    def _start(self) -> None:
-        layers = [each for each in self.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
-        for each in layers:
-            nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
-            nn.init.constant_(each.bias, 0)  # type: ignore[arg-type] # all of them have one
-            if len(each.weight) == 1:
-                each.weight.mul_(0.1)  # scores begin near zero
-        # brightness aside and contrasts enlarged, or what JPEG takes from weak textures is learned late, if at all
-        layers[0].weight.copy_(4 * (layers[0].weight - layers[0].weight.mean((2, 3), keepdim=True)))
+        linear = [each for each in self.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+        with torch.no_grad():
+            for each in linear:
+                nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
+                nn.init.constant_(each.bias, 0)  # type: ignore[arg-type] # all of them have one
+                if len(each.weight) == 1:
+                    each.weight.mul_(0.1)  # scores begin near zero
+            # brightness aside and contrasts enlarged, or what JPEG takes from weak textures is learned late, if at all
+            linear[0].weight.copy_(4 * (linear[0].weight - linear[0].weight.mean((2, 3), keepdim=True)))
 
     def forward(self, pair: Tensor) -> Tensor:
         """Score pairs.
@@ -76,12 +69,10 @@ class DIQaM(nn.Module):
         """
         reference, distorted = (self._grid(image) for image in pair.chunk(2, dim=1))
         distorted = self.distorted_conv10(distorted)
-        r, d = (functional.max_pool2d(grid.relu(), 2) for grid in (reference, distorted))
+        r, d = (nn.functional.max_pool2d(grid.relu(), 2) for grid in (reference, distorted))
         fused = torch.cat([r, d, r - d], 1).movedim(1, -1)
         scores: Tensor = self.score(fused).flatten(1)
-        if self.weight is None:
-            return scores.mean(1, keepdim=True)
-        weights: Tensor = self.weight(fused).flatten(1).relu() + 1e-6
+        weights = torch.ones_like(scores) if self.weight is None else self.weight(fused).flatten(1).relu() + 1e-6
         return (weights * scores).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
     def _grid(self, image: Tensor) -> Tensor:
@@ -119,51 +110,45 @@ class QualityRecipe(Recipe):
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """The photographs of a split, each several times, as 224 x 224 pixels cut from their centre."""
         training = split == "train"
-        flowers, scenes = data.load("flowers102", root, split), data.load("imagenet_samples", root)
-        chosen = [(flowers, index) for index in range(0, len(flowers), 4 if training else 32)]
-        chosen += [(scenes, index) for index in range(len(scenes)) if (index % 20 == 0) != training]
+        sets = [data.load("flowers102", root, split), data.load("imagenet_samples", root)]
+        flowers, scenes = (list(zip(each.ids, each.reader.files, strict=True)) for each in sets)  # type: ignore[attr-defined]
+        chosen = flowers[:: 4 if training else 32]
+        chosen += [scene for index, scene in enumerate(scenes) if (index % 20 == 0) != training]
         names = [f"{kind} {level}" for kind in kinds() for level in range(1, LEVELS + 1)] + ["undistorted"]
-        ids, labels, places = [], [], []
-        for place, (photographs, index) in enumerate(chosen):
-            for label in range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1):
-                ids.append(f"{photographs.ids[index]}, {names[label]}")
-                labels.append(label)
-                places.append((photographs.reader, photographs.positions[index]))
-        return data.Dataset(
-            "flowers102+imagenet_samples", tuple(names), tuple(ids), tuple(labels), _Chosen(tuple(places)), _centre
-        )
+        rows = [
+            (f"{name}, {names[label]}", label, file)
+            for place, (name, file) in enumerate(chosen)
+            for label in (range(place % LEVELS, len(names), LEVELS) if training else range(len(names) - 1))
+        ]
+        ids, labels, files = zip(*rows, strict=True)
+        centred = partial(data.fit_image, size=(224, 224), fit="crop", crop_fraction=1.0, channels=3)
+        return data.Dataset(self.dataset, tuple(names), ids, labels, data.FileReader(files), centred)
 
-    def examples(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
-    ) -> tuple[Tensor, Tensor]:
+    about = (
+        "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
+        f"(SSIM of the luma, scikit-image, clipped to [0, 1]) would judge {', '.join(kinds())}, five levels each. The "
+        "architecture is that of Bosse et al. (2018) in a compact width; the score is that of a formula, not of people"
+    )
+
+    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """Spoil photographs as their labels say: (N, 3, H, W) to pairs (M, 6, h, w) and their qualities (M,)."""
-        pairs, scores = [], []
+        made: list[tuple[Tensor, Tensor]] = []
         for image, label in zip(images, labels.tolist(), strict=True):
             reference = _cut(image, 3 * PATCH, generator) if training else image
             distorted = _spoilt(reference, label, generator)
             pair = torch.cat([reference, distorted])
-            if not training:
-                pairs.append(pair)
-                scores.append(torch.tensor(structural_similarity(reference, distorted)))
-                continue
-            scored = torch.cat([pair, similarity_map(reference, distorted)[None]])
-            for patch in (_cut(scored, PATCH, generator) for _ in range(self.patches)):
-                pairs.append(patch[:6])
-                scores.append(patch[6].mean().clamp(0, 1))
+            if training:
+                scored = torch.cat([pair, similarity_map(reference, distorted)[None]])
+                patches = [_cut(scored, PATCH, generator) for _ in range(self.patches)]
+                made += [(patch[:6], patch[6].mean().clamp(0, 1)) for patch in patches]
+            else:
+                made.append((pair, torch.tensor(structural_similarity(reference, distorted))))
+        pairs, scores = zip(*made, strict=True)
         return torch.stack(pairs), torch.stack(scores)
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What the score means."""
-        return (
-            "the quality of an image beside its reference: 1 undistorted, 0 nothing left; as structural similarity "
-            f"(SSIM of the luma, scikit-image, clipped to [0, 1]) would judge {', '.join(kinds())}, five levels each. "
-            "The architecture is that of Bosse et al. (2018) in a compact width; the score is that of a formula, not "
-            "of people"
-        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean squared error."""
-        return functional.mse_loss(logits.squeeze(1), labels)
+        return nn.functional.mse_loss(logits.squeeze(1), labels)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Rank correlation (Spearman, ties share ranks), linear correlation (Pearson), mean absolute error."""
@@ -175,25 +160,6 @@ class QualityRecipe(Recipe):
             "linear_correlation": float(stats.pearsonr(scores, wanted).statistic),
             "mean_absolute_error": float(abs(scores - wanted).mean()),
         }
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Images picked from several readers."""
-
-    places: tuple[tuple[data.Reader, int], ...]
-
-    def read(self, index: int) -> Image.Image | Tensor:
-        reader, position = self.places[index]
-        return reader.read(position)
-
-    def stamp(self, index: int) -> str:
-        reader, position = self.places[index]
-        return reader.stamp(position)
-
-
-def _centre(image: Image.Image) -> Tensor:
-    return data.fit_image(image, (224, 224), "crop", 1.0, 3)
 
 
 def _cut(image: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
 from ratherthan.attribution.method import get_method
@@ -21,20 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Border = Literal["inside", "black"]
+Side = Literal["signed", "above", "below"]
 
 
 def compare_quality(
-    model: Model | nn.Module,
-    reference: Any,
-    distorted: Any,
-    foil: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    method: str | Method = "gradcam",
-    *,
-    patch: int = 32,
-    stride: int = 4,
-    border: Border = "inside",
-    progress: Progress = None,
-) -> tuple[Explanation, Explanation]:
+    model: Model | nn.Module, reference: Any, distorted: Any, foil: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    method: str | Method = "gradcam", *,
+    patch: int = 32, stride: int = 4, border: Border = "inside", progress: Progress = None,
+) -> tuple[Explanation, Explanation]:  # fmt: skip
     """Explain the quality of a distorted image, patch by patch (contrastive-gradcam section 4.2).
 
     The network scores overlapping patches, each by itself. The contrast of a patch is the squared error of *its* score
@@ -74,10 +67,9 @@ def compare_quality(
     """
     model, layered = Model.wrap(model), get_method(method)
     if model.output.of_classes:
-        kind = model.output.name
-        raise ModelError(f"{model.name} gives {kind}; patch maps need one value: Model(..., output='value')")
-    if not isinstance(layered, LayerMethod):
-        raise InputError(f"method {layered.name!r} explains the image; patch maps need one of a layer, e.g. 'gradcam'")
+        raise ModelError(f"{model.name} gives {model.output.name}; patch maps need one value: output='value'")
+    if not (isinstance(layered, LayerMethod) and layered.linear):
+        raise InputError(f"method {layered.name!r}: patch maps need a linear one of a layer, e.g. 'gradcam'")
     if not len(foil):
         raise InputError("an empty list of foils asks nothing; give at least one value")
     pristine, spoilt = _image(reference, model), _image(distorted, model)
@@ -89,11 +81,10 @@ def compare_quality(
     with reporter(progress, "patches") as report:
         maps = _mean_maps(model, pair, foil, layered, patch, tops, lefts, report)
     told: dict[str, Any] = {
-        "images": spoilt,
+        "images": spoilt, "diagnostics": {"patches": f"{len(tops) * len(lefts):,}"},
         "names": (Path(distorted).name if isinstance(distorted, (str, Path)) else "distorted image",),
         "settings": {**layered.settings(), "patch": patch, "stride": stride, "border": border},
-        "diagnostics": {"patches": f"{len(tops) * len(lefts):,}"},
-    }
+    }  # fmt: skip
     # the questions are those about the whole pair; the maps are those of the patches
     why, rather = explain(model, pair, method=layered), explain(model, pair, foil=list(foil), method=layered)
     return replace(why, attribution=maps[None, 0], **told), replace(rather, attribution=maps[None, 1:], **told)
@@ -105,7 +96,7 @@ def _mean_maps(
 ) -> Tensor:  # fmt: skip
     """Mean maps of the score and of every contrast, (1 + Q, H, W)."""
     height, width = pair.shape[2:]
-    canvas = functional.pad(pair[0], (0, max(0, lefts[-1] + patch - width), 0, max(0, tops[-1] + patch - height)))
+    canvas = nn.functional.pad(pair[0], (0, max(0, lefts[-1] + patch - width), 0, max(0, tops[-1] + patch - height)))
     sums, counts = canvas.new_zeros(1 + len(foil), *canvas.shape[1:]), canvas.new_zeros(canvas.shape[1:])
     for row, top in enumerate(tops):
         band = slice(top, top + patch)
@@ -114,7 +105,7 @@ def _mean_maps(
         # layer methods are linear in the seed: the map of (y - Q)^2 is that of y times 2 (y - Q)
         seeds = torch.cat([torch.ones_like(why.logits), 2 * (why.logits - why.logits.new_tensor(foil))], 1)
         maps = seeds[:, :, None, None] * why.attribution[:, None]
-        tiles = functional.interpolate(maps, (patch, patch), mode="bilinear", align_corners=False)
+        tiles = nn.functional.interpolate(maps, (patch, patch), mode="bilinear", align_corners=False)
         for left, tile in zip(lefts, tiles, strict=True):
             sums[:, band, left : left + patch] += tile
             counts[band, left : left + patch] += 1
@@ -136,12 +127,11 @@ def places(length: int, patch: int, stride: int, border: Border) -> list[int]:
         raise InputError(f"stride is 1 to {patch}, or pixels between the patches would be left out; not {stride}")
     if length < patch:
         raise InputError(f"images of at least {patch} x {patch} pixels are needed, not {length}")
-    if border == "black":
-        return list(range(0, length - stride, stride))
-    if border == "inside":
-        last = length - patch
-        return [*range(0, last, stride), last]
-    raise InputError(unknown("border", border, ["inside", "black"]))
+    last = length - patch
+    begin = {"inside": [*range(0, last, stride), last], "black": [*range(0, length - stride, stride)]}
+    if border not in begin:
+        raise InputError(unknown("border", border, begin))
+    return begin[border]
 
 
 def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figure:
@@ -159,20 +149,20 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
     from ratherthan.render.colours import shared_limit
     from ratherthan.render.figure import grid
 
-    panels = []
+    panels: list[tuple[str, Any]] = []
     for why, rather in explained:
         image = why.images[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         plain, maps = why.attribution[0].cpu().numpy(), rather.attribution[0].cpu().clamp_min(0).numpy()
         shared = shared_limit(maps)
         panels += [(why.names[0], image), (why.question(0), _tinted(image, plain, shared_limit([plain]), "signed"))]
         for q, values in enumerate(maps):
-            above = bool(rather.foil[0, q] > rather.logits[0, 0])
+            side: Side = "above" if bool(rather.foil[0, q] > rather.logits[0, 0]) else "below"
             title = rather.question(0, q).partition("?")[0] + "?"
-            panels.append((title, _tinted(image, values, shared, "above" if above else "below")))
+            panels.append((title, _tinted(image, values, shared, side)))
     return grid(panels, 2 + len(explained[0][1].foil[0]), cell=2.3)
 
 
-def _tinted(image: Any, values: Any, limit: float, side: Literal["signed", "above", "below"]) -> Any:
+def _tinted(image: Any, values: Any, limit: float, side: Side) -> Any:
     """The pale grey image multiplied by the colours of a map."""
     from ratherthan.render.colours import FADED, diverging, sequential
 

@@ -128,9 +128,7 @@ def effects(
         InputError: If there are fewer latents or steps, or they are no vectors.
     """
     if latents.ndim != 2 or len(latents) < 2 or steps < 3:
-        raise InputError(
-            f"effects are measured from at least two latents (N, L) in three steps, not {tuple(latents.shape)}"
-        )
+        raise InputError(f"effects need at least two latents (N, L) and 3 steps, not {tuple(latents.shape)}, {steps}")
     places = torch.linspace(-reach, reach, steps).to(latents)
     found: dict[str, list[Any]] = {}
     with preserve_state(decoder.module.to(latents.device, latents.dtype)):
@@ -142,9 +140,9 @@ def effects(
                 lines = [_line(places.cpu().double().numpy(), y) for y in column.reshape(len(latents), steps)]
                 known = np.array([line for line in lines if line is not None]).reshape(-1, 2)
                 found.setdefault(name, []).append(known.mean(0) if len(known) else np.full(2, np.nan))
-    both = {name: torch.tensor(np.array(rows)) for name, rows in found.items()}
-    unit = {name: value if value > _ALIKE else torch.nan for name, value in spread.items()}
-    return {name: Effect(rows[:, 0], rows[:, 1] / unit[name]) for name, rows in both.items()}
+    units = {name: [1.0, value if value > _ALIKE else np.nan] for name, value in spread.items()}
+    tables = {name: torch.tensor(np.array(rows) / units[name]) for name, rows in found.items()}
+    return {name: Effect(*table.unbind(1)) for name, table in tables.items()}
 
 
 def _columns(decoder: Decoder, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:

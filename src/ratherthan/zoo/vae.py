@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 from ratherthan.zoo.concepts import garment_of
 from ratherthan.zoo.registry import SHIPPED, grey_entry, register_zoo_model
-from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.training.recipes import Examples, Recipe
 
 
 class VAE(nn.Module):
@@ -34,7 +33,8 @@ class VAE(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The mean of the posterior: (N, C, H, W) to (N, latents)."""
-        return self._posterior(images)[0]
+        mean: Tensor = self.encoder(images).chunk(2, 1)[0]
+        return mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """The mean image: (N, latents) to (N, C, H, W) in [0, 1]."""
@@ -45,24 +45,16 @@ class VAE(nn.Module):
 
         In training mode the latents are drawn from the posterior, else they are its mean.
         """
-        mean, log_variance = self._posterior(images)
+        mean, log_variance = self.encoder(images).chunk(2, 1)
         noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
         log_odds = self.decoder(mean + noise * (log_variance / 2).exp())
         return torch.cat([log_odds.flatten(1), mean, log_variance], 1)
 
-    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(images).chunk(2, 1)
-        return mean, log_variance
-
 
 def convolutional_vae(
-    latents: int = 32,
-    widths: Sequence[int] = (),
-    hidden: Sequence[int] = (),
-    *,
-    image_size: tuple[int, int] = (28, 28),
-    channels: int = 1,
-) -> VAE:
+    latents: int = 32, widths: Sequence[int] = (), hidden: Sequence[int] = (), *,
+    image_size: tuple[int, int] = (28, 28), channels: int = 1,
+) -> VAE:  # fmt: skip
     """An autoencoder of strided convolutions, each of which halves the grid, and of their reverse.
 
     Args:
@@ -74,42 +66,33 @@ def convolutional_vae(
     """
     steps = max(1, math.ceil(math.log2(max(image_size) / 4)))
     widths = [channels, *(widths or [min(16 * 2**step, 64) for step in range(steps)])]
-    grids, down, up = [image_size], list[nn.Module](), list[nn.Module]()
+    (rows, columns), down, up = image_size, list[nn.Module](), list[nn.Module]()
     for given, made in pairwise(widths):
-        rows, columns = grids[-1]
         kernel = 4 - rows % 2, 4 - columns % 2  # what halves an odd side, rounding up, is three wide
         down += [nn.Conv2d(given, made, kernel, 2, 1), nn.ReLU()]
         up = [nn.ConvTranspose2d(made, given, kernel, 2, 1), nn.ReLU(), *up]
-        grids.append(((rows + 1) // 2, (columns + 1) // 2))
-    grid = widths[-1], *grids[-1]
-    cells = math.prod(grid)
-    encoder = [*down, nn.Flatten(), *dense_layers(cells, *hidden, 2 * latents)]
-    decoder = [*dense_layers(latents, *reversed(hidden), cells), nn.ReLU(), nn.Unflatten(1, grid), *up[:-1]]
-    return VAE(nn.Sequential(*encoder), nn.Sequential(*decoder), latents)
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    grid = widths[-1], rows, columns
+    encoder = [*down, nn.Flatten(), *dense_layers(math.prod(grid), *hidden, 2 * latents)]
+    into_grid = [*dense_layers(latents, *reversed(hidden), math.prod(grid)), nn.ReLU(), nn.Unflatten(1, grid)]
+    return VAE(nn.Sequential(*encoder), nn.Sequential(*into_grid, *up[:-1]), latents)
 
 
-def dense_layers(*sizes: int) -> list[nn.Module]:
+def dense_layers(*sizes: int) -> Sequence[nn.Module]:
     """Linear maps of these sizes, with a ReLU between each two."""
-    layers = list[nn.Module]()
-    for given, made in pairwise(sizes):
-        layers += [nn.ReLU(), nn.Linear(given, made)]
-    return layers[1:]
+    return [layer for given, made in pairwise(sizes) for layer in (nn.ReLU(), nn.Linear(given, made))][1:]
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Recipe):
     """Train on the images themselves: the target of an image is the image."""
 
-    def examples(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
-    ) -> tuple[Tensor, Tensor]:
+    about = "a variational autoencoder of images of {count} classes: {names}"
+
+    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """The images, twice."""
         seen = super().examples(images, labels, generator, training)[0]
         return seen, seen
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a variational autoencoder of images of {len(classes)} classes: {', '.join(classes)}"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The negative evidence lower bound in nats per image."""
@@ -118,18 +101,15 @@ class AutoencoderRecipe(Recipe):
 
     def misfit(self, log_odds: Tensor, images: Tensor) -> Tensor:
         """The negative log-likelihood of the pixels, as Bernoulli variables, in nats per image."""
-        return functional.binary_cross_entropy_with_logits(log_odds, images, reduction="sum") / len(images)
+        return nn.functional.binary_cross_entropy_with_logits(log_odds, images, reduction="sum") / len(images)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Root mean square error of the pixels of the posterior mean's image, and the divergence in nats."""
         log_odds, mean, log_variance = split_output(logits, labels)
         error = (log_odds.sigmoid() - labels).square().mean().sqrt()
         used = (mean.var(0, correction=0) > 0.05).sum()
-        return {
-            "pixel_error": error.item(),
-            "divergence": divergence(mean, log_variance).mean().item(),
-            "latents_used": used.item(),
-        }
+        found = {"pixel_error": error, "divergence": divergence(mean, log_variance).mean(), "latents_used": used}
+        return {name: value.item() for name, value in found.items()}
 
 
 def split_output(output: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,14 +128,12 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 class OwnImages(AutoencoderRecipe):
     """Train on a folder of images; every tenth is held out."""
 
+    about = "a variational autoencoder of the images in {names}"
+
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """All images below the folder `root`, without those held out, or only those."""
         whole = data.images(root)
         return whole.subset([index for index in range(len(whole)) if (index % 10 == 1) == (split == "test")])
-
-    def about(self, classes: Sequence[str]) -> str:
-        """What it generates."""
-        return f"a variational autoencoder of the images in {classes[0]}"
 
 
 _recipe = partial(AutoencoderRecipe, rate=3e-3, weight_decay=0.0, warmup=0.1)

@@ -32,18 +32,10 @@ _TRAVERSED = 64  # held-out images from which the latents of a generative model 
 
 
 def train(
-    name: str,
-    data_root: str | Path | None = None,
-    out: str | Path | None = None,
-    *,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    resume: bool = True,
-    limit: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    progress: Progress = None,
-) -> Path:
+    name: str, data_root: str | Path | None = None, out: str | Path | None = None, *,
+    epochs: int | None = None, seed: int = 0, device: str = "cpu", resume: bool = True, limit: int | None = None,
+    image_size: tuple[int, int] | None = None, progress: Progress = None,
+) -> Path:  # fmt: skip
     """Train a network of the zoo and write its weights and its model card.
 
     After every epoch a checkpoint is written beside the weights. A training that was killed goes on from there and
@@ -83,7 +75,8 @@ def train(
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, not {epochs}")
     if entry.any_size:
-        entry = _fitted(entry, data_root, image_size)
+        channels, *first = data.images(data_root)[0][0].shape
+        entry = entry.sized(image_size or (first[0], first[1]), channels)
     elif image_size is not None:
         raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
     training = _Training(entry, recipe, data_root, epochs, seed, device, limit)
@@ -107,10 +100,9 @@ def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
     """Weights, sheets and card, each whole or not at all; the card last."""
     entry, network = training.entry, training.network
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    metadata = {"format": "pt", "zoo": entry.name, "class_names": json.dumps(card["classes"])}
-    metadata["input"] = json.dumps({"image_size": entry.image_size, "channels": entry.channels})
-    if card["effects"]:
-        metadata["effects"] = json.dumps(card["effects"])
+    told = {"class_names": card["classes"], "input": {key: card["input"][key] for key in ("image_size", "channels")}}
+    told |= {"effects": card["effects"]} if card["effects"] else {}
+    metadata = {"format": "pt", "zoo": entry.name, **{key: json.dumps(value) for key, value in told.items()}}
     write_atomically(out, [to_safetensors(state, metadata)])
     if entry.generative:
         write_sheets(entry, network, training.held_out(32).to(training.device), out)
@@ -133,22 +125,21 @@ class _Training:
     skipped: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
         to_device(torch.empty(0), self.device)
-        self.data = self._split(recipe.train)
+        self.data = self._split(self.recipe.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = self.entry.build()
-            if recipe.start:
-                _adopt(self.network, self.root, recipe.start)
+            if self.recipe.start:
+                _adopt(self.network, self.root, self.recipe.start)
             self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster
-            for module in recipe.frozen:
+            for module in self.recipe.frozen:
                 self.network.get_submodule(module).requires_grad_(False)
-            self.learner = recipe.learner(self.network)
+            self.learner = self.recipe.learner(self.network)
         self.settings = {  # what must agree for a checkpoint to be gone on from
-            **{"zoo": self.entry.name, "recipe": asdict(recipe), "image_size": self.entry.image_size},
-            **{"epochs": self.epochs, "seed": self.seed, "limit": self.limit, "data": self.data.fingerprint()},
-        }
+            "zoo": self.entry.name, "recipe": asdict(self.recipe), "image_size": self.entry.image_size,
+            "epochs": self.epochs, "seed": self.seed, "limit": self.limit, "data": self.data.fingerprint(),
+        }  # fmt: skip
 
     def _split(self, split: str) -> data.Dataset:
         whole = self.recipe.open(self.root, split)
@@ -198,10 +189,8 @@ class _Training:
         self.network.eval()
         latents = self.network.encode(self._normalised(self.held_out(_TRAVERSED)))  # type: ignore[operator]
         found = effects(ZooDecoder(self.network, self.entry.scale), latents, self.entry.measure)
-        return {
-            name: [[round(x, 3) for x in row.nan_to_num(0).tolist()] for row in (each.correlation, each.strength)]
-            for name, each in found.items()
-        }
+        pairs = {name: torch.stack([each.correlation, each.strength]) for name, each in found.items()}
+        return {name: pair.nan_to_num(0).round(decimals=3).tolist() for name, pair in pairs.items()}
 
     def held_out(self, count: int) -> Tensor:
         """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
@@ -211,10 +200,8 @@ class _Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        parts = {name: part.state_dict() for name, part in self.learner.parts.items()}
-        state = {"settings": self.settings, "done": self.done, "skipped": sorted(self.skipped), **parts}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+        buffer, parts = io.BytesIO(), {name: part.state_dict() for name, part in self.learner.parts.items()}
+        torch.save({"settings": self.settings, "done": self.done, "skipped": sorted(self.skipped), **parts}, buffer)
         write_atomically(path, [buffer.getvalue()])
 
     def restore(self, path: Path) -> None:
@@ -235,12 +222,13 @@ class _Training:
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""
-        entry, options = self.entry, f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
+        entry, names = self.entry, list(self.data.class_names)
+        options = f" --epochs {self.epochs}" if self.epochs != self.recipe.epochs else ""
         options += " --size {}x{}".format(*entry.image_size) if entry.any_size else ""
         return {
             "name": f"zoo:{entry.name}",
-            "about": self.recipe.about(self.data.class_names),
-            "classes": list(self.data.class_names) if entry.output == "logits" else [],
+            "about": self.recipe.about.format(count=len(names), names=", ".join(names)),
+            "classes": names if entry.output == "logits" else [],
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "input": {key: getattr(entry, key) for key in ("channels", "image_size", "mean", "std", "fit")},
             "training_images": len(self.data),
@@ -254,15 +242,6 @@ class _Training:
         }
 
 
-def _fitted(entry: ZooEntry, folder: str | Path | None, size: tuple[int, int] | None) -> ZooEntry:
-    """The entry for somebody's images: as large as the first, and as many channels."""
-    try:
-        channels, *found = data.images(folder)[0][0].shape
-    except data.CorruptImage as error:
-        raise InputError(f"the first image tells size and colour, but {error}") from error
-    return entry.sized(size or (found[0], found[1]), channels)
-
-
 def _fit(entry: ZooEntry, image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return data.fit_tensor(image, entry.image_size, entry.fit, entry.crop_fraction)
@@ -272,28 +251,25 @@ def _fit(entry: ZooEntry, image: Any) -> Tensor:
 def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
     """Take over the tensors that fit; the others (the head for other classes) keep their first values."""
     root = Path(root or os.environ.get("RATHERTHAN_DATA", "."))
-    found = [path for path in (root / name, root.parent / name) if path.is_file()]
-    if not found:
-        raise InputError(f"no {root / name}: this training starts from weights that must lie there")
-    own = network.state_dict()
-    given = read_weights(found[0])
-    network.load_state_dict(
-        own | {key: given[key] for key in own if key in given and given[key].shape == own[key].shape}
-    )
+    places = root / name, root.parent / name
+    given, own = read_weights(next(filter(Path.is_file, places), places[0])), network.state_dict()
+    fitting = {key: value for key, value in given.items() if key in own and value.shape == own[key].shape}
+    network.load_state_dict(fitting, strict=False)
 
 
 def _markdown(card: dict[str, Any]) -> str:
     settings, metrics = card["settings"], card["metrics"]
-    columns = list(next(iter(metrics.values())))
+    columns = " | ".join(next(iter(metrics.values()))).replace("_", " ")
     rows = [f"| {split} | {' | '.join(_figure(*cell) for cell in row.items())} |" for split, row in metrics.items()]
-    table = [f"| split | {' | '.join(columns).replace('_', ' ')} |", "| --- " * (1 + len(columns)) + "|", *rows]
     return f"""# {card["name"]}
 
 {card["parameters"]:,} parameters, {card["about"]}.
 Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]} for {settings["epochs"]} epochs, seed \
 {settings["seed"]} (content {settings["data"]}); {len(card["skipped"])} images skipped as corrupt.
 
-{chr(10).join(table)}
+| split | {columns} |
+{"| --- " * (2 + columns.count("|"))}|
+{chr(10).join(rows)}
 
 {_told(card["effects"])}Made by `{card["command"]}` with torch {card["versions"]["torch"]} on {card["device"]}.
 """
@@ -301,15 +277,14 @@ Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]}
 
 def _told(effects: dict[str, list[list[float]]]) -> str:
     """The coordinates that move each concept most."""
-    lines = []
+    if not effects:
+        return ""
+    lines = ["What its latents move, in standard deviations of the concept per unit (and their correlation):\n"]
     for name, (correlations, strengths) in effects.items():
         first = sorted(range(len(strengths)), key=lambda i: -abs(strengths[i]))[:3]
         lines.append(f"- {name}: " + ", ".join(f"z{i} {strengths[i]:+.2f} ({correlations[i]:+.2f})" for i in first))
-    heading = "What its latents move, in standard deviations of the concept per unit (and their correlation):\n\n"
-    return heading + "\n".join(lines) + "\n\n" if lines else ""
+    return "\n".join(lines) + "\n\n"
 
 
 def _figure(metric: str, value: float) -> str:
-    if metric == "images":
-        return f"{value:,}"
-    return f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.3f}"
+    return format(value, "," if metric == "images" else ".2%" if metric.endswith("accuracy") else ".3f")

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ratherthan import data
 
@@ -53,17 +52,18 @@ class Augmentation:
         angle, zoom = uniform(self.rotation * math.pi / 180), self.crop * (1 + uniform(self.scale))
         reach = 2 * self.shift + 1 - self.crop  # in the units of affine_grid, where a side is 2 long
         across, down = zoom * mirrored("h"), zoom * mirrored("v")
-        matrix = torch.stack(
-            [
-                torch.stack([across * angle.cos(), -down * angle.sin(), uniform(reach)], 1),
-                torch.stack([across * angle.sin(), down * angle.cos(), uniform(reach)], 1),
-            ],
-            dim=1,
-        )
+        matrix = torch.stack([
+            across * angle.cos(), -down * angle.sin(), uniform(reach),
+            across * angle.sin(), down * angle.cos(), uniform(reach),
+        ], 1).view(-1, 2, 3)  # fmt: skip
         height, width = (round(side * self.crop) for side in images.shape[2:])
-        grid = functional.affine_grid(matrix, [*images.shape[:2], height, width], align_corners=False)
-        moved = functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
+        grid = nn.functional.affine_grid(matrix, [*images.shape[:2], height, width], align_corners=False)
+        moved = nn.functional.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
         return (moved * (1 + uniform(self.brightness)).view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+Examples = tuple[Tensor, Tensor]
+"""What a network sees, and what it should say."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Recipe:
         frozen: Modules that keep their weights, by dotted name; nothing is differentiated below them.
         start: Weights to start from, inside the data root; tensors of another shape (the head) start afresh.
         workers: Processes that decode images.
+        about: What the network answers, for its card, where {count} and {names} are those of the classes.
     """
 
     dataset: str
@@ -105,6 +106,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     start: str | None = None
     workers: int = 0
+    about: ClassVar[str] = "{count} classes: {names}"
 
     def rate_at(self, progress: float) -> float:
         """The learning rate when a share `progress` in [0, 1) of all steps is done."""
@@ -130,9 +132,7 @@ class Recipe:
         """The images of a split; without a transform they are brought to the size the network is fed."""
         return data.load(self.dataset, root, split)
 
-    def examples(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool
-    ) -> tuple[Tensor, Tensor]:
+    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
         """What the network sees and should say, from a batch of images and labels on the CPU."""
         return (self.augmentation(images, generator) if training else images), labels
 
@@ -140,13 +140,9 @@ class Recipe:
         """What takes the steps."""
         return Learner(self, network)
 
-    def about(self, classes: Sequence[str]) -> str:
-        """What the network answers, for its card."""
-        return f"{len(classes)} classes: {', '.join(classes)}"
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised: the mean cross-entropy."""
-        return functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(logits, labels)
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """What is reported: accuracy, and balanced accuracy (the mean over classes of their recall)."""
@@ -164,8 +160,7 @@ class Learner:
 
     def __init__(self, recipe: Recipe, network: nn.Module) -> None:
         self.recipe, self.network = recipe, network
-        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trainable, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.parts: dict[str, Any] = {"network": network, "optimiser": optimiser}
 
     def set_rate(self, rate: float) -> None:

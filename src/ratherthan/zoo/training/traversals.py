@@ -38,8 +38,7 @@ def write_sheets(entry: ZooEntry, network: nn.Module, images: Tensor, out: str |
         return decoder.decode(latents.to(images)).cpu()
 
     drawn = torch.randn(64, network.latents, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
-    sheets = [("samples of the prior", _mosaic(decode(drawn), 8))]
-    start = drawn[:1]
+    sheets, start = [("samples of the prior", _mosaic(decode(drawn), 8))], drawn[:1]
     if hasattr(network, "encode"):
         codes = network.encode(images * (high - low) + low)  # type: ignore[operator]
         pairs = torch.stack([images.cpu(), decode(codes)], 1).flatten(0, 1)

@@ -32,8 +32,8 @@ from ratherthan.attribution.explain import compare
 from ratherthan.attribution.method import Method
 from ratherthan.data import to_tensor
 from ratherthan.errors import RatherThanError
-from ratherthan.render import grid
 from ratherthan.render.colours import FADED, as_rgb, overlay, sequential, shared_limit
+from ratherthan.render.figure import grid
 from ratherthan.replication.distortions import distort, structural_similarity
 from ratherthan.replication.quality import compare_quality, quality_figure
 

@@ -29,7 +29,8 @@ from ratherthan.app import demo, doctor
 from ratherthan.app import images as rooms
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
-from ratherthan.evaluation import Mask, evaluate
+from ratherthan.evaluation.masking import Mask
+from ratherthan.evaluation.run import evaluate
 from ratherthan.zoo.architectures import PlainNet
 
 

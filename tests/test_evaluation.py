@@ -18,8 +18,10 @@ import ratherthan as rt
 from ratherthan.baselines import blur
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
-from ratherthan.evaluation import EqualMask, Experiment, Mask, evaluate, experiments
 from ratherthan.evaluation.deletion import highest, ranks
+from ratherthan.evaluation.experiment import Experiment, experiments
+from ratherthan.evaluation.masking import EqualMask, Mask
+from ratherthan.evaluation.run import evaluate
 from ratherthan.evaluation.sanity import spearman
 
 CLASSES, SIDE, SAMPLES = 5, 12, 7

@@ -21,7 +21,8 @@ import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
 from ratherthan.data.images import CorruptImage
-from ratherthan.evaluation import Run, evaluate
+from ratherthan.evaluation.run import evaluate
+from ratherthan.evaluation.tables import Run
 
 
 def subject(seed: int = 0) -> rt.Model:

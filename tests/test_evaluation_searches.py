@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import ratherthan as rt
 from ratherthan.data import Dataset
 from ratherthan.data.dataset import ArrayReader
-from ratherthan.evaluation import Run
 from ratherthan.evaluation.counterfactuals import Counterfactuals
 from ratherthan.evaluation.localisation import Localisation
 from ratherthan.evaluation.pertinent import Pertinent
+from ratherthan.evaluation.tables import Run
 from ratherthan.search.counterfactual import FRAMES
 from ratherthan.search.solver import noise
 
@@ -312,6 +312,8 @@ def test_pertinent_equals_a_loop(tmp_path: Path) -> None:
         experiment, network(0), noise_images(), out=tmp_path, methods=[Slices(), "ixg"], shard_size=8, batch_size=5
     )
     frame = run.to_frame().set_index(["sample", "method", "contrast"])
+    with pytest.raises(rt.InputError, match="this run compares"):  # a search has no contrast: there is no pair
+        run.difference("weighted", "")
     module = network(0).module
     kept_any = 0
     for index in range(COUNT):

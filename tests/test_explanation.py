@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import ratherthan as rt
 from nets import Dense, Linear, images, make
 from ratherthan.attribution.explanation import to_panels
-from ratherthan.render import figure
+from ratherthan.render.figure import figure
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ratherthan.contrast import margin
 from ratherthan.errors import InputError
 from ratherthan.model import Model
-from ratherthan.render import figure_png
+from ratherthan.render.figure import figure_png
 from ratherthan.search.cem_maf_positive import CEMMAFPositive, odds
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
 from ratherthan.superpixels import SegmentedImages, Superpixels, segment

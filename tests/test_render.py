@@ -18,24 +18,24 @@ from PIL import Image
 
 from ratherthan.errors import InputError
 from ratherthan.files import write_atomically
-from ratherthan.render import (
-    Excerpt,
-    Heatmap,
-    Panel,
-    Trajectory,
+from ratherthan.render.colours import (
+    AGAINST,
+    FACT,
+    FADED,
+    FOIL,
+    FOR,
     diverging,
-    draw_excerpts,
-    draw_probabilities,
-    draw_trajectories,
-    figure,
-    grid,
     overlay,
+    palette,
+    resample,
     sequential,
     shared_limit,
-    write_page,
+    tint,
 )
-from ratherthan.render.colours import AGAINST, FACT, FADED, FOIL, FOR, palette, resample, tint
-from ratherthan.render.encode import LONGEST, image_uri, map_uri
+from ratherthan.render.figure import figure, grid
+from ratherthan.render.page import LONGEST, image_uri, map_uri, write_page
+from ratherthan.render.panel import Heatmap, Panel
+from ratherthan.render.searches import Excerpt, Trajectory, draw_excerpts, draw_probabilities, draw_trajectories
 from ratherthan.words import percent, shorten
 
 NASTY = "<script>alert('x')</script> & \"quoted\" $\\frac{"
@@ -560,6 +560,9 @@ def test_page_without_maps_or_probabilities_is_still_a_page(tmp_path: Path) -> N
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_jinja2() -> None:
-    check = "import sys, ratherthan.render; print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
+    check = (
+        "import sys; from ratherthan.render import page, searches; "
+        "print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from ratherthan import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Sched
 from ratherthan.attribution.explain import explain
 from ratherthan.errors import InputError, ModelError
 from ratherthan.model import Model
-from ratherthan.render import figure_png
+from ratherthan.render.figure import figure_png
 from stopping import Stopped
 
 FINE = Schedule(

@@ -19,7 +19,10 @@ from matplotlib.figure import Figure
 
 import ratherthan as rt
 from ratherthan import data
-from ratherthan.evaluation import Counterfactuals, Localisation, Run, evaluate
+from ratherthan.evaluation.counterfactuals import Counterfactuals
+from ratherthan.evaluation.localisation import Localisation
+from ratherthan.evaluation.run import evaluate
+from ratherthan.evaluation.tables import Run
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.attributes import worded
 from ratherthan.search.counterfactual import FRAMES

@@ -151,7 +151,7 @@ class Result(ABC):
             InputError: If the file has another ending.
         """
         from ratherthan.files import write_atomically
-        from ratherthan.render import figure_png
+        from ratherthan.render.figure import figure_png
 
         path = Path(path)
         if path.suffix == ".html":
@@ -206,7 +206,7 @@ class Result(ABC):
         from base64 import b64encode
         from html import escape
 
-        from ratherthan.render import figure_png
+        from ratherthan.render.figure import figure_png
 
         picture = b64encode(figure_png(self.plot())).decode()
         lines = "<br>".join(escape(line) for line in str(self).splitlines())

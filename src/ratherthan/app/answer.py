@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ratherthan.app.images import Failure, find, read_all
+from ratherthan.app.images import find, read_all
 from ratherthan.app.options import KINDS, OutputOptions, words
 from ratherthan.app.terminal import complain, printable, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
@@ -21,7 +21,7 @@ from ratherthan.files import write_atomically
 from ratherthan.model import Model
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
-from ratherthan.render import figure, figure_png
+from ratherthan.render.figure import figure, figure_png
 from ratherthan.result import Result
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
@@ -121,59 +121,8 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> Counterfactual
 
 
 # --------------------------------------------------------------------------------------------- what is done
-@dataclass
-class _Answers:
-    """What has come of the images so far: results of each batch, one per contrast, and the files written."""
-
-    verb: Verb
-    output: OutputOptions
-    batches: list[list[Any]] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    stems: set[str] = field(default_factory=set)
-
-    def add(self, results: list[Any], paths: Sequence[Path]) -> None:
-        """Keep the results of a batch and, in a folder, draw a figure of each image."""
-        paths = paths[: len(results[0])]
-        named = [replace(each, names=tuple(printable(str(path)) for path in paths)) for each in results]
-        self.batches.append(named)
-        if self.output.out is None or self.output.one_file:
-            return
-        for i, path in enumerate(paths):
-            # names that differ in case alone are one file on some systems
-            stem = unique_name(printable(path.stem), lambda name: name.casefold() in self.stems, "{}-{}")
-            self.stems.add(stem.casefold())
-            self._write([each[i] for each in named], self.output.out / f"{stem}.{self.verb.page}.png")
-
-    def finish(self) -> list[Any]:
-        """Write what holds all images; the results, one per contrast, or none."""
-        found = [self.verb.result.joined(column) for column in zip(*self.batches, strict=True)]
-        if found and (out := self.output.out) is not None:
-            both = (out / f"{self.verb.numbers}.safetensors", out / f"{self.verb.page}.html")
-            for path in (out,) if self.output.one_file else both:
-                self._write(found, path)
-        return found
-
-    def _write(self, found: list[Any], path: Path) -> None:
-        """One file of all results; their numbers are in a file each."""
-        shown = [each.likeliest(SHOWN) if isinstance(each, Explanation) else each for each in found]
-        if len(found) == 1:
-            self.files.append((found if path.suffix == ".safetensors" else shown)[0].save(path))
-        elif path.suffix == ".html":
-            self.files.append(save_report(shown, path))
-        elif path.suffix == ".png":
-            self.files.append(write_atomically(path, [figure_png(figure(to_panels(shown)))]))
-        else:
-            self.files += [each.save(path.with_suffix(f".{each.contrast}.safetensors")) for each in found]
-
-
 def answer(
-    verb: Verb,
-    patterns: Sequence[str],
-    model: Model,
-    output: OutputOptions,
-    ask: Any,
-    at_once: int = 0,
-    **question: Any,
+    verb: Verb, patterns: list[str], model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
 ) -> None:
     """Answer a question about images, as far as they can be read.
 
@@ -192,7 +141,7 @@ def answer(
     """
     asked = {name: classes(text, model) for name, text in question.items()}
     paths, failures = find(patterns)
-    answers, shape, stopped = _Answers(verb, output), None, False
+    batches, shape, stopped = list[list[Any]](), None, False
     size = at_once or max(1, len(paths))
     with reporter(True, verb.doing) as report:
         try:
@@ -200,18 +149,21 @@ def answer(
                 images, read = read_all(paths[start : start + size], model, failures, shape)
                 if images:
                     shape = images[0].shape
-                    results = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
-                    answers.add(results if isinstance(results, list) else [results], read)
+                    answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+                    answers = answers if isinstance(answers, list) else [answers]
+                    names = tuple(printable(str(path)) for path in read[: len(answers[0])])  # a stopped search has less
+                    batches.append([replace(each, names=names) for each in answers])
                 report(min(start + size, len(paths)), len(paths))
         except KeyboardInterrupt:
             stopped = True
-    found = answers.finish()
+    found = [verb.result.joined(column) for column in zip(*batches, strict=True)]
+    files = _write_all(verb, found, output) if found and output.out is not None else []
     if output.as_json:
-        say(_as_json(model, verb, found, failures, answers.files))
+        say(_as_json(model, verb, found, failures, files))
     elif found:
-        say("\n".join([*_lines(found), *_whereabouts(found[0], answers)]))
+        say("\n".join([*_lines(found), *_whereabouts(verb, found[0], files)]))
     for failure in failures:
-        complain(f"{failure.image}: {failure.reason}")
+        complain(": ".join(failure))
     done = len(found[0]) if found else 0
     in_part = bool(found) and getattr(found[0], "interrupted", False)
     if stopped or in_part:
@@ -221,6 +173,37 @@ def answer(
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
 
 
+# --------------------------------------------------------------------------------------------- what is written
+def _write_all(verb: Verb, found: list[Any], output: OutputOptions) -> list[Path]:
+    """Write the results, one per contrast, to one file; or into a folder, with a figure of each image."""
+    assert output.out is not None
+    if output.one_file:
+        return _write(found, output.out)
+    files = _write(found, output.out / f"{verb.numbers}.safetensors") + _write(found, output.out / f"{verb.page}.html")
+    figures, taken = list[Path](), set[str]()
+    with reporter(True, "drawing") as report:
+        for i, name in enumerate(found[0].names):
+            # names that differ in case alone are one file on some systems
+            stem = unique_name(Path(name).stem, lambda each: each.casefold() in taken, "{}-{}")
+            taken.add(stem.casefold())
+            figures += _write([each[i] for each in found], output.out / f"{stem}.{verb.page}.png")
+            report(i + 1, len(found[0]))
+    return figures + files
+
+
+def _write(found: list[Any], path: Path) -> list[Path]:
+    """One file of all results; their numbers are in a file each."""
+    if path.suffix == ".safetensors":
+        several = len(found) > 1
+        return [each.save(path.with_suffix(f".{each.contrast}.safetensors") if several else path) for each in found]
+    shown = [each.likeliest(SHOWN) if isinstance(each, Explanation) else each for each in found]
+    if len(shown) == 1:
+        return [shown[0].save(path)]
+    page = path.suffix == ".html"
+    return [save_report(shown, path) if page else write_atomically(path, [figure_png(figure(to_panels(shown)))])]
+
+
+# --------------------------------------------------------------------------------------------- what is printed
 def _lines(found: list[Any]) -> list[str]:
     """A line for each image, or image and question, about the first weighted contrast there is."""
     result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
@@ -233,22 +216,24 @@ def _lines(found: list[Any]) -> list[str]:
     return told
 
 
-def _whereabouts(result: Any, answers: _Answers) -> list[str]:
+def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:
     """The method, and what lies where; many figures on one line."""
-    figures = [path for path in answers.files if path.suffix == ".png"]
+    figures = [path for path in files if path.suffix == ".png"]
     many = figures if len(figures) > 1 else []
-    shown = [f"{'figures':8} {answers.output.out}/*.{answers.verb.page}.png ({len(many)})"] if many else []
-    shown += [f"{KINDS[path.suffix]:8} {path}" for path in answers.files if path not in many]
+    shown = [f"{'figures':8} {many[0].parent}/*.{verb.page}.png ({len(many)})"] if many else []
+    shown += [f"{KINDS[path.suffix]:8} {path}" for path in files if path not in many]
     return [f"{'method':8} {result.made_by()}", *shown]
 
 
-def _as_json(model: Model, verb: Verb, found: list[Any], failures: Sequence[Failure], files: Sequence[Path]) -> str:
+def _as_json(
+    model: Model, verb: Verb, found: list[Any], failures: Sequence[tuple[str, str]], files: Sequence[Path]
+) -> str:
     """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
     tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null
     told = {
         "model": model.name,
         verb.result.kind.replace(" ", "_") + "s": [row for table in tables for row in json.loads(table)],
-        "failures": [asdict(failure) for failure in failures],
+        "failures": [{"image": image, "reason": reason} for image, reason in failures],
         "files": [str(path) for path in files],
     }
     return json.dumps(told, indent=1)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ratherthan.app import options
-from ratherthan.app.options import ModelOptions, OutputOptions, pairs, question, words
+from ratherthan.app.options import ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import RatherThanError
 
@@ -53,10 +53,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
@@ -84,25 +81,20 @@ def _command(*examples: str, name: str | None = None) -> Callable[[Callable[...,
     return register
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from ratherthan import __version__
-
-        say(f"ratherthan {__version__}")
-        raise typer.Exit
-
-
 @app.callback(
     invoke_without_command=True,
     epilog=_examples("demo", "explain photo.jpg --model hf:microsoft/resnet-50 --foil runner-up", "explain --help"),
 )
 def overview(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Why P, rather than Q? Ask an image network, and see the answer on the image."""
+    if version:
+        from ratherthan import __version__
+
+        say(f"ratherthan {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())
 
@@ -156,8 +148,11 @@ def counterfactual(
     fact: options.Fact = None,
     foil: options.Foil = None,
     method: Annotated[str, question("cdeepex, xgem, cem, cem-maf ...")] = "cdeepex",
-    manifold: options.Manifold = None,
-    manifold_weights: options.ManifoldWeights = None,
+    manifold: Annotated[
+        str | None,
+        about_model("Generative model of the images, e.g. mnist_vae. Default: the one that the model names."),
+    ] = None,
+    manifold_weights: Annotated[Path | None, about_model("Its weights. Default: those in the package.")] = None,
     restarts: Annotated[int | None, question("Independent answers to each question.", min=1)] = None,
     settings: options.Settings = None,
     seed: options.Seed = None,
@@ -248,7 +243,6 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
-    from ratherthan.app.evaluate import show
     from ratherthan.data import load as load_data
     from ratherthan.evaluation.experiment import get_experiment
     from ratherthan.evaluation.run import evaluate
@@ -263,7 +257,26 @@ def evaluate(
             contrasts=contrasts and words(contrasts), limit=limit, batch_size=batch_size, seed=seed or 0,
             resume=resume, workers=workers, progress=report,
         )  # fmt: skip
-    show(run, folder, as_json)
+    _show(run, folder, as_json)
+
+
+def _show(run: Any, folder: Path, as_json: bool) -> None:
+    """Print the summary as JSON; or the table, after writing table.md, table.tex and plot.png into the run's folder."""
+    from ratherthan.files import write_atomically
+    from ratherthan.render.figure import figure_png
+
+    for name, reason in run.skipped:
+        warn(f"skipped {name}: {reason}")
+    if as_json:
+        summary = json.loads(run.summary().to_json(orient="records"))
+        skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]
+        say(json.dumps({"folder": str(folder), "summary": summary, "skipped": skipped}, indent=1))
+        return
+    write_atomically(folder / "table.md", [run.to_markdown().encode()])
+    write_atomically(folder / "table.tex", [run.to_latex().encode()])
+    write_atomically(folder / "plot.png", [figure_png(run.plot())])
+    say(run.to_markdown(intervals=False).rstrip() + "\n")
+    say(f"run      {folder}\ntables   {folder}/table.md, {folder}/table.tex\nplot     {folder}/plot.png")
 
 
 @_command(

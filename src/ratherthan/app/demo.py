@@ -17,7 +17,9 @@ from ratherthan.files import write_atomically
 from ratherthan.loading import load
 from ratherthan.model import Model
 from ratherthan.progress import reporter
-from ratherthan.render import Panel, figure, figure_png, write_page
+from ratherthan.render.figure import figure, figure_png
+from ratherthan.render.page import write_page
+from ratherthan.render.panel import Panel
 
 COUNT = 12
 """Digits shown."""
@@ -33,12 +35,11 @@ against all nine others they differ. "none" asks about the digit alone; "loss" a
 whatever the digit."""
 
 
-def run(out: Path, model: Model | None = None) -> list[str]:
+def run(out: Path) -> list[str]:
     """Choose the digits, explain them, write a page and the figures.
 
     Args:
         out: The folder to write to.
-        model: Another classifier of digits than zoo:mnist.
 
     Returns:
         What to print: a line for each digit, then where the files are.
@@ -46,27 +47,26 @@ def run(out: Path, model: Model | None = None) -> list[str]:
     Raises:
         InputError: If the digits are not installed.
     """
-    model = model or load("zoo:mnist")
+    model = load("zoo:mnist")
     images, names = hardest(model, COUNT)
     rival, others = (
         [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
         for foil in ("runner-up", "others")
     )
-    pairs = list(zip(to_panels(rival), to_panels(others), strict=True))
-    panels = [leading_with("weighted", _merged(pair)) for pair in pairs]
+    panels = [leading_with("weighted", each) for each in to_panels([*rival, *others])]
     page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
-    sheet = _draw([panel for panel, _ in pairs], out / "demo.png")
+    sheet = _draw(to_panels(rival), out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:
-        for i, pair in enumerate(pairs):
-            report(i, len(pairs))
+        for i, pair in enumerate(zip(to_panels(rival), to_panels(others), strict=True)):
+            report(i, len(names))
             name = f"{i + 1:02d}-{told.fact_name(i)}-rather-than-{told.foil_name(i)}.png"
             _draw(pair, out / "digits" / name)
     return [
         *(f"{name}: {told.text(i)}" for i, name in enumerate(names)),
         f"page     {page}",
         f"sheet    {sheet}",
-        f"figures  {out / 'digits'}/*.png ({len(pairs)})",
+        f"figures  {out / 'digits'}/*.png ({len(names)})",
     ]
 
 
@@ -90,12 +90,6 @@ def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
         chosen.setdefault((int(classes[i, 0]), int(classes[i, 1])), i)
     picked = sorted(list(chosen.values())[:count], key=lambda i: some.labels[i])
     return images[picked], tuple(f"{some.ids[i].replace('/', ' ')}, a {some.labels[i]}" for i in picked)
-
-
-def _merged(pair: tuple[Panel, Panel]) -> Panel:
-    """One panel with the maps of both; without a foil they are the same."""
-    rival, others = pair
-    return replace(rival, maps=(*rival.maps, *(view for view in others.maps if view.foil)))
 
 
 def _draw(panels: Sequence[Panel], path: Path) -> Path:

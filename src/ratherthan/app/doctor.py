@@ -18,9 +18,9 @@ _CORE = ("torch", "numpy", "pillow", "captum", "scikit-image", "matplotlib", "pa
 
 def look() -> dict[str, dict[str, Any]]:
     """Everything there is to tell, by topic."""
+    versions = {"ratherthan": __version__, "python": platform.python_version()}
     return {
-        "versions": {"ratherthan": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in _CORE},
+        "versions": versions | {name: _version(name) for name in _CORE},
         "devices": _devices(),
         "extras": _extras(),
         "zoo": {name: _weights(name) for name in zoo.names()},
@@ -35,8 +35,8 @@ def as_text(found: dict[str, dict[str, Any]]) -> str:
         lines.append(topic)
         for name, it in rows.items():
             if isinstance(it, dict):
-                packages = ", ".join(f"{package} {version}" for package, version in it.items())
-                it = packages if all(it.values()) else f"not here; pip install 'ratherthan[{name}]'"
+                here = ", ".join(map(" ".join, it.items())) if all(it.values()) else ""
+                it = here or f"not here; pip install 'ratherthan[{name}]'"
             lines.append(f"  {name:{max(map(len, rows))}}  {it or 'missing'}")
     return "\n".join(lines)
 
@@ -60,20 +60,16 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 def _devices() -> dict[str, str]:
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
-    for index in range(torch.cuda.device_count()):
-        found[f"cuda:{index}"] = torch.cuda.get_device_name(index)
-    if torch.backends.mps.is_available():
-        found["mps"] = "Apple"
-    return found
+    found |= {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    return found | ({"mps": "Apple"} if torch.backends.mps.is_available() else {})
 
 
 def _weights(name: str) -> str:
     entry = zoo.get(name)
     if entry.weights is not None and entry.weights.is_file():
         return f"ready ({entry.weights.stat().st_size / 2**20:.1f} MB in the package)"
-    if entry.recipe is not None:
-        return f"no weights in the package; ratherthan train zoo:{name} --data DIR, then --weights FILE"
-    return "no weights in the package; give --weights FILE"
+    made = "give" if entry.recipe is None else f"ratherthan train zoo:{name} --data DIR, then"
+    return f"no weights in the package; {made} --weights FILE"
 
 
 def _data() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,15 +18,7 @@ from ratherthan.model import Model
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read."""
-
-    image: str
-    reason: str
-
-
-def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
+def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     """Expand files, folders and globs.
 
     Args:
@@ -35,7 +26,8 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
             Figures that an earlier run has written are left out unless they are named one by one.
 
     Returns:
-        The files, each once, in the order given (those of a folder or glob sorted); and the patterns that match none.
+        The files, each once, in the order given (those of a folder or glob sorted); and the patterns that match none,
+        each with the reason.
     """
     found: dict[Path, None] = {}
     failures = []
@@ -49,7 +41,7 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[Failure]]:
         else:
             files, reason = _others_files(map(Path, glob.glob(pattern, recursive=True))), "no file matches"
         if not files:
-            failures.append(Failure(printable(pattern), reason))
+            failures.append((printable(pattern), reason))
         found |= dict.fromkeys(files)
     return list(found), failures
 
@@ -59,14 +51,14 @@ def _others_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_all(
-    paths: Sequence[Path], model: Model, failures: list[Failure], shape: Sequence[int] | None = None
+    paths: Sequence[Path], model: Model, failures: list[tuple[str, str]], shape: Sequence[int] | None = None
 ) -> tuple[list[Tensor], list[Path]]:
     """Decode what can be decoded; the rest is added to the failures.
 
     Args:
         paths: The files.
         model: Who says which size.
-        failures: What could not be read before.
+        failures: What could not be read before, and why.
         shape: The shape that all must have, (C, H, W); None: that of the first.
 
     Returns:
@@ -80,7 +72,7 @@ def read_all(
             found.append(path)
             shape = images[0].shape
         except InputError as error:
-            failures.append(Failure(printable(str(path)), str(error)))
+            failures.append((printable(str(path)), str(error)))
     return images, found
 
 

@@ -23,7 +23,8 @@ KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
 
 
-def _about_model(help: str, *names: str) -> Any:
+def about_model(help: str, *names: str) -> Any:
+    """An option about a network; to be used in `Annotated`."""
     return typer.Option(*names, help=help, rich_help_panel="The model")
 
 
@@ -46,15 +47,10 @@ Foil = Annotated[
 Settings = Annotated[
     list[str] | None, question("A setting of the method or experiment; may be repeated.", "--set", metavar="NAME=VALUE")
 ]
-Manifold = Annotated[
-    str | None, _about_model("Generative model of the images, e.g. mnist_vae. Default: the one that the model names.")
-]
-ManifoldWeights = Annotated[Path | None, _about_model("Its weights. Default: those in the package.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
-Size = Annotated[str | None, _about_model("What images are resized to: 224, or HEIGHTxWIDTH.")]
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,17 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        _about_model(
+        about_model(
             "zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION (runs that file; the"
             " function returns a torch.nn.Module).", "--model", "-m",
         ),
     ]  # fmt: skip
-    weights: Annotated[Path | None, _about_model("Its weights, .safetensors, .pt or .pth.")] = None
-    classes: Annotated[Path | None, _about_model("Its class names, a JSON list or one a line.")] = None
-    mean: Annotated[str | None, _about_model("Mean per channel, of [0, 1].")] = None
-    std: Annotated[str | None, _about_model("Standard deviation per channel.")] = None
-    size: Size = None
-    output: Annotated[str | None, _about_model("What it gives: logits, probabilities or value.")] = None
+    weights: Annotated[Path | None, about_model("Its weights, .safetensors, .pt or .pth.")] = None
+    classes: Annotated[Path | None, about_model("Its class names, a JSON list or one a line.")] = None
+    mean: Annotated[str | None, about_model("Mean per channel, of [0, 1].")] = None
+    std: Annotated[str | None, about_model("Standard deviation per channel.")] = None
+    size: Annotated[str | None, about_model("What images are resized to: 224, or HEIGHTxWIDTH.")] = None
+    output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
     device: Device = "cpu"
 
     def load(self) -> Model:
@@ -84,10 +80,10 @@ class ModelOptions:
         """
         from ratherthan.loading import load
 
-        size, mean, std = image_size(self.size), numbers(self.mean, "--mean"), numbers(self.std, "--std")
         return load(
-            self.model, weights=self.weights, class_names=self.classes, device=self.device, trust_code=True, mean=mean,
-            std=std, size=size, output=self.output,
+            self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
+            mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), size=image_size(self.size),
+            trust_code=True,
         )  # fmt: skip
 
 

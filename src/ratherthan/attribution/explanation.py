@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render import Heatmap, Panel
+    from ratherthan.render.panel import Heatmap, Panel
 
 _SHOWN_CLASSES = 6
 
@@ -175,7 +175,7 @@ class Explanation(Result):
 
     def plot(self) -> Figure:
         """A figure: for each sample the image, a map per question, and the probabilities."""
-        from ratherthan.render import figure
+        from ratherthan.render.figure import figure
 
         return figure(self.panels())
 
@@ -232,7 +232,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     Raises:
         InputError: If they are not about the same samples.
     """
-    from ratherthan.render import Heatmap, Panel
+    from ratherthan.render.panel import Heatmap, Panel
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -273,7 +273,7 @@ def save_report(explanations: Sequence[Explanation], path: str | Path, title: st
     Returns:
         The path.
     """
-    from ratherthan.render import write_page
+    from ratherthan.render.page import write_page
 
     intro = "; ".join(dict.fromkeys(each.made_by() for each in explanations))
     cases = [leading_with("weighted", case) for case in to_panels(explanations)]

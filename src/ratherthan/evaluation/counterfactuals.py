@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
 from ratherthan.search.counterfactual import Counterfactual
-from ratherthan.search.method import get_counterfactual_method
+from ratherthan.search.method import ANY, get_counterfactual_method
 from ratherthan.settings import Interval, NotNegative
 
 _COMPONENTS = 32
@@ -107,22 +108,20 @@ class Counterfactuals(Experiment):
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
         fact, classes = logits.argmax(1), logits.shape[1]
-        if self.foil == "any":
-            return torch.full_like(fact, -1)
+        if not isinstance(self.foil, str) and self.foil >= classes:
+            raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         if self.foil == "runner-up":
             return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
-        if self.foil >= classes:
-            raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
-        return torch.full_like(fact, self.foil)
+        return torch.full_like(fact, ANY if self.foil == "any" else self.foil)
 
     def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
         each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
         p = _three(logits.unsqueeze(1), fact, foil)[:, 0]
-        of_fact, of_foil = (logits.gather(1, side.unsqueeze(1)).squeeze(1) for side in (fact, foil))
+        lead = logits.gather(1, torch.stack([fact, foil], 1)).diff()[:, 0]
         change = (example - images).flatten(2)
         distances = {
             "distance": answers.distance[:, 0],
@@ -130,13 +129,17 @@ class Counterfactuals(Experiment):
             "l2": change.flatten(1).square().sum(1).sqrt(),
             "sparsity": (change.abs().amax(1) > self.visible).double().mean(1),
             **self._realism(example, fact, foil),
-            **_density(answers),
-            **self._concepts(answers),
         }
+        if answers.latents is not None:  # the mean over the latents of log N(z; 0, 1)
+            z = answers.latents[:, 0].flatten(1)
+            distances["density"] = -0.5 * (z.square() + math.log(2 * math.pi)).mean(1)
+        if answers.attributes is not None and answers.attributes_before is not None:
+            risen = answers.attributes[:, 0] - answers.attributes_before
+            distances["gained"], distances["lost"] = ((each > self.noticed).sum(1) for each in (risen, -risen))
         unknown = dict.fromkeys(self.measures, torch.full(fact.shape, torch.nan))
         return unknown | {
             "found": found,
-            "boundary": ((of_fact - of_foil).abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
+            "boundary": (lead.abs() <= self.tolerance) & (p[:, 2] < p[:, :2].amin(1)),
             "third": (top != fact) & (top != foil),
             "foil": top == foil,
             **dict(zip(("p_fact", "p_foil", "p_third"), p.unbind(1), strict=True)),
@@ -160,12 +163,6 @@ class Counterfactuals(Experiment):
         with preserve_state(self._second.module), torch.no_grad():
             classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
         return {"second": (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)}
-
-    def _concepts(self, answers: Counterfactual) -> dict[str, Tensor]:
-        if answers.attributes is None or answers.attributes_before is None:
-            return {}
-        change = answers.attributes[:, 0] - answers.attributes_before
-        return {"gained": (change > self.noticed).sum(1), "lost": (change < -self.noticed).sum(1)}
 
     @cached_property
     def _reference(self) -> data.Dataset | None:
@@ -205,13 +202,6 @@ def _autoencoder(pixels: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda images: mean + (images - mean) @ components @ components.T
 
 
-def _density(answers: Counterfactual) -> dict[str, Tensor]:
-    """Mean over the latents of log N(z; 0, 1)."""
-    if answers.latents is None:
-        return {}
-    return {"density": -0.5 * (answers.latents[:, 0].flatten(1).square() + math.log(2 * math.pi)).mean(1)}
-
-
 def _three(logits: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
     """Probabilities of fact, foil and the likeliest other class, (N, T, 3), from logits (N, T, classes)."""
     p = logits.softmax(2)
@@ -228,12 +218,13 @@ def _path(fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tens
 
 def _spread(examples: Tensor, found: Tensor) -> dict[str, Tensor]:
     """How far the answers found from different starts lie apart; NaN for less than two."""
-    apart, alike = [], []
-    for answers, kept in zip(examples.double().cpu(), found.cpu(), strict=True):
-        pairs = list(combinations(answers[kept], 2))
-        apart.append(sum(float((a - b).norm()) for a, b in pairs) / len(pairs) if pairs else torch.nan)
-        alike.append(sum(_similarity(a, b) for a, b in pairs) / len(pairs) if pairs else torch.nan)
-    return {"diversity": torch.tensor(apart), "agreement": torch.tensor(alike)}
+    rows = zip(examples.double().cpu(), found.cpu(), strict=True)
+    pairs = [list(combinations(answers[kept], 2)) for answers, kept in rows]
+    measures: dict[str, Any] = {"diversity": torch.dist, "agreement": _similarity}
+    return {
+        name: torch.tensor([fmean(float(measure(*two)) for two in each) if each else torch.nan for each in pairs])
+        for name, measure in measures.items()
+    }
 
 
 def _similarity(a: Tensor, b: Tensor) -> float:
@@ -241,6 +232,5 @@ def _similarity(a: Tensor, b: Tensor) -> float:
     from skimage.metrics import structural_similarity
 
     side = min(7, a.shape[1], a.shape[2])
-    window = side - 1 + side % 2
-    compared = partial(structural_similarity, win_size=window, channel_axis=0, data_range=1.0)
+    compared = partial(structural_similarity, win_size=side - 1 + side % 2, channel_axis=0, data_range=1.0)
     return float(compared(a.numpy(), b.numpy()))

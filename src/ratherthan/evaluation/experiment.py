@@ -67,8 +67,6 @@ class Batch:
     def explain(self, fact: Any = None, foil: Any = None) -> dict[tuple[str, str], Explanation]:
         """All attribution methods and contrasts, by (method, contrast); what can share a forward pass does."""
         methods = {name: each for name, each in self.methods.items() if isinstance(each, Method)}
-        if not methods:
-            return {}
         asked = (list(methods.values()), list(self.contrasts.values()))
         found = compare(self.model, self.images, fact, foil, *asked, batch_size=self.batch_size)
         return dict(zip(product(methods, self.contrasts), found, strict=True))
@@ -159,6 +157,7 @@ class Experiment(Settings, ABC):
         layout: Columns that vary down a table, and those that vary across it ("measure" is the measure's name).
         methods: What is compared unless the caller says otherwise.
         contrasts: Likewise.
+        searches: The registries of searches that it takes beside attribution methods.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
@@ -169,17 +168,21 @@ class Experiment(Settings, ABC):
     layout: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("method",), ("measure", "contrast"))
     methods: ClassVar[tuple[str, ...]] = ("gradcam",)
     contrasts: ClassVar[tuple[str, ...]] = ("none", "weighted")
+    searches: ClassVar[tuple[Classes[Any], ...]] = ()
 
     @abstractmethod
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """The rows of a batch. What they hold may not depend on which samples share it."""
 
     def method(self, method: Any) -> Any:
-        """What is compared, from its name: an attribution method, unless the experiment knows others too.
+        """What is compared, from its name: one of `searches`, or an attribution method.
 
         Raises:
             InputError: If there is none of this name.
         """
+        for known in self.searches:
+            if isinstance(method, known.base) or method in known.names():
+                return known.make(method)
         return get_method(method)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.search.method import CounterfactualMethod, counterfactual_methods, get_counterfactual_method
+from ratherthan.search.method import COUNTERFACTUAL_METHODS
 from ratherthan.settings import Interval
 
 
@@ -48,6 +48,7 @@ class Localisation(Experiment):
     higher_is_better: ClassVar[dict[str, bool]] = {"pointing": True, "inside": True}
     lead = "region"
     shown = ("pointing", "inside")
+    searches = (COUNTERFACTUAL_METHODS,)
 
     def __post_init__(self) -> None:
         """Read the regions.
@@ -57,7 +58,11 @@ class Localisation(Experiment):
         """
         super().__post_init__()
         if isinstance(self.regions, (str, Path)):
-            object.__setattr__(self, "regions", _read(self.regions))
+            try:
+                regions = json.loads(Path(self.regions).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise InputError(f"regions: cannot read {str(self.regions)!r}: {first_line(error)}") from error
+            object.__setattr__(self, "regions", regions)
         if not isinstance(self.regions, Mapping) or not self.regions:
             raise InputError("localisation needs regions={sample name: boxes or mask}, or a JSON file of boxes")
 
@@ -66,11 +71,6 @@ class Localisation(Experiment):
         listed = {name: np.asarray(region).tolist() for name, region in sorted(self.regions.items())}
         regions = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
         return {"target": self.target, "why_not": self.why_not, "regions": regions}
-
-    def method(self, method: Any) -> Any:
-        """An attribution method, or a search for counterfactuals."""
-        searches = isinstance(method, CounterfactualMethod) or method in counterfactual_methods()
-        return get_counterfactual_method(method) if searches else super().method(method)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and contrast for the samples that have a region."""
@@ -81,9 +81,8 @@ class Localisation(Experiment):
             batch, predicted = batch.keep(other), predicted[other]
         if not batch.ids:
             return
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        regions = [self.regions.get(name, self.regions.get("*")) for name in batch.ids]
-        planes = [_plane(name, each, size) for name, each in zip(batch.ids, regions, strict=True)]
+        regions = {name: self.regions.get(name, self.regions.get("*")) for name in batch.ids}
+        planes = [_plane(name, region, batch.images.shape[-2:]) for name, region in regions.items()]
         inside = torch.stack(planes).to(batch.images.device)
         for key, maps in self._maps(batch, predicted):
             gain = maps.clamp_min(0)
@@ -94,9 +93,8 @@ class Localisation(Experiment):
 
     def _maps(self, batch: Batch, predicted: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
         """Method and contrast, and (n, H, W) signed relevance or change; NaN where a search found nothing."""
-        if self.why_not is None:
-            asked, against = (batch.labels if self.target == "label" else predicted), None
-        else:
+        asked, against = (batch.labels if self.target == "label" else predicted), None
+        if self.why_not is not None:
             asked, against = torch.full_like(predicted, self.why_not), predicted
         for way, why in batch.explain(asked, against).items():
             yield way, why.heatmap()
@@ -106,17 +104,7 @@ class Localisation(Experiment):
             yield (name, ""), answers.difference.sum(1).masked_fill(~answers.found.view(-1, 1, 1), torch.nan)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        regions = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"regions: cannot read {str(path)!r}: {first_line(error)}") from error
-    if not isinstance(regions, dict):
-        raise InputError(f"regions: {str(path)!r} should hold an object of sample name: boxes")
-    return regions
-
-
-def _plane(name: str, region: Any, size: tuple[int, int]) -> Tensor:
+def _plane(name: str, region: Any, size: torch.Size) -> Tensor:
     """(H, W) bool: the pixels whose centre is in a box, or a mask brought to this size."""
     values = np.asarray(region)
     if values.dtype == bool and values.ndim == 2:
@@ -126,8 +114,6 @@ def _plane(name: str, region: Any, size: tuple[int, int]) -> Tensor:
     if boxes is None or not ((boxes >= 0) & (boxes <= 1)).all():
         raise InputError(f"region of {name!r}: give boxes [left, top, right, bottom] in [0, 1], or a mask of booleans")
     rows, columns = ((torch.arange(length) + 0.5) / length for length in size)
-    plane = torch.zeros(size, dtype=torch.bool)
-    for left, top, right, bottom in boxes.tolist():
-        down, across = (rows >= top) & (rows <= bottom), (columns >= left) & (columns <= right)
-        plane |= down.unsqueeze(1) & across.unsqueeze(0)
-    return plane
+    left, top, right, bottom = torch.from_numpy(boxes).float().unsqueeze(2).unbind(1)  # (boxes, 1) each
+    down, across = (rows >= top) & (rows <= bottom), (columns >= left) & (columns <= right)
+    return (down.unsqueeze(2) & across.unsqueeze(1)).any(0)

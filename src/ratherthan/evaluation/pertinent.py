@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ratherthan.baselines import baseline_images
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
-from ratherthan.search.method import (
-    PertinentPositiveMethod,
-    get_pertinent_positive_method,
-    pertinent_positive_methods,
-)
+from ratherthan.search.method import PERTINENT_POSITIVE_METHODS
 from ratherthan.search.pertinent_positive import rank_correlation
 from ratherthan.settings import AtLeastOne, Interval
 from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_baseline, default_superpixels, segment
@@ -59,22 +55,14 @@ class Pertinent(Experiment):
     layout = (("method", "contrast"), ("measure",))
     methods = ("cem-maf", "lime", "gradcam", "la")
     contrasts = ("none", "weighted")
-
-    def method(self, method: Any) -> Any:
-        """A search for pertinent positives, or an attribution method."""
-        searches = isinstance(method, PertinentPositiveMethod) or method in pertinent_positive_methods()
-        return get_pertinent_positive_method(method) if searches else super().method(method)
+    searches = (PERTINENT_POSITIVE_METHODS,)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method, contrast and sample."""
         fact = batch.clean().argmax(1)
         for name, found in batch.search(fact):
-            labels = segment(batch.images, "pixels") if found.superpixels is None else found.superpixels
-            kept = (found.mask > 0).flatten(1).sum(1) if found.order is None else (found.order >= 0).sum(1)
-            curves = [
-                row[~row.isnan()] for row in (fact.new_zeros(len(fact), 0) if found.curve is None else found.curve)
-            ]
-            yield batch.rows(name, **_measures(batch, fact, found.example, kept, labels, curves))
+            counted = found.features, found.feature_count, found.correlation()
+            yield batch.rows(name, **_measures(batch, fact, found.example, *counted))
         maps = batch.explain()
         if not maps:
             return
@@ -82,16 +70,17 @@ class Pertinent(Experiment):
         for (name, contrast), why in maps.items():
             shown = [_growing(order, parts) for order in self._orders(name, why.heatmap(), parts)]
             alone = parts.render(torch.stack([masks[-1] for masks in shown]), torch.arange(len(fact)).to(fact.device))
-            curves = [_confidence(batch, parts, row, masks)[:, fact[row]] for row, masks in enumerate(shown)]
-            kept = torch.tensor([len(masks) - 1 for masks in shown])
-            yield batch.rows(name, contrast, **_measures(batch, fact, alone, kept, parts.labels, curves))
+            p = [_confidence(batch, parts, row, masks)[1:, fact[row]] for row, masks in enumerate(shown)]
+            kept = torch.tensor([len(each) for each in p])
+            correlation = torch.tensor([rank_correlation(each) for each in p])
+            yield batch.rows(name, contrast, **_measures(batch, fact, alone, kept, parts.count, correlation))
 
     def _parts(self, batch: Batch) -> SegmentedImages:
         how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
         baseline = default_baseline(batch.images) if self.baseline is None else self.baseline
         return SegmentedImages(batch.images, segment(batch.images, how), baseline_images(batch.images, baseline))
 
-    def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[list[int]]:
+    def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[Tensor]:
         """The features of each part, the most relevant first."""
         flat = parts.labels.flatten(1)
         shape = (len(flat), parts.present.shape[1])
@@ -100,31 +89,27 @@ class Pertinent(Experiment):
         share = 0.0 if method.split("(")[0] in _ABOVE_ZERO else self.threshold
         bar = (share * relevance.amax(1, keepdim=True)).clamp_min(0)
         ranked = relevance.argsort(dim=1, descending=True, stable=True)
-        counts = (relevance > bar).sum(1).tolist()
-        return [row[:count].tolist() for row, count in zip(ranked, counts, strict=True)]
+        return [row[:count] for row, count in zip(ranked, (relevance > bar).sum(1), strict=True)]
 
 
 def _measures(
-    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, labels: Tensor, curves: Sequence[Tensor]
+    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, count: Tensor, correlation: Tensor
 ) -> dict[str, Tensor]:
-    """The measures of parts that are shown alone, (n, C, H, W), and have so many of the superpixels `labels`."""
+    """The measures of parts that are shown alone, (n, C, H, W), and have so many of the superpixels."""
     logits = batch.logits([alone])[0]
-    rising = [rank_correlation(each[1:]) for each in curves]  # NaN for one that is not known
     return {
         "features": kept,
-        "share": kept.cpu() / (labels.flatten(1).amax(1).cpu() + 1),
+        "share": kept.cpu() / count.cpu(),
         "kept": logits.argmax(1) == fact,
         "p_fact": logits.softmax(1).gather(1, fact.unsqueeze(1))[:, 0],
-        "correlation": torch.tensor(rising),
+        "correlation": correlation,
     }
 
 
-def _growing(order: Sequence[int], parts: SegmentedImages) -> Tensor:
-    """(k + 1, S) masks with none, one, ... all of the features present, in their order."""
-    masks = parts.images.new_zeros(len(order) + 1, parts.present.shape[1])
-    for place, feature in enumerate(order):
-        masks[place + 1 :, feature] = 1
-    return masks
+def _growing(order: Tensor, parts: SegmentedImages) -> Tensor:
+    """(k + 1, S) masks with none, one, ... all of the features (k,) present, in their order."""
+    masks = torch.nn.functional.one_hot(order, parts.present.shape[1]).cumsum(0)
+    return torch.nn.functional.pad(masks, (0, 0, 1, 0)).to(parts.images)
 
 
 def _confidence(batch: Batch, parts: SegmentedImages, row: int, masks: Tensor) -> Tensor:

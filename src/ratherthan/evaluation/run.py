@@ -29,7 +29,6 @@ from ratherthan.progress import Progress, reporter
 from ratherthan.result import versions
 from ratherthan.settings import to_jsonable
 
-Measured = Callable[[list[int], Tensor, Tensor], list[Rows]]
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
 
@@ -91,24 +90,21 @@ def evaluate(
         raise InputError("shard_size, batch_size and limit are at least 1")
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
-    weighed = [get_contrast(each) for each in contrasts or chosen.contrasts]
-    ways = _by_name("contrast", [(each.name, each) for each in weighed])
+    ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
     data = _data(dataset, model, limit)
     model, memory_format = _probed(model, data)
     how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}
     shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
 
-    def measured(positions: list[int], images: Tensor, labels: Tensor) -> list[Rows]:
-        size, blocks = batch_size or fitting(images[0], model), list[Rows]()
+    def measured(*shard: Tensor) -> list[Rows]:
+        """The rows of positions (B,), images (B, C, H, W) and labels (B,)."""
+        size, blocks = batch_size or fitting(shard[1][0], model), list[Rows]()
         with preserve_state(model.module):
-            for start in range(0, len(images), size):
-                places = tuple(positions[start : start + size])
-                names = tuple(data.ids[place] for place in places)
-                prepared = model.preprocess(images[start : start + size])
-                classes = labels[start : start + size].to(model.device)
-                blocks += chosen.measure(
-                    Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
-                )
+            for positions, images, labels in zip(*(torch.split(column, size) for column in shard), strict=True):
+                places, prepared = tuple(positions.tolist()), model.preprocess(images)
+                names, classes = tuple(data.ids[place] for place in places), labels.to(model.device)
+                batch = Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
+                blocks += chosen.measure(batch)
         return blocks
 
     about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
@@ -118,25 +114,25 @@ def evaluate(
 
 
 def _fill(
-    shards: Shards, data: Dataset, workers: int, measured: Measured, report: Callable[[int, int], object]
+    shards: Shards, data: Dataset, workers: int, measured: Callable[..., list[Rows]], report: Callable[..., object]
 ) -> None:
     """Compute the shards that are not there."""
-    missing = shards.missing()
-    left = [position for number in missing for position in shards.positions(number)]
-    done = len(data) - len(left)
-    loader = batches(data, shards.size, workers, left)  # each is a shard: they are of one size and missing as a whole
+    missing, positions = shards.missing(), shards.positions
+    left = [position for number in missing for position in positions[number]]
+    done, size = len(data) - len(left), len(positions[0])
+    loader = batches(data, size, workers, left)  # each is a shard: they are of one size and missing as a whole
 
     def write(number: int, blocks: list[Rows]) -> None:
-        names = {data.ids[position] for position in shards.positions(number)}
+        names = {data.ids[position] for position in positions[number]}
         shards.write(number, blocks, [(each.id, each.reason) for each in loader.skipped if each.id in names])
         missing.remove(number)
 
     try:
         report(done, len(data))
-        for positions, images, labels in loader if left else ():
-            number = int(positions[0]) // shards.size
-            write(number, measured(positions.tolist(), images, labels))
-            done += len(shards.positions(number))
+        for shard in loader if left else ():
+            number = int(shard[0][0]) // size
+            write(number, measured(*shard))
+            done += len(positions[number])
             report(done, len(data))
         for number in list(missing):  # not one image of these could be read
             write(number, [])

@@ -47,13 +47,7 @@ class Shards:
             content = (folder / MANIFEST).read_bytes()
         except OSError as error:
             raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read") from error
-        return cls(folder, cls(folder, {})._settings(content))
-
-    def _settings(self, manifest: bytes) -> dict[str, Any]:
-        try:
-            return dict(json.loads(manifest)["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder / MANIFEST} is damaged: {first_line(error)}") from error
+        return cls(folder, _settings(folder, content))
 
     @contextmanager
     def claimed(self, resume: bool, about: Mapping[str, Any]) -> Iterator[None]:
@@ -77,7 +71,7 @@ class Shards:
                 if not resume:
                     raise InputError(f"{self.folder} holds a run: resume it (resume=True, --resume) or name another")
                 file.seek(0)
-                self._compare(self._settings(file.read()))
+                self._compare(_settings(self.folder, file.read()))
             else:
                 file.truncate(0)
                 file.write(json.dumps({"settings": self.settings, **about}, indent=2).encode())
@@ -110,32 +104,19 @@ class Shards:
 
     # ----------------------------------------------------------------------------------------- shards
     @property
-    def size(self) -> int:
-        """Samples per shard."""
-        return int(self.settings["shard_size"])
-
-    @property
-    def samples(self) -> int:
-        """Samples in all."""
-        return int(self.settings["data"]["samples"])
-
-    @property
-    def count(self) -> int:
-        """Shards in all."""
-        return -(-self.samples // self.size)
+    def positions(self) -> list[range]:
+        """The samples of each shard."""
+        size, samples = self.settings["shard_size"], self.settings["data"]["samples"]
+        return [range(start, min(samples, start + size)) for start in range(0, samples, size)]
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
         return self.folder / f"shard-{number:05d}.parquet"
 
-    def positions(self, number: int) -> range:
-        """The samples of a shard."""
-        return range(number * self.size, min(self.samples, (number + 1) * self.size))
-
     def missing(self) -> list[int]:
         """The numbers of the shards that are still to be computed; of one that is damaged there is a warning."""
         missing = []
-        for number in range(self.count):
+        for number in range(len(self.positions)):
             try:
                 self.read(number)
             except BadShard as reason:
@@ -149,8 +130,7 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = [pa.table({name: list(values) for name, values in block.items()}) for block in blocks]
-        table = pa.concat_tables(tables).sort_by("position") if tables else pa.table({})
+        table = pa.concat_tables(map(pa.table, blocks)).sort_by("position") if blocks else pa.table({})
         note = {"run": self._mark, "shard": number, "skipped": list(skipped)}
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(note)}), sink, write_page_checksum=True)
@@ -180,6 +160,13 @@ class Shards:
     @property
     def _mark(self) -> str:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _settings(folder: Path, manifest: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(manifest)["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged: {first_line(error)}") from error
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -59,7 +59,7 @@ class Run:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Samples that could not be read, and why."""
-        return [each for number in range(self.shards.count) for each in self._shard(number)[1]]
+        return [each for _, skipped in self._read() for each in skipped]
 
     def to_frame(self) -> DataFrame:
         """All rows: one per sample, method, contrast and setting.
@@ -69,15 +69,14 @@ class Run:
         """
         import pandas as pd
 
-        tables = [self._shard(number)[0].to_pandas() for number in range(self.shards.count)]
-        filled = [table for table in tables if len(table)]
-        if not filled:
-            raise InputError(f"{self!r}: not one sample took part (of {self.shards.samples})")
-        return pd.concat(filled, ignore_index=True)
+        tables = [table.to_pandas() for table, _ in self._read() if len(table)]
+        if not tables:
+            raise InputError(f"{self!r}: not one sample took part (of {self.shards.settings['data']['samples']})")
+        return pd.concat(tables, ignore_index=True)
 
-    def _shard(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
+    def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
         try:
-            return self.shards.read(number)
+            return [self.shards.read(number) for number in range(len(self.shards.positions))]
         except BadShard as reason:
             raise InputError(f"{self.shards.folder} is unfinished: {reason}; run it again with resume=True") from reason
 
@@ -97,28 +96,29 @@ class Run:
             InputError: If one of them was not measured.
         """
         lines, values = self._values()
-        sides = [lines[lines["contrast"] == name].drop(columns="contrast") for name in (contrast, against)]
-        if sides[0].empty or sides[1].empty:
+        alike = list(lines.columns.drop("contrast"))
+        one, other = (lines[lines["contrast"] == name].reset_index(names="line") for name in (contrast, against))
+        pairs = one.merge(other, on=alike)
+        if pairs.empty:
             raise InputError(f"this run compares {', '.join(lines['contrast'].unique())}; not {contrast}, {against}")
-        pairs = sides[0].reset_index(names="one").merge(sides[1].reset_index(names="other"), on=list(sides[0]))
-        return self._summed(pairs[list(sides[0])], values[:, pairs["one"]] - values[:, pairs["other"]])
+        return self._summed(pairs[alike], values[:, pairs["line_x"]] - values[:, pairs["line_y"]])
 
     def _values(self) -> tuple[DataFrame, Any]:
         """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
         keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
         rows = self.to_frame().melt(["position", *keys], measures, "measure", "its value")
-        line = rows.groupby([*keys, "measure"], sort=False).ngroup()
-        lines = rows[[*keys, "measure"]].drop_duplicates(ignore_index=True)
-        _, sample = np.unique(rows["position"], return_inverse=True)
-        values = np.full((sample.max() + 1, len(lines)), np.nan)
-        values[sample, line] = rows["its value"]
-        return lines, values
+        rows["line"] = rows.groupby([*keys, "measure"], sort=False).ngroup()
+        values = rows.pivot(index="position", columns="line", values="its value").to_numpy(float)
+        return rows[[*keys, "measure"]].drop_duplicates(ignore_index=True), values
 
     def _summed(self, lines: DataFrame, values: Any) -> DataFrame:
+        import pandas as pd
+
         samples = len(values)
         random, alike = np.random.default_rng(int(self.shards.settings["seed"])), np.full(samples, 1 / samples)
         times = (random.multinomial(samples, alike, size=50).astype(float) for _ in range(_RESAMPLES // 50))
-        low, high = _nan_quantiles(np.concatenate([_means(each, values) for each in times]))
+        drawn = pd.DataFrame(np.concatenate([_means(each, values) for each in times]))
+        low, high = drawn.quantile([0.025, 0.975]).to_numpy()
         mean = _means(np.ones((1, samples)), values)[0]
         return lines.assign(mean=mean, low=low, high=high, n=(~np.isnan(values)).sum(0))
 
@@ -134,7 +134,7 @@ class Run:
 
         down, across = map(list, self.experiment.layout)
         summary = self.summary()
-        shown = summary[summary["measure"].isin(self._shown)]
+        shown = summary[summary["measure"].isin(self.experiment.shown or self.experiment.measures)]
         shown = shown.assign(text=shown["mean"].map(_number))
         for _, cell in shown.groupby([key for key in (*down, *across) if key != "contrast"], sort=False):
             best = self._best(cell)
@@ -143,8 +143,8 @@ class Run:
             shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
         labels = shown[[*down, *across]].map(_label)
         rows = labels.set_index(down).index.unique()
-        order = labels[across].apply(lambda column: pd.factorize(column)[0]).sort_values(across).index
-        columns = labels.loc[order].set_index(across).index.unique()
+        seen = labels.sort_values(across, key=lambda column: pd.factorize(column)[0])  # in order of appearance
+        columns = seen.set_index(across).index.unique()
         table = labels.assign(text=shown["text"]).pivot(index=down, columns=across, values="text")
         table = table.reindex(index=rows, columns=columns).fillna("")
         if self.experiment.lead is not None:
@@ -152,10 +152,6 @@ class Run:
             before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
             table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
         return table
-
-    @property
-    def _shown(self) -> tuple[str, ...]:
-        return self.experiment.shown or self.experiment.measures
 
     def _best(self, cell: DataFrame) -> str | None:
         """The text of the contrast that is praised, if the contrasts of a cell differ and one can be better."""
@@ -167,21 +163,20 @@ class Run:
 
     def note(self) -> str:
         """One line that says what the numbers rest on."""
-        took_part, settings = self.to_frame()["position"].nunique(), self.shards.settings
+        took_part, data = self.to_frame()["position"].nunique(), self.shards.settings["data"]
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         return (
-            f"{self.experiment.name} on {settings['data']['name']}: {took_part} of {self.shards.samples} samples took "
-            f"part{skipped}; mean (95 % bootstrap interval); the better contrast in bold."
+            f"{self.experiment.name} on {data['name']}: {took_part} of {data['samples']} samples took part{skipped}; "
+            "mean (95 % bootstrap interval); the better contrast in bold."
         )
 
     def to_markdown(self, intervals: bool = True) -> str:
         """The table in Markdown, with the note below it."""
         table = self.table(intervals)
-        columns = table.columns.to_frame().to_numpy().tolist()
-        heads = [*table.index.names, *(" ".join(filter(None, column)) for column in columns)]
-        lines = [heads, ["---"] * table.index.nlevels + ["---:"] * len(table.columns)]
-        starts = table.index.to_frame().to_numpy().tolist()
-        lines += [[*start, *row] for start, row in zip(starts, table.to_numpy().tolist(), strict=True)]
+        flat = table.reset_index()
+        heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
+        rules = ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
+        lines = [heads, rules, *flat.to_numpy().tolist()]
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + f"\n\n{self.note()}\n"
 
     def to_latex(self, intervals: bool = False) -> str:
@@ -198,30 +193,28 @@ class Run:
         """
         from matplotlib.figure import Figure
 
-        summary, shown, keys = self.summary(), self._shown, list(self.experiment.keys)
+        shown = self.experiment.shown or self.experiment.measures
+        summary, keys = self.summary(), list(self.experiment.keys)
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
-        groups = list(dict.fromkeys(map(tuple, summary[keys].to_numpy().tolist())))
+        places = list(map(tuple, summary[keys].to_numpy().tolist()))
+        groups, width = list(dict.fromkeys(places)), 0.8 / len(contrasts)
+        summary["at"] = list(map(groups.index, places))
         figure = Figure((max(4.4, 0.16 * len(groups) * len(contrasts) + 1.6) * len(methods), 2.4 * len(shown) + 0.9))
         axes = figure.subplots(len(shown), len(methods), squeeze=False, sharex=True, sharey="row")
         for panel, (measure, method) in zip(axes.flat, product(shown, methods), strict=True):
-            of_method = summary[summary["method"] == method]
             for place, contrast in enumerate(contrasts):
-                of_contrast = of_method[of_method["contrast"] == contrast]
-                rows = of_contrast[of_contrast["measure"] == measure]
-                at = np.array([groups.index(tuple(each)) for each in rows[keys].to_numpy().tolist()])
+                drawn = summary[(summary["method"] == method) & (summary["contrast"] == contrast)]
+                rows, before = (drawn[drawn["measure"] == name] for name in (measure, self.experiment.lead))
+                left = rows["at"] + (place + 0.5) * width - 0.4
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
                 look = {"color": _COLOURS.get(contrast), "label": _label(contrast), "error_kw": {"lw": 0.8}}
-                width = 0.8 / len(contrasts)
-                panel.bar(at + (place + 0.5) * width - 0.4, rows["mean"], width, yerr=reach, **look)
-                before = of_contrast[of_contrast["measure"] == self.experiment.lead]["mean"]
-                panel.hlines(
-                    before, at[: len(before)] - 0.42, at[: len(before)] + 0.42, color="#24292f", lw=0.8, ls=":"
-                )
+                panel.bar(left, rows["mean"], width, yerr=reach, **look)
+                panel.hlines(before["mean"], before["at"] - 0.42, before["at"] + 0.42, color="#24292f", lw=0.8, ls=":")
             panel.axhline(0, color="#24292f", lw=0.6)
             panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
-            panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups], fontsize=7)
+            panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups])
             panel.tick_params(axis="x", rotation=90 if len(groups) > 4 else 0)
-            panel.tick_params(axis="y", labelsize=7)
+            panel.tick_params(labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
             panel.spines[["top", "right"]].set_visible(False)
         named = axes[0, 0].get_legend_handles_labels()
@@ -235,12 +228,6 @@ def _means(times: Any, values: Any) -> Any:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (times @ np.where(defined, values, 0.0)) / (times @ defined)
-
-
-def _nan_quantiles(drawn: Any) -> tuple[Any, Any]:
-    undefined = np.isnan(drawn).all(0)
-    low, high = np.nanquantile(np.where(undefined, 0.0, drawn), [0.025, 0.975], axis=0)
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
 def _escaped(text: str) -> str:

@@ -146,8 +146,8 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
     Returns:
         The figure.
     """
-    from ratherthan.render import grid
     from ratherthan.render.colours import shared_limit
+    from ratherthan.render.figure import grid
 
     panels: list[tuple[str, Any]] = []
     for why, rather in explained:

@@ -14,7 +14,8 @@ from ratherthan.contrast import rival
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
-from ratherthan.render import Trajectory, draw_probabilities, draw_trajectories, write_page
+from ratherthan.render.page import write_page
+from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
 from ratherthan.result import picture
 from ratherthan.search.method import (
     CounterfactualMethod,

@@ -293,16 +293,18 @@ class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
 
 
-_COUNTERFACTUALS = Classes[CounterfactualMethod]("counterfactual method", CounterfactualMethod, "CDeepEx(manifold)")
-register_counterfactual_method = _COUNTERFACTUALS.register
-get_counterfactual_method = _COUNTERFACTUALS.make
-counterfactual_methods = _COUNTERFACTUALS.names
-_POSITIVES = Classes[PertinentPositiveMethod](
+COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod](
+    "counterfactual method", CounterfactualMethod, "CDeepEx(manifold)"
+)
+register_counterfactual_method = COUNTERFACTUAL_METHODS.register
+get_counterfactual_method = COUNTERFACTUAL_METHODS.make
+counterfactual_methods = COUNTERFACTUAL_METHODS.names
+PERTINENT_POSITIVE_METHODS = Classes[PertinentPositiveMethod](
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
-register_pertinent_positive_method = _POSITIVES.register
-get_pertinent_positive_method = _POSITIVES.make
-pertinent_positive_methods = _POSITIVES.names
+register_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.register
+get_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.make
+pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 
 def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.progress import Progress
-from ratherthan.render import Excerpt, Heatmap, Panel, draw_excerpts, write_page
+from ratherthan.render.page import write_page
+from ratherthan.render.panel import Heatmap, Panel
+from ratherthan.render.searches import Excerpt, draw_excerpts
 from ratherthan.result import picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,

@@ -30,7 +30,7 @@ def write_sheets(entry: ZooEntry, network: nn.Module, images: Tensor, out: str |
         `NAME.traversal.png` (each latent from -3 to 3, the others fixed; Fig. 5 and 6 of the CEM-MAF paper).
     """
     from ratherthan.files import write_atomically
-    from ratherthan.render import figure_png, grid
+    from ratherthan.render.figure import figure_png, grid
 
     (low, high), decoder = entry.scale, ZooDecoder(network, entry.scale)
 

@@ -10,17 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ratherthan.attribution import operations as of
-from ratherthan.attribution.operations import (
-    Operation,
-    Rule,
-    attached_places,
-    composed,
-    derivative,
-    is_attached,
-    plain,
-    register,
-    with_value,
-)
+from ratherthan.attribution.operations import Operation, Rule, composed, derivative, is_attached, with_value
 from ratherthan.registry import Registry
 
 _NEAR = 1e-10  # changes below are not divided by
@@ -58,7 +48,7 @@ def _slope(change: Tensor, gain: Tensor, limit: Callable[[], Tensor]) -> Tensor:
 def midpoint(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tensor:
     """Of a product, complete: a b - a0 b0 = (a - a0) (b + b0) / 2 + (b - b0) (a + a0) / 2."""
     leaves, shape = tree_flatten((args, kwargs))
-    places = attached_places(leaves)
+    places = of.attached_places(leaves)
     if len(places) == 1:
         return op(*args, **kwargs)  # type: ignore[no-any-return]
     if len(places) > 2:
@@ -140,12 +130,12 @@ def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype
 
 # --------------------------------------------------------------------------------------------- the table
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys([*of.MOVING, *of.SUMS, *of.JOINS, "pad"], plain),
+    **dict.fromkeys([*of.MOVING, *of.SUMS, *of.JOINS, "pad"], of.plain),
     **dict.fromkeys([*of.PRODUCTS, *of.LAYERS], midpoint),
     **dict.fromkeys(of.CHOICES, chosen),
     **dict.fromkeys([*of.CURVES, *of.RAMPS, "rsqrt", "log", "pow"], rescaled),
     **dict.fromkeys(of.QUOTIENTS, quotient),
-    **dict.fromkeys(["norm", "linalg_vector_norm"], composed(_norm)),
+    **dict.fromkeys(of.NORMS, composed(_norm)),
     "maximum": composed(_larger),
     "minimum": composed(lambda x, y: x - (x - y).relu()),
     "softmax": softmax,
@@ -168,4 +158,4 @@ def register_deeplift_rule(operation: str | Callable[..., Any], rule: str | Rule
     Example:
         >>> register_deeplift_rule("logit", "tanh")
     """
-    register(DEEPLIFT_RULES, operation, rule)
+    of.register(DEEPLIFT_RULES, operation, rule)

@@ -15,7 +15,8 @@ network runs at the baseline first, where what each operation is given is noted;
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType, FunctionType
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ratherthan.errors import UnsupportedError
 from ratherthan.registry import Registry
@@ -44,19 +45,14 @@ class ByOperation(TorchFunctionMode):
         rules: By the name of an operation, see `key_of`.
         network: The network that runs.
         leaf: (N, ...) the images, which require a gradient.
-        layer_rule: LRP's rule of convolutions and linear maps, given the dotted name of the module they run in.
+        layer_rule: LRP's rule of convolutions and linear maps, by the dotted name of the module they run in.
 
     Attributes:
         one: The constant that absorbs relevance (LRP).
     """
 
     def __init__(
-        self,
-        method: str,
-        rules: Mapping[str, Rule],
-        network: nn.Module,
-        leaf: Tensor,
-        layer_rule: Callable[[Callable[[], str]], Rule] | None = None,
+        self, method: str, rules: Mapping[str, Rule], network: nn.Module, leaf: Tensor, layer_rule: Any = None
     ) -> None:
         super().__init__()
         self.method, self.rules, self.network, self.leaf, self.layer_rule = method, rules, network, leaf, layer_rule
@@ -64,18 +60,15 @@ class ByOperation(TorchFunctionMode):
         self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
         self._open: list[Any] = []
         self._noted: list[tuple[str, list[Any]]] = []
-        self._met: int | None = 0
+        self._to_meet: Iterator[tuple[str, list[Any]]] | None = iter(())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let pass what does not depend on the images; run the rest by its rule."""
-        kwargs = kwargs or {}
-        if func.__name__ == "__get__":
+        if func.__name__ == "__get__":  # a property
             made = func(*args)
             return self._mark(func(self._constant(args[0]))) if is_attached(made) else made
-        leaves, shape = tree_flatten((args, kwargs))
-        leaves = [self._constant(each) for each in leaves]
-        args, kwargs = tree_unflatten(leaves, shape)
-        attached = [each for each in leaves if is_attached(each)]
+        args, kwargs = tree_map(self._constant, (args, kwargs or {}))
+        attached = [each for each in tree_leaves((args, kwargs)) if is_attached(each)]
         if not attached:
             return func(*args, **kwargs)
         self.check_seen(*attached)
@@ -102,7 +95,7 @@ class ByOperation(TorchFunctionMode):
         if rule is not None and kwargs.get("out") is None:
             return rule(Operation(func, self), *args, **kwargs)
         made = func(*args, **kwargs)
-        if any(is_attached(each) for each in tree_flatten(made)[0]):
+        if any(map(is_attached, tree_leaves(made))):
             raise self.refusal(name)
         return made
 
@@ -124,35 +117,34 @@ class ByOperation(TorchFunctionMode):
         return target
 
     def _mark(self, made: Any) -> Any:
-        for each in tree_flatten(made)[0]:
+        for each in tree_leaves(made):
             if is_attached(each) and each.grad_fn is not None:
-                _metadata(each)[_SEEN] = True
+                each.grad_fn.metadata[_SEEN] = True
         return made
 
     def check_seen(self, *tensors: Tensor) -> None:
         """Refuse what came out of something that does not pass here, such as a function with a backward of its own."""
         for each in tensors:
-            if each.grad_fn is not None and _SEEN not in _metadata(each):
+            if each.grad_fn is not None and _SEEN not in each.grad_fn.metadata:
                 name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
                 raise self.refusal(name, " (what it runs cannot be seen)")
 
     def at_baseline(self, run: Callable[[], Tensor]) -> Tensor:
         """Run at the baseline, and note what operations are given (DeepLIFT)."""
-        self._met = None
+        self._to_meet = None
         made = run()
-        self._met = 0
+        self._to_meet = iter(self._noted)
         return made
 
     def meet(self, name: str, given: Any) -> list[Any] | None:
         """What an operation was given at the baseline, flat; None while that is the run."""
-        if self._met is None:
-            flat = tree_flatten(given)[0]
-            self._noted.append((name, [each.detach() if isinstance(each, Tensor) else each for each in flat]))
+        if self._to_meet is None:
+            self._noted.append((name, tree_leaves(tree_map(detached, given))))
             return None
-        if self._met >= len(self._noted) or self._noted[self._met][0] != name:
+        noted, start = next(self._to_meet, ("", []))
+        if noted != name:
             raise self.refusal(name, " (the network runs otherwise at the baseline than at the image)")
-        self._met += 1
-        return self._noted[self._met - 1][1]
+        return start
 
     def refusal(self, operation: str, reason: str = "") -> UnsupportedError:
         """What to raise for an operation without a rule."""
@@ -176,6 +168,7 @@ class ByOperation(TorchFunctionMode):
         return ""
 
 
+@dataclass(frozen=True)
 class Operation:
     """One operation, as its rule sees it; call it to run it.
 
@@ -184,8 +177,8 @@ class Operation:
         mode: The run that it is part of.
     """
 
-    def __init__(self, function: Any, mode: ByOperation) -> None:
-        self.function, self.mode = function, mode
+    function: Any
+    mode: ByOperation
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
@@ -226,15 +219,14 @@ class Operation:
         return constant + constant.nan_to_num(0.0, 0.0, 0.0) * (self.mode.one - 1)
 
 
-def _metadata(made: Tensor) -> dict[str, Any]:
-    """What hangs on the node of the autograd graph that a tensor came out of."""
-    metadata: Any = made.grad_fn.metadata  # type: ignore[union-attr]
-    return metadata  # type: ignore[no-any-return]
-
-
 def is_attached(value: Any) -> bool:
     """Whether it is a tensor that depends on the images."""
     return isinstance(value, Tensor) and value.requires_grad
+
+
+def detached(value: Any) -> Any:
+    """A tensor as a constant; all else as it is."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def attached_places(leaves: list[Any]) -> list[int]:
@@ -298,7 +290,7 @@ def plain(op: Operation, *args: Any, **kwargs: Any) -> Any:
 
 def constant(op: Operation, *args: Any, **kwargs: Any) -> Any:
     """Nothing is handed on."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, op(*args, **kwargs))
+    return tree_map(detached, op(*args, **kwargs))
 
 
 def composed(function: Callable[..., Any]) -> Rule:
@@ -311,33 +303,27 @@ def composed(function: Callable[..., Any]) -> Rule:
     return rule
 
 
-def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+def _scale(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
-def _scale(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Any) -> Tensor:
-    x = x if weight is None else x * weight.view(shape)
-    return x if bias is None else x + bias.view(shape)
+def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return _scale(x, *(each if each is None else each.view(-1, *[1] * (x.ndim - 2)) for each in (weight, bias)))
 
 
-def _per_channel(x: Tensor) -> list[int]:
-    return [-1, *[1] * (x.ndim - 2)]
+def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None, bias: Any = None) -> Tensor:
+    size = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    return _scale(x * (size + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, bias)
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
-    return _scale(_normalise(x, tuple(range(-len(shape), 0)), eps), weight, bias, tuple(shape))
-
-
-def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    size = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
-    return _scale(x * (size + eps).rsqrt(), weight, None, tuple(shape))
+    return _rms_norm(x - x.mean(tuple(range(-len(shape), 0)), keepdim=True), shape, weight, eps, bias)
 
 
 def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
-    normal = _normalise(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
-    return _scale(normal, weight, bias, _per_channel(x))
+    grouped = x.reshape(len(x), groups, -1)
+    return _scale_channels(_layer_norm(grouped, grouped.shape[2:], eps=eps).reshape(x.shape), weight, bias)
 
 
 def _batch_norm(
@@ -346,15 +332,15 @@ def _batch_norm(
     if training or mean is None:
         raise UnsupportedError("batch norm takes its statistics from the batch, in which images cannot be told apart")
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-    return _scale(x, scale, -mean * scale + (0 if bias is None else bias), _per_channel(x))
+    return _scale_channels(x, scale, -mean * scale + (0 if bias is None else bias))
 
 
 def _instance_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
 ) -> Tensor:
-    if not own:
-        return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
-    return _scale(_normalise(x, tuple(range(2, x.ndim)), eps), weight, bias, _per_channel(x))
+    if own:
+        return _group_norm(x, x.shape[1], weight, bias, eps)
+    return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
 
 
 def _attention(
@@ -424,6 +410,7 @@ PRODUCTS = [
     "bilinear",
 ]  # fmt: skip
 LAYERS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+NORMS = ["norm", "linalg_vector_norm"]
 QUOTIENTS = ["div", "divide", "true_divide", "truediv"]
 CHOICES = [
     "amax", "amin", "max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d",

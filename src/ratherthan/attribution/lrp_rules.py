@@ -45,10 +45,7 @@ def elementwise(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
     x, _, run = op.of_one(args, kwargs)
     with torch.no_grad():
         value, start = run(x), run(torch.zeros_like(x)).nan_to_num(0.0, 0.0, 0.0)
-        slope = (value - start) / x
-        near = x.abs() < torch.finfo(x.dtype).tiny ** 0.5
-    if near.any():
-        slope = torch.where(near, of.derivative(run, x), slope)
+        slope = of.slope(value - start, x, torch.finfo(x.dtype).tiny ** 0.5, lambda: of.derivative(run, x))
     return op.absorb(x * slope, value)
 
 
@@ -82,9 +79,10 @@ def layer(
     """By the rule that is chosen for the layer; a product if its weights depend on the image."""
     bias = weight.new_zeros(()) if bias is None else bias.view(-1, *[1] * (weight.ndim - 2))
     if is_attached(weight) or is_attached(bias):
-        return product(op, input, weight, None, *rest, **kwargs) + op.lift(bias)
-    rule: Rule = op.mode.layer_rule(op.mode.place)
-    return rule(op, lambda x, weight: op(x, weight, None, *rest, **kwargs), input, weight, bias)  # type: ignore[no-any-return]
+        return product(op, input, weight, None, *rest, **kwargs) + op.lift(bias)  # type: ignore[no-any-return]
+    rule = op.mode.layer_rule(op.mode.place)
+    made: Tensor = rule(op, lambda x, weight: op(x, weight, None, *rest, **kwargs), input, weight, bias)
+    return made
 
 
 def epsilon_rule(epsilon: float) -> Rule:

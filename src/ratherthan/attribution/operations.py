@@ -57,10 +57,10 @@ class ByOperation(TorchFunctionMode):
         super().__init__()
         self.method, self.rules, self.network, self.leaf, self.layer_rule = method, rules, network, leaf, layer_rule
         self.one = torch.ones((), dtype=leaf.dtype, device=leaf.device, requires_grad=True)
-        self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
         self._open: list[Any] = []
+        self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
         self._noted: list[tuple[str, list[Any]]] = []
-        self._to_meet: Iterator[tuple[str, list[Any]]] | None = iter(())
+        self._to_meet: Iterator[tuple[str, list[Any]]] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let pass what does not depend on the images; run the rest by its rule."""
@@ -125,19 +125,16 @@ class ByOperation(TorchFunctionMode):
     def check_seen(self, *tensors: Tensor) -> None:
         """Refuse what came out of something that does not pass here, such as a function with a backward of its own."""
         for each in tensors:
-            if each.grad_fn is not None and _SEEN not in each.grad_fn.metadata:
+            if each.grad_fn is not None and _SEEN not in each.grad_fn.metadata:  # type: ignore[operator]
                 name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
                 raise self.refusal(name, " (what it runs cannot be seen)")
 
-    def at_baseline(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run at the baseline, and note what operations are given (DeepLIFT)."""
-        self._to_meet = None
-        made = run()
+    def meet_baseline(self) -> None:
+        """Say that the network ran at the baseline, and that the image is next (DeepLIFT)."""
         self._to_meet = iter(self._noted)
-        return made
 
     def meet(self, name: str, given: Any) -> list[Any] | None:
-        """What an operation was given at the baseline, flat; None while that is the run."""
+        """What an operation was given at the baseline, flat; None while that is the run, which is noted."""
         if self._to_meet is None:
             self._noted.append((name, tree_leaves(tree_map(detached, given))))
             return None
@@ -189,22 +186,27 @@ class Operation:
         """Its name."""
         return str(self.function.__name__).strip("_")
 
+    def attached(self, args: Any, kwargs: Any) -> tuple[dict[int, Tensor], Callable[[dict[int, Tensor]], Any]]:
+        """Inputs that depend on the images, by their place; and the operation as a function of inputs at places."""
+        leaves, shape = tree_flatten((args, kwargs))
+
+        def run(others: dict[int, Tensor]) -> Any:
+            args, kwargs = tree_unflatten([others.get(i, each) for i, each in enumerate(leaves)], shape)
+            return self(*args, **kwargs)
+
+        return {i: each for i, each in enumerate(leaves) if is_attached(each)}, run
+
     def of_one(self, args: Any, kwargs: Any) -> tuple[Tensor, int, Callable[[Tensor], Any]]:
         """The one input that depends on the images, its place, and the operation as a function of it alone.
 
         Raises:
             UnsupportedError: If several inputs depend on them.
         """
-        leaves, shape = tree_flatten((args, kwargs))
-        place, *more = attached_places(leaves)
-        if more:
+        inputs, run = self.attached(args, kwargs)
+        if len(inputs) > 1:
             raise self.mode.refusal(self.name, " where several of its inputs depend on the image")
-
-        def run(x: Tensor) -> Any:
-            args, kwargs = tree_unflatten([*leaves[:place], x, *leaves[place + 1 :]], shape)
-            return self(*args, **kwargs)
-
-        return leaves[place], place, run
+        ((place, x),) = inputs.items()
+        return x, place, lambda x: run({place: x})
 
     def absorb(self, shares: Tensor, value: Tensor) -> Tensor:
         """`value`, with the gradient of `shares`; the rest, value - shares, goes to the constant (LRP)."""
@@ -227,11 +229,6 @@ def is_attached(value: Any) -> bool:
 def detached(value: Any) -> Any:
     """A tensor as a constant; all else as it is."""
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def attached_places(leaves: list[Any]) -> list[int]:
-    """Which of them depend on the images."""
-    return [i for i, each in enumerate(leaves) if is_attached(each)]
 
 
 def key_of(function: Any) -> str:
@@ -261,6 +258,13 @@ def derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         return torch.autograd.grad(run(leaf).sum(), leaf)[0]
+
+
+def slope(gain: Tensor, change: Tensor, near: float, limit: Callable[[], Tensor]) -> Tensor:
+    """Quotient gain / change; the limit where the change is nearer to 0 than can be divided by."""
+    small = change.abs() < near
+    quotient = gain / torch.where(small, 1, change)
+    return torch.where(small, limit(), quotient) if small.any() else quotient
 
 
 @cache
@@ -384,38 +388,34 @@ _COMPOSITIONS: dict[str, Callable[..., Any]] = {
 COMPOSED: dict[str, Rule] = {name: composed(function) for name, function in _COMPOSITIONS.items()}
 """Norms, attention and other operations by what they consist of."""
 
+
+def _sizes(*names: str) -> list[str]:
+    return [f"{name}{size}d" for name in names for size in (1, 2, 3)]
+
+
 MOVING = [
-    "bfloat16", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "alias", "as_strided", "avg_pool1d", "avg_pool2d", "avg_pool3d", "broadcast_tensors",
-    "broadcast_to", "channel_shuffle", "chunk", "clone", "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal",
-    "diff", "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "expand", "expand_as", "feature_dropout",
-    "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col", "index_select",
-    "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg", "negative", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "positive", "reflection_pad1d", "reflection_pad2d", "repeat",
-    "repeat_interleave", "replication_pad1d", "replication_pad2d", "reshape", "reshape_as", "roll", "rot90", "select",
-    "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t", "take_along_dim", "tensor_split",
-    "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind", "unflatten", "unfold", "unsafe_chunk",
-    "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa", "upsample_bilinear2d",
-    "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "upsample_trilinear3d", "view", "view_as", "vsplit",
+    *_sizes("adaptive_avg_pool", "avg_pool", "dropout", "reflection_pad", "replication_pad", "upsample_nearest"),
+    "alias", "as_strided", "bfloat16", "broadcast_tensors", "broadcast_to", "channel_shuffle", "chunk", "clone",
+    "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal", "diff", "double", "dropout", "expand", "expand_as",
+    "feature_dropout", "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col",
+    "index_select", "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg",
+    "negative", "permute", "pixel_shuffle", "pixel_unshuffle", "positive", "repeat", "repeat_interleave", "reshape",
+    "reshape_as", "roll", "rot90", "select", "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t",
+    "take_along_dim", "tensor_split", "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind",
+    "unflatten", "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa",
+    "upsample_bilinear2d", "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_trilinear3d", "view", "view_as",
+    "vsplit",
 ]  # fmt: skip
 """Linear operations without constants: they move values, or add them up."""
 SUMS = ["add", "sub", "subtract", "rsub", "where"]
-JOINS = [
-    "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack", "set_item", "index_add", "scatter",
-    "scatter_add",
-]  # fmt: skip
-PRODUCTS = [
-    "mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot", "einsum", "outer", "inner", "tensordot",
-    "bilinear",
-]  # fmt: skip
-LAYERS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+JOINS = ["cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack",
+         "set_item", "index_add", "scatter", "scatter_add"]  # fmt: skip
+PRODUCTS = ["mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot",
+            "einsum", "outer", "inner", "tensordot", "bilinear"]  # fmt: skip
+LAYERS = [*_sizes("conv", "conv_transpose"), "linear"]
 NORMS = ["norm", "linalg_vector_norm"]
 QUOTIENTS = ["div", "divide", "true_divide", "truediv"]
-CHOICES = [
-    "amax", "amin", "max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d",
-]  # fmt: skip
+CHOICES = [*_sizes("max_pool", "adaptive_max_pool"), "amax", "amin", "max", "min"]
 RAMPS = ["relu", "leaky_relu", "prelu", "rrelu", "abs", "absolute"]
 """Elementwise, f(a x) = a f(x) for a > 0."""
 CURVES = [

@@ -138,6 +138,18 @@ def test_a_residual_sum_is_captums_addition(rule: Any) -> None:
     close(maps[1], maps[0])
 
 
+def test_epsilon_is_added_with_the_sign_of_the_output() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).double()
+    x = images()[:, :, :2, :2]
+    why = rt.explain(rt.Model(net, channels=3), x, "each", None, rt.LRP("epsilon", epsilon=0.3), "none")
+    assert (why.logits < 0).any()
+    assert (why.logits > 0).any()
+    share = why.logits / (why.logits + 0.3 * why.logits.sign())
+    expected = x.flatten(1).unsqueeze(1) * net[1].weight.detach() * share.unsqueeze(2)  # type: ignore[union-attr, operator]
+    close(why.attribution.flatten(2), expected)
+
+
 def test_alpha1_beta0_divides_positive_contributions_whatever_the_sign_of_the_input() -> None:
     """Bach et al. 2015, by a loop over two layers, with negative inputs and biases of both signs."""
     torch.manual_seed(0)

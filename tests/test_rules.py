@@ -137,6 +137,18 @@ def test_a_residual_sum_is_captums_addition(rule: Any) -> None:
     close(maps[1], maps[0])
 
 
+def test_epsilon_is_added_with_the_sign_of_the_output() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).double()
+    x = images()[:, :, :2, :2]
+    why = rt.explain(rt.Model(net, channels=3), x, "each", None, rt.LRP("epsilon", epsilon=0.3), "none")
+    assert (why.logits < 0).any()
+    assert (why.logits > 0).any()
+    share = why.logits / (why.logits + 0.3 * why.logits.sign())
+    expected = x.flatten(1).unsqueeze(1) * net[1].weight.detach() * share.unsqueeze(2)  # type: ignore[union-attr, operator]
+    close(why.attribution.flatten(2), expected)
+
+
 def test_alpha1_beta0_divides_positive_contributions_whatever_the_sign_of_the_input() -> None:
     """Bach et al. 2015, by a loop over two layers, with negative inputs and biases of both signs."""
     torch.manual_seed(0)
@@ -610,6 +622,67 @@ def test_a_rule_is_added_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         rt.register_lrp_rule("logit", "tahn")
 
 
+# --------------------------------------------------------------------------------------------- what sums cannot hide
+def alone(x: Tensor) -> Tensor:
+    """A norm without what it divides."""
+    return (x.square().mean((1, 2, 3), keepdim=True) + 1).rsqrt() + 0 * x
+
+
+@pytest.mark.parametrize(
+    "middle", [lambda x: x.detach() + 0 * x, lambda x: x.detach(), alone], ids=["detach and zero", "detach", "norm"]
+)
+def test_lrp_refuses_a_map_of_zeros_where_constants_absorb_the_whole_contrast(middle: Any) -> None:
+    model, x = make(lambda: With(middle)), images()
+    with pytest.raises(rt.UnsupportedError, match="constants absorb all relevance that LRP hands down in With"):
+        rt.explain(model, x, 1, 2, "lrp")
+    if middle is not alone:
+        with pytest.raises(rt.UnsupportedError, match="DeepLift misses all of the contrast for With"):
+            rt.explain(model, x, 1, 2, "deeplift")
+
+
+def test_the_share_that_constants_absorb_is_stated() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(432, CLASSES)).double()
+    x = images()
+    why = rt.explain(rt.Model(net, channels=3), x, 1, 2, rt.LRP("z"), "mean")
+    bias = (net[1].bias[1] - net[1].bias[2]).detach()  # type: ignore[union-attr, index]
+    parts = x.flatten(1) * (net[1].weight[1] - net[1].weight[2]).detach()  # type: ignore[union-attr, index]
+    close(why.diagnostics["absorbed"], bias.expand(3))
+    close(why.diagnostics["absorbed share"], bias.abs() / (bias.abs() + parts.abs().sum(1)))
+    x[1] = 0
+    why = rt.explain(rt.Model(net, channels=3), x, 1, 2, rt.LRP("z"), "mean")  # black: all is the biases', rightly
+    assert not why.attribution[1].any()
+    assert why.diagnostics["absorbed share"][1] == 1
+    assert (why.diagnostics["absorbed share"][[0, 2]] < 1).all()
+
+
+def test_gamma_is_refused_in_float32_where_signed_inputs_bring_its_denominators_near_zero() -> None:
+    def signed(scale: float) -> rt.Model:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False), nn.Linear(1, CLASSES, bias=False))
+        net[1].weight.data = torch.tensor([[0.8, -1.0 - scale]])  # 0.8 * 1.25 x - (1 + scale) x: a denominator of scale
+        net[2].weight.data.fill_(1)[1] = 3
+        return rt.Model(net, channels=2)
+
+    x = torch.ones(1, 2, 1, 1) * 0.7
+    assert rt.explain(signed(1e-1), x, 1, None, rt.LRP("gamma"), "none").attribution.isfinite().all()
+    with pytest.raises(rt.UnsupportedError, match=r"LRP loses .*float32 is too coarse for it; use float64 weights"):
+        rt.explain(signed(3e-7), x, 1, None, rt.LRP("gamma"), "none")
+
+
+def test_what_deeplift_misses_is_stated_as_a_share_of_the_contrast_itself() -> None:
+    """Two classes that gain nearly alike: what no gradient shows is little of the gains, a fifth of the difference."""
+
+    class Alike(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            level = x.mean((1, 2, 3)).unsqueeze(1)
+            return torch.cat([level + 1e-4 * level.detach(), 0.9996 * level], 1)
+
+    model, x = rt.Model(Alike(), channels=3), images()
+    x[1] = 0
+    why = rt.explain(model, x, 0, 1, "deeplift", "mean")
+    close(why.diagnostics["missed share"], torch.tensor([0.2, 0, 0.2]), 1e-2)
+
+
 # --------------------------------------------------------------------------------------------- refused
 class Own(torch.autograd.Function):
     @staticmethod
@@ -725,7 +798,7 @@ def test_a_rule_of_lrp_that_loses_relevance_is_refused(
     x = images()
     model.module[2].weight.data.abs_()  # type: ignore[index, union-attr, operator]
     if refused:
-        with pytest.raises(rt.UnsupportedError, match=r"LRP loses 0\.5% of the relevance for Sequential"):
+        with pytest.raises(rt.UnsupportedError, match=r"LRP loses 1\.0% of the relevance for Sequential"):
             rt.explain(model, x, 1, None, "lrp", "none")
     else:
         rt.explain(model, x, 1, None, "lrp", "none")
@@ -750,9 +823,22 @@ def test_probabilities_scripts_compiled_and_half_networks_are_refused(method: st
             rt.explain(make(Dense, dtype), images(dtype=dtype), method=method)
 
 
-@pytest.mark.parametrize("settings", [{"rule": "gama"}, {"epsilon": -1.0}, {"gamma": -0.1}])
-def test_bad_settings_are_refused(settings: Any) -> None:
-    with pytest.raises(rt.InputError, match=r"did you mean 'gamma'|not negative"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "gama"}, "unknown rule of lrp 'gama'; did you mean 'gamma'"),
+        ({"epsilon": -1.0}, "epsilon of lrp is a number of at least 0, not -1.0"),
+        ({"gamma": -0.1}, "gamma of lrp is a number of at least 0, not -0.1"),
+        (
+            {"layers": {"features": "gama"}},
+            r"layers of lrp is a mapping of text to 'epsilon' or .*, not \{'features': ",
+        ),
+        ({"layers": {3: "gamma"}}, "layers of lrp is a mapping of text to"),
+        ({"layers": ["features"]}, "layers of lrp is a mapping of text to"),
+    ],
+)
+def test_bad_settings_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(rt.InputError, match=message):
         rt.LRP(**settings)
 
 

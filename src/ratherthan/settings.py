@@ -130,6 +130,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is tuple:
         parts = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
         return isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, parts, value))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(args[0], k) and _fits(args[1], v) for k, v in value.items())
     kind = origin or hint
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
 
@@ -139,7 +141,9 @@ def _misfit(what: str, hint: Any, value: Any) -> str:
     others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
     if words and not others and isinstance(value, str):
         return unknown(what, value, words)
-    shown = repr(value) if isinstance(value, (str, int, float, bool, tuple, list, NoneType)) else type_name(value)
+    shown = (
+        repr(value) if isinstance(value, (str, int, float, bool, tuple, list, Mapping, NoneType)) else type_name(value)
+    )
     return f"{what} is {_wanted(hint)}, not {shown}"
 
 
@@ -158,6 +162,8 @@ def _wanted(hint: Any) -> str:
         return " or ".join(_wanted(each) for each in args)
     if origin is Literal:
         return " or ".join(map(repr, args))
+    if origin is Mapping:
+        return f"a mapping of {_wanted(args[0])} to {_wanted(args[1])}"
     if origin is tuple:
         kinds = dict.fromkeys(_wanted(each) for each in args if each is not Ellipsis)
         return f"a tuple of {'' if Ellipsis in args else f'{len(args)} values, each '}{' or '.join(kinds)}"

@@ -7,20 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ratherthan.attribution import operations as of
-from ratherthan.attribution.operations import (
-    Operation,
-    Rule,
-    attached_places,
-    composed,
-    derivative,
-    is_attached,
-    plain,
-    register,
-    with_value,
-)
+from ratherthan.attribution.operations import Operation, Rule, composed, is_attached, with_value
 from ratherthan.registry import Registry
 
 _NEAR = 1e-10  # changes below are not divided by
@@ -43,35 +32,21 @@ def rescaled(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tens
     x0 = start[place]
     with torch.no_grad():
         value: Tensor = run(x)
-        slope = _slope(x - x0, value - run(x0), lambda: derivative(run, x))
+        slope = of.slope(value - run(x0), x - x0, _NEAR, lambda: of.derivative(run, x))
     return with_value(x * slope, value)
-
-
-def _slope(change: Tensor, gain: Tensor, limit: Callable[[], Tensor]) -> Tensor:
-    """Quotient gain / change; the limit where the change is too small to divide by."""
-    near = change.abs() < _NEAR
-    slope = gain / torch.where(near, 1, change)
-    return torch.where(near, limit(), slope) if near.any() else slope
 
 
 @against_baseline
 def midpoint(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tensor:
     """Of a product, complete: a b - a0 b0 = (a - a0) (b + b0) / 2 + (b - b0) (a + a0) / 2."""
-    leaves, shape = tree_flatten((args, kwargs))
-    places = attached_places(leaves)
-    if len(places) == 1:
-        return op(*args, **kwargs)  # type: ignore[no-any-return]
-    if len(places) > 2:
+    factors, run = op.attached(args, kwargs)
+    value: Tensor = run({})
+    if len(factors) == 1:
+        return value
+    if len(factors) > 2:
         raise op.mode.refusal(op.name, " where more than two factors depend on the image")
-    made = []
-    for other in places:
-        given = list(leaves)
-        given[other] = (leaves[other].detach() + start[other]) / 2
-        inner, options = tree_unflatten(given, shape)
-        made.append(op(*inner, **options))
-    with torch.no_grad():
-        value = op(*args, **kwargs)
-    return with_value(made[0] + made[1], value)
+    left, right = (run({place: (factor.detach() + start[place]) / 2}) for place, factor in factors.items())
+    return with_value(left + right, value)
 
 
 @against_baseline
@@ -113,8 +88,9 @@ def softmax(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tenso
         total1, total0 = power1.sum(dim, keepdim=True), power0.sum(dim, keepdim=True)
         rise = x1.logsumexp(dim, keepdim=True) - x0.logsumexp(dim, keepdim=True)
         change = torch.where(shown, x1 - x0, 0)
-        weights = _slope(change, power1 - power0, lambda: power1) * _slope(total1 - total0, rise, lambda: 1 / total1)
-        slope = _slope(change - rise, value - value0, lambda: value)
+        weights = of.slope(power1 - power0, change, _NEAR, lambda: power1)
+        weights = weights * of.slope(rise, total1 - total0, _NEAR, lambda: 1 / total1)
+        slope = of.slope(value - value0, change - rise, _NEAR, lambda: value)
     shares = torch.where(shown, x, 0)
     return with_value(slope * (shares - (weights * shares).sum(dim, keepdim=True)), value)
 
@@ -127,10 +103,6 @@ def quotient(op: Operation, x: Any, divisor: Any, **kwargs: Any) -> Any:
         return divisor.reciprocal() * x
 
 
-def _larger(x: Tensor, y: Tensor) -> Tensor:
-    return y + (x - y).relu()
-
-
 def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     dims = tuple(range(x.ndim)) if dim is None else dim
     powers = x.abs() if ord == 1 else x.square() if ord == 2 else x.abs().pow(ord)
@@ -140,13 +112,13 @@ def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype
 
 # --------------------------------------------------------------------------------------------- the table
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys([*of.MOVING, *of.SUMS, *of.JOINS, "pad"], plain),
+    **dict.fromkeys([*of.MOVING, *of.SUMS, *of.JOINS, "pad"], of.plain),
     **dict.fromkeys([*of.PRODUCTS, *of.LAYERS], midpoint),
     **dict.fromkeys(of.CHOICES, chosen),
     **dict.fromkeys([*of.CURVES, *of.RAMPS, "rsqrt", "log", "pow"], rescaled),
     **dict.fromkeys(of.QUOTIENTS, quotient),
-    **dict.fromkeys(["norm", "linalg_vector_norm"], composed(_norm)),
-    "maximum": composed(_larger),
+    **dict.fromkeys(of.NORMS, composed(_norm)),
+    "maximum": composed(lambda x, y: y + (x - y).relu()),
     "minimum": composed(lambda x, y: x - (x - y).relu()),
     "softmax": softmax,
     **of.COMPOSED,
@@ -168,4 +140,4 @@ def register_deeplift_rule(operation: str | Callable[..., Any], rule: str | Rule
     Example:
         >>> register_deeplift_rule("logit", "tanh")
     """
-    register(DEEPLIFT_RULES, operation, rule)
+    of.register(DEEPLIFT_RULES, operation, rule)

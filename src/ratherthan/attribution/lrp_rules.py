@@ -7,19 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ratherthan.attribution import operations as of
-from ratherthan.attribution.operations import (
-    Operation,
-    Rule,
-    constant,
-    derivative,
-    is_attached,
-    plain,
-    register,
-    with_value,
-)
+from ratherthan.attribution.operations import Operation, Rule, constant, detached, is_attached, with_value
 from ratherthan.registry import Registry
 
 _TINY = 1e-12  # keeps a quotient finite where all contributions are 0 and so all shares of it
@@ -38,7 +29,7 @@ def joined(op: Operation, *args: Any, **kwargs: Any) -> Any:
 def product(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
     """An equal part for every factor that depends on the image (Achtibat et al. 2024, uniform rule)."""
     made: Tensor = op(*args, **kwargs)
-    factors = sum(is_attached(each) for each in tree_flatten((args, kwargs))[0])
+    factors = sum(map(is_attached, tree_leaves((args, kwargs))))
     return made if factors < 2 else with_value(made / factors, made)
 
 
@@ -46,7 +37,7 @@ def quotient(op: Operation, x: Any, divisor: Any, **kwargs: Any) -> Tensor:
     """All to the dividend, as a norm counts as constant; to the divisor if only that depends on the image."""
     if not is_attached(x):
         return elementwise(op, x, divisor, **kwargs)
-    return op(x, divisor.detach() if isinstance(divisor, Tensor) else divisor, **kwargs)  # type: ignore[no-any-return]
+    return op(x, detached(divisor), **kwargs)  # type: ignore[no-any-return]
 
 
 def elementwise(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
@@ -54,10 +45,7 @@ def elementwise(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
     x, _, run = op.of_one(args, kwargs)
     with torch.no_grad():
         value, start = run(x), run(torch.zeros_like(x)).nan_to_num(0.0, 0.0, 0.0)
-        slope = (value - start) / x
-        near = x.abs() < torch.finfo(x.dtype).tiny ** 0.5
-    if near.any():
-        slope = torch.where(near, derivative(run, x), slope)
+        slope = of.slope(value - start, x, torch.finfo(x.dtype).tiny ** 0.5, lambda: of.derivative(run, x))
     return op.absorb(x * slope, value)
 
 
@@ -89,29 +77,23 @@ def layer(
     op: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kwargs: Any
 ) -> Tensor:
     """By the rule that is chosen for the layer; a product if its weights depend on the image."""
-    if bias is not None:
-        bias = bias.view(-1, *[1] * (weight.ndim - 2))
+    bias = weight.new_zeros(()) if bias is None else bias.view(-1, *[1] * (weight.ndim - 2))
     if is_attached(weight) or is_attached(bias):
-        made = product(op, input, weight, None, *rest, **kwargs)
-        return made if bias is None else made + op.lift(bias)
-    assert op.mode.layer_rule is not None
+        return product(op, input, weight, None, *rest, **kwargs) + op.lift(bias)  # type: ignore[no-any-return]
     rule = op.mode.layer_rule(op.mode.place)
-
-    def run(x: Tensor, weight: Tensor) -> Any:
-        return op(x, weight, None, *rest, **kwargs)
-
-    return rule(op, run, input, weight, bias)  # type: ignore[no-any-return]
+    made: Tensor = rule(op, lambda x, weight: op(x, weight, None, *rest, **kwargs), input, weight, bias)
+    return made
 
 
 def epsilon_rule(epsilon: float) -> Rule:
     """z_ij / (z_j + epsilon sign z_j), z_ij = x_i w_ij; with epsilon 0, LRP-0 (Bach et al. 2015)."""
 
-    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         shares: Tensor = run(x, weight)
         if not epsilon:
-            return shares if bias is None else shares + bias * op.mode.one
-        value = shares.detach() if bias is None else shares.detach() + bias
-        return op.absorb(shares * (value / _away_from_zero(value, epsilon)), value)
+            return shares + bias * op.mode.one
+        value = shares.detach() + bias
+        return _in_proportion(op, shares, value, value, epsilon)
 
     return rule
 
@@ -119,37 +101,28 @@ def epsilon_rule(epsilon: float) -> Rule:
 def gamma_rule(gamma: float) -> Rule:
     """Weights w + gamma w^+ (Montavon et al. 2019)."""
 
-    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        value, shares = run(x.detach(), weight), run(x, weight + gamma * weight.clamp(min=0))
-        return _in_proportion(op, shares, bias, value if bias is None else value + bias)
+    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        shares = run(x, weight + gamma * weight.clamp(min=0))
+        return _in_proportion(op, shares, shares.detach() + bias, run(x.detach(), weight) + bias)
 
     return rule
 
 
-def alpha1_beta0_rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def alpha1_beta0_rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Positive contributions only, (x_i w_ij)^+ / (sum_i (x_i w_ij)^+ + b_j^+) (Bach et al. 2015)."""
     positive = (x.detach() > 0).to(x.dtype)
     shares = run(x * positive, weight.clamp(min=0)) + run(x * (1 - positive), weight.clamp(max=0))
-    value = run(x.detach(), weight)
-    if bias is None:
-        return _in_proportion(op, shares, None, value)
-    return _in_proportion(op, shares, bias.clamp(min=0), value + bias)
+    return _in_proportion(op, shares, shares.detach() + bias.clamp(min=0), run(x.detach(), weight) + bias)
 
 
-def _in_proportion(op: Operation, shares: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
-    whole = shares.detach() if bias is None else shares.detach() + bias
-    return op.absorb(shares * (value / _away_from_zero(whole, _TINY)), value)
-
-
-def _away_from_zero(values: Tensor, epsilon: float) -> Tensor:
-    return torch.where(values < 0, values - epsilon, values + epsilon)
+def _in_proportion(op: Operation, shares: Tensor, whole: Tensor, value: Tensor, epsilon: float = _TINY) -> Tensor:
+    """`value`, handed on as shares of a whole that is kept away from zero."""
+    return op.absorb(shares * (value / torch.where(whole < 0, whole - epsilon, whole + epsilon)), value)
 
 
 # --------------------------------------------------------------------------------------------- the table
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys(
-        [*of.MOVING, *of.CHOICES, *of.RAMPS, "maximum", "minimum", "norm", "linalg_vector_norm", "topk"], plain
-    ),
+    **dict.fromkeys([*of.MOVING, *of.CHOICES, *of.RAMPS, *of.NORMS, "maximum", "minimum", "topk"], of.plain),
     **dict.fromkeys(of.SUMS, summed),
     **dict.fromkeys(of.JOINS, joined),
     **dict.fromkeys(of.PRODUCTS, product),
@@ -180,4 +153,4 @@ def register_lrp_rule(operation: str | Callable[..., Any], rule: str | Rule) -> 
     Example:
         >>> register_lrp_rule("logit", "tanh")
     """
-    register(LRP_RULES, operation, rule)
+    of.register(LRP_RULES, operation, rule)

@@ -15,7 +15,8 @@ network runs at the baseline first, where what each operation is given is noted;
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType, FunctionType
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ratherthan.errors import UnsupportedError
 from ratherthan.registry import Registry
@@ -44,38 +45,30 @@ class ByOperation(TorchFunctionMode):
         rules: By the name of an operation, see `key_of`.
         network: The network that runs.
         leaf: (N, ...) the images, which require a gradient.
-        layer_rule: LRP's rule of convolutions and linear maps, given the dotted name of the module they run in.
+        layer_rule: LRP's rule of convolutions and linear maps, by the dotted name of the module they run in.
 
     Attributes:
         one: The constant that absorbs relevance (LRP).
     """
 
     def __init__(
-        self,
-        method: str,
-        rules: Mapping[str, Rule],
-        network: nn.Module,
-        leaf: Tensor,
-        layer_rule: Callable[[Callable[[], str]], Rule] | None = None,
+        self, method: str, rules: Mapping[str, Rule], network: nn.Module, leaf: Tensor, layer_rule: Any = None
     ) -> None:
         super().__init__()
         self.method, self.rules, self.network, self.leaf, self.layer_rule = method, rules, network, leaf, layer_rule
         self.one = torch.ones((), dtype=leaf.dtype, device=leaf.device, requires_grad=True)
-        self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
         self._open: list[Any] = []
+        self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
         self._noted: list[tuple[str, list[Any]]] = []
-        self._met: int | None = 0
+        self._to_meet: Iterator[tuple[str, list[Any]]] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let pass what does not depend on the images; run the rest by its rule."""
-        kwargs = kwargs or {}
-        if func.__name__ == "__get__":
+        if func.__name__ == "__get__":  # a property
             made = func(*args)
             return self._mark(func(self._constant(args[0]))) if is_attached(made) else made
-        leaves, shape = tree_flatten((args, kwargs))
-        leaves = [self._constant(each) for each in leaves]
-        args, kwargs = tree_unflatten(leaves, shape)
-        attached = [each for each in leaves if is_attached(each)]
+        args, kwargs = tree_map(self._constant, (args, kwargs or {}))
+        attached = [each for each in tree_leaves((args, kwargs)) if is_attached(each)]
         if not attached:
             return func(*args, **kwargs)
         self.check_seen(*attached)
@@ -102,7 +95,7 @@ class ByOperation(TorchFunctionMode):
         if rule is not None and kwargs.get("out") is None:
             return rule(Operation(func, self), *args, **kwargs)
         made = func(*args, **kwargs)
-        if any(is_attached(each) for each in tree_flatten(made)[0]):
+        if any(map(is_attached, tree_leaves(made))):
             raise self.refusal(name)
         return made
 
@@ -124,35 +117,31 @@ class ByOperation(TorchFunctionMode):
         return target
 
     def _mark(self, made: Any) -> Any:
-        for each in tree_flatten(made)[0]:
+        for each in tree_leaves(made):
             if is_attached(each) and each.grad_fn is not None:
-                _metadata(each)[_SEEN] = True
+                each.grad_fn.metadata[_SEEN] = True
         return made
 
     def check_seen(self, *tensors: Tensor) -> None:
         """Refuse what came out of something that does not pass here, such as a function with a backward of its own."""
         for each in tensors:
-            if each.grad_fn is not None and _SEEN not in _metadata(each):
+            if each.grad_fn is not None and _SEEN not in each.grad_fn.metadata:  # type: ignore[operator]
                 name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
                 raise self.refusal(name, " (what it runs cannot be seen)")
 
-    def at_baseline(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run at the baseline, and note what operations are given (DeepLIFT)."""
-        self._met = None
-        made = run()
-        self._met = 0
-        return made
+    def meet_baseline(self) -> None:
+        """Say that the network ran at the baseline, and that the image is next (DeepLIFT)."""
+        self._to_meet = iter(self._noted)
 
     def meet(self, name: str, given: Any) -> list[Any] | None:
-        """What an operation was given at the baseline, flat; None while that is the run."""
-        if self._met is None:
-            flat = tree_flatten(given)[0]
-            self._noted.append((name, [each.detach() if isinstance(each, Tensor) else each for each in flat]))
+        """What an operation was given at the baseline, flat; None while that is the run, which is noted."""
+        if self._to_meet is None:
+            self._noted.append((name, tree_leaves(tree_map(detached, given))))
             return None
-        if self._met >= len(self._noted) or self._noted[self._met][0] != name:
+        noted, start = next(self._to_meet, ("", []))
+        if noted != name:
             raise self.refusal(name, " (the network runs otherwise at the baseline than at the image)")
-        self._met += 1
-        return self._noted[self._met - 1][1]
+        return start
 
     def refusal(self, operation: str, reason: str = "") -> UnsupportedError:
         """What to raise for an operation without a rule."""
@@ -176,6 +165,7 @@ class ByOperation(TorchFunctionMode):
         return ""
 
 
+@dataclass(frozen=True)
 class Operation:
     """One operation, as its rule sees it; call it to run it.
 
@@ -184,8 +174,8 @@ class Operation:
         mode: The run that it is part of.
     """
 
-    def __init__(self, function: Any, mode: ByOperation) -> None:
-        self.function, self.mode = function, mode
+    function: Any
+    mode: ByOperation
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
@@ -196,22 +186,27 @@ class Operation:
         """Its name."""
         return str(self.function.__name__).strip("_")
 
+    def attached(self, args: Any, kwargs: Any) -> tuple[dict[int, Tensor], Callable[[dict[int, Tensor]], Any]]:
+        """Inputs that depend on the images, by their place; and the operation as a function of inputs at places."""
+        leaves, shape = tree_flatten((args, kwargs))
+
+        def run(others: dict[int, Tensor]) -> Any:
+            args, kwargs = tree_unflatten([others.get(i, each) for i, each in enumerate(leaves)], shape)
+            return self(*args, **kwargs)
+
+        return {i: each for i, each in enumerate(leaves) if is_attached(each)}, run
+
     def of_one(self, args: Any, kwargs: Any) -> tuple[Tensor, int, Callable[[Tensor], Any]]:
         """The one input that depends on the images, its place, and the operation as a function of it alone.
 
         Raises:
             UnsupportedError: If several inputs depend on them.
         """
-        leaves, shape = tree_flatten((args, kwargs))
-        place, *more = attached_places(leaves)
-        if more:
+        inputs, run = self.attached(args, kwargs)
+        if len(inputs) > 1:
             raise self.mode.refusal(self.name, " where several of its inputs depend on the image")
-
-        def run(x: Tensor) -> Any:
-            args, kwargs = tree_unflatten([*leaves[:place], x, *leaves[place + 1 :]], shape)
-            return self(*args, **kwargs)
-
-        return leaves[place], place, run
+        ((place, x),) = inputs.items()
+        return x, place, lambda x: run({place: x})
 
     def absorb(self, shares: Tensor, value: Tensor) -> Tensor:
         """`value`, with the gradient of `shares`; the rest, value - shares, goes to the constant (LRP)."""
@@ -226,20 +221,14 @@ class Operation:
         return constant + constant.nan_to_num(0.0, 0.0, 0.0) * (self.mode.one - 1)
 
 
-def _metadata(made: Tensor) -> dict[str, Any]:
-    """What hangs on the node of the autograd graph that a tensor came out of."""
-    metadata: Any = made.grad_fn.metadata  # type: ignore[union-attr]
-    return metadata  # type: ignore[no-any-return]
-
-
 def is_attached(value: Any) -> bool:
     """Whether it is a tensor that depends on the images."""
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def attached_places(leaves: list[Any]) -> list[int]:
-    """Which of them depend on the images."""
-    return [i for i, each in enumerate(leaves) if is_attached(each)]
+def detached(value: Any) -> Any:
+    """A tensor as a constant; all else as it is."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def key_of(function: Any) -> str:
@@ -271,6 +260,13 @@ def derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(run(leaf).sum(), leaf)[0]
 
 
+def slope(gain: Tensor, change: Tensor, near: float, limit: Callable[[], Tensor]) -> Tensor:
+    """Quotient gain / change; the limit where the change is nearer to 0 than can be divided by."""
+    small = change.abs() < near
+    quotient = gain / torch.where(small, 1, change)
+    return torch.where(small, limit(), quotient) if small.any() else quotient
+
+
 @cache
 def _body(func: Any) -> FunctionType | None:
     """A function written in Python, made to run by the operations it consists of; None for all others."""
@@ -298,7 +294,7 @@ def plain(op: Operation, *args: Any, **kwargs: Any) -> Any:
 
 def constant(op: Operation, *args: Any, **kwargs: Any) -> Any:
     """Nothing is handed on."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, op(*args, **kwargs))
+    return tree_map(detached, op(*args, **kwargs))
 
 
 def composed(function: Callable[..., Any]) -> Rule:
@@ -311,33 +307,27 @@ def composed(function: Callable[..., Any]) -> Rule:
     return rule
 
 
-def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+def _scale(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
-def _scale(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Any) -> Tensor:
-    x = x if weight is None else x * weight.view(shape)
-    return x if bias is None else x + bias.view(shape)
+def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return _scale(x, *(each if each is None else each.view(-1, *[1] * (x.ndim - 2)) for each in (weight, bias)))
 
 
-def _per_channel(x: Tensor) -> list[int]:
-    return [-1, *[1] * (x.ndim - 2)]
+def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None, bias: Any = None) -> Tensor:
+    size = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    return _scale(x * (size + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, bias)
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
-    return _scale(_normalise(x, tuple(range(-len(shape), 0)), eps), weight, bias, tuple(shape))
-
-
-def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    size = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
-    return _scale(x * (size + eps).rsqrt(), weight, None, tuple(shape))
+    return _rms_norm(x - x.mean(tuple(range(-len(shape), 0)), keepdim=True), shape, weight, eps, bias)
 
 
 def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
-    normal = _normalise(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
-    return _scale(normal, weight, bias, _per_channel(x))
+    grouped = x.reshape(len(x), groups, -1)
+    return _scale_channels(_layer_norm(grouped, grouped.shape[2:], eps=eps).reshape(x.shape), weight, bias)
 
 
 def _batch_norm(
@@ -346,15 +336,15 @@ def _batch_norm(
     if training or mean is None:
         raise UnsupportedError("batch norm takes its statistics from the batch, in which images cannot be told apart")
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-    return _scale(x, scale, -mean * scale + (0 if bias is None else bias), _per_channel(x))
+    return _scale_channels(x, scale, -mean * scale + (0 if bias is None else bias))
 
 
 def _instance_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
 ) -> Tensor:
-    if not own:
-        return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
-    return _scale(_normalise(x, tuple(range(2, x.ndim)), eps), weight, bias, _per_channel(x))
+    if own:
+        return _group_norm(x, x.shape[1], weight, bias, eps)
+    return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
 
 
 def _attention(
@@ -398,37 +388,34 @@ _COMPOSITIONS: dict[str, Callable[..., Any]] = {
 COMPOSED: dict[str, Rule] = {name: composed(function) for name, function in _COMPOSITIONS.items()}
 """Norms, attention and other operations by what they consist of."""
 
+
+def _sizes(*names: str) -> list[str]:
+    return [f"{name}{size}d" for name in names for size in (1, 2, 3)]
+
+
 MOVING = [
-    "bfloat16", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "alias", "as_strided", "avg_pool1d", "avg_pool2d", "avg_pool3d", "broadcast_tensors",
-    "broadcast_to", "channel_shuffle", "chunk", "clone", "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal",
-    "diff", "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "expand", "expand_as", "feature_dropout",
-    "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col", "index_select",
-    "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg", "negative", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "positive", "reflection_pad1d", "reflection_pad2d", "repeat",
-    "repeat_interleave", "replication_pad1d", "replication_pad2d", "reshape", "reshape_as", "roll", "rot90", "select",
-    "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t", "take_along_dim", "tensor_split",
-    "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind", "unflatten", "unfold", "unsafe_chunk",
-    "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa", "upsample_bilinear2d",
-    "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "upsample_trilinear3d", "view", "view_as", "vsplit",
+    *_sizes("adaptive_avg_pool", "avg_pool", "dropout", "reflection_pad", "replication_pad", "upsample_nearest"),
+    "alias", "as_strided", "bfloat16", "broadcast_tensors", "broadcast_to", "channel_shuffle", "chunk", "clone",
+    "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal", "diff", "double", "dropout", "expand", "expand_as",
+    "feature_dropout", "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col",
+    "index_select", "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg",
+    "negative", "permute", "pixel_shuffle", "pixel_unshuffle", "positive", "repeat", "repeat_interleave", "reshape",
+    "reshape_as", "roll", "rot90", "select", "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t",
+    "take_along_dim", "tensor_split", "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind",
+    "unflatten", "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa",
+    "upsample_bilinear2d", "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_trilinear3d", "view", "view_as",
+    "vsplit",
 ]  # fmt: skip
 """Linear operations without constants: they move values, or add them up."""
 SUMS = ["add", "sub", "subtract", "rsub", "where"]
-JOINS = [
-    "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack", "set_item", "index_add", "scatter",
-    "scatter_add",
-]  # fmt: skip
-PRODUCTS = [
-    "mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot", "einsum", "outer", "inner", "tensordot",
-    "bilinear",
-]  # fmt: skip
-LAYERS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+JOINS = ["cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack",
+         "set_item", "index_add", "scatter", "scatter_add"]  # fmt: skip
+PRODUCTS = ["mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot",
+            "einsum", "outer", "inner", "tensordot", "bilinear"]  # fmt: skip
+LAYERS = [*_sizes("conv", "conv_transpose"), "linear"]
+NORMS = ["norm", "linalg_vector_norm"]
 QUOTIENTS = ["div", "divide", "true_divide", "truediv"]
-CHOICES = [
-    "amax", "amin", "max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d",
-]  # fmt: skip
+CHOICES = [*_sizes("max_pool", "adaptive_max_pool"), "amax", "amin", "max", "min"]
 RAMPS = ["relu", "leaky_relu", "prelu", "rrelu", "abs", "absolute"]
 """Elementwise, f(a x) = a f(x) for a > 0."""
 CURVES = [

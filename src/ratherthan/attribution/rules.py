@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,16 @@ from ratherthan.attribution.method import Attribution, Method, register_method
 from ratherthan.attribution.operations import ByOperation, Rule
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
-from ratherthan.errors import InputError, UnsupportedError, first_line, unknown
+from ratherthan.errors import UnsupportedError, first_line
 from ratherthan.model import Model
+from ratherthan.settings import NotNegative
 
 LayerRule = Literal["epsilon", "z", "gamma", "alpha1-beta0"]
 
 TOLERANCE = 1e-3
-"""How far the completeness of DeepLift may be missed, as a share of sum_c |seed_c (y_c(x) - y_c(x0))|."""
+"""How much the sum of a map may miss: see `LRP` and `DeepLift` for what it is a share of."""
+
+_ABSORBED = 1 - 1e-9  # a map in which no more than this is left is one of zeros
 
 
 @register_method
@@ -32,8 +35,13 @@ class LRP(Method):
 
     Relevance starts at the logits as R_c = seed_c * y_c, so that it adds up to the linear contrast sum_c seed_c y_c;
     an operation hands it on in proportion to what each of its inputs contributed, by the rule that `docs/methods.md`
-    lists for it. What constants absorb (biases, epsilon, class tokens) is the note `absorbed`, (N, Q); a map and what
-    is absorbed add up to the linear contrast, which is checked. `convergence delta` is the same with a minus.
+    lists for it. What constants absorb (biases, epsilon, class tokens, values without a gradient) is the diagnostic
+    `absorbed`, (N, Q); a map and what is absorbed add up to the linear contrast. `convergence delta` is the same with a
+    minus. `absorbed share`, (N, Q), is |absorbed| / (|absorbed| + sum_i |R_i|), from 0 to 1.
+
+    Refused are networks for which the relevance of images and constants misses more than 1e-3 of
+    sum_c |seed_c| max_c |y_c|, over all images, and questions whose whole relevance is absorbed: their map would be
+    zeros (an image that is 0 where the first layer sees it excepted, whose relevance is 0).
 
     Contrastive LRP (CLRP, Gu et al. 2018) is the `mean` contrast of LRP, or a single foil; softmax-gradient LRP
     (SGLRP, Iwana et al. 2019) is `probability`, up to its positive factor `weighted`.
@@ -43,7 +51,12 @@ class LRP(Method):
     Attributes:
         rule: Of convolutions and linear maps. "epsilon": z_ij / (z_j + epsilon sign z_j), z_ij = x_i w_ij. "z": the
             same with epsilon 0 (LRP-0; for networks of ReLUs this is input times gradient).
-            "gamma": weights w + gamma w^+ (Montavon et al. 2019). "alpha1-beta0": positive contributions only.
+            "gamma": weights w + gamma w^+ (Montavon et al. 2019), for layers whose inputs are not negative. Where they
+            are signed (behind SiLU, GELU, tanh, norms), its denominators come near zero: the parts of a map grow far
+            beyond the contrast and cancel, and float32 loses digits, at worst all of them. Sums that are missed by that
+            are refused; single values may be off by 1e-2 before the sums are. Give such layers another rule, by
+            `layers`, or use float64 weights.
+            "alpha1-beta0": positive contributions only.
         epsilon: Of "epsilon", in units of a layer's output.
         gamma: Of "gamma".
         layers: Other rules for some layers, by the dotted name of a module: it holds for all that is inside.
@@ -56,33 +69,38 @@ class LRP(Method):
     """
 
     rule: LayerRule = "epsilon"
-    epsilon: float = 1e-6
-    gamma: float = 0.25
+    epsilon: NotNegative = 1e-6
+    gamma: NotNegative = 0.25
     layers: Mapping[str, LayerRule] | None = None
 
     name = "lrp"
     linear = True
 
-    def __post_init__(self) -> None:
-        for rule in (self.rule, *(self.layers or {}).values()):
-            if rule not in get_args(LayerRule):
-                raise InputError(unknown("rule", rule, get_args(LayerRule)))
-        if self.epsilon < 0 or self.gamma < 0:
-            raise InputError(f"epsilon and gamma are not negative, but {self.epsilon} and {self.gamma} were given")
-
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): relevance of every value of the image.
 
         Raises:
-            UnsupportedError: If the network runs an operation that LRP has no rule for; the message names it.
+            UnsupportedError: If the network runs an operation that LRP has no rule for (the message names it), if
+                relevance is lost, or if constants absorb all of it.
         """
+        model = forward_pass.model
         seeds, mixture = _spanning(target.seeds)
-        scores, relevance, constants = self.propagate(forward_pass.model, forward_pass.images, seeds)
-        _check_same(scores, target.logits, forward_pass.model)
-        _check_conserved(seeds, target.logits, relevance, constants, forward_pass.model)
+        scores, relevance, constants = self.propagate(model, forward_pass.images, seeds)
+        _check_same(scores, target.logits, model)
+        start = torch.einsum("nqc,nc->q", seeds, target.logits)
+        scale = (seeds.abs().sum(2) * target.logits.abs().amax(1, keepdim=True)).sum(0)
+        lost = (start - relevance.flatten(2).sum((0, 2)) - constants).abs()
+        _check(lost, scale, model, "LRP loses {} of the relevance", "a rule does not conserve it")
         values = _mix(relevance, mixture)
         absorbed = torch.einsum("nqc,nc->nq", target.seeds, target.logits) - values.flatten(2).sum(2)
-        return Attribution(values, diagnostics={"absorbed": absorbed, "convergence delta": -absorbed})
+        share = absorbed.abs() / (absorbed.abs() + values.flatten(2).abs().sum(2) + _tiny(values))
+        if (share[model.normalise(forward_pass.images).flatten(1).any(1)] > _ABSORBED).any():
+            raise UnsupportedError(
+                f"constants absorb all relevance that LRP hands down in {model.name}, and a map would be zeros: what "
+                "depends on the image passes a detach, a norm alone, or dead units; use 'occlusion'"
+            )
+        noted = {"absorbed": absorbed, "absorbed share": share, "convergence delta": -absorbed}
+        return Attribution(values, diagnostics=noted)
 
     def propagate(self, model: Model, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hand relevance down.
@@ -110,13 +128,10 @@ class LRP(Method):
         return scores.detach(), leaf.detach().unsqueeze(1) * gradients, constants
 
     def _layer_rule(self, place: Callable[[], str]) -> Rule:
-        rule = self.rule
-        if self.layers:
-            inside = [name for name in self.layers if f"{place()}.".startswith(f"{name}.")]
-            rule = self.layers[max(inside, key=len)] if inside else rule
-        if rule == "gamma":
-            return gamma_rule(self.gamma)
-        return alpha1_beta0_rule if rule == "alpha1-beta0" else epsilon_rule(self.epsilon if rule == "epsilon" else 0)
+        layers = self.layers or {}
+        inside = [name for name in layers if f"{place()}.".startswith(f"{name}.")]
+        rules = {"epsilon": epsilon_rule(self.epsilon), "z": epsilon_rule(0), "gamma": gamma_rule(self.gamma)}
+        return rules.get(layers[max(inside, key=len)] if inside else self.rule, alpha1_beta0_rule)
 
 
 @register_method
@@ -126,7 +141,10 @@ class DeepLift(Method):
 
     The values of a map add up to sum_c seed_c (y_c(x) - y_c(x0)), the linear contrast, with the foils weighed as at x.
     That is checked for every map: where more than 1e-3 of sum_c |seed_c (y_c(x) - y_c(x0))| is missing, the network
-    is refused. What is missing below that is the note `convergence delta`, (N, Q).
+    is refused. What is missing below that is the diagnostic `convergence delta`, (N, Q). Where classes gain alike, the
+    contrast is a small difference of large gains, of which more may be missing: `missed share`, (N, Q), is what is
+    missing as a share of |sum_c seed_c (y_c(x) - y_c(x0))| itself. In float32, up to 3e-2 have been seen; in float64,
+    1e-4.
 
     The rules are listed in `docs/methods.md`. Products of two values that depend on the image, as in attention, gates
     and norms, have a rule that is complete: each factor is multiplied by the mean of the other over x and x0.
@@ -152,20 +170,19 @@ class DeepLift(Method):
         leaf = images.clone().requires_grad_()
         mode = ByOperation("DeepLIFT", DEEPLIFT_RULES, model.module, leaf)
         with torch.enable_grad(), mode:
-            start = mode.at_baseline(lambda: model.logits(leaf.clone() - leaf.detach() + baseline)).detach()
+            start = model.logits(leaf.clone() - leaf.detach() + baseline).detach()
+            mode.meet_baseline()
             scores = model.logits(leaf.clone())
         seeds, mixture = _spanning(target.seeds)
         values = _mix((images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0], mixture)
         gains = target.seeds * (target.logits - start).unsqueeze(1)
         missed = values.flatten(2).sum(2) - gains.sum(2)
-        share = missed.abs() / (gains.abs().sum(2) + _rounding(target))
-        if not (share <= TOLERANCE).all():
-            raise UnsupportedError(
-                f"DeepLift misses {share.max():.1%} of the contrast for {model.name}: it depends on the image in a way "
-                f"that has no gradient (a mask, no_grad), or {_name(images.dtype)} is too coarse for it; "
-                "use float64 weights, or 'ig'"
-            )
-        return Attribution(values, diagnostics={"convergence delta": missed})
+        # differences of logits within rounding say nothing about completeness
+        rounding = 1e5 * torch.finfo(missed.dtype).eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2)
+        why = "it depends on the image in a way that has no gradient (a mask, no_grad)"
+        _check(missed.abs(), gains.abs().sum(2) + rounding, model, "DeepLift misses {} of the contrast", why)
+        noted = {"convergence delta": missed, "missed share": (missed / gains.sum(2)).abs().nan_to_num(0.0)}
+        return Attribution(values, diagnostics=noted)
 
 
 def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,16 +190,16 @@ def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Ten
     if scores.shape[1] == 1 and seeds.shape[2] == 2:  # the two logits of a sigmoid classifier are -y/2 and y/2
         seeds = (seeds[..., 1:] - seeds[..., :1]) / 2
     mode.check_seen(scores)
+    scores = scores if scores.requires_grad else scores * mode.one  # a constant: nothing reaches the images
     try:
         pulled = [
-            torch.autograd.grad(scores, (mode.leaf, mode.one), seed, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(scores, (mode.leaf, mode.one), seed, retain_graph=True, materialize_grads=True)
             for seed in seeds.to(scores.dtype).unbind(1)
         ]
     except RuntimeError as error:
         raise UnsupportedError(f"{mode.method} cannot go back through the network: {first_line(error)}") from error
-    zero = torch.zeros_like(mode.one)
     images, constants = zip(*pulled, strict=True)
-    return torch.stack(images, 1), torch.stack([zero if each is None else each for each in constants])
+    return torch.stack(images, 1), torch.stack(constants)
 
 
 def _spanning(seeds: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -202,18 +219,14 @@ def _mix(values: Tensor, mixture: Tensor | None) -> Tensor:
 def _refuse(model: Model, method: str) -> None:
     """Refuse what no rule can be right for."""
     if model.output.name == "probabilities":
-        raise UnsupportedError(
-            f"{method} starts at the logits, and {model.name} gives probabilities: hand in its logits"
-        )
+        raise UnsupportedError(f"{method} starts at logits, and {model.name} gives probabilities: hand in its logits")
     if model.dtype in (torch.float16, torch.bfloat16):
         dtype = _name(model.dtype)
         raise UnsupportedError(f"{dtype} is too coarse for the quotients of {method}; use float32 weights")
     for each in model.module.modules():
         kind = "scripted" if isinstance(each, torch.jit.ScriptModule) else "compiled" if _is_compiled(each) else None
         if kind:
-            raise UnsupportedError(
-                f"{model.name} holds {kind} modules, which rules cannot look into; use a gradient method"
-            )
+            raise UnsupportedError(f"{model.name} holds {kind} modules, closed to rules; use a gradient method")
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -223,28 +236,25 @@ def _is_compiled(module: nn.Module) -> bool:
 def _check_same(scores: Tensor, logits: Tensor, model: Model) -> None:
     """Refuse a network that computes something else when it is watched: random, or in place where nobody looks."""
     expected = logits if scores.shape == logits.shape else 2 * logits[:, 1:]
-    scale = expected.abs().amax() + torch.finfo(logits.dtype).tiny
+    scale = expected.abs().amax() + _tiny(logits)
     if not (scores - expected).abs().amax() <= 1e4 * torch.finfo(scores.dtype).eps * scale:
         raise UnsupportedError(f"LRP cannot follow what {model.name} computes; use a gradient method, e.g. 'ixg'")
 
 
-def _check_conserved(seeds: Tensor, logits: Tensor, relevance: Tensor, constants: Tensor, model: Model) -> None:
-    """Refuse maps that, with what constants absorbed, do not add up to the contrast; over all images together."""
-    start, found = torch.einsum("nqc,nc->q", seeds, logits), relevance.sum((0, *range(2, relevance.ndim)))
-    scale = torch.einsum("nqc,nc->q", seeds.abs(), logits.abs()) + relevance.abs().sum((0, *range(2, relevance.ndim)))
-    share = (start - found - constants).abs() / (scale + constants.abs() + torch.finfo(logits.dtype).tiny)
+def _check(missed: Tensor, scale: Tensor, model: Model, what: str, why: str) -> None:
+    """Refuse maps whose sum misses too much of what they should add up to."""
+    share = missed / (scale + _tiny(scale))
     if not (share <= TOLERANCE).all():
+        said = f"{share.max():.1%}" if share.max() < 0.9995 else "all"
         raise UnsupportedError(
-            f"LRP loses {share.max():.1%} of the relevance for {model.name}: a rule does not conserve it, or "
-            f"{_name(relevance.dtype)} is too coarse for it; use float64 weights, or a gradient method, e.g. 'ixg'"
+            f"{what.format(said)} for {model.name}: {why}, or {_name(missed.dtype)} is too coarse for it; "
+            "use float64 weights, another rule, or 'ig'"
         )
+
+
+def _tiny(values: Tensor) -> float:
+    return torch.finfo(values.dtype).tiny
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _rounding(target: Target) -> Tensor:
-    """(N, Q): differences of logits below which nothing can be said about completeness."""
-    eps = torch.finfo(target.logits.dtype).eps
-    return 1e5 * eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2) + torch.finfo(target.logits.dtype).tiny

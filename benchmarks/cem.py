@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 import ratherthan as rt
-from ratherthan.data import load
-from ratherthan.search.cem import CEM, CEMPositive
-from ratherthan.search.solver import Status
+from ratherthan import CEM, CEMPositive, Status, load
 
 BETA = 0.1
 

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ratherthan as rt
-from ratherthan.data import Dataset
-from ratherthan.data.dataset import ArrayReader
+from ratherthan import ArrayReader, Dataset
 from ratherthan.evaluation.run import fitting
 from ratherthan.zoo.architectures import SqueezeNet
 

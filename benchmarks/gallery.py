@@ -28,10 +28,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 import ratherthan as rt
-from ratherthan.attribution.explain import compare
-from ratherthan.attribution.method import Method
+from ratherthan import Method, RatherThanError, compare
 from ratherthan.data import to_tensor
-from ratherthan.errors import RatherThanError
 from ratherthan.render.colours import FADED, as_rgb, overlay, sequential, shared_limit
 from ratherthan.render.figure import grid
 from ratherthan.replication.distortions import distort, structural_similarity

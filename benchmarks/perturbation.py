@@ -23,7 +23,7 @@ from captum.attr import Lime as CaptumLime
 from torch import Tensor
 
 import ratherthan as rt
-from ratherthan.superpixels import Superpixels, segment
+from ratherthan import Superpixels, segment
 from ratherthan.zoo import registry
 
 FOILS = list(range(1, 11))

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import ratherthan as rt
-from ratherthan.contrast import get_contrast, resolve
+from ratherthan import get_contrast, resolve
 
 CLASSES = 5
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

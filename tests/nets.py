@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratherthan.model import Model
+from ratherthan import Model
 
 
 class Linear(nn.Module):

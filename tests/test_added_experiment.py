@@ -11,8 +11,7 @@ from torch import nn
 
 import ratherthan as rt
 from outside.average_drop import AverageDrop
-from ratherthan.data import Dataset
-from ratherthan.data.dataset import ArrayReader
+from ratherthan import ArrayReader, Dataset
 
 SIDE, CLASSES, COUNT = 12, 4, 6
 

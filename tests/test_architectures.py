@@ -14,9 +14,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.attribution.layers import find_layer
-from ratherthan.contrast import get_contrast, resolve
-from ratherthan.errors import LayerError, ModelError
+from ratherthan import LayerError, ModelError, find_layer, get_contrast, resolve
 
 CLASSES = 6
 

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.errors import InputError
-from ratherthan.inference import preserve_state
-from ratherthan.model import Model
-from ratherthan.search.cem import CEM, CEMPositive
-from ratherthan.search.counterfactual import Counterfactual
-from ratherthan.search.manifold import Manifold
-from ratherthan.search.method import SearchQuestion, lead
-from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Status
+from ratherthan import (
+    CEM,
+    CEMPositive,
+    Counterfactual,
+    InputError,
+    Manifold,
+    Model,
+    PertinentPositive,
+    SearchQuestion,
+    Status,
+    preserve_state,
+)
+from ratherthan.search.method import lead
 from ratherthan.search.tradeoff import TradeoffSearch
 
 

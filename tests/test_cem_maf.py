@@ -12,15 +12,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError
-from ratherthan.loading import load
-from ratherthan.model import Model
-from ratherthan.search.attributes import Attribute, LatentCoordinate, class_attributes, modules, named, worded
-from ratherthan.search.cem_maf import CEMMAF
-from ratherthan.search.complete import complete
-from ratherthan.search.counterfactual import counterfactual
-from ratherthan.search.manifold import Inversion, Manifold
-from ratherthan.search.solver import Schedule
+from ratherthan import (
+    CEMMAF,
+    Attribute,
+    InputError,
+    Inversion,
+    LatentCoordinate,
+    Manifold,
+    Model,
+    Schedule,
+    class_attributes,
+    complete,
+    counterfactual,
+    load,
+)
+from ratherthan.search.attributes import modules, named, worded
 from ratherthan.zoo.concepts import Effect, effects, garment_of, shape_of
 from stopping import Stopped
 

@@ -24,13 +24,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import ratherthan as rt
-from ratherthan import data
+from ratherthan import Mask, data, evaluate
 from ratherthan.app import demo, doctor
 from ratherthan.app import images as rooms
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
-from ratherthan.evaluation.masking import Mask
-from ratherthan.evaluation.run import evaluate
 from ratherthan.zoo.architectures import PlainNet
 
 

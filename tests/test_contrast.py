@@ -11,8 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ratherthan import Contrast, InputError, Model, contrasts, register_contrast
-from ratherthan.contrast import Question, class_index, get_contrast, margin, resolve, resolve_values, rival
+from ratherthan import (
+    Contrast,
+    InputError,
+    Model,
+    Question,
+    contrasts,
+    get_contrast,
+    margin,
+    register_contrast,
+    resolve,
+    rival,
+)
+from ratherthan.contrast import class_index, resolve_values
 
 BUILT_IN = ["none", "mean", "max", "weighted", "probability", "loss"]
 FOILS = [None, "runner-up", 2, {1, 4}, [1, {2, 3}], "each", "top3"]

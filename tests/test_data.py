@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from faces import write_faces
-from ratherthan import data
+from ratherthan import InputError, data
 from ratherthan.data.images import MAX_PIXELS, fit_image, open_image, to_tensor
-from ratherthan.errors import InputError
 from ratherthan.replication.cdeepex import SQUARE
 from ratherthan.replication.cem_maf import celeba_attributes
 

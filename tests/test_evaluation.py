@@ -15,13 +15,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import ratherthan as rt
+from ratherthan import ArrayReader, Dataset, EqualMask, Experiment, Mask, evaluate, experiments
 from ratherthan.baselines import blur
-from ratherthan.data import Dataset
-from ratherthan.data.dataset import ArrayReader
 from ratherthan.evaluation.deletion import highest, ranks
-from ratherthan.evaluation.experiment import Experiment, experiments
-from ratherthan.evaluation.masking import EqualMask, Mask
-from ratherthan.evaluation.run import evaluate
 from ratherthan.evaluation.sanity import spearman
 
 CLASSES, SIDE, SAMPLES = 5, 12, 7

@@ -18,11 +18,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import ratherthan as rt
-from ratherthan.data import Dataset
-from ratherthan.data.dataset import ArrayReader
+from ratherthan import ArrayReader, Dataset, Run, evaluate
 from ratherthan.data.images import CorruptImage
-from ratherthan.evaluation.run import evaluate
-from ratherthan.evaluation.tables import Run
 
 
 def subject(seed: int = 0) -> rt.Model:

@@ -15,12 +15,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.data import Dataset
-from ratherthan.data.dataset import ArrayReader
-from ratherthan.evaluation.counterfactuals import Counterfactuals
-from ratherthan.evaluation.localisation import Localisation
-from ratherthan.evaluation.pertinent import Pertinent
-from ratherthan.evaluation.tables import Run
+from ratherthan import ArrayReader, Counterfactuals, Dataset, Localisation, Pertinent, Run
 from ratherthan.search.counterfactual import FRAMES
 from ratherthan.search.solver import noise
 

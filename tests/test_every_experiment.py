@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from nets import make
-from ratherthan.data import Dataset
+from ratherthan import Dataset
 from test_added_experiment import AverageDrop
 from test_pullback import State, mixed_flags
 

@@ -15,8 +15,7 @@ import outside.layercam
 import outside.scorecam  # noqa: F401 (each registers what it holds)
 import ratherthan as rt
 from nets import Dense, images, make
-from ratherthan.attribution.method import get_method
-from ratherthan.contrast import get_contrast, resolve
+from ratherthan import get_contrast, get_method, resolve
 from test_pullback import State, mixed_flags
 
 CLASSES = 5

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ratherthan as rt
 from nets import Counter, Dense, Residual, images, make
-from ratherthan.contrast import Target, get_contrast, resolve
+from ratherthan import Target, get_contrast, resolve
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ratherthan as rt
-from ratherthan.attribution.explanation import Explanation
-from ratherthan.errors import InputError
+from ratherthan import Explanation, InputError
 
 CLASSES = 5
 

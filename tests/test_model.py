@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.errors import InputError, LayerError, ModelError
+from ratherthan import InputError, LayerError, Model, ModelError
 from ratherthan.loading import fit_weights
-from ratherthan.model import Model
 
 
 def small(classes: int = 3, channels: int = 3) -> nn.Module:

@@ -13,13 +13,20 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ratherthan.contrast import margin
-from ratherthan.errors import InputError
-from ratherthan.model import Model
+from ratherthan import (
+    CEMMAFPositive,
+    InputError,
+    Model,
+    PertinentPositive,
+    SegmentedImages,
+    Superpixels,
+    margin,
+    pertinent_positive,
+    segment,
+)
 from ratherthan.render.figure import figure_png
-from ratherthan.search.cem_maf_positive import CEMMAFPositive, odds
-from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive, rank_correlation
-from ratherthan.superpixels import SegmentedImages, Superpixels, segment
+from ratherthan.search.cem_maf_positive import odds
+from ratherthan.search.pertinent_positive import rank_correlation
 
 GRID = Superpixels("grid", 12)
 

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from nets import CONVOLUTIONAL, Counter, Dense, Linear, Pooled, Squeezed, Tokens, images, make
+from ratherthan import ForwardPass, get_contrast, preserve_state, resolve
 from ratherthan.attribution.activation import pointwise_head
-from ratherthan.attribution.forward import ForwardPass
-from ratherthan.contrast import get_contrast, resolve
-from ratherthan.inference import preserve_state
 
 CLASSES = 5
 CONTRASTS = rt.contrasts()

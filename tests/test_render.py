@@ -16,7 +16,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from ratherthan.errors import InputError
+from ratherthan import InputError
 from ratherthan.files import write_atomically
 from ratherthan.render.colours import (
     AGAINST,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from outside.wachter import Wachter
-from ratherthan.errors import InputError
-from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
+from ratherthan import InputError, Schedule, Status, Terms
+from ratherthan.search.solver import Outcome, Problem, noise, search
 from stopping import Stopped
 
 FINE = Schedule(

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from nets import Linear
-from ratherthan import XGEM, CDeepEx, Counterfactual, Inversion, Manifold, Schedule, counterfactual, invert
-from ratherthan.attribution.explain import explain
-from ratherthan.errors import InputError, ModelError
-from ratherthan.model import Model
+from ratherthan import (
+    XGEM,
+    CDeepEx,
+    Counterfactual,
+    InputError,
+    Inversion,
+    Manifold,
+    Model,
+    ModelError,
+    Schedule,
+    counterfactual,
+    explain,
+    invert,
+)
 from ratherthan.render.figure import figure_png
 from stopping import Stopped
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import ratherthan as rt
 from nets import Linear
+from ratherthan import resolve
 from ratherthan.app.cli import app
-from ratherthan.contrast import resolve
 from ratherthan.registry import Classes
 
 QUICK = rt.Schedule(outer_iterations=6, inner_iterations=30)

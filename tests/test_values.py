@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan.errors import InputError, ModelError
+from ratherthan import InputError, ModelError
 
 LINEAR = ["gradient", "ixg", "gradcam", "la"]
 Q = [0.25, 0.5, 0.75, 1.0]

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 import ratherthan as rt
 import ratherthan.replication
-from ratherthan import ZooEntry, data, zoo
-from ratherthan.errors import InputError, ModelError
+from ratherthan import InputError, ModelError, ZooEntry, data, zoo
 from ratherthan.zoo.architectures import PlainNet, SqueezeNet
 
 ENTRIES = [zoo.get(name) for name in zoo.names()]

@@ -18,15 +18,10 @@ import torch
 from matplotlib.figure import Figure
 
 import ratherthan as rt
-from ratherthan import data
-from ratherthan.evaluation.counterfactuals import Counterfactuals
-from ratherthan.evaluation.localisation import Localisation
-from ratherthan.evaluation.run import evaluate
-from ratherthan.evaluation.tables import Run
+from ratherthan import Counterfactuals, Localisation, Run, Superpixels, data, evaluate
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.attributes import worded
 from ratherthan.search.counterfactual import FRAMES
-from ratherthan.superpixels import Superpixels
 
 HERE = Path(__file__).parent
 SIZE = {"mnist_vae": "VAE", "mnist_gan": "GAN", "mnist_biased_vae": "VAE", "fashion_mnist_vae": "VAE"}

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ratherthan as rt
-from ratherthan.errors import InputError, ModelError
+from ratherthan import InputError, ModelError
 
 
 def picture(width: int = 301, height: int = 220) -> Image.Image:

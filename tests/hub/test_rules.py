@@ -24,7 +24,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution
 from zennit.types import Linear as LinearLayer
 
 import ratherthan as rt
-from ratherthan.contrast import get_contrast, resolve
+from ratherthan import get_contrast, resolve
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 

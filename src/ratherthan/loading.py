@@ -110,16 +110,14 @@ def read_class_names(path: str | Path) -> list[str]:
 # each source gives the network, and the arguments of `Model` that it knows
 _Weights = str | Path | None
 _Loaded = tuple[nn.Module, dict[str, Any]]
-_OF_ENTRIES = ("mean", "std", "fit", "crop_fraction", "channels", "layer", "output")
 
 
 def _load_zoo(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     from ratherthan.zoo import registry as zoo
 
     entry = zoo.get(name)
-    known = {key: getattr(entry, key) for key in _OF_ENTRIES}
-    known |= {"size": entry.image_size, "class_names": zoo.class_names(entry, weights) or None}
-    return zoo.load_weights(entry, weights), known
+    known = {"inputs": entry.inputs, "layer": entry.layer, "output": entry.output}
+    return zoo.load_weights(entry, weights), known | {"class_names": zoo.class_names(entry, weights) or None}
 
 
 def _close_in_zoo(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, unknown
+from ratherthan.inputs import Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 
@@ -73,6 +74,11 @@ class ZooEntry:
     def weights(self) -> Path | None:
         """The weights that come with it."""
         return self.shipped and self.shipped / f"{self.name}.safetensors"
+
+    @property
+    def inputs(self) -> Images:
+        """What it sees, in training as in use."""
+        return Images(self.channels, self.mean, self.std, self.image_size, self.fit, self.crop_fraction)
 
     @property
     def scale(self) -> tuple[float, float]:

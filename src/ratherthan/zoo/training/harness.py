@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ class _Training:
 
     def _split(self, split: str) -> data.Dataset:
         whole = self.recipe.open(self.root, split)
-        whole = whole if whole.transform else whole.with_transform(partial(_fit, self.entry))
+        whole = whole if whole.transform else whole.with_transform(self.entry.inputs.prepare)
         return whole.subset(range(len(whole))[: self.limit])
 
     def epoch(self, number: int, report: Callable[..., None]) -> None:
@@ -164,8 +163,7 @@ class _Training:
         self.done = number + 1
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.entry.mean, self.entry.std))
-        return ((images - mean) / std).to(self.device, memory_format=torch.channels_last)
+        return self.entry.inputs.normalise(images).to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
@@ -240,12 +238,6 @@ class _Training:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": f"{torch.device(self.device).type}, {torch.get_num_threads()} threads",
         }
-
-
-def _fit(entry: ZooEntry, image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return data.fit_tensor(image, entry.image_size, entry.fit, entry.crop_fraction)
-    return data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, entry.channels)
 
 
 def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:

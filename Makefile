@@ -10,10 +10,10 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/ratherthan demo --out demo
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests --ignore=tests/hub
+	$(VENV)/bin/python -m pytest tests --ignore=tests/hub -n auto
 
 test-hub: $(HUB)/.hub
-	$(HUB)/bin/python -m pytest tests/hub
+	$(HUB)/bin/python -m pytest tests/hub -n auto
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

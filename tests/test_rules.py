@@ -393,6 +393,8 @@ MIDDLES: dict[str, Callable[[], Any]] = {
     "Softmax": lambda: nn.Softmax(2),
     "attention": lambda: self_attention,
     "masked attention": lambda: masked_attention,
+    "attention at a temperature": lambda: lambda x: F.scaled_dot_product_attention(x, x, x.flip(2), scale=0.05),
+    "attention of groups": lambda: lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, 1:3], enable_gqa=True),
     "multihead": multihead,
     "encoder": lambda: nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(100, 4, 8, 0.0, batch_first=True)),
     "rotary": lambda: rotated,
@@ -558,6 +560,15 @@ def test_products_and_maxima_of_deeplift_by_their_formulas() -> None:
         expected[n, c, h, row.argmax()] += (top - row0.max()) * weight[c, h]
         expected[n, c, h, row0.argmax()] += (row.max() - top) * weight[c, h]
     close(found, expected)
+
+
+def test_a_maximum_that_stays_hands_on_what_cancels_below_it() -> None:
+    start, x = torch.rand(3, 12, 12, dtype=torch.float64), torch.zeros(2, 3, 12, 12, dtype=torch.float64)
+    x[:] = start
+    x[:, 0], x[:, 1] = x[:, 0] + 0.1, x[:, 1] - 0.1
+    found, weight = handed_down(lambda x: (x[:, 0] + x[:, 1]).amax(2), x, rt.DeepLift(start))
+    top = F.one_hot((start[0] + start[1]).argmax(1), 12) * weight.unsqueeze(1)
+    close(found, torch.stack([0.1 * top, -0.1 * top, 0 * top]).expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("rule", ["gamma", "alpha1-beta0"])

@@ -365,6 +365,11 @@ def global_response(x: Tensor) -> Tensor:
     return x + 0.3 * (x * (size / (size.mean(1, keepdim=True) + 1e-6))) + 0.1
 
 
+def added_products(x: Tensor) -> Tensor:
+    batched = torch.baddbmm(x[:, 0], x[:, 1], x[:, 2], beta=0.5, alpha=0.3)
+    return batched + torch.stack([torch.addmm(each[0], each[1], each[3], beta=0.7, alpha=0.2) for each in x])
+
+
 def rotated(x: Tensor) -> Tensor:
     angle = torch.arange(10, dtype=x.dtype)
     return x * angle.sin() + torch.cat([-x[..., 5:], x[..., :5]], -1) * angle.cos()
@@ -402,6 +407,7 @@ MIDDLES: dict[str, Callable[[], Any]] = {
     "gate in place": lambda: lambda x: (x * 1).mul_(F.hardsigmoid(x.mean((2, 3), keepdim=True))),
     "glu": lambda: lambda x: F.glu(x, 1),
     "einsum": lambda: lambda x: torch.einsum("nchw,ncvw->nhv", x, x.relu()),
+    "products added": lambda: added_products,
     "maximum": lambda: lambda x: torch.maximum(x, x.flip(1)) + torch.minimum(x, x.flip(2)),
     "max": lambda: lambda x: x.max(1).values + x.amax((2, 3), keepdim=True)[:, 0] + x.max(2, keepdim=True)[0][:, 0],
     "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3), nn.AvgPool2d(2), nn.Upsample(5)),

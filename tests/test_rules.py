@@ -364,6 +364,11 @@ def global_response(x: Tensor) -> Tensor:
     return x + 0.3 * (x * (size / (size.mean(1, keepdim=True) + 1e-6))) + 0.1
 
 
+def added_products(x: Tensor) -> Tensor:
+    batched = torch.baddbmm(x[:, 0], x[:, 1], x[:, 2], beta=0.5, alpha=0.3)
+    return batched + torch.stack([torch.addmm(each[0], each[1], each[3], beta=0.7, alpha=0.2) for each in x])
+
+
 def rotated(x: Tensor) -> Tensor:
     angle = torch.arange(10, dtype=x.dtype)
     return x * angle.sin() + torch.cat([-x[..., 5:], x[..., :5]], -1) * angle.cos()
@@ -392,6 +397,8 @@ MIDDLES: dict[str, Callable[[], Any]] = {
     "Softmax": lambda: nn.Softmax(2),
     "attention": lambda: self_attention,
     "masked attention": lambda: masked_attention,
+    "attention at a temperature": lambda: lambda x: F.scaled_dot_product_attention(x, x, x.flip(2), scale=0.05),
+    "attention of groups": lambda: lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, 1:3], enable_gqa=True),
     "multihead": multihead,
     "encoder": lambda: nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(100, 4, 8, 0.0, batch_first=True)),
     "rotary": lambda: rotated,
@@ -399,6 +406,7 @@ MIDDLES: dict[str, Callable[[], Any]] = {
     "gate in place": lambda: lambda x: (x * 1).mul_(F.hardsigmoid(x.mean((2, 3), keepdim=True))),
     "glu": lambda: lambda x: F.glu(x, 1),
     "einsum": lambda: lambda x: torch.einsum("nchw,ncvw->nhv", x, x.relu()),
+    "products added": lambda: added_products,
     "maximum": lambda: lambda x: torch.maximum(x, x.flip(1)) + torch.minimum(x, x.flip(2)),
     "max": lambda: lambda x: x.max(1).values + x.amax((2, 3), keepdim=True)[:, 0] + x.max(2, keepdim=True)[0][:, 0],
     "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3), nn.AvgPool2d(2), nn.Upsample(5)),
@@ -557,6 +565,15 @@ def test_products_and_maxima_of_deeplift_by_their_formulas() -> None:
         expected[n, c, h, row.argmax()] += (top - row0.max()) * weight[c, h]
         expected[n, c, h, row0.argmax()] += (row.max() - top) * weight[c, h]
     close(found, expected)
+
+
+def test_a_maximum_that_stays_hands_on_what_cancels_below_it() -> None:
+    start, x = torch.rand(3, 12, 12, dtype=torch.float64), torch.zeros(2, 3, 12, 12, dtype=torch.float64)
+    x[:] = start
+    x[:, 0], x[:, 1] = x[:, 0] + 0.1, x[:, 1] - 0.1
+    found, weight = handed_down(lambda x: (x[:, 0] + x[:, 1]).amax(2), x, rt.DeepLift(start))
+    top = F.one_hot((start[0] + start[1]).argmax(1), 12) * weight.unsqueeze(1)
+    close(found, torch.stack([0.1 * top, -0.1 * top, 0 * top]).expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("rule", ["gamma", "alpha1-beta0"])

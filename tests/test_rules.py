@@ -764,6 +764,7 @@ BLACK_SUM = -20.0
         (lambda: lambda x: x + Own.apply(x), r"no rule for Own in .*what it runs cannot be seen"),
         (lambda: scripted_gelu, r"no rule for DifferentiableGraph in .*what it runs cannot be seen"),
         (lambda: lambda x: F.dropout(x, 0.5), "cannot follow what With computes"),
+        (lambda: lambda x: F.dropout(x, 0.01), "cannot follow what With computes"),
         (lambda: lambda x: F.batch_norm(x, None, None, training=True), "takes its statistics from the batch"),
         (
             lambda: lambda x: F.batch_norm(x, x.new_zeros(4), x.new_ones(4), training=True),

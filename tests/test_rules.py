@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -191,6 +192,15 @@ def test_layers_may_have_rules_of_their_own(layers: Any, gamma: list[int]) -> No
     model.module.head.rule = EpsilonRule(1e-12)  # type: ignore[union-attr, assignment]
     expected = CaptumLRP(model.module).attribute(x.clone().requires_grad_(), target=1).detach()
     close(found, expected, 1e-6)
+
+
+def test_a_layers_rule_does_not_hold_for_one_whose_name_begins_alike() -> None:
+    def two() -> nn.Module:
+        return nn.Sequential(OrderedDict(flat=nn.Flatten(), layer=nn.Linear(432, 6), layer2=nn.Linear(6, CLASSES)))
+
+    model, x = make(two), images()
+    named = rt.explain(model, x, 1, None, rt.LRP("z", layers={"layer": "alpha1-beta0", "layer2": "z"})).attribution
+    close(rt.explain(model, x, 1, None, rt.LRP("z", layers={"layer": "alpha1-beta0"})).attribution, named)
 
 
 @pytest.mark.parametrize("method", [rt.LRP("z"), rt.DeepLift()], ids=lambda m: m.name)
@@ -753,7 +763,12 @@ BLACK_SUM = -20.0
         (lambda: lambda x: x + Own.apply(x), r"no rule for Own in .*what it runs cannot be seen"),
         (lambda: scripted_gelu, r"no rule for DifferentiableGraph in .*what it runs cannot be seen"),
         (lambda: lambda x: F.dropout(x, 0.5), "cannot follow what With computes"),
+        (lambda: lambda x: F.dropout(x, 0.01), "cannot follow what With computes"),
         (lambda: lambda x: F.batch_norm(x, None, None, training=True), "takes its statistics from the batch"),
+        (
+            lambda: lambda x: F.batch_norm(x, x.new_zeros(4), x.new_ones(4), training=True),
+            "takes its statistics from the batch",
+        ),
     ],
 )
 def test_what_lrp_has_no_rule_for_is_refused_by_name(middle: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "ratherthan"
+RULES = ("operations", "lrp_rules", "deeplift_rules", "rules")
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -38,8 +39,10 @@ def _documented(tree: ast.AST) -> set[int]:
 
 
 def room_of(path: Path, source: Path) -> str:
-    """The first folder below the package, or "top"."""
+    """The first folder below the package, or "top"; LRP and DeepLIFT, which are mostly tables, by themselves."""
     inside = path.relative_to(source).parts
+    if inside[0] == "attribution" and path.stem in RULES:
+        return "rules"
     return inside[0] if len(inside) > 1 else "top"
 
 

@@ -82,6 +82,8 @@ class Settings:
         kind: Any = type(self)
         for key, hint in _types_of(kind).items():
             value = getattr(self, key)
+            if isinstance(value, list) and _fits(hint, tuple(value)) and not _fits(hint, value):
+                object.__setattr__(self, key, value := tuple(value))
             if not _fits(hint, value):
                 raise InputError(_misfit(f"{key} of {self.name}", hint, value))
 
@@ -197,7 +199,8 @@ def to_jsonable(value: Any) -> Any:
         return type(value).__qualname__
     if isinstance(value, (str, int, float, bool, NoneType, torch.Tensor, dict)):
         return value
-    return getattr(value, "__qualname__", None) or repr(value)
+    shown = getattr(value, "__qualname__", None) or repr(value)
+    return type(value).__qualname__ if " at 0x" in shown else shown
 
 
 def fields_to_jsonable(thing: Any) -> dict[str, Any]:

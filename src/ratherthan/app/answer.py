@@ -71,7 +71,7 @@ def classes(text: str | None, model: Model) -> Any:
             values = [float(part) for part in parts]
         except ValueError as error:
             raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
-        return values if len(values) > 1 else values[0]
+        return values if len(values) != 1 else values[0]
     return parts if len(parts) > 1 else text
 
 

@@ -54,7 +54,7 @@ class LRP(Method):
             "gamma": weights w + gamma w^+ (Montavon et al. 2019), for layers whose inputs are not negative. Where they
             are signed (behind SiLU, GELU, tanh, norms), its denominators come near zero: the parts of a map grow far
             beyond the contrast and cancel, and float32 loses digits, at worst all of them. Sums that are missed by that
-            are refused; single values may be off by 1e-2 before the sums are. Give such layers another rule, by
+            are refused; single values may be far off before the sums are. Give such layers another rule, by
             `layers`, or use float64 weights.
             "alpha1-beta0": positive contributions only.
         epsilon: Of "epsilon", in units of a layer's output.

@@ -296,7 +296,6 @@ def test_torch_sets_of_bytes_come_out_between_0_and_1_and_keep_their_class_names
     assert dataset[1][0].flatten().tolist() == pytest.approx([0, 0.2, 1, 0.4])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the set is read until it raises an IndexError")
 def test_torch_sets_are_read_to_their_length_and_no_further() -> None:
     """Many give an item for any index, so that reading on would never end."""
 

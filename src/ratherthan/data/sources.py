@@ -304,7 +304,7 @@ def _csv(path: Path) -> Dataset:
 def _from_torch(items: Any) -> Dataset:
     """Wrap a torch set; labels come from its `targets` or `labels`, or else from one pass over it."""
     known = getattr(items, "targets", getattr(items, "labels", None))
-    labels = [int(label) for label in (known if known is not None else [item[1] for item in items])]
+    labels = [int(label) for label in (known if known is not None else [items[i][1] for i in range(len(items))])]
     named = getattr(items, "classes", None) or [str(label) for label in range(max(labels, default=0) + 1)]
     ids = tuple(f"{index:06d}" for index in range(len(labels)))
     return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), _ItemReader(items, 0))

@@ -138,9 +138,10 @@ def biased(place: Place) -> None:
     model, images = place.model("mnist_biased"), data.load("mnist_biased", place.root, "plain")
     manifolds = {name: place.manifold(name) for name in ("mnist_biased_vae", "mnist_squares_vae")}
     why_not = Localisation(regions={"*": BOX}, why_not=8)
+    plain = ["gradcam", "ig", "lime", "pda"]
     maps = place.run(
         "biased-maps", why_not, model, images, 300,
-        methods=["gradcam", "ig", rt.Lime(), rt.PredictionDifference()], contrasts=["none", "weighted", "scan"],
+        methods=[*plain, *map(rt.Scan, plain)], contrasts=["none", "weighted"],
     )  # fmt: skip
     kinds = ((rt.CDeepEx, "mnist_squares_vae"), (rt.XGEM, "mnist_squares_vae"), (rt.CDeepEx, "mnist_biased_vae"))
     methods = [kind(manifolds[name], restarts=8, spread=1.0) for kind, name in kinds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class Scan(Method):
 
     name = "scan"
     method: str | Method = "gradcam"
+
+    def settings(self) -> dict[str, Any]:
+        """The method by its name, with its settings where it was given as an object."""
+        own = self.method
+        return {"method": own if isinstance(own, str) else {"name": own.name, **own.settings()}}
 
     def prepare(self, forward_pass: ForwardPass) -> None:
         """Make the forward pass of the method."""

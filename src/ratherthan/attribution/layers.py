@@ -97,10 +97,11 @@ def layer_of(model: Model, image: Tensor, default: bool = True) -> str:
         model.submodule(model.layer)
         return model.layer
     found = _FOUND.setdefault(model.module, {})
-    known = found.get(image.shape)
-    if known is None or known not in dict(model.module.named_modules()):
-        found[image.shape] = known = find_layer(model, image)
-    return known
+    try:
+        model.submodule(found.get(image.shape, ""))  # the network may have been rebuilt since
+    except LayerError:
+        found[image.shape] = find_layer(model, image)
+    return found[image.shape]
 
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

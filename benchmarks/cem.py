@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import ratherthan as rt
-from ratherthan import CEM, CEMPositive, Status, load
+from ratherthan import CEM, CEMPositive, data
 
 BETA = 0.1
 
@@ -87,25 +87,12 @@ def plain_loop(model: rt.Model, images: Tensor, keep: bool, kappa: float, rounds
 
 def ours(model: rt.Model, images: Tensor, how: CEM | CEMPositive, batch: int) -> Result:
     """Ours, a batch at a time."""
-    begin, evaluations = time.process_time(), 0
-    changes, status = [], []
-    for part in images.split(batch):
-        with torch.no_grad():
-            fact = model.logits(part).argmax(1)
-        if isinstance(how, CEMPositive):
-            positive = how.answer(model, part, fact, range(len(part)))
-            changes.append(positive.examples)
-            status += positive.status
-            evaluations += positive.evaluations
-        else:
-            negative = how.answer(
-                model, part, fact.view(-1, 1), torch.full_like(fact, -1).view(-1, 1), range(len(part))
-            )
-            changes.append(negative.examples[:, 0] - part)
-            status += negative.status
-            evaluations += negative.evaluations
-    found = torch.tensor([each == Status.FOUND for each in status])
-    return Result(torch.cat(changes), found, evaluations, time.process_time() - begin)
+    begin = time.process_time()
+    verb = rt.pertinent_positive if isinstance(how, CEMPositive) else rt.counterfactual
+    found = verb(model, images, method=how, batch_size=batch)
+    # of a positive the part by itself, which lies on black; of a negative what was added
+    change = found.example if isinstance(how, CEMPositive) else found.example - found.images
+    return Result(change, found.found, found.evaluations, time.process_time() - begin)
 
 
 def show(results: dict[str, Result]) -> None:
@@ -139,7 +126,7 @@ def main() -> None:
     parser.add_argument("--no-loop", action="store_true", help="leave the plain loop out")
     asked = parser.parse_args()
     model = rt.load("zoo:mnist")
-    dataset = load("mnist", asked.data_root, "test")
+    dataset = data.load("mnist", asked.data_root, "test")
     images = torch.cat([model.preprocess(dataset[i][0]) for i in range(asked.images)])
     kinds: list[tuple[str, Callable[..., CEM | CEMPositive]]] = [("negatives", CEM), ("positives", CEMPositive)]
     for title, make in kinds:

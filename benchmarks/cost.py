@@ -22,6 +22,7 @@ from typing import Any
 
 import captum.attr as captum
 import torch
+from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -112,6 +113,9 @@ def each_foil(make: Callable[[nn.Module], Callable[[Tensor], Any]]) -> Callable[
 def each_class(network: nn.Module, x: Tensor, foils: int) -> None:
     """Captum's LRP, once for the fact and once for each foil."""
     for target in range(foils + 1):
+        for module in network.modules():
+            if isinstance(module, nn.Flatten):
+                module.rule = EpsilonRule()  # Captum has none for it
         captum.LRP(network).attribute(x.clone().requires_grad_(), target=target)
 
 

@@ -42,7 +42,7 @@ def batching(what: str, images: Tensor, run: Callable[[Tensor], Any]) -> None:
 def equation_1(found: Counterfactual) -> Tensor:
     """Eq. 1, nu |z0 - z|^2 + eta |x0 - x|^2 with nu = eta = 1 and no attributes, per image."""
     pixels = (found.example - found.images).flatten(1).square().sum(1)
-    return found.distance[:, 0, 0].square() + pixels
+    return found.distance[:, 0].square() + pixels
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
         met = absent.found.cpu()
         print(
             f"negatives {name}: {met.float().mean():.0%} found, eq. 1 {equation_1(absent)[met].mean():.2f}, "
-            f"|z - z0| {absent.distance[:, 0, 0][met].mean():.2f}, {absent.evaluations / len(shown):.0f} evaluations, "
+            f"|z - z0| {absent.distance[:, 0][met].mean():.2f}, {absent.evaluations / len(shown):.0f} evaluations, "
             f"{seconds / len(shown):.2f} s each",
             flush=True,
         )

@@ -188,7 +188,8 @@ class Model:
                 raise LayerError(f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules")
             return layer
         modules = [self.module]
-        for part in layer.split("."):  # a step at a time: listing all modules takes a twentieth of a forward pass
+        parts = layer.split(".") if isinstance(layer, str) else [layer]  # the command line may give a number
+        for part in parts:  # a step at a time: listing all modules takes a twentieth of a forward pass
             if part not in modules[-1]._modules:
                 names = (name for name, _ in self.module.named_modules(remove_duplicate=False) if name)
                 raise LayerError(unknown("layer", layer, names))

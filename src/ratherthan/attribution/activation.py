@@ -35,9 +35,7 @@ class LayerMethod(Method):
         if isinstance(self.layer, nn.Module):
             layer = model.submodule(self.layer)
             return next(str(name) for name, module in model.module.named_modules() if module is layer)
-        if self.layer is not None:
-            model.submodule(self.layer)
-        return self.layer or layer_of(model, forward_pass.images[:1])
+        return layer_of(model, forward_pass.images[:1]) if self.layer is None else self.layer
 
     def activation(self, forward_pass: ForwardPass) -> tuple[Graph, Grid]:
         """The forward pass from the layer upward, and where on the image the layer's values lie.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 
 import ratherthan as rt
+from addresses import kept
 from ratherthan import LayerError, ModelError, find_layer, get_contrast, resolve
 
 CLASSES = 6
@@ -148,11 +150,11 @@ class Net:
 
 
 NETS = {
-    "residual": Net(Residual, (16, 24), "norm"),
-    "dense": Net(Dense, (18, 18), "last"),
-    "channels last": Net(ChannelsLast, (16, 24), "norm", _channels_last),
+    "residual": Net(Residual, (16, 24), "relu()#3"),
+    "dense": Net(Dense, (18, 18), "relu()#5"),
+    "channels last": Net(ChannelsLast, (16, 24), "square()", _channels_last),
     "tokens": Net(Tokens, (16, 24), "blocks.1.norm", _tokens(1, 4, 6)),
-    "shared relu": Net(SharedReLU, (14, 10), "second"),
+    "shared relu": Net(SharedReLU, (14, 10), "relu#2"),
     "resnet": Net(
         hf("ResNet", embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], layer_type="basic"),
         (64, 96), "resnet.encoder.stages.3",
@@ -184,7 +186,11 @@ NETS = {
     ),
     "mobilenet": Net(hf("MobileNetV2", depth_multiplier=0.25, image_size=64), (64, 64), "mobilenet_v2.conv_1x1"),
 }  # fmt: skip
-CONVOLUTIONAL = ["residual", "dense", "shared relu", "resnet", "convnext", "mobilenet"]
+# Captum explains what a module gives that runs once
+MODULES = {
+    "residual": "norm", "dense": "last", "shared relu": "second", "resnet": "resnet.encoder.stages.3",
+    "convnext": "convnext.encoder.stages.3", "mobilenet": "mobilenet_v2.conv_1x1",
+}  # fmt: skip
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -217,17 +223,10 @@ def by_hand(name: str, module: nn.Module, x: Tensor, score: Callable[[Tensor], T
     """Grad-CAM and LA of a score, image by image, each by a backward pass through the whole network."""
     maps: dict[str, list[Tensor]] = {"gradcam": [], "la": []}
     for image in x.split(1):
-        kept: list[Tensor] = []
-
-        def keep(layer: nn.Module, inputs: object, output: Tensor, kept: list[Tensor] = kept) -> Tensor:
-            kept.append(output)
-            return output.clone()  # in-place operations further up leave what was kept alone
-
-        hook = module.get_submodule(NETS[name].layer).register_forward_hook(keep)
-        value = score(logits_of(module, image.clone().requires_grad_()))
-        hook.remove()
-        gradient = NETS[name].fold(torch.autograd.grad(value.sum(), kept[0])[0])
-        activation = NETS[name].fold(kept[0].detach())
+        run = partial(logits_of, module, image.clone().requires_grad_())
+        activation, logits = kept(module, NETS[name].layer, run)
+        gradient = NETS[name].fold(torch.autograd.grad(score(logits).sum(), activation)[0])
+        activation = NETS[name].fold(activation.detach())
         maps["la"].append((activation * gradient).sum(1))
         maps["gradcam"].append((activation * gradient.mean((2, 3), keepdim=True)).sum(1))
     return {method: torch.cat(rows) for method, rows in maps.items()}
@@ -252,12 +251,12 @@ def test_layer_and_maps_as_by_hand(name: str) -> None:
         assert (every[:, 4] - pair[method]).abs().max() < 1e-9 * pair[method].abs().max()
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name", MODULES)
 def test_maps_as_captum(name: str) -> None:
     module, x = make(name, torch.float32), images(name, dtype=torch.float32)
-    layer = module.get_submodule(NETS[name].layer)
-    for method, theirs in (("gradcam", LayerGradCam), ("la", LayerGradientXActivation)):
-        ours = rt.explain(module, x, fact=3, contrast="none", method=method).attribution
+    layer = module.get_submodule(MODULES[name])
+    for method, theirs in ((rt.GradCAM, LayerGradCam), (rt.LinearApproximation, LayerGradientXActivation)):
+        ours = rt.explain(module, x, fact=3, contrast="none", method=method(MODULES[name])).attribution
         expected = theirs(lambda z: logits_of(module, z), layer).attribute(x.clone(), target=3).sum(1).detach()
         assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -344,8 +343,14 @@ class EndsTwice(nn.Module):
         return self.head(self.shared(self.shared(self.before(x))).mean((2, 3)))
 
 
-def test_a_layer_that_runs_twice_is_passed_over() -> None:
-    assert rt.explain(EndsTwice().eval(), torch.rand(1, 3, 8, 10)).layer == "before"
+def test_a_layer_that_runs_twice_is_explained_at_the_time_that_is_meant() -> None:
+    module, x = EndsTwice().double().eval(), torch.rand(2, 3, 8, 10, dtype=torch.float64)
+    for layer, address in ((None, "shared#2"), ("shared#1", "shared#1"), ("shared#2", "shared#2")):
+        why = rt.explain(module, x, fact=1, contrast="none", method=rt.LinearApproximation(layer))
+        activation, logits = kept(module, address, lambda: module(x))
+        (gradient,) = torch.autograd.grad(logits[:, 1].sum(), activation)
+        torch.testing.assert_close(why.attribution, (activation * gradient).sum(1).detach())
+        assert why.layer == address
 
 
 # --------------------------------------------------------------------------------------------- right or refused
@@ -355,7 +360,11 @@ def test_a_layer_that_runs_twice_is_passed_over() -> None:
         ("shared relu", "relu", "'relu' runs more than once"),
         ("shared relu", "unused", "'unused' does not run"),
         ("shared relu", "aside", "'aside' does not reach the logits"),
-        ("shared relu", "head", "no spatial grid"),
+        ("shared relu", "relu", "say which time, e.g. 'relu#2'"),
+        ("shared relu", "relu#3", "does not run"),
+        ("shared relu", "tanh()", "does not run"),
+        ("shared relu", "relu#two", "does not run"),
+        ("shared relu", "head", r"gives shape \(2, 6\), which lies on no grid"),
         ("tokens", "blocks.1", "class token only.*'blocks.1.norm'"),
         ("vit", "vit.layernorm", "class token only.*'vit.layers.2.layernorm_before'"),
         ("resnet", "resnet.encoder.stages.4", "did you mean 'resnet.encoder.stages.3'"),
@@ -371,7 +380,7 @@ def test_a_layer_that_cannot_be_explained_is_refused(name: str, layer: str, mess
 def test_networks_without_a_layer_to_explain_say_so() -> None:
     x = torch.rand(2, 3, 8, 8)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 3))
-    with pytest.raises(LayerError, match="no layer with a spatial grid"):
+    with pytest.raises(LayerError, match="no layer on the image's plane"):
         rt.explain(flat, x)
     untrained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     nn.init.zeros_(untrained[3].weight)

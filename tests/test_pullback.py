@@ -140,8 +140,7 @@ def test_pointwise_heads_are_recognised_by_value_and_give_the_same_maps(
     forward_pass = ForwardPass(model, x)
     from ratherthan.attribution import activation
 
-    grid = activation.grid_of(forward_pass.graph("features").leaf.shape, (12, 12))
-    assert grid is not None
+    _, grid = activation.located(forward_pass, "features")
     assert (pointwise_head(forward_pass, forward_pass.graph("features"), grid) is not None) == found
     closed = rt.explain(model, x, None, "each", method).attribution
     monkeypatch.setattr(activation, "pointwise_head", lambda *_: None)
@@ -364,7 +363,7 @@ class Twice(nn.Module):
         ("features", "runs more than once"),
         ("idle", "does not run"),
         ("aside", "does not reach the logits"),
-        ("head", r"shape \(3, 5\), no spatial grid"),
+        ("head", r"shape \(3, 5\), which lies on no grid"),
         ("featurs", "unknown layer 'featurs'; did you mean 'features'"),
     ],
 )
@@ -399,7 +398,7 @@ def test_reused_modules_are_right_in_input_space() -> None:
 def test_the_layer_is_found_and_named(build: Callable[[], nn.Module]) -> None:
     model = make(build)
     why = rt.explain(model, images())
-    assert why.layer == "features" if build is not Dense else why.layer == "tail.0"
+    assert why.layer == "features" if build is not Dense else why.layer == "tail.1"
     assert model.layer is None, "what is found is remembered where no one sees it"
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.forward import ForwardPass, Graph
-from ratherthan.attribution.layers import Grid, grid_of, layer_of
+from ratherthan.attribution.layers import layer_of, located
 from ratherthan.attribution.method import Attribution, Method, register_method
+from ratherthan.attribution.places import Grid
 from ratherthan.contrast import Target
 from ratherthan.errors import LayerError
 
@@ -21,21 +22,14 @@ class LayerMethod(Method):
 
     Attributes:
         layer: Dotted name, the module itself, or None: the model's own, else found by `find_layer`.
+            A layer that runs several times and a function are named by their address, see `trace`.
     """
 
     layer: str | nn.Module | None = None
 
     def prepare(self, forward_pass: ForwardPass) -> None:
         """Record from the layer upward."""
-        forward_pass.graph(self.layer_name(forward_pass))
-
-    def layer_name(self, forward_pass: ForwardPass) -> str:
-        """Dotted name of the layer that is explained."""
-        model = forward_pass.model
-        if isinstance(self.layer, nn.Module):
-            layer = model.submodule(self.layer)
-            return next(str(name) for name, module in model.module.named_modules() if module is layer)
-        return layer_of(model, forward_pass.images[:1]) if self.layer is None else self.layer
+        self.activation(forward_pass)
 
     def activation(self, forward_pass: ForwardPass) -> tuple[Graph, Grid]:
         """The forward pass from the layer upward, and where on the image the layer's values lie.
@@ -43,14 +37,12 @@ class LayerMethod(Method):
         Raises:
             LayerError: If they lie nowhere.
         """
-        graph = forward_pass.graph(self.layer_name(forward_pass))
-        grid = grid_of(graph.leaf.shape, (forward_pass.images.shape[-2], forward_pass.images.shape[-1]))
-        if grid is None or len(graph.leaf) != len(forward_pass.images):
-            shape = tuple(graph.leaf.shape)
-            raise LayerError(
-                f"layer {graph.layer!r} gives shape {shape}, no spatial grid: choose a convolution or block"
-            )
-        return graph, grid
+        layer = forward_pass.model.layer if self.layer is None else self.layer
+        if isinstance(layer, nn.Module):
+            module = forward_pass.model.submodule(layer)
+            layer = next(str(name) for name, each in forward_pass.model.module.named_modules() if each is module)
+        layer, grid = located(forward_pass, layer)
+        return forward_pass.graph(layer), grid
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, h, w) at the resolution of the layer."""

@@ -1,85 +1,23 @@
-"""Which layer to explain, and how its output lies on the plane of the image."""
+"""Which layer to explain, and how its output lies on the plane of the image: both are found out, neither is guessed."""
 
 from __future__ import annotations
 
-import math
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import LayerError
+from ratherthan.attribution.forward import ForwardPass, Graph
+from ratherthan.attribution.operations import LAYERS
+from ratherthan.attribution.places import MOVING, PLACES, STAYING, Grid, Places, grid_of
+from ratherthan.attribution.trace import Address, Node, Trace
+from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
 
-_FOUND: WeakKeyDictionary[nn.Module, dict[torch.Size, str]] = WeakKeyDictionary()
+_LEARNT = {*LAYERS, "addmm", "baddbmm", "bmm", "matmul", "mm", "einsum", "lstm", "gru", "rnn_tanh", "rnn_relu", "unseen"}
+_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = WeakKeyDictionary()
 
 
-# --------------------------------------------------------------------------------------------- the grid
-@dataclass(frozen=True)
-class Grid:
-    """How the output of a layer lies on the image plane.
-
-    Attributes:
-        layout: "channels first" (ch, h, w), "channels last" (h, w, ch) or "tokens" (prefix + h * w, ch).
-        size: (h, w).
-    """
-
-    layout: Literal["channels first", "channels last", "tokens"]
-    size: tuple[int, int]
-
-    def fold(self, values: Tensor) -> Tensor:
-        """(..., layer shape) to (..., ch, h, w); class and register tokens are dropped."""
-        if self.layout == "channels first":
-            return values
-        if self.layout == "channels last":
-            return values.movedim(-1, -3)
-        cells = self.size[0] * self.size[1]
-        tokens = values[..., -cells:, :].transpose(-1, -2)
-        return tokens.reshape(*tokens.shape[:-1], *self.size)
-
-
-def grid_of(shape: torch.Size, image: tuple[int, int]) -> Grid | None:
-    """Read the grid off the shape of a layer's output.
-
-    Args:
-        shape: (N, ...) of the output.
-        image: (H, W) of the images.
-
-    Returns:
-        The grid, or None where the shape has none of more than one cell.
-    """
-    if len(shape) == 4:
-        first, last = (shape[2], shape[3]), (shape[1], shape[2])
-        exact = _stretch(last, image) == 0 < _stretch(first, image)
-        channels_last = exact or _stretch(last, image) + 0.2 < _stretch(first, image)
-        grid = Grid("channels last", last) if channels_last else Grid("channels first", first)
-        return grid if grid.size[0] * grid.size[1] > 1 else None
-    if len(shape) == 3 and shape[2] > 1:
-        for prefix in range(min(9, shape[1] - 1)):
-            size = _token_grid(shape[1] - prefix, image)
-            if size is not None:
-                return Grid("tokens", size)
-    return None
-
-
-def _stretch(size: tuple[int, int], image: tuple[int, int]) -> float:
-    """How far the aspect ratio of a grid is from the image's; 0 where they agree."""
-    return abs(math.log(size[0] * image[1] / (size[1] * image[0])))
-
-
-def _token_grid(tokens: int, image: tuple[int, int]) -> tuple[int, int] | None:
-    height = max(1, round(math.sqrt(tokens * image[0] / image[1])))
-    if tokens < 4 or tokens % height:
-        return None
-    size = (height, tokens // height)
-    return size if _stretch(size, image) < 0.05 + 1 / min(size) - 1 / (min(size) + 1) else None
-
-
-# --------------------------------------------------------------------------------------------- finding the layer
 def layer_of(model: Model, image: Tensor, default: bool = True) -> str:
     """The layer of a model that layer methods explain: the one it names, else the one found for images of this shape.
 
@@ -93,68 +31,245 @@ def layer_of(model: Model, image: Tensor, default: bool = True) -> str:
     Raises:
         LayerError: If there is none, or the model names one that it does not have.
     """
-    if default and model.layer is not None:
-        model.submodule(model.layer)
-        return model.layer
-    found = _FOUND.setdefault(model.module, {})
-    try:
-        model.submodule(found.get(image.shape, ""))  # the network may have been rebuilt since
-    except LayerError:
-        found[image.shape] = find_layer(model, image)
-    return found[image.shape]
-
-
-_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_SKIPPED = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.Linear, *_POOLING)
+    return located(ForwardPass(model, image), model.layer if default else None)[0]
 
 
 def find_layer(model: Model, image: Tensor) -> str:
-    """The last layer with a spatial grid through which the logits depend on the image.
+    """The last value on the image's plane that everything the logits know of the image goes through.
 
-    One forward and one backward pass of a single image. Pooling, dropout, the linear maps inside attention and layers
-    that already hold one channel per class are passed over; of a block and its last layer, which give the same
-    tensor, the block is named.
+    One forward pass of one image, in which every operation is followed, whether a module or a function called it (see
+    `places`), and a backward pass through what lies above the layer. Passed over are values that hold one score per
+    class, and pooling to a fixed size. Of tokens, the last are taken whose patches reach the logits, normalised if all
+    that the logits know of them is normalised first.
 
     Args:
         model: The model, in eval mode.
         image: (1, C, H, W).
 
     Returns:
-        The dotted name.
+        Its address, see `trace`: the dotted name of a module, wherever one gives it.
 
     Raises:
         LayerError: If there is none.
+        ModelError: If the network fails, or no gradient can be taken.
     """
-    outputs: dict[str, Tensor | None] = {}  # in the order of running; None: nothing that could be explained
-
-    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        tensor = output[0] if isinstance(output, tuple) and output else output
-        runs_once = name not in outputs
-        outputs[name] = tensor if isinstance(tensor, Tensor) and tensor.requires_grad and runs_once else None
-
-    with ExitStack() as hooks, torch.enable_grad():
-        for name, module in model.module.named_modules():
-            if name and not isinstance(module, _SKIPPED):
-                hooks.enter_context(module.register_forward_hook(partial(note, name)))
-        logits = model.logits(image.detach().requires_grad_().clone())
-    return _last_in_use({name: each for name, each in outputs.items() if each is not None}, logits, image, model)
+    return _searched(ForwardPass(model, image))[0]
 
 
-def _last_in_use(outputs: dict[str, Tensor], logits: Tensor, image: Tensor, model: Model) -> str:
-    classes = logits.shape[1]
-    token_counts = {tensor.shape[1] for tensor in outputs.values() if tensor.ndim == 3}
-    candidates = []
-    for name, tensor in outputs.items():
-        of_heads = tensor.ndim == 4 and tensor.shape[2] in token_counts  # (N, heads, tokens, ...) inside attention
-        folds = len(tensor) == len(image) and not of_heads
-        grid = grid_of(tensor.shape, (image.shape[-2], image.shape[-1])) if folds else None
-        if grid is not None and not (grid.layout == "channels first" and tensor.shape[1] == classes):
-            candidates.append((name, tensor, grid))
-    if candidates and logits.requires_grad:
-        tensors = [tensor for _, tensor, _ in candidates]
-        gradients = torch.autograd.grad(logits.square().sum(), tensors, allow_unused=True)
-        for (name, _, grid), gradient in zip(reversed(candidates), reversed(gradients), strict=True):
+def located(forward_pass: ForwardPass, layer: str | None) -> tuple[str, Grid]:
+    """The address of a layer and its grid; found out once for a network and a shape of images.
+
+    Args:
+        forward_pass: Model and images; it keeps the graph if one was recorded for all of its images.
+        layer: The address; None: the layer that is found.
+
+    Raises:
+        LayerError: If there is no such layer, or its values do not lie on the image plane.
+    """
+    found = _FOUND.setdefault(forward_pass.model.module, {})
+    key = (layer, forward_pass.images.shape[1:])
+    if key in found and _still_there(forward_pass, *found[key]):
+        return found[key]
+    found[key] = _searched(forward_pass) if layer is None else (layer, _named(forward_pass, layer))
+    return found[key]
+
+
+def _still_there(forward_pass: ForwardPass, layer: str, grid: Grid) -> bool:
+    """Whether a network is as it was when a layer was found: it may have been rebuilt since."""
+    try:
+        return forward_pass.graph(layer).leaf.shape[1:] == grid.shape
+    except LayerError:
+        return False
+
+
+def _named(forward_pass: ForwardPass, layer: str) -> Grid:
+    """How a layer lies that was named."""
+    graph, node = forward_pass.traced(layer, PLACES)
+    images = (forward_pass.images.shape[-2], forward_pass.images.shape[-1])
+    grid = None if node is None else grid_of(Places().of(node), graph.leaf.shape, images)
+    if grid is None:  # what no function made that can be watched is seen in an autograd graph only
+        trace, _ = _trace(forward_pass)
+        address = Address.read(layer)
+        same = [each for each in trace.nodes if each.address == address]
+        grid = grid_of(Places().of(same[-1]), same[-1].shape, images) if same else None
+    if grid is None:
+        shape = tuple(graph.leaf.shape)
+        raise LayerError(
+            f"layer {layer!r} gives shape {shape}, which lies on no grid of the image's rows and columns as far as its "
+            "operations can be followed: choose a convolution or block, or a method that explains the image, e.g. ixg"
+        )
+    return grid
+
+
+def _trace(forward_pass: ForwardPass) -> tuple[Trace, Tensor]:
+    """One image, or all where a network takes no single one, with a graph of everything."""
+    model = forward_pass.model
+    try:
+        return _traced(model, forward_pass.images[:1])
+    except ModelError:
+        if len(forward_pass.images) == 1:
+            raise
+        return _traced(model, forward_pass.images)
+
+
+def _traced(model: Model, images: Tensor) -> tuple[Trace, Tensor]:
+    leaf = images.detach().requires_grad_()
+    trace = Trace(model.module, leaf, keep=True, whole=PLACES)
+    with torch.enable_grad(), trace.watching():
+        logits = model.logits(leaf.clone())
+    return trace, logits
+
+
+def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
+    model, images = forward_pass.model, forward_pass.images
+    trace, logits = _trace(forward_pass)
+    end = trace.of(logits)
+    if not isinstance(end, Node) or not logits.requires_grad:
+        raise ModelError(f"{model.name} detaches its output from its input: no gradient can be taken")
+    search = _Search(logits, end, (images.shape[-2], images.shape[-1]))
+    node = search.last(model.name)
+    grid = search.grid(node)
+    assert grid is not None
+    assert node.tensor is not None
+    assert node.address is not None
+    layer = trace.text(node.address)
+    if len(node.tensor) == len(images):
+        forward_pass.adopt(Graph(layer, node.tensor, logits))
+    return layer, grid
+
+
+class _Search:
+    """Looks at values from the last down.
+
+    Args:
+        logits: (N, classes), with a graph of everything.
+        end: Their node.
+        image: (H, W).
+    """
+
+    def __init__(self, logits: Tensor, end: Node, image: tuple[int, int]) -> None:
+        self.logits, self.image, self.places = logits, image, Places()
+        generator = torch.Generator().manual_seed(0)
+        self.seed = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+        needed, todo = {end}, [end]
+        while todo:
+            for each in todo.pop().inputs:
+                if each not in needed:
+                    needed.add(each)
+                    todo.append(each)
+        self.nodes = sorted(needed, key=lambda node: node.index)
+        self.used_by: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for each in node.inputs:
+                self.used_by[each].append(node)
+
+    def cuts(self) -> list[Node]:
+        """The values that every way from the images to the logits goes through, in the order of making."""
+        found, furthest = list[Node](), 0
+        for node in self.nodes:
+            if furthest <= node.index:  # nothing that was made before is used after
+                found.append(node)
+            furthest = max([furthest, *(each.index for each in self.used_by[node])])
+        return found
+
+    def learnt(self) -> set[Node]:
+        """The values that weights have a part in."""
+        found = set[Node]()
+        for node in self.nodes:
+            if node.operation in _LEARNT or not found.isdisjoint(node.inputs):
+                found.add(node)
+        return found
+
+    def last(self, name: str) -> Node:
+        """The last value on the plane that moves the logits and that they know everything from.
+
+        Raises:
+            LayerError: If there is none.
+        """
+        cuts, learnt = self.cuts(), self.learnt()
+        for cut in cuts:  # from the images up, so that no way down is long
+            self.places.of(cut)
+        scores, on_plane = set[Node](), False
+        for cut in reversed(cuts):
+            grid = self.grid(cut)
+            if grid is None or cut not in learnt or cut.operation.startswith("adaptive") or cut in scores:
+                continue
+            if self._scores_classes(cut, grid):
+                scores |= _before(cut)
+                continue
+            on_plane = True
+            gradient = self._gradient(cut)
             if gradient is not None and grid.fold(gradient).any():
-                return name
-        raise LayerError(f"no layer of {model.name} with a spatial grid moves its logits: are its weights trained?")
-    raise LayerError(f"{model.name} has no layer with a spatial grid; use a method that explains the image, e.g. ixg")
+                return self._named(self._normalised(cut, gradient))
+        if on_plane:
+            raise LayerError(f"no layer of {name} on the image's plane moves its logits: are its weights trained?")
+        raise LayerError(
+            f"{name} has no layer on the image's plane that all its logits know goes through; name one, e.g. "
+            "layer='features', or use a method that explains the image, e.g. ixg"
+        )
+
+    def grid(self, node: Node) -> Grid | None:
+        """The grid of a value that can be explained: nameable, unchanged since, with rows and columns."""
+        if node.address is None or node.operation == "setitem" or node.tensor is None:
+            return None
+        if node.tensor._version != node.version or not node.tensor.is_floating_point():
+            return None
+        place = self.places.of(node)
+        if any(each is None and side > 1 for each, side in zip(place, self.image, strict=True)):
+            return None
+        return grid_of(place, node.shape, self.image)
+
+    def _gradient(self, node: Node) -> Tensor | None:
+        assert node.tensor is not None
+        (gradient,) = torch.autograd.grad(
+            self.logits, node.tensor, self.seed, retain_graph=True, allow_unused=True
+        )
+        return gradient
+
+    def _scores_classes(self, node: Node, grid: Grid) -> bool:
+        """Whether a value is the map of the scores: pooled over the plane it is the logits."""
+        assert node.tensor is not None
+        logits = self.logits.detach()
+        maps = grid.fold(node.tensor.detach()).to(logits.dtype)
+        single = maps.shape[1] == 1 and logits.shape[1] == 2  # -y/2 and y/2, of one score y
+        scores = logits[:, 1:] * 2 if single else logits
+        if maps.shape[1] != scores.shape[1]:
+            return False
+        near = 1e-2 if node.tensor.element_size() < 4 else 1e-4
+        pooled = (maps.mean((2, 3)), maps.amax((2, 3)), maps.sum((2, 3)), maps.logsumexp((2, 3)))
+        return any(torch.allclose(each, scores, near, near * float(scores.abs().amax())) for each in pooled)
+
+    def _normalised(self, node: Node, gradient: Tensor) -> Node:
+        """What an elementwise operation or norm makes of a value, if all that the logits know of it goes through that."""
+        grid = self.grid(node)
+        assert grid is not None
+        for after in self.used_by[node]:
+            if after.operation not in STAYING or len(after.inputs) > 1:
+                continue
+            upper = self._gradient(after) if self.grid(after) is not None else None
+            if upper is None:
+                continue
+            (through,) = torch.autograd.grad(after.tensor, node.tensor, upper, retain_graph=True)  # type: ignore[arg-type]
+            scale = gradient.abs().amax() * (1e-2 if gradient.element_size() < 4 else 1e-4)
+            if (grid.fold(through) - grid.fold(gradient)).abs().amax() <= scale:
+                return self._normalised(after, upper)
+        return node
+
+    def _named(self, node: Node) -> Node:
+        """The module that made a value which a function has only moved since."""
+        while node.operation in MOVING and node.address is not None and node.address.function and node.inputs:
+            before = node.inputs[0]
+            grid = self.grid(before)
+            if len(node.inputs) > 1 or grid is None or grid.size != self.grid(node).size:  # type: ignore[union-attr]
+                break
+            node = before
+        return node
+
+
+def _before(node: Node) -> set[Node]:
+    """A value and what it was made of element by element."""
+    found = {node}
+    while node.operation in STAYING and len(node.inputs) == 1:
+        node = node.inputs[0]
+        found.add(node)
+    return found

@@ -84,7 +84,7 @@ class ByOperation(TorchFunctionMode):
         if name in _IN_PLACE or (func.__name__.endswith("_") and not func.__name__.startswith("_")):
             return self._in_place(name, args, kwargs)
         rule = self.rules.get(key_of(func))
-        body = None if rule or func in self._open else _body(func)
+        body = None if rule or func in self._open else body_of(func)
         if body is not None:
             self._open.append(func)  # a function may call the operation of its own name
             with self:
@@ -268,7 +268,7 @@ def slope(gain: Tensor, change: Tensor, near: float, limit: Callable[[], Tensor]
 
 
 @cache
-def _body(func: Any) -> FunctionType | None:
+def body_of(func: Any) -> FunctionType | None:
     """A function written in Python, made to run by the operations it consists of; None for all others."""
     if not isinstance(func, FunctionType):
         return None

@@ -1,0 +1,417 @@
+"""Where on the image each value of a network lies, found out by following the operations that made it.
+
+A `Place` says of every value from which row and which column of the image it comes, where it comes from one: a
+convolution's from the centre of its window, a token's from the patch it was cut from, however it was moved since. What
+mixes all rows has no row. What comes from a constant, such as a class token, is NaN. Operations that are not known here
+make a value without a place: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ratherthan.attribution import operations as of
+from ratherthan.attribution.trace import Node, leaves, replaced
+
+_NEAR = 1e-3  # pixels by which two places may differ and be one
+_AWAY = 2.0**20  # added while places are moved: an operation that fills up with zeros fills up with what is no place
+
+
+class Place(NamedTuple):
+    """Rows and columns of the image, in pixels, of the size of the value or of 1 where they do not change; or None."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+NOWHERE = Place()
+_Rule = Callable[[Node, Callable[[Any], Place]], Place]
+
+
+# --------------------------------------------------------------------------------------------- the grid
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """How a value lies on the image plane.
+
+    Attributes:
+        shape: The value's, but for its first dimension, the batch.
+        axes: Those of these dimensions that go over the plane.
+        size: (h, w).
+        order: (h * w,) where the cells stand among the positions on these axes, row by row; None: in this order.
+    """
+
+    shape: torch.Size
+    axes: tuple[int, ...]
+    size: tuple[int, int]
+    order: Tensor | None = None
+
+    def fold(self, values: Tensor) -> Tensor:
+        """(..., shape) to (..., ch, h, w); class tokens and what else is no cell are dropped."""
+        lead = values.ndim - len(self.shape)
+        moved = values.movedim([axis + lead for axis in self.axes], list(range(-len(self.axes), 0)))
+        cells = moved.flatten(-len(self.axes))
+        cells = cells.flatten(lead, -2) if cells.ndim > lead + 1 else cells.unsqueeze(lead)
+        cells = cells if self.order is None else cells.index_select(-1, self.order.to(cells.device))
+        return cells.unflatten(-1, self.size)
+
+
+def grid_of(place: Place, shape: torch.Size, image: tuple[int, int]) -> Grid | None:
+    """The grid that a value's places make up.
+
+    Args:
+        place: Its places.
+        shape: Its shape.
+        image: (H, W) of the images.
+
+    Returns:
+        None if they are no full grid of more than one cell, or the samples of the batch are among its dimensions.
+    """
+    if place.rows is None and place.columns is None:
+        return None
+    middle = [torch.full((1,) * len(shape), (side - 1) / 2, dtype=torch.float64) for side in image]
+    rows, columns = (m if each is None else each for each, m in zip(place, middle, strict=True))
+    axes = tuple(i for i in range(len(shape)) if max(rows.shape[i], columns.shape[i]) > 1)
+    if 0 in axes:
+        return None
+    sizes = [shape[i] if i in axes else 1 for i in range(len(shape))]
+    flat = [each.expand(sizes).flatten() for each in (rows, columns)]
+    inside = [(each > -0.5 - _NEAR) & (each < side - 0.5 + _NEAR) for each, side in zip(flat, image, strict=True)]
+    cells = (inside[0] & inside[1]).nonzero().flatten()  # no NaN, no padding
+    (across, row), (down, column) = (_ranks(each[cells]) for each in flat)
+    size = (across, down)
+    if len(cells) < 2 or size[0] * size[1] != len(cells):
+        return None
+    raster = row * size[1] + column
+    order = raster.argsort()
+    if not torch.equal(raster[order], torch.arange(len(cells))):
+        return None
+    order = cells[order]
+    plain = len(order) == len(flat[0]) and torch.equal(order, torch.arange(len(order)))
+    return Grid(shape[1:], tuple(axis - 1 for axis in axes), size, None if plain else order)
+
+
+def _ranks(values: Tensor) -> tuple[int, Tensor]:
+    """How many different values there are, and the rank of each."""
+    ordered, back = values.sort()
+    steps = torch.cat([ordered.new_zeros(1), (ordered.diff() > _NEAR).to(ordered)]).cumsum(0).long()
+    ranks = torch.empty_like(steps)
+    ranks[back] = steps
+    return int(steps[-1]) + 1 if len(steps) else 0, ranks
+
+
+# --------------------------------------------------------------------------------------------- following
+class Places:
+    """The places of the nodes of a trace, each found when it is asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, Place] = {}
+
+    def of(self, node: Node) -> Place:
+        """The place of a node; of what it is made of, as far as that is needed, without recursion: networks are deep."""
+        todo = [node]
+        while todo:
+            try:
+                self._known[todo[-1]] = self._follow(todo[-1])
+                todo.pop()
+            except _Unknown as asked:
+                todo.append(asked.node)
+        return self._known[node]
+
+    def _follow(self, node: Node) -> Place:
+        if node.operation == "images":
+            if len(node.shape) != 4:
+                return NOWHERE
+            down, across = (torch.arange(side, dtype=torch.float64) for side in node.shape[2:])
+            return Place(_tidy(down.view(1, 1, -1, 1)), _tidy(across.view(1, 1, 1, -1)))
+        rule = PLACES.get(node.operation)
+        return NOWHERE if rule is None else rule(node, self._look_up)
+
+    def _look_up(self, value: Any) -> Place:
+        if not isinstance(value, Node):
+            return NOWHERE
+        if value not in self._known:
+            raise _Unknown(value)
+        return self._known[value]
+
+
+class _Unknown(Exception):
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+
+
+def _tidy(places: Tensor | None) -> Tensor | None:
+    """Size 1 along dimensions in which nothing changes; None where nothing changes at all."""
+    if places is None:
+        return None
+    places = _narrow(places)
+    for axis in range(places.ndim):
+        if places.shape[axis] == 1:
+            continue
+        high = places.nan_to_num(-torch.inf).amax(axis, keepdim=True)
+        low = places.nan_to_num(torch.inf).amin(axis, keepdim=True)
+        if not (high - low > _NEAR).any():
+            places = torch.where(high > -torch.inf, high, torch.nan)
+    return None if places.numel() == 1 else places
+
+
+def _narrow(places: Tensor) -> Tensor:
+    """Size 1 along dimensions that were only expanded."""
+    for axis in range(places.ndim):
+        if places.stride(axis) == 0:
+            places = places.narrow(axis, 0, 1)
+    return places
+
+
+def _first(node: Node, places: Iterable[Place]) -> Place:
+    """Of several that meet, the first that has a row, and the first that has a column; no more are found than needed."""
+    found: list[Tensor | None] = [None, None]
+    for place in places:
+        for which, each in enumerate(place):
+            if found[which] is None and each is not None and each.ndim <= len(node.shape):
+                grown = each.view((1,) * (len(node.shape) - each.ndim) + each.shape)
+                fits = all(a in (1, b) for a, b in zip(grown.shape, node.shape, strict=True))
+                found[which] = grown if fits else None
+        if found[0] is not None and found[1] is not None:
+            break
+    return Place(*found)
+
+
+def _each(change: Callable[[Tensor], Tensor | None], place: Place) -> Place:
+    return Place(*(None if each is None else _tidy(change(each)) for each in place))
+
+
+# --------------------------------------------------------------------------------------------- rules
+def _stays(node: Node, look: Callable[[Any], Place]) -> Place:
+    """Element by element, norms, softmax: each value stays where it is."""
+    return _first(node, map(look, node.inputs))
+
+
+def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
+    """The places move as the values do: the same operation moves them."""
+    function, args, kwargs = node.call
+    places = {each: look(each) for each in node.inputs}
+
+    def moved(which: int) -> Tensor | None:
+        if all(each[which] is None for each in places.values()):
+            return None
+
+        def full(value: Any) -> Any:
+            real = isinstance(value, Tensor) and value.is_floating_point()
+            if not isinstance(value, Node) and not real:
+                return value
+            found = places[value][which] if isinstance(value, Node) else None
+            found = torch.full((1,), torch.nan, dtype=torch.float64) if found is None else found + _AWAY
+            return found.expand(value.shape)
+
+        given, named = replaced(args, full), replaced(kwargs, full)
+        if node.operation == "setitem":
+            made = given[0].clone()
+            made[given[1]] = torch.as_tensor(given[2]).to(made)
+        else:
+            if node.operation in ("view", "view_as", "unflatten"):  # the values had other strides
+                given = (given[0].contiguous(), *given[1:])
+            made = list(leaves(function(*given, **named)))[node.part]
+        made = _narrow(made) if made.shape == node.shape else made.new_zeros(1)
+        return _tidy(torch.where(made == 0, torch.nan, made - _AWAY))
+
+    return Place(moved(0), moved(1))
+
+
+def _averaged(dims: Any, keepdim: bool) -> Callable[[Node, Place], Place]:
+    """Over some dimensions, which are left out, or of size 1."""
+
+    def change(node: Node, place: Place) -> Place:
+        def mean(each: Tensor) -> Tensor | None:
+            axes = sorted({dims % each.ndim} if isinstance(dims, int) else {dim % each.ndim for dim in dims})
+            mixed = any(each.shape[axis] > 1 for axis in axes)
+            left: Tensor = each.nanmean(axes, keepdim=True) if mixed else each
+            return left if keepdim else left.reshape([n for i, n in enumerate(left.shape) if i not in axes])
+
+        return _each(mean, place)
+
+    return change
+
+
+def _over(dims: Any, argument: int = 0) -> _Rule:
+    """An operation that mixes along some dimensions of one of its arguments, and keeps the others."""
+    return lambda node, look: _first(node, [_averaged(dims, True)(node, look(node.call[1][argument]))])
+
+
+def _recurrent(node: Node, look: Callable[[Any], Place]) -> Place:
+    return _over(-1)(node, look) if node.part == 0 else NOWHERE
+
+
+def _reduced(node: Node, look: Callable[[Any], Place]) -> Place:
+    """Means, sums and maxima."""
+    _, args, kwargs = node.call
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    kept = len(node.shape) == len(node.inputs[0].shape)
+    if not isinstance(dims, (int, list, tuple)) or isinstance(dims, bool) or node.part > 1:
+        return NOWHERE
+    return _first(node, [_averaged(dims, kept)(node, look(args[0]))])
+
+
+def _product(first: int = 0) -> _Rule:
+    """Products of matrices: rows of the left, columns of the right."""
+
+    def rule(node: Node, look: Callable[[Any], Place]) -> Place:
+        left, right = node.call[1][first : first + 2]
+        if node.operation == "rmatmul":
+            left, right = right, left
+        if min(len(left.shape), len(right.shape)) < 2:
+            return NOWHERE
+        factors = ((_averaged(-1, True), left), (_averaged(-2, True), right), (lambda _, place: place, node.call[1][0]))
+        return _first(node, (change(node, look(each)) for change, each in factors[: 2 + first]))
+
+    return rule
+
+
+def _einsum(node: Node, look: Callable[[Any], Place]) -> Place:
+    equation, *operands = node.call[1]
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return NOWHERE
+    given, result = equation.replace(" ", "").split("->")
+    places = []
+    for letters, operand in zip(given.split(","), operands, strict=True):
+        gone = [i for i, letter in enumerate(letters) if letter not in result]
+        left = [letter for letter in letters if letter in result]
+
+        def arranged(each: Tensor, left: list[str] = left) -> Tensor:
+            ordered = each.permute([left.index(letter) for letter in result if letter in left])
+            shape = iter(ordered.shape)
+            return ordered.reshape([next(shape) if letter in left else 1 for letter in result])
+
+        place = _averaged(gone, False)(node, look(operand)) if gone else look(operand)
+        places.append(_each(arranged, place))
+    return _first(node, places)
+
+
+def _window(node: Node, look: Callable[[Any], Place]) -> Place:
+    """Convolutions, pooling, resizing and padding: to the centre of the window that is looked through."""
+    given = node.call[1][0] if node.call[1] else node.call[2].get("input")
+    if not isinstance(given, Node) or len(given.shape) != len(node.shape):
+        return NOWHERE
+    starts, steps = _geometry(node, given)
+    place = look(given)
+    if node.operation.startswith("conv"):
+        place = _averaged(-len(steps) - 1, True)(node, place)
+
+    def through(each: Tensor) -> Tensor:
+        for i, (start, step) in enumerate(zip(starts, steps, strict=True)):
+            axis = each.ndim - len(steps) + i
+            if each.shape[axis] > 1 and (start, step, each.shape[axis]) != (0, 1, node.shape[axis]):
+                each = _at(each, axis, start + step * torch.arange(node.shape[axis], dtype=torch.float64))
+        return each
+
+    return _first(node, [_each(through, place)])
+
+
+def _at(places: Tensor, axis: int, position: Tensor) -> Tensor:
+    """Between and beyond the given places along one axis, linearly."""
+    low = position.floor().clamp(0, places.shape[axis] - 2).long()
+    share = (position - low).view([-1 if i == axis else 1 for i in range(places.ndim)])
+    below, above = places.index_select(axis, low), places.index_select(axis, low + 1)
+    between = below + share * (above - below)
+    return torch.where(share == 0, below, torch.where(share == 1, above, between))  # not NaN beside a class token
+
+
+def _geometry(node: Node, given: Node) -> tuple[list[float], list[float]]:
+    """Where the first window's centre lies along each axis, in steps of the input, and how far apart they are."""
+    _, args, kwargs = node.call
+    name = node.operation
+
+    def setting(key: str, position: int, default: Any) -> list[Any]:
+        value = kwargs.get(key, args[position] if len(args) > position else None)
+        value = default if value is None or value == () or value == [] else value
+        return [value] * dims if isinstance(value, (int, bool, str)) else list(value) * (dims // len(value))
+
+    if name == "pad":
+        before = kwargs.get("pad", args[1] if len(args) > 1 else ())[::2]
+        return [-float(each) for each in reversed(before)], [1.0] * len(before)
+    dims = int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else len(node.shape) - 2
+    sizes = list(zip(given.shape[-dims:], node.shape[-dims:], strict=True))
+    if name.startswith(("adaptive", "interpolate", "upsample")):
+        corners = bool(kwargs.get("align_corners", args[4] if name == "interpolate" and len(args) > 4 else False))
+        if corners:
+            return [0.0] * dims, [(n - 1) / max(m - 1, 1) for n, m in sizes]
+        return [n / m / 2 - 0.5 for n, m in sizes], [n / m for n, m in sizes]
+    if "pool" in name:
+        window = setting("kernel_size", 1, 1)
+        stride, padding = setting("stride", 2, window), setting("padding", 3, 0)
+        dilation = setting("dilation", 4, 1) if "max" in name else [1] * dims
+    else:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        transposed = "transpose" in name
+        window, stride, padding = list(weight.shape[-dims:]), setting("stride", 3, 1), setting("padding", 4, 0)
+        dilation = setting("dilation", 7 if transposed else 5, 1)
+        if transposed:
+            halves = [p - d * (k - 1) / 2 for p, d, k in zip(padding, dilation, window, strict=True)]
+            return [half / s for half, s in zip(halves, stride, strict=True)], [1 / s for s in stride]
+    reach = [d * (k - 1) for d, k in zip(dilation, window, strict=True)]
+    before = [r // 2 if p == "same" else 0 if p == "valid" else p for p, r in zip(padding, reach, strict=True)]
+    return [r / 2 - p for p, r in zip(before, reach, strict=True)], [float(each) for each in stride]
+
+
+def _unseen(node: Node, look: Callable[[Any], Place]) -> Place:
+    """What no watched function made: as its input lies, if its gradient says that each cell comes from that cell."""
+    if len(node.inputs) != 1 or node.inputs[0].shape != node.shape:
+        return NOWHERE
+    before = node.inputs[0]
+    place = look(before)
+    if node.tensor is None or before.tensor is None or place == NOWHERE:
+        return NOWHERE
+    axes = [i for i in range(len(node.shape)) if any(each is not None and each.shape[i] > 1 for each in place)]
+    for cell in ([n // 2 for n in node.shape], [n // 3 for n in node.shape], [n - 1 for n in node.shape]):
+        seed = torch.zeros_like(node.tensor)
+        seed[tuple(cell)] = 1
+        (gradient,) = torch.autograd.grad(node.tensor, before.tensor, seed, retain_graph=True, allow_unused=True)
+        touched = torch.zeros((0, len(cell))) if gradient is None else gradient.nonzero()
+        if any((touched[:, i] != cell[i]).any() for i in axes):
+            return NOWHERE
+    return place
+
+
+def _sizes(*names: str) -> list[str]:
+    return [f"{name}{size}d" for name in names for size in (1, 2, 3)]
+
+
+MOVING = [
+    "atleast_2d", "broadcast_to", "cat", "channel_shuffle", "chunk", "concat", "contiguous", "concatenate", "diagonal", "dstack",
+    "expand", "expand_as", "flatten", "flip", "fliplr", "flipud", "gather", "getitem", "hsplit", "hstack", "im2col",
+    "index_select", "moveaxis", "movedim", "mT", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat",
+    "repeat_interleave", "reshape", "reshape_as", "roll", "rot90", "select", "setitem", "split", "split_with_sizes", "squeeze",
+    "stack", "swapaxes", "swapdims", "T", "t", "take_along_dim", "tensor_split", "tile", "transpose", "unbind", "unflatten",
+    "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as", "vsplit", "vstack",
+]  # fmt: skip
+STAYING = [
+    *of.SUMS, *of.QUOTIENTS, *of.RAMPS, *of.CURVES, *_sizes("dropout"), "addcmul", "alias", "alpha_dropout", "batch_norm",
+    "bfloat16", "clone", "cpu", "cuda", "data", "detach", "double", "dropout", "feature_dropout", "float",
+    "group_norm", "half", "iadd", "idiv", "imul", "instance_norm", "isub", "itruediv", "layer_norm", "lerp", "log",
+    "log_softmax", "logit", "masked_fill", "maximum", "minimum", "mul", "multiply", "neg", "negative", "normalize", "pow",
+    "requires_grad", "rms_norm", "rsqrt", "rtruediv", "softmax", "softmin", "to", "tril", "triu", "type", "type_as",
+]  # fmt: skip
+_REDUCING = ["amax", "amin", "logsumexp", "max", "mean", "min", "nanmean", "nansum", "std", "sum", "var"]
+
+PLACES: dict[str, _Rule] = {
+    **dict.fromkeys(MOVING, _moves),
+    **dict.fromkeys(STAYING, _stays),
+    **dict.fromkeys(_REDUCING, _reduced),
+    **dict.fromkeys(of.LAYERS, _window),
+    **dict.fromkeys(_sizes("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"), _window),
+    **dict.fromkeys(["interpolate", "upsample", "pad"], _window),
+    **dict.fromkeys(["matmul", "rmatmul", "mm", "bmm"], _product()),
+    **dict.fromkeys(["addmm", "baddbmm"], _product(1)),
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
+    "linear": _over(-1),
+    "scaled_dot_product_attention": _over(-1),
+    "einsum": _einsum,
+    "unseen": _unseen,
+}
+"""What each operation does to places, by name. Those that are written in Python and not named here are taken apart."""

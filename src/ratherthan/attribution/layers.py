@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ratherthan.attribution.forward import ForwardPass, Graph
 from ratherthan.attribution.operations import LAYERS
-from ratherthan.attribution.places import MOVING, PLACES, STAYING, Grid, Places, grid_of
+from ratherthan.attribution.places import MOVING, PLACES, STAYING, Grid, Places, grid_of, varies
 from ratherthan.attribution.trace import Address, Node, Trace
 from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
@@ -215,7 +215,7 @@ class _Search:
         if node.tensor._version != node.version or not node.tensor.is_floating_point():
             return None
         place = self.places.of(node)
-        if any(each is None and side > 1 for each, side in zip(place, self.image, strict=True)):
+        if any(not varies(each) and side > 1 for each, side in zip(place, self.image, strict=True)):
             return None
         return grid_of(place, node.shape, self.image)
 

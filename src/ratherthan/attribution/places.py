@@ -23,7 +23,10 @@ _AWAY = 2.0**20  # added while places are moved: an operation that fills up with
 
 
 class Place(NamedTuple):
-    """Rows and columns of the image, in pixels, of the size of the value or of 1 where they do not change; or None."""
+    """Rows and columns of the image, in pixels, of the size of the value or of 1 where they do not change.
+
+    None: none, as everything is mixed, or nothing is of the image.
+    """
 
     rows: Tensor | None = None
     columns: Tensor | None = None
@@ -146,7 +149,7 @@ class _Unknown(Exception):
 
 
 def _tidy(places: Tensor | None) -> Tensor | None:
-    """Size 1 along dimensions in which nothing changes; None where nothing changes at all."""
+    """Size 1 along dimensions in which nothing changes; None where nothing is of the image."""
     if places is None:
         return None
     places = _narrow(places)
@@ -157,7 +160,7 @@ def _tidy(places: Tensor | None) -> Tensor | None:
         low = places.nan_to_num(torch.inf).amin(axis, keepdim=True)
         if not (high - low > _NEAR).any():
             places = torch.where(high > -torch.inf, high, torch.nan)
-    return None if places.numel() == 1 else places
+    return None if places.numel() == 1 and places.isnan().all() else places
 
 
 def _narrow(places: Tensor) -> Tensor:
@@ -169,17 +172,27 @@ def _narrow(places: Tensor) -> Tensor:
 
 
 def _first(node: Node, places: Iterable[Place]) -> Place:
-    """Of several that meet, the first that has a row, and the first that has a column; no more are found than needed."""
+    """Of several that meet, the first whose rows, and the first whose columns change, or else that has any.
+
+    No more are found than are needed.
+    """
     found: list[Tensor | None] = [None, None]
     for place in places:
         for which, each in enumerate(place):
-            if found[which] is None and each is not None and each.ndim <= len(node.shape):
-                grown = each.view((1,) * (len(node.shape) - each.ndim) + each.shape)
-                fits = all(a in (1, b) for a, b in zip(grown.shape, node.shape, strict=True))
-                found[which] = grown if fits else None
-        if found[0] is not None and found[1] is not None:
+            if varies(found[which]) or each is None or each.ndim > len(node.shape):
+                continue
+            grown = each.view((1,) * (len(node.shape) - each.ndim) + each.shape)
+            fits = all(a in (1, b) for a, b in zip(grown.shape, node.shape, strict=True))
+            if fits and (found[which] is None or varies(each)):
+                found[which] = grown
+        if all(map(varies, found)):
             break
     return Place(*found)
+
+
+def varies(places: Tensor | None) -> bool:
+    """Whether these are places, and more than one."""
+    return places is not None and places.numel() > 1
 
 
 def _each(change: Callable[[Tensor], Tensor | None], place: Place) -> Place:
@@ -224,13 +237,15 @@ def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
 
 
 def _averaged(dims: Any, keepdim: bool) -> Callable[[Node, Place], Place]:
-    """Over some dimensions, which are left out, or of size 1."""
+    """Over some dimensions, which are left out, or of size 1. Where this leaves one place, everything is mixed."""
 
     def change(node: Node, place: Place) -> Place:
         def mean(each: Tensor) -> Tensor | None:
             axes = sorted({dims % each.ndim} if isinstance(dims, int) else {dim % each.ndim for dim in dims})
             mixed = any(each.shape[axis] > 1 for axis in axes)
             left: Tensor = each.nanmean(axes, keepdim=True) if mixed else each
+            if mixed and not varies(_tidy(left)):
+                return None
             return left if keepdim else left.reshape([n for i, n in enumerate(left.shape) if i not in axes])
 
         return _each(mean, place)

@@ -142,7 +142,8 @@ class Trace(TorchFunctionMode):
         where = self._running[-1][0] if self._running and not self._open else None
         if where is not None:
             self._calls[where, name] += 1
-        address = None if where is None else Address(where, name, self._calls[where, name])
+        hidden = where is None or (self.keep and not torch.is_grad_enabled())  # inside a function with its own backward
+        address = None if hidden else Address(where or "", name, self._calls[where, name])
         made = self._run(func, args, kwargs, name, in_place, address)
         return self.hand_on(made) if where is not None and (where, name) == self.cut else made
 

@@ -31,7 +31,9 @@ def at(network: nn.Module, address: str, hand_on: Callable[[Any], Any]) -> Itera
     """Hand on something else for what is computed at an address, for example the same, after a look at it."""
     name, _, number = address.partition("#")
     wanted, counts = int(number or 1), Counter[str]()
-    module, function = (name, "") if not name.endswith("()") else (name.rpartition(".")[0], name.rpartition(".")[2][:-2])
+    module, function = (
+        (name, "") if not name.endswith("()") else (name.rpartition(".")[0], name.rpartition(".")[2][:-2])
+    )
     calls = _Calls(module, function, wanted, hand_on)
 
     def enter(path: str) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +51,15 @@ class LayerMethod(Method):
         activation, seeds = grid.fold(graph.leaf.detach()), target.seeds
         head = pointwise_head(forward_pass, graph, grid) if self.linear and seeds.shape[1] > 2 else None
         if head is not None and (of_classes := self.class_maps(*head)) is not None:
-            return Attribution(torch.einsum("nqc,nchw->nqhw", seeds.to(activation.dtype), of_classes), graph.layer)
+            maps = torch.einsum("nqc,nchw->nqhw", seeds.to(activation.dtype), of_classes)
+            return Attribution(maps, graph.layer, self.diagnose(forward_pass, seeds, maps))
         maps = activation.new_empty(*seeds.shape[:2], *grid.size)
         for part, gradient in graph.vjp_chunks(seeds, forward_pass.budget):
             folded = grid.fold(gradient)
             if not folded.any() and gradient.any():
                 raise LayerError(_class_token_only(forward_pass, str(graph.layer)))
             maps[:, part] = self.combine(activation.unsqueeze(1), folded)
-        return Attribution(maps, graph.layer)
+        return Attribution(maps, graph.layer, self.diagnose(forward_pass, seeds, maps))
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """(N, 1, ch, h, w) activations and (N, Q, ch, h, w) gradients to maps (N, Q, h, w).
@@ -72,6 +74,10 @@ class LayerMethod(Method):
         None where there is no shortcut. Only asked of methods that are `linear`.
         """
         return None
+
+    def diagnose(self, forward_pass: ForwardPass, seeds: Tensor, maps: Tensor) -> dict[str, Any]:
+        """What can be said of maps (N, Q, h, w) for seeds (N, Q, classes); see `Attribution`."""
+        return {}
 
 
 @register_method
@@ -97,7 +103,12 @@ class GradCAM(LayerMethod):
 @register_method
 @dataclass(frozen=True)
 class LinearApproximation(LayerMethod):
-    """LA: sum_k a_k * g_k, activation times gradient (weighted-contrast eq. 4)."""
+    """LA: sum_k a_k * g_k, activation times gradient (weighted-contrast eq. 4).
+
+    Where all above the layer is pooling and a linear map, a map adds up to the linear contrast sum_c seed_c y_c minus
+    that of the biases. This is checked on the values; where it holds, the diagnostics say so: `bias`, (N, Q), and what
+    is missing of the sum beside it, `convergence delta`, (N, Q).
+    """
 
     name = "la"
     linear = True
@@ -109,6 +120,17 @@ class LinearApproximation(LayerMethod):
     def class_maps(self, scores: Tensor, passing: Tensor) -> Tensor:
         """The scores where a class is reached."""
         return passing * scores
+
+    def diagnose(self, forward_pass: ForwardPass, seeds: Tensor, maps: Tensor) -> dict[str, Any]:
+        """The share of the biases, if the maps and it add up to the linear contrast."""
+        logits = forward_pass.logits
+        missing = maps.sum((2, 3)) - torch.einsum("nqc,nc->nq", seeds, logits)
+        near = 1e3 * torch.finfo(maps.dtype).eps * torch.einsum("nqc,nc->nq", seeds.abs(), logits.abs())
+        for _, bias in _linear_maps(forward_pass.model.module, logits.shape[1]):
+            share = seeds @ bias.to(seeds.dtype)
+            if ((missing + share).abs() <= near).all():
+                return {"bias": share, "convergence delta": missing + share}
+        return {}
 
 
 def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple[Tensor, Tensor] | None:
@@ -149,9 +171,11 @@ def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple
     return None
 
 
-def _linear_maps(module: nn.Module, classes: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _linear_maps(module: nn.Module, classes: int, channels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     for each in module.modules():
-        if isinstance(each, (nn.Linear, nn.Conv2d)) and each.weight.flatten(1).shape == (classes, channels):
+        if not isinstance(each, (nn.Linear, nn.Conv2d)) or len(each.weight) != classes:
+            continue
+        if channels in (None, each.weight[0].numel()):
             weight = each.weight.detach().flatten(1)
             yield weight, each.bias.detach() if each.bias is not None else weight.new_zeros(classes)
 

@@ -112,7 +112,7 @@ def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype
 
 # --------------------------------------------------------------------------------------------- the table
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys([*of.MOVING, *of.SUMS, *of.JOINS, "pad"], of.plain),
+    **dict.fromkeys([*of.ADDING, *of.SUMS, *of.JOINS, "pad"], of.plain),
     **dict.fromkeys([*of.PRODUCTS, *of.LAYERS], midpoint),
     **dict.fromkeys(of.CHOICES, chosen),
     **dict.fromkeys([*of.CURVES, *of.RAMPS, "rsqrt", "log", "pow"], rescaled),

@@ -7,7 +7,7 @@ layer) and no further.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ratherthan.attribution.trace import Address, Node, Trace
+from ratherthan.attribution.trace import Address, Calls
 from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
 
@@ -122,22 +122,8 @@ class ForwardPass:
             ModelError: If the network fails or is not differentiable.
         """
         if layer not in self._graphs:
-            self.adopt(self._record_images() if layer is None else self._record_layer(layer)[0])
+            self.adopt(self._record_images() if layer is None else self._record_layer(layer))
         return self._graphs[layer]
-
-    def traced(self, layer: str, whole: Collection[str]) -> tuple[Graph, Node | None]:
-        """The same of a layer, and what is known of its output, from one forward pass that is written down.
-
-        Args:
-            layer: Its address.
-            whole: Operations that are not taken apart.
-
-        Returns:
-            The graph and the node; None where no function that can be watched made the output.
-        """
-        graph, node = self._record_layer(layer, whole)
-        self.adopt(graph)
-        return graph, node
 
     def adopt(self, graph: Graph) -> None:
         """Keep a graph of these images that was recorded elsewhere."""
@@ -169,14 +155,13 @@ class ForwardPass:
             raise ModelError(f"{self.model.name} detaches its output from its input: no gradient can be taken")
         return Graph(None, leaf, output)
 
-    def _record_layer(self, layer: str, whole: Collection[str] | None = None) -> tuple[Graph, Node | None]:
+    def _record_layer(self, layer: str) -> Graph:
         address, leaves, calls = Address.read(layer), list[Tensor](), 0
-        nodes, trace = list[Any](), None
 
         def hand_on(output: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls > address.number and not address.function and "#" not in layer:
+            if calls > 1 and not address.function and "#" not in layer:
                 raise LayerError(
                     f"layer {layer!r} runs more than once in a forward pass; say which time, e.g. '{layer}#2'"
                 )
@@ -185,30 +170,24 @@ class ForwardPass:
             tensor = output[0] if isinstance(output, tuple) and output else output
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 raise LayerError(f"layer {layer!r} gives {type(tensor).__name__}, not a tensor of numbers")
-            with torch._C.DisableTorchFunction():
-                nodes.append(tensor if trace is None else trace.of(tensor))
-                leaf = tensor.detach().requires_grad_()
-                leaves.append(leaf)
-                torch.set_grad_enabled(True)  # from here upward; no_grad below restores the mode
-                handed = leaf.clone()  # an in-place operation further up must not touch the leaf
+            leaf = tensor.detach().requires_grad_()
+            leaves.append(leaf)
+            torch.set_grad_enabled(True)  # from here upward; no_grad below restores the mode
+            handed = leaf.clone()  # an in-place operation further up must not touch the leaf
             return (handed, *output[1:]) if isinstance(output, tuple) else handed
 
-        images, network = self.images.clone(), self.model.module
+        network = self.model.module
         module = self.model.submodule(address.module) if address.module else network
         with ExitStack() as watching:
-            if whole is None and not address.function:
-                watching.enter_context(
-                    module.register_forward_hook(lambda module, inputs, output: hand_on(output))
-                )
-            else:
+            if address.function:
                 name = next(name for name, each in network.named_modules() if each is module)
-                cut = (name, address.function)
-                trace = Trace(network, images, keep=False, whole=whole or (), cut=cut, hand_on=hand_on)
-                watching.enter_context(trace.watching())
+                watching.enter_context(Calls(network, Address(name, address.function), hand_on).watching())
+            else:
+                watching.enter_context(module.register_forward_hook(lambda module, inputs, output: hand_on(output)))
             watching.enter_context(torch.no_grad())
-            output = self.model.logits(images)
+            output = self.model.logits(self.images.clone())
         if not leaves:
             raise LayerError(f"layer {layer!r} does not run in the forward pass; choose one that does")
         if not output.requires_grad:
             raise LayerError(f"the output of layer {layer!r} does not reach the logits: no gradient can be taken")
-        return Graph(layer, leaves[0], output), nodes[0] if isinstance(nodes[0], Node) else None
+        return Graph(layer, leaves[0], output)

@@ -14,7 +14,20 @@ from ratherthan.attribution.trace import Address, Node, Trace
 from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
 
-_LEARNT = {*LAYERS, "addmm", "baddbmm", "bmm", "matmul", "mm", "einsum", "lstm", "gru", "rnn_tanh", "rnn_relu", "unseen"}
+_LEARNT = {
+    *LAYERS,
+    "addmm",
+    "baddbmm",
+    "bmm",
+    "matmul",
+    "mm",
+    "einsum",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "unseen",
+}
 _FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = WeakKeyDictionary()
 
 
@@ -84,16 +97,12 @@ def _still_there(forward_pass: ForwardPass, layer: str, grid: Grid) -> bool:
 
 def _named(forward_pass: ForwardPass, layer: str) -> Grid:
     """How a layer lies that was named."""
-    graph, node = forward_pass.traced(layer, PLACES)
+    shape, address = tuple(forward_pass.graph(layer).leaf.shape), Address.read(layer)
+    trace, _ = _trace(forward_pass)
     images = (forward_pass.images.shape[-2], forward_pass.images.shape[-1])
-    grid = None if node is None else grid_of(Places().of(node), graph.leaf.shape, images)
-    if grid is None:  # what no function made that can be watched is seen in an autograd graph only
-        trace, _ = _trace(forward_pass)
-        address = Address.read(layer)
-        same = [each for each in trace.nodes if each.address == address]
-        grid = grid_of(Places().of(same[-1]), same[-1].shape, images) if same else None
+    same = [each for each in trace.nodes if each.address == address]
+    grid = grid_of(Places().of(same[-1]), same[-1].shape, images) if same else None
     if grid is None:
-        shape = tuple(graph.leaf.shape)
         raise LayerError(
             f"layer {layer!r} gives shape {shape}, which lies on no grid of the image's rows and columns as far as its "
             "operations can be followed: choose a convolution or block, or a method that explains the image, e.g. ixg"
@@ -102,22 +111,17 @@ def _named(forward_pass: ForwardPass, layer: str) -> Grid:
 
 
 def _trace(forward_pass: ForwardPass) -> tuple[Trace, Tensor]:
-    """One image, or all where a network takes no single one, with a graph of everything."""
-    model = forward_pass.model
-    try:
-        return _traced(model, forward_pass.images[:1])
-    except ModelError:
-        if len(forward_pass.images) == 1:
-            raise
-        return _traced(model, forward_pass.images)
-
-
-def _traced(model: Model, images: Tensor) -> tuple[Trace, Tensor]:
-    leaf = images.detach().requires_grad_()
-    trace = Trace(model.module, leaf, keep=True, whole=PLACES)
-    with torch.enable_grad(), trace.watching():
-        logits = model.logits(leaf.clone())
-    return trace, logits
+    """A forward pass of one image written down, or of all where a network takes no single one, and its logits."""
+    model, images = forward_pass.model, forward_pass.images
+    for leaf in (images[:1].detach().requires_grad_(), images.detach().requires_grad_()):
+        trace = Trace(model.module, leaf, PLACES)
+        try:
+            with torch.enable_grad(), trace.watching():
+                return trace, model.logits(leaf.clone())
+        except ModelError:
+            if len(leaf) == len(images):
+                raise
+    raise AssertionError
 
 
 def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
@@ -130,7 +134,6 @@ def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
     node = search.last(model.name)
     grid = search.grid(node)
     assert grid is not None
-    assert node.tensor is not None
     assert node.address is not None
     layer = trace.text(node.address)
     if len(node.tensor) == len(images):
@@ -210,7 +213,7 @@ class _Search:
 
     def grid(self, node: Node) -> Grid | None:
         """The grid of a value that can be explained: nameable, unchanged since, with rows and columns."""
-        if node.address is None or node.operation == "setitem" or node.tensor is None:
+        if node.address is None or node.operation == "setitem":
             return None
         if node.tensor._version != node.version or not node.tensor.is_floating_point():
             return None
@@ -220,15 +223,11 @@ class _Search:
         return grid_of(place, node.shape, self.image)
 
     def _gradient(self, node: Node) -> Tensor | None:
-        assert node.tensor is not None
-        (gradient,) = torch.autograd.grad(
-            self.logits, node.tensor, self.seed, retain_graph=True, allow_unused=True
-        )
+        (gradient,) = torch.autograd.grad(self.logits, node.tensor, self.seed, retain_graph=True, allow_unused=True)
         return gradient
 
     def _scores_classes(self, node: Node, grid: Grid) -> bool:
         """Whether a value is the map of the scores: pooled over the plane it is the logits."""
-        assert node.tensor is not None
         logits = self.logits.detach()
         maps = grid.fold(node.tensor.detach()).to(logits.dtype)
         single = maps.shape[1] == 1 and logits.shape[1] == 2  # -y/2 and y/2, of one score y
@@ -240,7 +239,7 @@ class _Search:
         return any(torch.allclose(each, scores, near, near * float(scores.abs().amax())) for each in pooled)
 
     def _normalised(self, node: Node, gradient: Tensor) -> Node:
-        """What an elementwise operation or norm makes of a value, if all that the logits know of it goes through that."""
+        """What an elementwise operation or norm makes of a value, if the logits know nothing of it but through that."""
         grid = self.grid(node)
         assert grid is not None
         for after in self.used_by[node]:
@@ -249,7 +248,7 @@ class _Search:
             upper = self._gradient(after) if self.grid(after) is not None else None
             if upper is None:
                 continue
-            (through,) = torch.autograd.grad(after.tensor, node.tensor, upper, retain_graph=True)  # type: ignore[arg-type]
+            (through,) = torch.autograd.grad(after.tensor, node.tensor, upper, retain_graph=True)
             scale = gradient.abs().amax() * (1e-2 if gradient.element_size() < 4 else 1e-4)
             if (grid.fold(through) - grid.fold(gradient)).abs().amax() <= scale:
                 return self._normalised(after, upper)

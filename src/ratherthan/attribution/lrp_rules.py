@@ -122,7 +122,7 @@ def _in_proportion(op: Operation, shares: Tensor, whole: Tensor, value: Tensor, 
 
 # --------------------------------------------------------------------------------------------- the table
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys([*of.MOVING, *of.CHOICES, *of.RAMPS, *of.NORMS, "maximum", "minimum", "topk"], of.plain),
+    **dict.fromkeys([*of.ADDING, *of.CHOICES, *of.RAMPS, *of.NORMS, "maximum", "minimum", "topk"], of.plain),
     **dict.fromkeys(of.SUMS, summed),
     **dict.fromkeys(of.JOINS, joined),
     **dict.fromkeys(of.PRODUCTS, product),

@@ -33,7 +33,7 @@ Rule = Callable[..., Any]
 """rule(op, *args, **kwargs): what `op(*args, **kwargs)` gives, with another gradient."""
 
 _SEEN = "ratherthan"  # marks the nodes of autograd graphs that came out of a rule
-_IN_PLACE = ("iadd", "isub", "imul", "idiv", "itruediv", "ipow", "setitem")
+IN_PLACE = ("iadd", "isub", "imul", "idiv", "itruediv", "ipow", "setitem")
 _HOMES = (torch.Tensor, torch, torch._C._nn)
 
 
@@ -81,7 +81,7 @@ class ByOperation(TorchFunctionMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func.__name__.strip("_")
-        if name in _IN_PLACE or (func.__name__.endswith("_") and not func.__name__.startswith("_")):
+        if name in IN_PLACE or (func.__name__.endswith("_") and not func.__name__.startswith("_")):
             return self._in_place(name, args, kwargs)
         rule = self.rules.get(key_of(func))
         body = None if rule or func in self._open else body_of(func)
@@ -106,7 +106,7 @@ class ByOperation(TorchFunctionMode):
             index, value = args[1:3] if name == "setitem" else (..., args[1] if args[1:] else 0)
             made = self._run(_set_item, (target.clone(), index, torch.as_tensor(value).to(target)), {})
         else:
-            plain = name[1:] if name in _IN_PLACE else name
+            plain = name[1:] if name in IN_PLACE else name
             like = next((getattr(home, plain) for home in _HOMES if hasattr(home, plain)), None)
             if not callable(like):
                 raise self.refusal(f"{name}_")
@@ -389,33 +389,44 @@ COMPOSED: dict[str, Rule] = {name: composed(function) for name, function in _COM
 """Norms, attention and other operations by what they consist of."""
 
 
-def _sizes(*names: str) -> list[str]:
+def sizes(*names: str) -> list[str]:
+    """The names of operations that come in one, two and three dimensions."""
     return [f"{name}{size}d" for name in names for size in (1, 2, 3)]
 
 
 MOVING = [
-    *_sizes("adaptive_avg_pool", "avg_pool", "dropout", "reflection_pad", "replication_pad", "upsample_nearest"),
-    "alias", "as_strided", "bfloat16", "broadcast_tensors", "broadcast_to", "channel_shuffle", "chunk", "clone",
-    "col2im", "contiguous", "cpu", "cuda", "cumsum", "diagonal", "diff", "double", "dropout", "expand", "expand_as",
-    "feature_dropout", "flatten", "flip", "fliplr", "flipud", "float", "gather", "getitem", "half", "hsplit", "im2col",
-    "index_select", "masked_select", "mean", "moveaxis", "movedim", "nansum", "narrow", "native_dropout", "neg",
-    "negative", "permute", "pixel_shuffle", "pixel_unshuffle", "positive", "repeat", "repeat_interleave", "reshape",
-    "reshape_as", "roll", "rot90", "select", "split", "split_with_sizes", "squeeze", "sum", "swapaxes", "swapdims", "t",
-    "take_along_dim", "tensor_split", "tile", "to", "transpose", "tril", "triu", "type", "type_as", "unbind",
-    "unflatten", "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze", "upsample_bicubic2d", "upsample_bicubic2d_aa",
-    "upsample_bilinear2d", "upsample_bilinear2d_aa", "upsample_linear1d", "upsample_trilinear3d", "view", "view_as",
-    "vsplit",
+    "broadcast_tensors", "broadcast_to", "channel_shuffle", "chunk", "contiguous", "diagonal", "expand", "expand_as",
+    "flatten", "flip", "fliplr", "flipud", "gather", "getitem", "hsplit", "im2col", "index_select", "moveaxis",
+    "movedim", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "reshape",
+    "reshape_as", "roll", "rot90", "select", "split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t",
+    "take_along_dim", "tensor_split", "tile", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk",
+    "unsafe_split", "unsqueeze", "view", "view_as", "vsplit",
 ]  # fmt: skip
-"""Linear operations without constants: they move values, or add them up."""
+"""They give the same values in other places."""
+COPIES = [
+    *sizes("dropout"), "bfloat16", "clone", "cpu", "cuda", "double", "dropout", "feature_dropout", "float", "half",
+    "native_dropout", "neg", "negative", "positive", "to", "tril", "triu", "type", "type_as",
+]  # fmt: skip
+"""They give the same values in the same places, some perhaps negated or left out."""
+RESIZING = [
+    *sizes("adaptive_avg_pool", "avg_pool", "reflection_pad", "replication_pad", "upsample_nearest"),
+    "upsample_bicubic2d", "upsample_bicubic2d_aa", "upsample_bilinear2d", "upsample_bilinear2d_aa", "upsample_linear1d",
+    "upsample_trilinear3d",
+]  # fmt: skip
+ADDING = [
+    *MOVING, *COPIES, *RESIZING, "alias", "as_strided", "col2im", "cumsum", "diff", "masked_select", "mean", "nansum",
+    "sum",
+]  # fmt: skip
+"""All linear operations without constants: they move values, or add them up."""
 SUMS = ["add", "sub", "subtract", "rsub", "where"]
-JOINS = ["cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack",
-         "set_item", "index_add", "scatter", "scatter_add"]  # fmt: skip
+STACKING = ["cat", "concat", "concatenate", "hstack", "vstack", "dstack", "stack"]
+JOINS = [*STACKING, "set_item", "index_add", "scatter", "scatter_add"]
 PRODUCTS = ["mul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv", "dot",
             "einsum", "outer", "inner", "tensordot", "bilinear"]  # fmt: skip
-LAYERS = [*_sizes("conv", "conv_transpose"), "linear"]
+LAYERS = [*sizes("conv", "conv_transpose"), "linear"]
 NORMS = ["norm", "linalg_vector_norm"]
 QUOTIENTS = ["div", "divide", "true_divide", "truediv"]
-CHOICES = [*_sizes("max_pool", "adaptive_max_pool"), "amax", "amin", "max", "min"]
+CHOICES = [*sizes("max_pool", "adaptive_max_pool"), "amax", "amin", "max", "min"]
 RAMPS = ["relu", "leaky_relu", "prelu", "rrelu", "abs", "absolute"]
 """Elementwise, f(a x) = a f(x) for a > 0."""
 CURVES = [

@@ -60,7 +60,7 @@ class Grid:
         cells = moved.flatten(-len(self.axes))
         cells = cells.flatten(lead, -2) if cells.ndim > lead + 1 else cells.unsqueeze(lead)
         cells = cells if self.order is None else cells.index_select(-1, self.order.to(cells.device))
-        return cells.unflatten(-1, self.size)
+        return cells.reshape(*cells.shape[:-1], *self.size)
 
 
 def grid_of(place: Place, shape: torch.Size, image: tuple[int, int]) -> Grid | None:
@@ -115,7 +115,7 @@ class Places:
         self._known: dict[Node, Place] = {}
 
     def of(self, node: Node) -> Place:
-        """The place of a node; of what it is made of, as far as that is needed, without recursion: networks are deep."""
+        """The place of a node, and of what it is made of as far as that is needed; networks are too deep to recurse."""
         todo = [node]
         while todo:
             try:
@@ -287,27 +287,6 @@ def _product(first: int = 0) -> _Rule:
     return rule
 
 
-def _einsum(node: Node, look: Callable[[Any], Place]) -> Place:
-    equation, *operands = node.call[1]
-    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
-        return NOWHERE
-    given, result = equation.replace(" ", "").split("->")
-    places = []
-    for letters, operand in zip(given.split(","), operands, strict=True):
-        gone = [i for i, letter in enumerate(letters) if letter not in result]
-        left = [letter for letter in letters if letter in result]
-
-        def arranged(each: Tensor, left: list[str] = left) -> Tensor:
-            ordered = each.permute([left.index(letter) for letter in result if letter in left])
-            shape = iter(ordered.shape)
-            return ordered.reshape([next(shape) if letter in left else 1 for letter in result])
-
-        place = _averaged(gone, False)(node, look(operand)) if gone else look(operand)
-        places.append(_each(arranged, place))
-    return _first(node, places)
-
-
 def _window(node: Node, look: Callable[[Any], Place]) -> Place:
     """Convolutions, pooling, resizing and padding: to the centre of the window that is looked through."""
     given = node.call[1][0] if node.call[1] else node.call[2].get("input")
@@ -347,14 +326,14 @@ def _geometry(node: Node, given: Node) -> tuple[list[float], list[float]]:
         value = default if value is None or value == () or value == [] else value
         return [value] * dims if isinstance(value, (int, bool, str)) else list(value) * (dims // len(value))
 
-    if name == "pad":
+    if "pad" in name:
         before = kwargs.get("pad", args[1] if len(args) > 1 else ())[::2]
         return [-float(each) for each in reversed(before)], [1.0] * len(before)
     dims = int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else len(node.shape) - 2
     sizes = list(zip(given.shape[-dims:], node.shape[-dims:], strict=True))
     if name.startswith(("adaptive", "interpolate", "upsample")):
-        corners = bool(kwargs.get("align_corners", args[4] if name == "interpolate" and len(args) > 4 else False))
-        if corners:
+        position = 2 if name.startswith("upsample_") and "nearest" not in name else 4
+        if kwargs.get("align_corners", args[position] if len(args) > position else False):
             return [0.0] * dims, [(n - 1) / max(m - 1, 1) for n, m in sizes]
         return [n / m / 2 - 0.5 for n, m in sizes], [n / m for n, m in sizes]
     if "pool" in name:
@@ -380,8 +359,6 @@ def _unseen(node: Node, look: Callable[[Any], Place]) -> Place:
         return NOWHERE
     before = node.inputs[0]
     place = look(before)
-    if node.tensor is None or before.tensor is None or place == NOWHERE:
-        return NOWHERE
     axes = [i for i in range(len(node.shape)) if any(each is not None and each.shape[i] > 1 for each in place)]
     for cell in ([n // 2 for n in node.shape], [n // 3 for n in node.shape], [n - 1 for n in node.shape]):
         seed = torch.zeros_like(node.tensor)
@@ -393,25 +370,13 @@ def _unseen(node: Node, look: Callable[[Any], Place]) -> Place:
     return place
 
 
-def _sizes(*names: str) -> list[str]:
-    return [f"{name}{size}d" for name in names for size in (1, 2, 3)]
-
-
-MOVING = [
-    "atleast_2d", "broadcast_to", "cat", "channel_shuffle", "chunk", "concat", "contiguous", "concatenate", "diagonal", "dstack",
-    "expand", "expand_as", "flatten", "flip", "fliplr", "flipud", "gather", "getitem", "hsplit", "hstack", "im2col",
-    "index_select", "moveaxis", "movedim", "mT", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat",
-    "repeat_interleave", "reshape", "reshape_as", "roll", "rot90", "select", "setitem", "split", "split_with_sizes", "squeeze",
-    "stack", "swapaxes", "swapdims", "T", "t", "take_along_dim", "tensor_split", "tile", "transpose", "unbind", "unflatten",
-    "unfold", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as", "vsplit", "vstack",
-]  # fmt: skip
-STAYING = [
-    *of.SUMS, *of.QUOTIENTS, *of.RAMPS, *of.CURVES, *_sizes("dropout"), "addcmul", "alias", "alpha_dropout", "batch_norm",
-    "bfloat16", "clone", "cpu", "cuda", "data", "detach", "double", "dropout", "feature_dropout", "float",
-    "group_norm", "half", "iadd", "idiv", "imul", "instance_norm", "isub", "itruediv", "layer_norm", "lerp", "log",
-    "log_softmax", "logit", "masked_fill", "maximum", "minimum", "mul", "multiply", "neg", "negative", "normalize", "pow",
-    "requires_grad", "rms_norm", "rsqrt", "rtruediv", "softmax", "softmin", "to", "tril", "triu", "type", "type_as",
-]  # fmt: skip
+MOVING = {*of.MOVING, *of.STACKING, "setitem", "T", "mT"}
+STAYING = {
+    *of.SUMS, *of.QUOTIENTS, *of.RAMPS, *of.CURVES, *of.COPIES, "addcmul", "alias", "batch_norm", "data", "detach",
+    "group_norm", "iadd", "idiv", "imul", "instance_norm", "isub", "itruediv", "layer_norm", "lerp", "log",
+    "log_softmax", "logit", "masked_fill", "maximum", "minimum", "mul", "multiply", "normalize", "pow", "requires_grad",
+    "rms_norm", "rsqrt", "rtruediv", "softmax", "softmin",
+}  # fmt: skip
 _REDUCING = ["amax", "amin", "logsumexp", "max", "mean", "min", "nanmean", "nansum", "std", "sum", "var"]
 
 PLACES: dict[str, _Rule] = {
@@ -419,14 +384,14 @@ PLACES: dict[str, _Rule] = {
     **dict.fromkeys(STAYING, _stays),
     **dict.fromkeys(_REDUCING, _reduced),
     **dict.fromkeys(of.LAYERS, _window),
-    **dict.fromkeys(_sizes("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"), _window),
-    **dict.fromkeys(["interpolate", "upsample", "pad"], _window),
+    **dict.fromkeys(
+        [*of.RESIZING, *of.sizes("max_pool", "adaptive_max_pool"), "interpolate", "upsample", "pad"], _window
+    ),
     **dict.fromkeys(["matmul", "rmatmul", "mm", "bmm"], _product()),
     **dict.fromkeys(["addmm", "baddbmm"], _product(1)),
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
     "linear": _over(-1),
     "scaled_dot_product_attention": _over(-1),
-    "einsum": _einsum,
     "unseen": _unseen,
 }
 """What each operation does to places, by name. Those that are written in Python and not named here are taken apart."""

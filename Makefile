@@ -42,5 +42,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,dev]" zennit grad-cam torchcam
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
 	touch $@

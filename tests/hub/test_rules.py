@@ -28,7 +28,7 @@ from ratherthan import get_contrast, resolve
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from rules import networks, prepare
+from networks import networks, prepare
 
 FACT, FOIL = 1, 3
 NETS = """

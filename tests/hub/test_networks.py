@@ -20,7 +20,18 @@ import sweep
 from networks import SPECIAL, SWEPT
 
 # with random weights these mix the whole image, so that moving pixels tells nothing about places
-UNDECIDED: set[str] = set()
+UNDECIDED = {
+    "transformers:cvt",
+    "torchvision:efficientnet_b0",
+    "torchvision:inception_v3",
+    "timm:mobilenetv4_hybrid_medium",
+    "timm:lcnet_050",
+    "timm:fbnetc_100",
+    "timm:spnasnet_100",
+    "timm:botnet26t_256",
+    "timm:efficientvit_b0",
+    "timm:efficientvit_m0",
+}
 METHODS = (rt.GradCAM, rt.LinearApproximation)
 
 

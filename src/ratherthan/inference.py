@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,10 @@ from ratherthan.errors import InputError, ModelError, first_line
 
 Movable = TypeVar("Movable", nn.Module, Tensor)
 
-# which thread runs a module, which modules a thread waits for, and the forward passes of threads; while nothing runs, all
-# are empty
+# which thread runs a module, which one another waits for, and which forward passes are going on; empty while none is
 _FREED = threading.Condition()
 _RUN_BY: dict[nn.Module, int] = {}
-_WANTS: dict[int, list[nn.Module]] = {}
+_WAITS_FOR: dict[int, int] = {}
 _PASSES: set[tuple[int, int]] = set()
 
 
@@ -26,9 +25,10 @@ _PASSES: set[tuple[int, int]] = set()
 def preserve_state(module: nn.Module) -> Iterator[None]:
     """Run in evaluation mode and leave nothing behind, whether the block returns or raises.
 
-    Every submodule gets its own `training` flag back, the random number generators their state, and modules that do
-    work when the mode changes (they override `train`) what they keep. Hooks are removed where they are set; gradients
-    are only ever taken by `torch.autograd.grad`, so no `.grad` appears. Works under `torch.inference_mode` too.
+    Every submodule gets its own `training` flag back, and the random number generators their state. So do the caches of
+    modules that do work where the mode is set (they override `train`), for that is not called. Hooks are removed where
+    they are set; gradients are only ever taken by `torch.autograd.grad`, so no `.grad` appears. Works under
+    `torch.inference_mode` too.
 
     Another thread that wants the same module, or one that shares a part with it, waits until the block is left. What a
     thread does with the module outside of such a block (training, predicting) is not held up.
@@ -36,10 +36,12 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
     Raises:
         InputError: If two threads wait for each other's modules.
     """
-    with _claimed(list(module.modules())):
+    modules = list(module.modules())
+    with _claimed(modules):
         # a frozen TorchScript module has no such flag
-        training = [(each, each.training) for each in module.modules() if hasattr(each, "training")]
-        working = [(each, _attributes(each)) for each in module.modules() if type(each).train is not nn.Module.train]
+        training = [(each, each.training) for each in modules if hasattr(each, "training")]
+        working = (each for each in modules if type(each).train is not nn.Module.train)
+        caches = [(kept, dict(kept)) for each in working for kept in vars(each).values() if type(kept) is dict]
         devices = [p.device for p in module.parameters() if p.is_cuda][:1]
         with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
             try:
@@ -50,27 +52,9 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
             finally:
                 for each, flag in training:
                     each.training = flag
-                for each, before in working:
-                    _put_back(vars(each), before)
-
-
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
-
-
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """What a module keeps beside parameters, buffers and hooks; of a dictionary, e.g. a cache, what is in it too."""
-    own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-    return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in own.items()}
-
-
-def _put_back(own: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in own.keys() - before.keys() - _OF_EVERY_MODULE:
-        del own[name]
-    for name, (value, entries) in before.items():
-        own[name] = value
-        if entries is not None:
-            value.clear()
-            value.update(entries)
+                for kept, before in caches:
+                    kept.clear()
+                    kept.update(before)
 
 
 @contextmanager
@@ -79,36 +63,21 @@ def _claimed(modules: list[nn.Module]) -> Iterator[None]:
     me, mine = threading.get_ident(), list[nn.Module]()
     try:
         with _FREED:
-            _WANTS[me] = modules
-            while _holders(me):
-                if _blocked(me):
-                    raise InputError("two threads wait for each other's networks, each explaining one inside the other: let one do both")
+            while others := {_RUN_BY[each] for each in modules if _RUN_BY.get(each, me) != me}:
+                _WAITS_FOR[me] = last = others.pop()
+                while last in _WAITS_FOR:
+                    if (last := _WAITS_FOR[last]) == me:
+                        raise InputError("two threads wait for each other's networks: explain both in one thread")
                 _FREED.wait()
-            del _WANTS[me]
             mine += [each for each in modules if each not in _RUN_BY]
             _RUN_BY.update(dict.fromkeys(mine, me))
         yield
     finally:
         with _FREED:
-            _WANTS.pop(me, None)
             for each in mine:
                 del _RUN_BY[each]
+            _WAITS_FOR.clear()  # all look again
             _FREED.notify_all()
-
-
-def _holders(thread: int) -> set[int]:
-    """The threads that run what a thread waits for."""
-    return {_RUN_BY.get(each, thread) for each in _WANTS.get(thread, ())} - {thread}
-
-
-def _blocked(me: int) -> bool:
-    """Whether one of those that a thread waits for waits for it in turn."""
-    seen, left = set[int](), [me]
-    while left:
-        found = _holders(left.pop()) - seen
-        seen |= found
-        left += found
-    return me in seen
 
 
 @contextmanager
@@ -126,12 +95,6 @@ def forward_of(module: nn.Module, who: str) -> Iterator[None]:
         yield
     finally:
         _PASSES.remove(key)
-
-
-def no_way_back(error: RuntimeError) -> ModelError:
-    """What to say where PyTorch cannot go back through a network."""
-    hint = "; give torch.utils.checkpoint use_reentrant=False" * ("use_reentrant" in str(error))
-    return ModelError(f"no gradient can be taken: {first_line(error)}{hint}")
 
 
 def to_device(thing: Movable, device: str | torch.device) -> Movable:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 from ratherthan.inference import forward_of, to_device
 from ratherthan.inputs import Images, Inputs
-from ratherthan.outputs import OUTPUTS, Ending, Output, check_config, output_of, plain_ending
+from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
 
 HALF = torch.float16, torch.bfloat16
@@ -43,6 +43,7 @@ class Model:
 
     Raises:
         InputError: If a setting does not exist or does not fit.
+        ModelError: If the network has no weights yet.
 
     Example:
         >>> model = Model(network, names, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
@@ -69,9 +70,13 @@ class Model:
             raise InputError(f"give {', '.join(images)} to {type(inputs).__name__}(...) itself")
         check_names(Images, images)
         self.module: nn.Module = getattr(module, "_orig_mod", module)
+        first = next(iter(self._tensors()), torch.empty(0))
+        if first.is_meta or is_lazy(first):
+            why = "lie on the device 'meta': load them first" if first.is_meta else "are lazy: run it once before"
+            raise ModelError(f"{type(module).__name__} has no weights yet, they {why}")
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.inputs = inputs or Images.of(self.module, **images)
-        self.output = OUTPUTS.make(output or output_of(self.module))
+        self.output = OUTPUTS.make(output_of(self.module) if output is None else output)
         self.layer = layer
         self.forward = forward
         self.name = name or type(self.module).__name__
@@ -91,7 +96,9 @@ class Model:
         Args:
             **changes: Any argument of `Model` but the module; settings of its inputs change those in force.
         """
-        own = {key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")}
+        own = {
+            key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")
+        }
         inputs = changes.pop("inputs", self.inputs)
         check_names(type(inputs), changes)
         return Model(self.module, **own, inputs=dataclasses.replace(inputs, **changes) if changes else inputs)
@@ -127,18 +134,9 @@ class Model:
             (N, C, H, W) on the model's device, in its dtype; float32 for a model in half precision.
 
         Raises:
-            InputError: If something is no image, the sizes differ and the model has no `size`, or memory runs out.
-            ModelError: If the model has no weights yet.
+            InputError: If something is no image, or the sizes differ and the model has no `size`.
         """
-        first = next(iter(self._tensors()), torch.empty(0))
-        if first.is_meta or is_lazy(first):
-            why = "its tensors are on the device 'meta'" if first.is_meta else "its first layer is lazy and has not run"
-            raise ModelError(f"{self.name} has no weights yet: {why}; load them first")
-        try:
-            return self.inputs.batch(images).to(self.device, torch.float32 if self.dtype in HALF else self.dtype)
-        except MemoryError as error:
-            size = getattr(self.inputs, "size", None)
-            raise InputError(f"images of size {size} do not fit into memory: give a smaller one") from error
+        return self.inputs.batch(images).to(self.device, torch.float32 if self.dtype in HALF else self.dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in image space as the network sees them."""
@@ -211,8 +209,6 @@ class Model:
             sample = start + bad[0]
             raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
         first = images[:1].clone()
-        if self.output.of_classes and self.forward is None:
-            check_config(self.module)
         self.output.check(logits, lambda: plain_ending(logits) or self._ending(first))
         self._check_apart(first)
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:
@@ -221,14 +217,16 @@ class Model:
             raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes{hint}")
 
     def _ending(self, image: Tensor) -> str:
-        with Ending() as ending:
-            return ending.of(self.scores(self.normalise(image)))
+        ending = Ending()
+        with ending:
+            scores = self.scores(self.normalise(image))
+        return ending.of(scores)
 
     def _check_apart(self, image: Tensor) -> None:
         """Refuse a network in which images of a batch change each other's logits, as it happens in batch norm."""
         for name, each in self.module.named_modules():
             if isinstance(each, _BatchNorm) and each.running_mean is None:
-                alone, together = (self.logits(batch)[0] for batch in (image, torch.cat([image, image / 2])))
+                alone, together = (self.logits(batch)[0] for batch in (image, torch.cat([image, 1 - image / 2])))
                 if (alone - together).abs().max() > 1e-2 * alone.abs().max():
                     one = "forward=lambda m, x: torch.cat([m(image) for image in x.split(1)])"
                     what = f"{self.name} lets the images of a batch change each other's logits"
@@ -236,11 +234,24 @@ class Model:
                 return
 
     # ----------------------------------------------------------------------------------------- inside
-    def no_gradient(self) -> ModelError:
-        """What to say where no gradient of the logits can be taken."""
-        if any("quantized" in type(each).__module__ for each in self.module.modules()):
-            return ModelError(f"{self.name} is quantised: no gradient can be taken; use 'occlusion' or 'lime'")
-        return ModelError(f"{self.name} detaches its output from its input: no gradient can be taken")
+    @contextmanager
+    def differentiated(self) -> Iterator[None]:
+        """Say in one line why PyTorch cannot go back through the network, where it cannot.
+
+        Raises:
+            ModelError: If so.
+        """
+        try:
+            yield
+        except (LayerError, RuntimeError) as error:
+            quantised = any("quantized" in type(each).__module__ for each in self.module.modules())
+            about = "grad" in str(error) or "differentiated" in str(error)
+            if (isinstance(error, RatherThanError) or not about) and not (quantised and isinstance(error, LayerError)):
+                raise
+            why = "it is quantised" if quantised else "it detaches its output from its input"
+            if "use_reentrant" in str(error):
+                why = "a part is checkpointed by re-entering: give torch.utils.checkpoint use_reentrant=False"
+            raise ModelError(f"no gradient of {self.name} can be taken: {why}; or use 'occlusion' or 'lime'") from error
 
     def check_open(self) -> None:
         """Refuse a module that cannot be looked into.
@@ -249,7 +260,9 @@ class Model:
             LayerError: If it is scripted or traced.
         """
         if isinstance(self.module, torch.jit.ScriptModule):
-            instead = "hand in the module it was made from, or use a method that explains the image, e.g. ixg or occlusion"
+            instead = (
+                "hand in the module it was made from, or use a method that explains the image, e.g. ixg or occlusion"
+            )
             raise LayerError(f"{self.name} is scripted or traced, and its layers cannot be looked into: {instead}")
 
     def submodule(self, layer: str | nn.Module) -> nn.Module:

@@ -159,39 +159,52 @@ def _misses_one(scores: Tensor) -> float:
     return (scores.sum(1) - 1).abs().max().item()
 
 
-def output_of(module: nn.Module) -> str:
-    """What a network gives where nothing is said: a value, if it is a transformers regressor; else logits."""
-    said, labels = _config(module)
-    return "value" if said == "regression" and labels == 1 else "logits"
+class Several(Output):
+    """What is neither classes nor a value, and refused until one says which of its numbers are meant.
 
-
-def check_config(module: nn.Module) -> None:
-    """Refuse a transformers network whose config says that its outputs are no classes.
-
-    Raises:
-        ModelError: If so.
+    Args:
+        what: What they are.
+        one: How one of them is asked about.
     """
-    said, labels = _config(module)
-    if labels > 1 and said in ("multi_label_classification", "regression"):
-        what = "independent labels" if said != "regression" else "values"
-        how = "['not A', 'A']" if said != "regression" else "output='value'"
-        one = f"Model(net, {how}, forward=lambda m, x: m(x).logits[:, [0]])"
-        raise ModelError(f"its config says {said!r}: {labels} {what}, not classes. Ask about one at a time: {one}")
+
+    name = "several"
+
+    def __init__(self, what: str, one: str) -> None:
+        self.what, self.one = what, one
+
+    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
+        """None.
+
+        Raises:
+            ModelError: Always.
+        """
+        one = f"Model(net, {self.one}, forward=lambda m, x: m(x).logits[:, [0]])"
+        raise ModelError(f"{who} gives {self.what}, by its config, not classes: ask about one at a time, {one}")
+
+    def logits(self, scores: Tensor, who: str) -> Tensor:
+        """None; `scores` has raised before."""
+        raise NotImplementedError
 
 
-def _config(module: nn.Module) -> tuple[Any, int]:
+def output_of(module: nn.Module) -> Output:
+    """What a network gives where nothing is said: logits, unless the config of a transformers network tells."""
     config = getattr(module, "config", None)
-    labels = getattr(config, "num_labels", 0)
-    return getattr(config, "problem_type", None), labels if isinstance(labels, int) else 0
+    said, labels = getattr(config, "problem_type", None), getattr(config, "id2label", None)
+    several = isinstance(labels, dict) and len(labels) > 1
+    if said == "multi_label_classification" and several:
+        return Several("independent labels", "['not A', 'A'], output='logits'")
+    if said == "regression":
+        return Several("several values", "output='value'") if several else Value()
+    return Logits()
 
 
 def plain_ending(logits: Tensor) -> str:
-    """ "linear" where the graph of logits shows that they come straight from a sum, which no probabilities do; else ""."""
+    """Whether the graph of logits shows that they come straight from a sum ("linear"), as no probabilities do."""
     made_by = logits.grad_fn.name() if logits.grad_fn is not None else ""
     return "linear" if made_by.startswith(("Addmm", "Mm", "Add", "Mean", "Convolution")) else ""
 
 
-class Ending(TorchDispatchMode):
+class Ending(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches a network run, and tells which operation a tensor comes from, through all that only copies numbers.
 
     It sees what runs inside scripted, traced and quantised modules, and under no_grad.
@@ -200,7 +213,7 @@ class Ending(TorchDispatchMode):
     _copying = ("_to_copy", "clone", "clamp", "clamp_min", "clamp_max", "cat", "stack", "index", "select")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._made_by: dict[int, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -214,7 +227,7 @@ class Ending(TorchDispatchMode):
         return result
 
     def of(self, tensor: Tensor) -> str:
-        """ "sigmoid" and "softmax" for all their kinds; "" where it was not seen."""
+        """The operation, "sigmoid" or "softmax" for all their kinds; nothing where it was not seen."""
         name = self._made_by.get(_memory(tensor), "").strip("_")
         return next((kind for kind in ("sigmoid", "softmax") if kind in name and "log" not in name), name)
 

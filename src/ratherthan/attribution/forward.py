@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import LayerError
-from ratherthan.inference import no_way_back
+from ratherthan.errors import LayerError, ModelError
 from ratherthan.model import Model
 
 T = TypeVar("T")
@@ -67,12 +66,9 @@ class Graph:
         return torch.stack([self._gradient(seed, batched=False) for seed in columns], 1)
 
     def _gradient(self, seed: Tensor, batched: bool) -> Tensor:
-        try:
-            (gradient,) = torch.autograd.grad(
-                self.output, self.leaf, seed, retain_graph=True, is_grads_batched=batched, allow_unused=True
-            )
-        except RuntimeError as error:
-            raise error if batched else no_way_back(error) from error
+        (gradient,) = torch.autograd.grad(
+            self.output, self.leaf, seed, retain_graph=True, is_grads_batched=batched, allow_unused=True
+        )
         if gradient is None:
             where = "the images do" if self.layer is None else f"the output of layer {self.layer!r} does"
             raise LayerError(f"{where} not reach the logits: no gradient can be taken")
@@ -152,7 +148,7 @@ class ForwardPass:
         with torch.enable_grad():
             output = self.model.logits(leaf.clone())
         if not output.requires_grad:
-            raise self.model.no_gradient()
+            raise ModelError(f"{self.model.name} detaches its output from its input: no gradient can be taken")
         return Graph(None, leaf, output)
 
     def _record_layer(self, layer: str) -> Graph:

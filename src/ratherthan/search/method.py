@@ -341,7 +341,7 @@ def run(
     _check_range(samples.images)
     how.check(model, samples.images)
     watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()
-    with preserve_state(watched), reporter(progress, "searching") as report:
+    with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
         if isinstance(how, CounterfactualMethod) and batch_size >= 1:
             # how many foils there are shows only when they are resolved
             batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,12 +26,12 @@ def convolutional(classes: int = 4, norm: Callable[[int], nn.Module] = nn.BatchN
     torch.manual_seed(1)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU(), nn.Dropout(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+        nn.AvgPool2d(6), nn.Flatten(), nn.Linear(32, classes),
     )  # fmt: skip
     for _ in range(5):
         net(torch.rand(16, 3, 12, 12))  # lived-in statistics
     with torch.no_grad():
-        net[-1].weight.mul_(8)
+        net[-1].weight.mul_(40)
     return net.eval()
 
 
@@ -240,12 +239,13 @@ def test_networks_without_a_gradient(kind: str) -> None:
     make, message = NOT_DIFFERENTIABLE[kind]
     net, x = make(), photos(2)
     manifold = Manifold(Decoder(), 6)
+    made = manifold.decode(torch.randn(2, 6)).detach()
     for ask in (
         lambda: rt.explain(net, x, 0, 1, "ixg"),
         lambda: rt.explain(net, x, 0, 1, "ig"),
         lambda: rt.counterfactual(net, x, foil="any", method="cem"),
-        lambda: rt.counterfactual(net, x, method=rt.XGEM(manifold)),
-        lambda: rt.counterfactual(net, x, method=rt.CDeepEx(manifold)),
+        lambda: rt.counterfactual(net, made, method=rt.XGEM(manifold)),
+        lambda: rt.counterfactual(net, made, method=rt.CDeepEx(manifold)),
         lambda: rt.pertinent_positive(net, x, method="cem"),
         lambda: rt.pertinent_positive(net, x, method=rt.CEMMAFPositive(superpixels="grid")),
     ):
@@ -290,12 +290,13 @@ def test_searches_of_networks_in_half_precision(dtype: torch.dtype) -> None:
     net, x = convolutional(), photos(2)
     half = copy.deepcopy(net).to(dtype)
     manifold = Manifold(Decoder(), 6)
+    made = manifold.decode(torch.randn(2, 6)).detach()
     seen = list[torch.dtype]()
     half.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
     for result in (
         rt.counterfactual(half, x, foil="any", method="cem"),
-        rt.counterfactual(half, x, method=rt.XGEM(manifold, retries=0)),
-        rt.counterfactual(half, x, method=rt.CDeepEx(manifold, retries=0)),
+        rt.counterfactual(half, made, method=rt.XGEM(manifold, retries=0)),
+        rt.counterfactual(half, made, method=rt.CDeepEx(manifold, retries=0)),
         rt.pertinent_positive(half, x, method="cem"),
         rt.pertinent_positive(half, x, method=rt.CEMMAFPositive(superpixels="grid")),
     ):
@@ -315,7 +316,7 @@ def test_searches_of_networks_in_half_precision(dtype: torch.dtype) -> None:
 def test_differences_of_logits_that_half_precision_rounds_away_are_refused() -> None:
     net, x = convolutional(), photos(2)
     with torch.no_grad():
-        net[-1].bias.add_(torch.tensor([9.0, 8.0, 0.0, 0.0]))
+        net[-1].bias.add_(30)
     exact = rt.explain(net, x, 0, 1, "occlusion").attribution
     half = rt.explain(copy.deepcopy(net).half(), x, 0, 1, "occlusion").attribution
     assert (exact - half).norm() < 0.2 * exact.norm()
@@ -323,11 +324,9 @@ def test_differences_of_logits_that_half_precision_rounds_away_are_refused() -> 
     for method in ("occlusion", "lime"):
         with pytest.raises(UnsupportedError, match="bfloat16 rounds away what .* use float32 weights"):
             rt.explain(coarse, x, 0, 1, method)
-    loud = copy.deepcopy(net)
-    with torch.no_grad():
-        loud[-1].weight.mul_(200)
-    exact, rough = (rt.explain(each, x, 0, 1, "occlusion").attribution for each in (loud, copy.deepcopy(loud).bfloat16()))
-    assert (exact - rough).norm() < 0.2 * exact.norm()
+    clear, wide = convolutional(), rt.Occlusion(size=6)  # large differences of small logits
+    exact, rough = (rt.explain(each, x, 0, 1, wide).attribution for each in (clear, copy.deepcopy(clear).bfloat16()))
+    assert (exact - rough).norm() < 0.1 * exact.norm()
 
 
 # --------------------------------------------------------------------------------------------- what cannot be run
@@ -477,4 +476,3 @@ def test_nothing_holds_on_to_a_network() -> None:
     assert not inference._RUN_BY
     assert not inference._WAITS_FOR
     assert not inference._PASSES
-    assert re  # keeps the import used

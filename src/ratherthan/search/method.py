@@ -60,6 +60,7 @@ class SearchQuestion:
     axis: Literal["foil"] | None = None
     names: tuple[str, ...] = ()
     evaluations: int = field(default=0, init=False)
+    _reached: bool = field(default=False, init=False)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -94,7 +95,11 @@ class SearchQuestion:
     def look(self, images: Tensor) -> Tensor:
         """Logits (M, classes) of images (M, C, H, W), which count as evaluations; differentiable."""
         self.evaluations += len(images)
-        return self.model.logits(images)
+        logits = self.model.logits(images)
+        if images.requires_grad and torch.is_grad_enabled() and not self._reached:
+            # once: without a gradient, an objective that also moves the images would go on in vain
+            self._reached = torch.autograd.grad(logits.sum(), images, retain_graph=True) != ()
+        return logits
 
     @torch.no_grad()
     def fresh(self, images: Tensor) -> Tensor:

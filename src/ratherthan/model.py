@@ -197,7 +197,7 @@ class Model:
 
         Args:
             logits: (N, classes).
-            images: (N, C, H, W), what they were computed of; where there is a doubt, the first is looked at once more.
+            images: (N, C, H, W), what they were computed of; where there is a doubt, they are looked at once more.
             start: Number of the first sample.
 
         Raises:
@@ -208,18 +208,17 @@ class Model:
         if bad:
             sample = start + bad[0]
             raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
-        first = images[:1].clone()
-        self.output.check(logits, lambda: plain_ending(logits) or self._ending(first))
-        self._check_apart(first)
+        self.output.check(logits, lambda: plain_ending(logits) or self._ending(images.clone()))
+        self._check_apart(images[:1].clone())
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:
             single = "; if its only output is a value, give output='value'; if log-odds, the names of both sides"
             hint = single * (len(self.class_names) == 1 and logits.shape[1] == 2)
             raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes{hint}")
 
-    def _ending(self, image: Tensor) -> str:
+    def _ending(self, images: Tensor) -> str:
         ending = Ending()
         with ending:
-            scores = self.scores(self.normalise(image))
+            scores = self.scores(self.normalise(images))
         return ending.of(scores)
 
     def _check_apart(self, image: Tensor) -> None:

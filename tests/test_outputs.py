@@ -1,4 +1,4 @@
-"""What the numbers of a network mean is found out: sigmoids, softmaxes, labels, values, networks coupled over the batch."""
+"""What a network's numbers mean is found out: sigmoids, softmaxes, labels, values, batches that are coupled."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_what_comes_straight_from_a_sum_is_not_looked_at_twice() -> None:
 def test_every_batch_is_looked_at() -> None:
     x = torch.cat([photos(1) * 0, photos(1)])
     dark = head()(x)[0, 0].item()
-    net = Then(lambda y: torch.where((y[:, :1] - dark).abs() < 1e-5, 5 + y, y.softmax(1)))  # right for black images only
+    net = Then(
+        lambda y: torch.where((y[:, :1] - dark).abs() < 1e-5, 5 + y, y.softmax(1))
+    )  # right for black images only
     rt.explain(net, x[:1], method="ixg")
     with pytest.raises(ModelError, match="probabilities"):
         rt.explain(net, x, method="ixg", batch_size=1)
@@ -197,7 +199,9 @@ def test_a_transformers_head_of_one_label() -> None:
     assert why.output == "value"
     assert torch.equal(why.score, value(x).logits[:, 0])
     unclear = Model(transformer(num_labels=1), ["LABEL_0"])
-    with pytest.raises(ModelError, match="if its only output is a value, give output='value'; if log-odds, the names of"):
+    with pytest.raises(
+        ModelError, match="if its only output is a value, give output='value'; if log-odds, the names of"
+    ):
         rt.explain(unclear, x)
     assert rt.explain(unclear.replace(output="value"), x).output == "value"
     assert rt.explain(unclear.replace(class_names=["no", "yes"]), x, "yes").class_names == ("no", "yes")

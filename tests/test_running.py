@@ -208,7 +208,7 @@ def test_scripted_networks(which: int) -> None:
         open_map, same = (rt.explain(each, x, 0, 1, method).attribution for each in (net, closed))
         torch.testing.assert_close(open_map, same, atol=1e-5, rtol=1e-4)
     for layer in (None, "0"):
-        with pytest.raises(LayerError, match="scripted or traced.*e.g. ixg or occlusion") as error:
+        with pytest.raises(LayerError, match=r"scripted or traced.*e.g. by ixg or occlusion") as error:
             rt.explain(closed, x, layer=layer)
         one_line(error)
     for method in ("lrp", "deeplift"):
@@ -257,7 +257,7 @@ def test_networks_without_a_gradient(kind: str) -> None:
     assert torch.allclose(why.logits, logits, atol=1e-5)
     if kind == "int8":
         for method in ("gradcam", "la", "lrp", "deeplift"):
-            with pytest.raises(RatherThanError, match="quantised.*'occlusion' or 'lime'"):
+            with pytest.raises(RatherThanError, match=r"quantised.*'occlusion' or 'lime'"):
                 rt.explain(net, x, 0, 1, method)
 
 
@@ -273,7 +273,10 @@ def test_inference_mode() -> None:
     model = rt.load("zoo:mnist")
     schedule = rt.Schedule(outer_iterations=2, inner_iterations=4)
     how = rt.CDeepEx(schedule=schedule, retries=0)
-    expected = [rt.explain(model, digit, foil=7).attribution, rt.counterfactual(model, digit, foil=7, method=how).examples]
+    expected = [
+        rt.explain(model, digit, foil=7).attribution,
+        rt.counterfactual(model, digit, foil=7, method=how).examples,
+    ]
     with torch.inference_mode():
         loaded = rt.load("zoo:mnist")
         made = convolutional()
@@ -322,7 +325,7 @@ def test_differences_of_logits_that_half_precision_rounds_away_are_refused() -> 
     assert (exact - half).norm() < 0.2 * exact.norm()
     coarse = copy.deepcopy(net).bfloat16()
     for method in ("occlusion", "lime"):
-        with pytest.raises(UnsupportedError, match="bfloat16 rounds away what .* use float32 weights"):
+        with pytest.raises(UnsupportedError, match=r"bfloat16 rounds away what .* use float32 weights"):
             rt.explain(coarse, x, 0, 1, method)
     clear, wide = convolutional(), rt.Occlusion(size=6)  # large differences of small logits
     exact, rough = (rt.explain(each, x, 0, 1, wide).attribution for each in (clear, copy.deepcopy(clear).bfloat16()))
@@ -424,7 +427,9 @@ def test_several_outputs_are_refused_with_the_remedy(after: Callable[[Tensor], A
 
 
 def test_further_arguments_are_asked_for() -> None:
-    with pytest.raises(ModelError, match=r"missing 1 required .*'gain'; give further arguments by .*forward=lambda m, x"):
+    with pytest.raises(
+        ModelError, match=r"missing 1 required .*'gain'; give further arguments by .*forward=lambda m, x"
+    ):
         rt.explain(WithMore(), photos())
 
 

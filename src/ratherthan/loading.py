@@ -71,17 +71,13 @@ def load(
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
         if all(settings.get(key) is None for key in ("mean", "std", "inputs", "preprocessing")):
-            warnings.warn(
-                f"{spec} does not tell how images are normalised: they are not; give mean and std", stacklevel=2
-            )
+            warnings.warn(f"{spec} tells no mean and std: images are not normalised; give both", stacklevel=2)
     elif ".py:" in spec:
         model = _load_factory(spec, trust_code)
     else:
         if Path(spec).is_file():
-            weigh = (
-                f"seems to hold weights: name their network too, e.g. load('torchvision:resnet50', weights={spec!r})"
-            )
-            raise InputError(f"{spec!r} {describe(Path(spec)) or weigh}")
+            usual = f"seems to hold weights: name their network, e.g. load('torchvision:resnet50', weights={spec!r})"
+            raise InputError(f"{spec!r} {describe(Path(spec)) or usual}")
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
         hint = _close_in_zoo(name or spec)
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
@@ -89,8 +85,9 @@ def load(
         try:
             fit_weights(model.module, weights)
         except ModelError as error:
-            hint = "; if it has other classes, name them: class_names=" * (names is None and ", not (" in str(error))
-            raise ModelError(f"{error}{hint}") from error
+            if names is not None or kind not in ("torchvision", "timm") or ", not (" not in str(error):
+                raise
+            raise ModelError(f"{error}; if its classes are others, give class_names=") from error
     for each in model.module.modules():
         each.training = False
     given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
@@ -240,10 +237,9 @@ def _load_exported(path: Path, weights: _Weights) -> Model:
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{str(path)!r} is no exported program: save one by torch.export.save")
     try:
-        made = Model(torch.export.unflatten(torch.export.load(path)))
+        return Model(torch.export.unflatten(torch.export.load(path)))
     except Exception as error:  # whatever a damaged archive raises
         raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
-    return made
 
 
 def _load_factory(spec: str, trust_code: bool) -> Model:
@@ -255,9 +251,9 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
             made = _run(Path(path))[factory]()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # sys.exit() too
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (Model, nn.Module)):
         raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")

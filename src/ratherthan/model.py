@@ -156,8 +156,7 @@ class Model:
         except RatherThanError:
             raise
         except Exception as error:  # a network may raise anything on an input it does not like
-            shape = tuple(normalised.shape)
-            what = f"{self.name} fails on images of shape {shape}: {first_line(error)}"
+            what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
             raise ModelError(what + self._advice(seen, error)) from error
         return self.output.scores(returned, len(normalised), self.name)
 
@@ -217,9 +216,9 @@ class Model:
 
     def _ending(self, images: Tensor) -> str:
         ending = Ending()
-        with ending:
-            scores = self.scores(self.normalise(images))
-        return ending.of(scores)
+        with suppress(ModelError), ending:
+            return ending.of(self.scores(self.normalise(images)))
+        return ""
 
     def _check_apart(self, image: Tensor) -> None:
         """Refuse a network in which images of a batch change each other's logits, as it happens in batch norm."""
@@ -259,9 +258,7 @@ class Model:
             LayerError: If it is scripted or traced.
         """
         if isinstance(self.module, torch.jit.ScriptModule):
-            instead = (
-                "hand in the module it was made from, or use a method that explains the image, e.g. ixg or occlusion"
-            )
+            instead = "hand in the module it was made from, or explain the image, e.g. by ixg or occlusion"
             raise LayerError(f"{self.name} is scripted or traced, and its layers cannot be looked into: {instead}")
 
     def submodule(self, layer: str | nn.Module) -> nn.Module:

@@ -38,8 +38,8 @@ class Output(Settings, ABC):
         """
         found = getattr(returned, "logits", returned)
         if not isinstance(found, Tensor):
-            what, key = type(returned).__name__, repr(next(iter(returned), 0)) if isinstance(returned, dict) else 0
-            raise ModelError(f"{who} returns a {what}: pick the logits, Model(net, forward=lambda m, x: m(x)[{key}])")
+            what, key = type(returned).__name__, next(iter(returned), 0) if isinstance(returned, dict) else 0
+            raise ModelError(f"{who} returns a {what}: pick the logits, Model(net, forward=lambda m, x: m(x)[{key!r}])")
         if found.ndim != 2 or len(found) != samples:
             shape = tuple(found.shape)
             raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, classes) is needed")
@@ -86,7 +86,7 @@ class Logits(Output):
         Raises:
             ModelError: If they are.
         """
-        single = logits.shape[1] == 2 and not logits.sum(1).any()
+        single = _is_single(logits)
         scores = logits[:, 1:] - logits[:, :1] if single else logits
         if not ((scores >= 0) & (scores <= 1)).all():
             return
@@ -118,7 +118,7 @@ class Probabilities(Output):
         Raises:
             ModelError: If they are.
         """
-        missed = _misses_one(logits.softmax(1) if not logits.sum(1).any() else logits.exp())
+        missed = 0.0 if _is_single(logits) else _misses_one(logits.exp())
         if missed > _COARSE or (missed > _ROUNDING * logits.shape[1] and ending() == "sigmoid"):
             raise ModelError(_LABELS.format(logits.shape[1]))
 
@@ -153,6 +153,11 @@ _LABELS = (
     "the {} outputs are probabilities whose sum is not 1: independent labels, not classes. Ask about one at a time: "
     "Model(net, ['not A', 'A'], output='probabilities', forward=lambda m, x: m(x)[:, [0]])"
 )
+
+
+def _is_single(logits: Tensor) -> bool:
+    """Whether they are the two halves of a single score."""
+    return logits.shape[1] == 2 and not logits.sum(1).any()
 
 
 def _misses_one(scores: Tensor) -> float:

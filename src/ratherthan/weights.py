@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,9 @@ def _renamed(module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def describe(path: Path) -> str:
     """What a file is, if it is a network and no weights, and what to do with it."""
-    inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    inside = list[str]()
+    with suppress(zipfile.BadZipFile, NotImplementedError):
+        inside = zipfile.ZipFile(path).namelist()
     if path.suffix == ".onnx":
         return "is an ONNX network: only PyTorch's can be explained"
     if any("/code/" in name for name in inside):

@@ -217,10 +217,10 @@ def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     with _fetching(f"timm:{name}"):
         module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
-    imagenet = timm.data.infer_imagenet_subset(module)
+    imagenet, names = timm.data.infer_imagenet_subset(module), module.pretrained_cfg.get("label_names")
     channels, *size = config["input_size"]
     return module, {
-        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None,
+        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names,
         **{key: config[key] for key in ("mean", "std", "interpolation")},
         "size": size,
         "fit": "resize" if config["crop_mode"] == "squash" else "crop",

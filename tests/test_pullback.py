@@ -287,7 +287,7 @@ def test_nothing_is_left_behind_by_a_failure_at_any_stage(
     model = rt.Model(mixed_flags(make(Dense).module), layer=layer)
     breaking(where, monkeypatch, model)
     state = State(model.module)
-    with pytest.raises((Breaks, rt.ModelError), match=where):  # what a network raises becomes a ModelError
+    with pytest.raises(Breaks):
         rt.explain(model, images(), None, "each", "gradcam")
     with monkeypatch.context() as normal:
         normal.undo()

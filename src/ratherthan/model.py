@@ -20,6 +20,9 @@ from ratherthan.inputs import Images, Inputs
 from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
 
+# what a network may raise on an input it does not like
+_FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
+_FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -155,7 +158,7 @@ class Model:
                 returned = self._run(seen)
         except RatherThanError:
             raise
-        except Exception as error:  # a network may raise anything on an input it does not like
+        except _FAILURES as error:
             what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
             raise ModelError(what + self._advice(seen, error)) from error
         return self.output.scores(returned, len(normalised), self.name)

@@ -160,7 +160,7 @@ def test_class_names_written_in_weights(names: str, tmp_path: Path) -> None:
     [
         ("net.onnx", "is an ONNX network"),
         ("script.pt", "is a TorchScript network"),
-        ("net.pth", r"seems to hold weights: name their network too, e.g. load\('torchvision:resnet50', weights="),
+        ("net.pth", r"seems to hold weights: name their network, e.g. load\('torchvision:resnet50', weights="),
         ("net.safetensors", "seems to hold weights"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,30 +10,91 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, ModelError, first_line
 
 Movable = TypeVar("Movable", nn.Module, Tensor)
+
+# which thread runs a module, which one another waits for, and which forward passes are going on; empty while none is
+_FREED = threading.Condition()
+_RUN_BY: dict[nn.Module, int] = {}
+_WAITS_FOR: dict[int, int] = {}
+_PASSES: set[tuple[int, int]] = set()
 
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
     """Run in evaluation mode and leave nothing behind, whether the block returns or raises.
 
-    Every submodule gets its own `training` flag back, the random number generators their state. Hooks are removed where
+    Every submodule gets its own `training` flag back, and the random number generators their state. So do the caches of
+    modules that do work where the mode is set (they override `train`), for that is not called. Hooks are removed where
     they are set; gradients are only ever taken by `torch.autograd.grad`, so no `.grad` appears. Works under
     `torch.inference_mode` too.
+
+    Another thread that wants the same module, or one that shares a part with it, waits until the block is left. What a
+    thread does with the module outside of such a block (training, predicting) is not held up.
+
+    Raises:
+        InputError: If two threads wait for each other's modules.
     """
-    training = [(each, each.training) for each in module.modules()]
-    devices = [p.device for p in module.parameters() if p.is_cuda][:1]
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
-        try:
-            # not .eval(): some networks override it, and each submodule's own flag must come back
-            for each, _ in training:
-                each.training = False
-            yield
-        finally:
-            for each, flag in training:
-                each.training = flag
+    modules = list(module.modules())
+    with _claimed(modules):
+        # a frozen TorchScript module has no such flag
+        training = [(each, each.training) for each in modules if hasattr(each, "training")]
+        working = (each for each in modules if type(each).train is not nn.Module.train)
+        caches = [(kept, dict(kept)) for each in working for kept in vars(each).values() if type(kept) is dict]
+        devices = [p.device for p in module.parameters() if p.is_cuda][:1]
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+            try:
+                # not .eval(): some networks override it, and each submodule's own flag must come back
+                for each, _ in training:
+                    each.training = False
+                yield
+            finally:
+                for each, flag in training:
+                    each.training = flag
+                for kept, before in caches:
+                    kept.clear()
+                    kept.update(before)
+
+
+@contextmanager
+def _claimed(modules: list[nn.Module]) -> Iterator[None]:
+    """Run modules in this thread alone: all of them at once, so that those who share some cannot block each other."""
+    me, mine = threading.get_ident(), list[nn.Module]()
+    try:
+        with _FREED:
+            while others := {_RUN_BY[each] for each in modules if _RUN_BY.get(each, me) != me}:
+                _WAITS_FOR[me] = last = others.pop()
+                while last in _WAITS_FOR:
+                    if (last := _WAITS_FOR[last]) == me:
+                        raise InputError("two threads wait for each other's networks: explain both in one thread")
+                _FREED.wait()
+            mine += [each for each in modules if each not in _RUN_BY]
+            _RUN_BY.update(dict.fromkeys(mine, me))
+        yield
+    finally:
+        with _FREED:
+            for each in mine:
+                del _RUN_BY[each]
+            _WAITS_FOR.clear()  # all look again
+            _FREED.notify_all()
+
+
+@contextmanager
+def forward_of(module: nn.Module, who: str) -> Iterator[None]:
+    """A forward pass, in which no other of the same module may begin, as a hook that explains would have it.
+
+    Raises:
+        ModelError: If one does.
+    """
+    key = threading.get_ident(), id(module)
+    if key in _PASSES:
+        raise ModelError(f"{who} is explained inside its own forward pass, by a hook: explain it when the pass is over")
+    _PASSES.add(key)
+    try:
+        yield
+    finally:
+        _PASSES.remove(key)
 
 
 def to_device(thing: Movable, device: str | torch.device) -> Movable:
@@ -42,6 +104,9 @@ def to_device(thing: Movable, device: str | torch.device) -> Movable:
         InputError: If there is no such device here.
     """
     try:
+        if torch.device(device).type == "meta":
+            raise InputError("device 'meta' holds no numbers: use cpu, or cuda where there is one")
         return thing.to(device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+    # an assertion where torch was built without CUDA, an import error for a device that a package would bring
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error

@@ -7,6 +7,7 @@ import importlib
 import json
 import runpy
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -21,9 +22,10 @@ from torch import nn
 from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.inputs import Images
 from ratherthan.model import Model
-from ratherthan.weights import fit_weights
+from ratherthan.weights import describe, fit_weights
 
 
+@torch.inference_mode(False)  # what is made inside could never be explained
 def load(
     spec: str | Path,
     *,
@@ -36,12 +38,13 @@ def load(
     """Load a model by name.
 
     Args:
-        spec: "zoo:NAME"; "hf:NAME or folder" (transformers); "torchvision:NAME"; "timm:NAME"; a ".pt2" exported
-            program; or "file.py:factory", a function without arguments that returns the module. PyTorch unpickles
-            parts of a ".pt2", so opening one can run code hidden in it: only open those you trust.
-        weights: A safetensors file, or a .pt/.pth state dict (read with `weights_only=True`, which runs no code); None:
-            those published under the name. For a file, torchvision and timm networks are built with one output per
-            name in `class_names`, if given.
+        spec: "zoo:NAME"; "hf:NAME or folder" (transformers), or the folder by itself; "torchvision:NAME"; "timm:NAME",
+            also "timm:hf-hub:NAME" and "timm:local-dir:FOLDER"; a ".pt2" exported program; or "file.py:factory", a
+            function without arguments that returns the module. PyTorch unpickles parts of a ".pt2", so opening one can
+            run code hidden in it: only open those you trust.
+        weights: A safetensors file, or a state dict that PyTorch saved (read with `weights_only=True`, which runs no
+            code); None: those published under the name. For a file, torchvision and timm networks are built with one
+            output per name in `class_names`, if given.
         class_names: Names, or a file of them (see `read_class_names`).
         device: Where to put it.
         trust_code: Allow "file.py:factory", which runs that file.
@@ -59,20 +62,32 @@ def load(
     """
     spec = str(spec)
     names = read_class_names(class_names) if isinstance(class_names, (str, Path)) else class_names
+    if (config := Path(spec) / "config.json").is_file():  # timm's tells an architecture, that of transformers several
+        spec = f"timm:local-dir:{spec}" if b'"architecture"' in config.read_bytes() else f"hf:{spec}"
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:
         module, known = _LOADERS[kind](name, weights, {} if names is None else {"num_classes": len(names)})
         model = Model(module, **known)
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
+        if all(settings.get(key) is None for key in ("mean", "std", "inputs", "preprocessing")):
+            warnings.warn(f"{spec} tells no mean and std: images are not normalised; give both", stacklevel=2)
     elif ".py:" in spec:
         model = _load_factory(spec, trust_code)
     else:
+        if Path(spec).is_file():
+            usual = f"seems to hold weights: name their network, e.g. load('torchvision:resnet50', weights={spec!r})"
+            raise InputError(f"{spec!r} {describe(Path(spec)) or usual}")
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
         hint = _close_in_zoo(name or spec)
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
-        fit_weights(model.module, weights)
+        try:
+            fit_weights(model.module, weights)
+        except ModelError as error:
+            if names is not None or kind not in ("torchvision", "timm") or ", not (" not in str(error):
+                raise
+            raise ModelError(f"{error}; if its classes are others, give class_names=") from error
     for each in model.module.modules():
         each.training = False
     given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
@@ -197,15 +212,15 @@ def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _L
 
 def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     timm = _extra("timm", "hub")
-    if not timm.is_model(name):
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         raise InputError(unknown("timm model", name, timm.list_models()))
     with _fetching(f"timm:{name}"):
         module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
-    imagenet = timm.data.infer_imagenet_subset(module)
+    imagenet, names = timm.data.infer_imagenet_subset(module), module.pretrained_cfg.get("label_names")
     channels, *size = config["input_size"]
     return module, {
-        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet else None,
+        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names,
         **{key: config[key] for key in ("mean", "std", "interpolation")},
         "size": size,
         "fit": "resize" if config["crop_mode"] == "squash" else "crop",
@@ -234,8 +249,11 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
     if not Path(path).is_file():
         raise InputError(f"there is no Python file {path!r}")
     try:
-        made = _run(Path(path))[factory]()
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
+            made = _run(Path(path))[factory]()
+    except BaseException as error:  # sys.exit() too
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (Model, nn.Module)):
         raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
-from ratherthan.inference import to_device
+from ratherthan.inference import forward_of, to_device
 from ratherthan.inputs import Images, Inputs
-from ratherthan.outputs import OUTPUTS, Output
+from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
 
 # what a network may raise on an input it does not like
-_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
+_FAILURES += (OSError, RuntimeError, TypeError, ValueError)
+HALF = torch.float16, torch.bfloat16
+Forward = Callable[[nn.Module, Tensor], Any]
 
 
 class Model:
     """A torch module, what it sees, what it says, and the names of its classes.
 
     Args:
-        module: The network. It maps what `inputs` makes, e.g. normalised images (N, C, H, W), to what `output` says.
+        module: The network. It maps what `inputs` makes, e.g. normalised images (N, C, H, W), to what `output` says. Of
+            one that went through `torch.compile`, the original is taken, whose weights are the same.
         class_names: One name per class.
         output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
-            serves as logits; a single one is that of class 1), "value" (one number, a regressor), or an `Output`.
+            serves as logits; a single one is that of class 1), "value" (one number, a regressor), or an `Output`. None:
+            logits, or a value where the config of a transformers network says so.
         layer: Dotted name of the layer that layer methods explain; None: found automatically.
         name: What to call it in results.
         inputs: What the network sees; None: `Images` with the settings that follow.
+        forward: How it is run, where `module(images)` is not it: a function of the module and the images that returns
+            what `output` says. It picks an output, or fills in further arguments.
         **images: Settings of `Images`: mean, std, size, fit, crop_fraction, interpolation, channels.
 
     Raises:
         InputError: If a setting does not exist or does not fit.
+        ModelError: If the network has no weights yet.
 
     Example:
         >>> model = Model(network, names, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
+        >>> model = Model(detector, names, forward=lambda net, x: net(x, image_size=x.shape[-2:])["logits"][:, 0])
     """
 
     def __init__(
@@ -46,10 +58,11 @@ class Model:
         module: nn.Module,
         class_names: Sequence[str] | None = None,
         *,
-        output: str | Output = "logits",
+        output: str | Output | None = None,
         layer: str | None = None,
         name: str | None = None,
         inputs: Inputs | None = None,
+        forward: Forward | None = None,
         **images: Any,
     ) -> None:
         if not isinstance(module, nn.Module):
@@ -59,12 +72,17 @@ class Model:
         if inputs is not None and images:
             raise InputError(f"give {', '.join(images)} to {type(inputs).__name__}(...) itself")
         check_names(Images, images)
-        self.module = module
+        self.module: nn.Module = getattr(module, "_orig_mod", module)
+        first = next(iter(self._tensors()), torch.empty(0))
+        if first.is_meta or is_lazy(first):
+            why = "lie on the device 'meta': load them first" if first.is_meta else "are lazy: run it once before"
+            raise ModelError(f"{type(module).__name__} has no weights yet, they {why}")
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
-        self.inputs = inputs or Images.of(module, **images)
-        self.output = OUTPUTS.make(output)
+        self.inputs = inputs or Images.of(self.module, **images)
+        self.output = OUTPUTS.make(output_of(self.module) if output is None else output)
         self.layer = layer
-        self.name = name or type(module).__name__
+        self.forward = forward
+        self.name = name or type(self.module).__name__
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
@@ -81,7 +99,9 @@ class Model:
         Args:
             **changes: Any argument of `Model` but the module; settings of its inputs change those in force.
         """
-        own = {key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name")}
+        own = {
+            key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")
+        }
         inputs = changes.pop("inputs", self.inputs)
         check_names(type(inputs), changes)
         return Model(self.module, **own, inputs=dataclasses.replace(inputs, **changes) if changes else inputs)
@@ -114,12 +134,12 @@ class Model:
                 ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:
-            (N, C, H, W) on the model's device, in its dtype.
+            (N, C, H, W) on the model's device, in its dtype; float32 for a model in half precision.
 
         Raises:
             InputError: If something is no image, or the sizes differ and the model has no `size`.
         """
-        return self.inputs.batch(images).to(self.device, self.dtype)
+        return self.inputs.batch(images).to(self.device, torch.float32 if self.dtype in HALF else self.dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in image space as the network sees them."""
@@ -132,14 +152,30 @@ class Model:
         Raises:
             ModelError: If it fails, or returns something else than promised.
         """
+        seen = normalised.to(self.dtype) if self.dtype in HALF else normalised
         try:
-            returned = self.module(normalised)
+            with forward_of(self.module, self.name):
+                returned = self._run(seen)
         except RatherThanError:
             raise
         except _FAILURES as error:
-            shape = tuple(normalised.shape)
-            raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}") from error
+            what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
+            raise ModelError(what + self._advice(seen, error)) from error
         return self.output.scores(returned, len(normalised), self.name)
+
+    def _run(self, seen: Tensor) -> Any:
+        return self.module(seen) if self.forward is None else self.forward(self.module, seen)
+
+    def _advice(self, seen: Tensor, error: Exception) -> str:
+        """What to do about a network that fails, where that can be found out."""
+        if any(each.is_inference() for each in self._tensors()):
+            return "; it was made under torch.inference_mode: make it outside"
+        if isinstance(error, TypeError) and "argument" in str(error):
+            return "; give further arguments by Model(net, forward=lambda m, x: m(x, ...))"
+        with suppress(Exception), torch.no_grad():
+            self._run(seen[:1])
+            return "; one image by itself works: give batch_size=1" * (len(seen) > 1)
+        return ""
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores.
@@ -155,28 +191,79 @@ class Model:
             ModelError: If the network fails, or returns something else than promised.
         """
         scores = self.scores(self.normalise(images))
-        half = scores.dtype in (torch.float16, torch.bfloat16)
-        return self.output.logits(scores.float() if half else scores, self.name)
+        return self.output.logits(scores.float() if scores.dtype in HALF else scores, self.name)
 
-    def check(self, logits: Tensor, start: int = 0) -> None:
+    @torch.no_grad()
+    def check(self, logits: Tensor, images: Tensor, start: int = 0) -> None:
         """Refuse logits no explanation can be made of.
 
         Args:
             logits: (N, classes).
+            images: (N, C, H, W), what they were computed of; where there is a doubt, they are looked at once more.
             start: Number of the first sample.
 
         Raises:
-            ModelError: If they are not finite, look like probabilities, or do not fit the class names.
+            ModelError: If they are not finite, are something else than `output` says, do not fit the class names, or
+                depend on which images share a batch.
         """
         bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
             sample = start + bad[0]
             raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
-        self.output.check(logits)
+        self.output.check(logits, lambda: plain_ending(logits) or self._ending(images.clone()))
+        self._check_apart(images[:1].clone())
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:
-            raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes")
+            single = "; if its only output is a value, give output='value'; if log-odds, the names of both sides"
+            hint = single * (len(self.class_names) == 1 and logits.shape[1] == 2)
+            raise ModelError(f"{len(self.class_names)} class names for a model with {logits.shape[1]} classes{hint}")
+
+    def _ending(self, images: Tensor) -> str:
+        ending = Ending()
+        with suppress(ModelError), ending:
+            return ending.of(self.scores(self.normalise(images)))
+        return ""
+
+    def _check_apart(self, image: Tensor) -> None:
+        """Refuse a network in which images of a batch change each other's logits, as it happens in batch norm."""
+        for name, each in self.module.named_modules():
+            if isinstance(each, _BatchNorm) and each.running_mean is None:
+                alone, together = (self.logits(batch)[0] for batch in (image, torch.cat([image, 1 - image / 2])))
+                if (alone - together).abs().max() > 1e-2 * alone.abs().max():
+                    one = "forward=lambda m, x: torch.cat([m(image) for image in x.split(1)])"
+                    what = f"{self.name} lets the images of a batch change each other's logits"
+                    raise ModelError(f"{what}: layer {name!r} keeps no running statistics. Run one at a time: {one}")
+                return
 
     # ----------------------------------------------------------------------------------------- inside
+    @contextmanager
+    def differentiated(self) -> Iterator[None]:
+        """Say in one line why PyTorch cannot go back through the network, where it cannot.
+
+        Raises:
+            ModelError: If so.
+        """
+        try:
+            yield
+        except (LayerError, RuntimeError) as error:
+            quantised = any("quantized" in type(each).__module__ for each in self.module.modules())
+            about = "grad" in str(error) or "differentiated" in str(error)
+            if (isinstance(error, RatherThanError) or not about) and not (quantised and isinstance(error, LayerError)):
+                raise
+            why = "it is quantised" if quantised else "it detaches its output from its input"
+            if "use_reentrant" in str(error):
+                why = "a part is checkpointed by re-entering: give torch.utils.checkpoint use_reentrant=False"
+            raise ModelError(f"no gradient of {self.name} can be taken: {why}; or use 'occlusion' or 'lime'") from error
+
+    def check_open(self) -> None:
+        """Refuse a module that cannot be looked into.
+
+        Raises:
+            LayerError: If it is scripted or traced.
+        """
+        if isinstance(self.module, torch.jit.ScriptModule):
+            instead = "hand in the module it was made from, or explain the image, e.g. by ixg or occlusion"
+            raise LayerError(f"{self.name} is scripted or traced, and its layers cannot be looked into: {instead}")
+
     def submodule(self, layer: str | nn.Module) -> nn.Module:
         """The layer with this dotted name, or this module itself if it is part of the network.
 

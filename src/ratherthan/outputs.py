@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ratherthan.errors import ModelError
 from ratherthan.registry import Classes
@@ -35,8 +38,8 @@ class Output(Settings, ABC):
         """
         found = getattr(returned, "logits", returned)
         if not isinstance(found, Tensor):
-            what = f"a {type(returned).__name__}"
-            raise ModelError(f"{who} returns {what}: wrap it in a module that returns the logits, (N, classes)")
+            what, key = type(returned).__name__, next(iter(returned), 0) if isinstance(returned, dict) else 0
+            raise ModelError(f"{who} returns a {what}: pick the logits, Model(net, forward=lambda m, x: m(x)[{key!r}])")
         if found.ndim != 2 or len(found) != samples:
             shape = tuple(found.shape)
             raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, classes) is needed")
@@ -50,8 +53,12 @@ class Output(Settings, ABC):
             ModelError: If they are not what this output promises.
         """
 
-    def check(self, logits: Tensor) -> None:
+    def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse logits that show that the network gives something else.
+
+        Args:
+            logits: (N, K).
+            ending: Runs the network once more, to tell which operation its scores come from, e.g. "sigmoid".
 
         Raises:
             ModelError: If so.
@@ -71,13 +78,23 @@ class Logits(Output):
         """The scores themselves, or -y/2 and y/2, whose difference is the log-odds y."""
         return _both_sides(scores)
 
-    def check(self, logits: Tensor) -> None:
-        """Refuse rows that are probabilities: all at least 0, of sum 1.
+    def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
+        """Refuse probabilities: rows in [0, 1] of sum 1, or what comes from a softmax or a sigmoid.
+
+        Logits may well lie in [0, 1]; those that do are asked where they come from.
 
         Raises:
             ModelError: If they are.
         """
-        if logits.shape[1] > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
+        single = _is_single(logits)
+        scores = logits[:, 1:] - logits[:, :1] if single else logits
+        if not ((scores >= 0) & (scores <= 1)).all():
+            return
+        missed = _misses_one(scores)
+        last = "softmax" if missed <= _ROUNDING * scores.shape[1] and not single else ending()
+        if last == "sigmoid" and not single:
+            raise ModelError(_LABELS.format(scores.shape[1]))
+        if last == "sigmoid" or (last in ("softmax", "exp") and missed <= _COARSE):
             raise ModelError("the model returns probabilities: hand in its logits, or give output='probabilities'")
 
 
@@ -94,6 +111,16 @@ class Probabilities(Output):
         if scores.shape[1] == 1:
             return _both_sides(torch.logit(scores, torch.finfo(scores.dtype).eps))
         return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+    def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
+        """Refuse rows whose sum is not 1, within the rounding of half precision.
+
+        Raises:
+            ModelError: If they are.
+        """
+        missed = 0.0 if _is_single(logits) else _misses_one(logits.exp())
+        if missed > _COARSE or (missed > _ROUNDING * logits.shape[1] and ending() == "sigmoid"):
+            raise ModelError(_LABELS.format(logits.shape[1]))
 
 
 @OUTPUTS.register
@@ -119,6 +146,99 @@ class Value(Output):
     def logits(self, scores: Tensor, who: str) -> Tensor:
         """The value."""
         return scores
+
+
+_ROUNDING, _COARSE = 2**-21, 2**-5  # by which probabilities miss a sum of 1: per class in float32; in all in bfloat16
+_LABELS = (
+    "the {} outputs are probabilities whose sum is not 1: independent labels, not classes. Ask about one at a time: "
+    "Model(net, ['not A', 'A'], output='probabilities', forward=lambda m, x: m(x)[:, [0]])"
+)
+
+
+def _is_single(logits: Tensor) -> bool:
+    """Whether they are the two halves of a single score."""
+    return logits.shape[1] == 2 and not logits.sum(1).any()
+
+
+def _misses_one(scores: Tensor) -> float:
+    return (scores.sum(1) - 1).abs().max().item()
+
+
+class Several(Output):
+    """What is neither classes nor a value, and refused until one says which of its numbers are meant.
+
+    Args:
+        what: What they are.
+        one: How one of them is asked about.
+    """
+
+    name = "several"
+
+    def __init__(self, what: str, one: str) -> None:
+        self.what, self.one = what, one
+
+    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
+        """None.
+
+        Raises:
+            ModelError: Always.
+        """
+        one = f"Model(net, {self.one}, forward=lambda m, x: m(x).logits[:, [0]])"
+        raise ModelError(f"{who} gives {self.what}, by its config, not classes: ask about one at a time, {one}")
+
+    def logits(self, scores: Tensor, who: str) -> Tensor:
+        """None; `scores` has raised before."""
+        raise NotImplementedError
+
+
+def output_of(module: nn.Module) -> Output:
+    """What a network gives where nothing is said: logits, unless the config of a transformers network tells."""
+    config = getattr(module, "config", None)
+    said, labels = getattr(config, "problem_type", None), getattr(config, "id2label", None)
+    several = isinstance(labels, dict) and len(labels) > 1
+    if said == "multi_label_classification" and several:
+        return Several("independent labels", "['not A', 'A'], output='logits'")
+    if said == "regression":
+        return Several("several values", "output='value'") if several else Value()
+    return Logits()
+
+
+def plain_ending(logits: Tensor) -> str:
+    """Whether the graph of logits shows that they come straight from a sum ("linear"), as no probabilities do."""
+    made_by = logits.grad_fn.name() if logits.grad_fn is not None else ""
+    return "linear" if made_by.startswith(("Addmm", "Mm", "Add", "Mean", "Convolution")) else ""
+
+
+class Ending(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches a network run, and tells which operation a tensor comes from, through all that only copies numbers.
+
+    It sees what runs inside scripted, traced and quantised modules, and under no_grad.
+    """
+
+    _copying = ("_to_copy", "clone", "clamp", "clamp_min", "clamp_max", "cat", "stack", "index", "select")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made_by: dict[int, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note which memory its result has; a view has that of its source."""
+        result, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if isinstance(result, Tensor):
+            source = next((_memory(each) for each in tree_leaves(args) if isinstance(each, Tensor)), 0)
+            if source != _memory(result) or name.endswith("_"):
+                last = self._made_by.get(source, "") if name.rstrip("_") in self._copying else name
+                self._made_by[_memory(result)] = last
+        return result
+
+    def of(self, tensor: Tensor) -> str:
+        """The operation, "sigmoid" or "softmax" for all their kinds; nothing where it was not seen."""
+        name = self._made_by.get(_memory(tensor), "").strip("_")
+        return next((kind for kind in ("sigmoid", "softmax") if kind in name and "log" not in name), name)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _both_sides(scores: Tensor) -> Tensor:

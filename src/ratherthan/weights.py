@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +20,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict.
 
     Args:
-        path: A `.safetensors` file, or a `.pt` or `.pth` file that holds nothing but tensors.
+        path: A `.safetensors` file; or a `.pt`, `.pth`, `.ckpt` or `.pth.tar` file that holds tensors by name, or a
+            training checkpoint that holds one such state dict.
 
     Returns:
         The tensors by name.
@@ -31,10 +34,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds no plain state dict (tensors by name); save `net.state_dict()`")
-    return state
+        with torch.serialization.safe_globals([Namespace]):  # timm writes the arguments of a training beside
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    inside = {"": found} | {key: found.get(key) for key in _WRAPPED if isinstance(found, dict)}
+    states = {key: state for key, state in inside.items() if _is_state(state)}
+    if len(states) != 1:
+        what = f"several state dicts ({', '.join(states)})" if states else "no plain state dict (tensors by name)"
+        raise ModelError(f"{path} holds {what}; save `net.state_dict()`")
+    return dict(*states.values())
+
+
+_WRAPPED = ("state_dict", "model_state_dict", "model", "module", "net", "state_dict_ema", "model_ema")
+
+
+def _is_state(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(value, Tensor) for value in found.values())
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -56,17 +70,20 @@ def fit_weights(module: nn.Module, path: str | Path, name: str | None = None) ->
 
     Args:
         module: The network; nothing is changed where the weights do not fit.
-        path: See `read_weights`.
+        path: See `read_weights`. What a wrapper has put before all names ("module.", "_orig_mod.") does not count.
         name: What to call the network in an error; by default its class.
 
     Returns:
         The network.
 
     Raises:
-        ModelError: The file cannot be read; tensors are missing, too many or of another shape; or a number in them is
-            not finite.
+        ModelError: The file cannot be read; tensors are missing, too many, of another shape or kind; or a number in
+            them is not finite.
     """
-    wanted, state = module.state_dict(), read_weights(path)
+    wanted = module.state_dict()
+    state = _unwrapped(read_weights(path), wanted)
+    if state.keys() != wanted.keys() and hasattr(module, "from_pretrained"):
+        state = _renamed(module, state)
     complaint = f"{path} does not fit {name or type(module).__name__}"
     if missing := [key for key in wanted if key not in state]:
         raise ModelError(f"{complaint}: missing {_listed(missing)}")
@@ -75,6 +92,10 @@ def fit_weights(module: nn.Module, path: str | Path, name: str | None = None) ->
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
             raise ModelError(f"{complaint}: {key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}")
+        plain = tensor.layout == torch.strided and (tensor.element_size() > 1 or not tensor.is_floating_point())
+        if not plain or tensor.is_floating_point() != wanted[key].is_floating_point():
+            kind = f"{tensor.layout} {tensor.dtype}".replace("torch.", "").replace("strided ", "")
+            raise ModelError(f"{complaint}: {key} is {kind}, not {wanted[key].dtype}".replace("torch.", ""))
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{complaint}: {key} holds NaN or infinite numbers")
     module.load_state_dict(state)
@@ -85,12 +106,44 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
+def _unwrapped(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what stands before all names, where the rest is what is wanted."""
+    first = next(iter(wanted), "")
+    prefixes = (key.removesuffix(first) for key in state if key.endswith(f".{first}"))
+    found = next((each for each in prefixes if {each + key for key in wanted} == state.keys()), "")
+    return {key.removeprefix(found): tensor for key, tensor in state.items()}
+
+
+def _renamed(module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names of today: transformers renames on loading, and saves what it loads under the old names."""
+    how = {"config": module.config, "state_dict": dict(state), "output_loading_info": True}
+    made, told = type(module).from_pretrained(None, **how)
+    return state if told["missing_keys"] or told["unexpected_keys"] or told["mismatched_keys"] else made.state_dict()
+
+
+def describe(path: Path) -> str:
+    """What a file is, if it is a network and no weights, and what to do with it."""
+    inside = list[str]()
+    with suppress(zipfile.BadZipFile, NotImplementedError):
+        inside = zipfile.ZipFile(path).namelist()
+    if path.suffix == ".onnx":
+        return "is an ONNX network: only PyTorch's can be explained"
+    if any("/code/" in name for name in inside):
+        return "is a TorchScript network: in Python, Model(torch.jit.load(FILE)), for methods that explain the image"
+    if any("exported_program" in name or "/models/" in name for name in inside):
+        return "is an exported program: give it as the model, under a name that ends in .pt2"
+    return ""
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is read is one ModelError."""
+    """Whatever goes wrong while a file is read is one ModelError, without PyTorch's advice to run the code in it."""
     if not path.is_file():
         raise ModelError(f"no weights at {path}: there is no such file")
     try:
         yield
-    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"cannot read weights from {path}: {first_line(error)}") from error
+    except Exception as error:
+        why = first_line(error) if isinstance(error, (SafetensorError, OSError)) else "it is no file of tensors"
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            why = "it holds other objects, e.g. a whole pickled network; save `net.state_dict()`"
+        raise ModelError(f"cannot read weights from {path}: {describe(path) or why}") from error

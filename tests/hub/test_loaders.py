@@ -100,3 +100,19 @@ def test_weights_that_cannot_be_fetched_are_one_clear_line(monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"^timm:resnet10t: .*cannot be fetched.*weights=FILE$"):
         rt.load("timm:resnet10t")
+
+
+def test_weights_of_other_classes_ask_for_their_names(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(ModelError, match="if its classes are others, give class_names="):
+        rt.load("timm:resnet10t", weights=tmp_path / "net.safetensors")
+
+
+def test_a_folder_that_timm_saved(tmp_path: Path) -> None:
+    module = timm.create_model("resnet10t", num_classes=3).eval()
+    timm.models.save_for_hf(module, tmp_path, model_config={"label_names": ["ant", "bee", "cat"]})
+    x = torch.rand(1, 3, 64, 64)
+    for spec in (str(tmp_path), f"timm:local-dir:{tmp_path}"):
+        model = rt.load(spec)
+        assert torch.allclose(model.logits(x), module(model.normalise(x)), atol=1e-5)
+        assert model.class_names == ("ant", "bee", "cat")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method
+from ratherthan.attribution.perturbation import Perturbation
 from ratherthan.contrast import Contrast, ContrastFunction, Target, get_contrast, resolve, resolve_values
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, UnsupportedError
 from ratherthan.inference import preserve_state
-from ratherthan.model import Model
+from ratherthan.model import HALF, Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.verbs import Samples
 
@@ -28,11 +30,15 @@ def explain(
     method: str | Method = "gradcam",
     contrast: AnyContrast | None = None,
     *,
+    layer: str | nn.Module | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
 ) -> Explanation:
     """Explain why the network prefers the fact over the foil.
+
+    Several threads may explain one network, or networks that share parts: they take turns. A network that another
+    thread trains or calls by itself meanwhile is not guarded, and random numbers are those of the whole process.
 
     Args:
         model: The network.
@@ -42,6 +48,7 @@ def explain(
         method: A registered name (see `methods()`), or an object with settings, e.g. `GradCAM(layer="layer4")`.
         contrast: A registered name (see `contrasts()`), a `Contrast`, or a function; None: "weighted" for classes,
             "loss" for a value with a foil, "none" for a value without.
+        layer: The layer that a layer method named by `method` explains, e.g. "layer4"; None: the model's, else found.
         batch_size: Images per forward pass.
         memory_budget: Bytes that pulling back may take at once.
         progress: True draws a bar; a callable is called with (images done, images in all) after every batch.
@@ -58,7 +65,7 @@ def explain(
         >>> why.save("why.html")
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
-    (found,) = compare(model, images, fact, foil, [method], [contrast], **settings)
+    (found,) = compare(model, images, fact, foil, [method], [contrast], layer=layer, **settings)
     return found
 
 
@@ -70,6 +77,7 @@ def compare(
     methods: Sequence[str | Method] = ("gradcam",),
     contrasts: Sequence[AnyContrast | None] = ("none", "mean", "max", "weighted"),
     *,
+    layer: str | nn.Module | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
@@ -83,6 +91,7 @@ def compare(
         foil: As in `explain`.
         methods: The methods.
         contrasts: The contrasts.
+        layer: As in `explain`.
         batch_size: As in `explain`.
         memory_budget: As in `explain`.
         progress: As in `explain`.
@@ -96,15 +105,23 @@ def compare(
         if isinstance(given, str):
             raise InputError(f"{what} is a list, e.g. [{given!r}], not {given!r}")
     model = Model.wrap(model)
-    chosen = [get_method(each) for each in methods]
+    chosen = [_method(each, layer) for each in methods]
+    if any(hasattr(each, "layer") for each in chosen):
+        model.check_open()
     weighed = [None if each is None else get_contrast(each) for each in contrasts]
     samples = Samples.of(model, images, fact, foil)
     parts: list[list[Explanation]] = []
-    with preserve_state(model.module), reporter(progress, "explaining") as report:
+    with preserve_state(model.module), model.differentiated(), reporter(progress, "explaining") as report:
         for batch in samples.batches(batch_size, report):
             forward_pass = ForwardPass(model, batch.images, memory_budget, batch.sharing(report, len(samples)))
             parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
     return [Explanation.joined(column) for column in zip(*parts, strict=True)]
+
+
+def _method(given: str | Method, layer: str | nn.Module | None) -> Method:
+    if layer is not None and not hasattr(get_method(given), "layer"):
+        raise InputError(f"method {get_method(given).name!r} explains the image, not a layer; leave layer out")
+    return get_method(given) if layer is None else get_method(given, layer=layer)
 
 
 def _explained(
@@ -155,6 +172,7 @@ def explanation_of(
 
     Raises:
         InputError: If the attribution does not begin with (N, Q), or holds NaN or infinite values.
+        UnsupportedError: If half precision leaves no more than rounding of it.
     """
     question, output = target.question, forward_pass.model.output
     if found.values.shape[:2] != question.fact.shape:
@@ -164,6 +182,15 @@ def explanation_of(
     for what, values in ((f"contrast {target.contrast.name!r}", score), (f"method {method.name!r}", found.values)):
         if not values.isfinite().all():
             raise InputError(f"{what} gives NaN or infinite values for this question: no map can be right")
+
+    dtype = forward_pass.model.dtype
+    if isinstance(method, Perturbation) and dtype in HALF:  # below it, a seventh of a map is rounding
+        floor = 3 * torch.finfo(dtype).eps * forward_pass.logits.abs().amax(1, keepdim=True)
+        if (found.values.flatten(2).square().mean(2).sqrt() < floor).any():
+            what = (
+                f"{str(dtype).removeprefix('torch.')} rounds away what {method.name!r} measures, differences of logits"
+            )
+            raise UnsupportedError(f"{what}: use float32 weights, e.g. copy.deepcopy(net).float()")
 
     def lead(values: Any) -> Any:
         return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values

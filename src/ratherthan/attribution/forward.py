@@ -144,7 +144,7 @@ class ForwardPass:
 
     def _keep(self, logits: Tensor) -> None:
         if self._logits is None:
-            self.model.check(logits.detach())
+            self.model.check(logits, self.images)
             self._logits = logits.detach()
 
     def _record_images(self) -> Graph:

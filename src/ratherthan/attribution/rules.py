@@ -25,7 +25,7 @@ LayerRule = Literal["epsilon", "z", "gamma", "alpha1-beta0"]
 TOLERANCE = 1e-3
 """How much the sum of a map may miss: see `LRP` and `DeepLift` for what it is a share of."""
 
-_ABSORBED = 1 - 1e-9  # a map in which no more than this is left is one of zeros
+_ABSORBED = 1 - 1e-9  # a map in which no more is left is one of zeros; in float32 this is 1
 
 
 @register_method
@@ -94,7 +94,7 @@ class LRP(Method):
         values = _mix(relevance, mixture)
         absorbed = torch.einsum("nqc,nc->nq", target.seeds, target.logits) - values.flatten(2).sum(2)
         share = absorbed.abs() / (absorbed.abs() + values.flatten(2).abs().sum(2) + _tiny(values))
-        if (share[model.normalise(forward_pass.images).flatten(1).any(1)] > _ABSORBED).any():
+        if (share[model.normalise(forward_pass.images).flatten(1).any(1)] >= _ABSORBED).any():
             raise UnsupportedError(
                 f"constants absorb all relevance that LRP hands down in {model.name}, and a map would be zeros: what "
                 "depends on the image passes a detach, a norm alone, or dead units; use 'occlusion'"
@@ -225,8 +225,10 @@ def _refuse(model: Model, method: str) -> None:
         raise UnsupportedError(f"{dtype} is too coarse for the quotients of {method}; use float32 weights")
     for each in model.module.modules():
         kind = "scripted" if isinstance(each, torch.jit.ScriptModule) else "compiled" if _is_compiled(each) else None
+        kind = "quantised" if "quantized" in type(each).__module__ else kind
         if kind:
-            raise UnsupportedError(f"{model.name} holds {kind} modules, closed to rules; use a gradient method")
+            other = "'occlusion' or 'lime'" if kind == "quantised" else "a gradient method"
+            raise UnsupportedError(f"{model.name} holds {kind} modules, closed to rules; use {other}")
 
 
 def _is_compiled(module: nn.Module) -> bool:

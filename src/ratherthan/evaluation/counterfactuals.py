@@ -97,7 +97,7 @@ class Counterfactuals(Experiment):
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and sample that has a foil."""
         logits = batch.clean()
-        batch.model.check(logits)
+        batch.model.check(logits, batch.images)
         fact, foil = logits.argmax(1), self._foils(batch, logits)
         rows = foil != fact
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]

@@ -83,7 +83,7 @@ class Batch:
         """
         for name, method in self.searches.items():
             method.check(self.model, self.images)
-            with preserve_state(nn.ModuleList([self.model.module, *method.modules()])):
+            with preserve_state(nn.ModuleList([self.model.module, *method.modules()])), self.model.differentiated():
                 found = method.search(SearchQuestion(self.model, self.images, fact, foil, self.positions))
             if found.interrupted:
                 raise KeyboardInterrupt

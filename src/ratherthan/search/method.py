@@ -60,6 +60,7 @@ class SearchQuestion:
     axis: Literal["foil"] | None = None
     names: tuple[str, ...] = ()
     evaluations: int = field(default=0, init=False)
+    _reached: bool = field(default=False, init=False)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -94,7 +95,11 @@ class SearchQuestion:
     def look(self, images: Tensor) -> Tensor:
         """Logits (M, classes) of images (M, C, H, W), which count as evaluations; differentiable."""
         self.evaluations += len(images)
-        return self.model.logits(images)
+        logits = self.model.logits(images)
+        if images.requires_grad and torch.is_grad_enabled() and not self._reached:
+            # once: without a gradient, an objective that also moves the images would go on in vain
+            self._reached = torch.autograd.grad(logits.sum(), images, retain_graph=True) != ()
+        return logits
 
     @torch.no_grad()
     def fresh(self, images: Tensor) -> Tensor:
@@ -341,7 +346,7 @@ def run(
     _check_range(samples.images)
     how.check(model, samples.images)
     watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()
-    with preserve_state(watched), reporter(progress, "searching") as report:
+    with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
         if isinstance(how, CounterfactualMethod) and batch_size >= 1:
             # how many foils there are shows only when they are resolved
             batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
@@ -368,7 +373,7 @@ def _check_range(images: Tensor) -> None:
 def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion:
     with torch.no_grad():
         logits = model.logits(batch.images)
-    model.check(logits, batch.start)
+    model.check(logits, batch.images, batch.start)
     asked = resolve(logits, batch.fact, batch.foil, model.class_names)
     if asked.axis == "fact":
         raise InputError("a search starts from one class: give one fact, or one per image; foils may be a list")

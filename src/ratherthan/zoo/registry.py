@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, ModelError, unknown
+from ratherthan.errors import InputError, ModelError, first_line, unknown
 from ratherthan.inputs import Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
@@ -170,6 +170,7 @@ def entry_of(model: str) -> ZooEntry | None:
     return ZOO.get(model.removeprefix("zoo:")) if model.startswith("zoo:") else None
 
 
+@torch.inference_mode(False)  # what is made inside could never be explained
 def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
     """Build a network of the zoo with trained weights.
 
@@ -200,7 +201,7 @@ def _as_trained(entry: ZooEntry, source: str | Path) -> ZooEntry:
     try:
         told = json.loads(read_metadata(source)["input"])
         return entry.sized(tuple(told["image_size"]), int(told["channels"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{source} does not tell its image size: train zoo:{entry.name} to make weights") from error
 
 
@@ -213,8 +214,14 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
 
     Returns:
         The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
+
+    Raises:
+        ModelError: What is written there are no names.
     """
-    return tuple(_written(entry, path, "class_names", []))
+    names = _written(entry, path, "class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path}: the class names written in it are no list of names; give class_names=")
+    return tuple(names)
 
 
 def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[list[float]]]:
@@ -233,4 +240,7 @@ def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[l
 
 def _written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
     written = read_metadata(source) if (source := path or entry.weights) else {}
-    return json.loads(written[key]) if key in written else default
+    try:
+        return json.loads(written[key]) if key in written else default
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{source}: {key!r}, written in it, is no JSON: {first_line(error)}") from error

@@ -12,7 +12,7 @@ import torch
 
 from ratherthan.app.images import find, read_all
 from ratherthan.app.options import KINDS, OutputOptions, words
-from ratherthan.app.terminal import complain, printable, say
+from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
 from ratherthan.attribution.method import Method, get_method
 from ratherthan.contrast import get_contrast
@@ -26,6 +26,7 @@ from ratherthan.result import Result
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.pertinent_positive import PertinentPositive
+from ratherthan.words import printable
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
 """The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
@@ -209,7 +210,7 @@ def _lines(found: list[Any]) -> list[str]:
     result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
     few = result.likeliest(PRINTED) if isinstance(result, Explanation) else result
     shown = min(PRINTED, result.questions)
-    told = [f"{name}: {few.text(i, q)}" for i, name in enumerate(few.names) for q in range(shown)]
+    told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(few.names) for q in range(shown)]
     if shown < result.questions:
         which = "likeliest" if isinstance(result, Explanation) else "first"
         told.append(f"({shown} of {result.questions} questions about each image, the {which})")

@@ -18,38 +18,45 @@ from typer.core import TyperGroup
 from ratherthan.app import options
 from ratherthan.app.options import ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
-from ratherthan.errors import RatherThanError
+from ratherthan.errors import RatherThanError, first_line
 
 
 class Commands(TyperGroup):
     """Turns what goes wrong in any command into one line and an exit code: 2, or 130 for Ctrl-C."""
+
+    stopped = "stopped by Ctrl-C"
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Parse and run; a wrong option is one line, too, where typer would draw a box."""
         code: Any = 2
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
+        except KeyboardInterrupt:
+            code = 130
         except RatherThanError as error:
             complain(str(error))
         except OSError as error:
-            if error.filename is None:
-                raise
-            complain(f"{error.filename}: {error.strerror}")
+            reason = error.strerror or first_line(error)
+            complain(f"{error.filename}: {reason}" if error.filename else reason)
+        except MemoryError as error:
+            complain(f"not enough memory: give a smaller --size or --batch-size, or fewer images ({first_line(error)})")
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
             context = getattr(error, "ctx", None)
             where = context.command_path if context else "ratherthan"
             complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
+        if code == 130:
+            complain(self.stopped)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; of an interrupt typer keeps no more than the exit code."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # typer would drop what it says
-            complain(str(stop) or "stopped by Ctrl-C")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            self.stopped = str(stop) or self.stopped
+            raise
 
 
 app = typer.Typer(

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratherthan.app.terminal import printable
 from ratherthan.data import CorruptImage
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.words import printable
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 

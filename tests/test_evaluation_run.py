@@ -174,8 +174,8 @@ def test_what_failed_before_its_first_part_is_no_run_yet(tmp_path: Path) -> None
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     go(tmp_path, limit=4)
-    lock = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    command = [sys.executable, "-c", lock, str(tmp_path / "manifest.json")]
+    lock = "import sys, pathlib; from ratherthan.files import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+    command = [sys.executable, "-c", f"{lock}    print(flush=True); input()", str(tmp_path / "manifest.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from mimetypes import guess_type
 from pathlib import Path
 from uuid import uuid4
 
 from ratherthan.errors import InputError
+
+_WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")  # what is no type of files to the system
 
 
 def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
@@ -23,10 +26,29 @@ def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
             os.fsync(file.fileno())
         return draft.replace(target)
     except OSError as error:
-        error.filename = str(target)  # a full disk names no file, others the draft
+        if error.errno:  # a full disk names no file, others name the draft
+            error.filename = str(target)
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_place(place: Path, kinds: Collection[str] = ()) -> None:
+    """Refuse a place to write to that is taken, or that looks like a file of a kind that is not written.
+
+    Args:
+        place: A folder, or a file of one of the kinds.
+        kinds: Their endings.
+
+    Raises:
+        InputError: If so.
+    """
+    instead = "name a folder" + f" or a file ending in {', '.join(kinds)}" * bool(kinds)
+    there, known = next((path for path in (place, *place.parents) if path.exists()), Path()), place.suffix in kinds
+    if not there.is_dir() and not (known and there == place):
+        raise InputError(f"--out {place}: {there} is a file: {instead}")
+    if (guess_type(place)[0] or place.suffix in _WEIGHTS) and not known and not place.is_dir():
+        raise InputError(f"--out {place} ends in {place.suffix}: {instead}")
 
 
 @contextmanager

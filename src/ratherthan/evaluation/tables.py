@@ -71,7 +71,9 @@ class Run:
 
         tables = [table.to_pandas() for table, _ in self._read() if len(table)]
         if not tables:
-            raise InputError(f"{self!r}: not one sample took part (of {self.shards.settings['data']['samples']})")
+            unread = "".join(f"; {name}: {reason}" for name, reason in self.skipped[:1])
+            samples = self.shards.settings["data"]["samples"]
+            raise InputError(f"{self!r}: not one sample took part (of {samples}){unread}")
         return pd.concat(tables, ignore_index=True)
 
     def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ratherthan import data
 from ratherthan.errors import InputError
-from ratherthan.files import write_atomically
+from ratherthan.files import check_place, locked, write_atomically
 from ratherthan.inference import to_device
 from ratherthan.progress import Progress, reporter
+from ratherthan.settings import AtLeastOne, Seed, check_value
 from ratherthan.weights import read_weights
 from ratherthan.zoo.concepts import effects
 from ratherthan.zoo.registry import ZooDecoder, ZooEntry, get
@@ -70,28 +71,29 @@ def train(
     recipe = entry.recipe
     if recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
+    out = Path("." if out is None else out)
+    check_place(out, [".safetensors"])
+    out = out if out.suffix == ".safetensors" and not out.is_dir() else out / f"{entry.name}.safetensors"
     epochs = recipe.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise InputError(f"epochs must be at least 1, not {epochs}")
+    check_value("epochs", AtLeastOne, epochs)
+    check_value("seed", Seed, seed)
     if entry.any_size:
         channels, *first = data.images(data_root)[0][0].shape
         entry = entry.sized(image_size or (first[0], first[1]), channels)
     elif image_size is not None:
         raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
     training = _Training(entry, recipe, data_root, epochs, seed, device, limit)
-    out = Path(out or ".")
-    out = out if out.suffix == ".safetensors" else out / f"{entry.name}.safetensors"
     checkpoint = out.with_suffix(".checkpoint")
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), reporter(progress, "training") as report:
+    kept = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with locked(out), kept, reporter(progress, "training") as report:
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
         training.restore(checkpoint)
         for epoch in range(training.done, epochs):
             training.epoch(epoch, report)
             training.save(checkpoint)
-        card = training.card()
-    _write(out, training, card)
-    checkpoint.unlink(missing_ok=True)
+        _write(out, training, training.card())
+        checkpoint.unlink(missing_ok=True)
     return out
 
 

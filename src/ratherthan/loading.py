@@ -69,7 +69,8 @@ def load(
         model = _load_factory(spec, trust_code)
     else:
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
-        hint = _close_in_zoo(name or spec)
+        gone = "there is no such file; " if Path(spec).suffix and not Path(spec).exists() else ""
+        hint = _close_in_zoo(name or spec) or gone
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
         fit_weights(model.module, weights)

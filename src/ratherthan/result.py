@@ -176,7 +176,7 @@ class Result(ABC):
         from ratherthan.files import write_atomically
         from ratherthan.render.figure import figure_png
 
-        path = Path(path)
+        path = Path(check_value("the path of a result", str | Path, path))
         if path.suffix == ".html":
             return self.write_page(path)
         if path.suffix == ".png":
@@ -209,6 +209,8 @@ class Result(ABC):
         """
         from safetensors import safe_open
 
+        if not Path(check_value("the path of a result", str | Path, path)).is_file():
+            raise InputError(f"cannot load {str(path)!r}: no such file")
         try:
             with safe_open(str(path), "pt") as file:
                 header = json.loads(

@@ -34,7 +34,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             code = 130
         except RatherThanError as error:
-            complain(str(error))
+            complain(re.sub(r"\b([a-z]+)=([A-Z]+)\b", r"--\1 \2", str(error)))  # what Python calls weights=FILE
         except OSError as error:
             reason = error.strerror or first_line(error)
             complain(f"{error.filename}: {reason}" if error.filename else reason)
@@ -305,7 +305,9 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
 )
 def train(
     network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.")],
-    data: Annotated[Path | None, typer.Option(help="Data sets, or your images. Default: $RATHERTHAN_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--data-root", help="Data sets, or your images. Default: $RATHERTHAN_DATA.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: as the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weights file, or folder. Default: NAME.safetensors.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,

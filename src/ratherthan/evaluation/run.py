@@ -86,8 +86,9 @@ def evaluate(
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
     if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
-    for what, given in (("shard_size", shard_size), ("batch_size", batch_size or 1), ("limit", limit or 1)):
-        check_value(what, AtLeastOne, given)
+    check_value("shard_size", AtLeastOne, shard_size)
+    for what, given in (("batch_size", batch_size), ("limit", limit)):
+        check_value(what, AtLeastOne | None, given)
     check_value("seed", Seed, seed)
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}

@@ -179,7 +179,8 @@ class Run:
         heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
         rules = ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
         lines = [heads, rules, *flat.to_numpy().tolist()]
-        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + f"\n\n{self.note()}\n"
+        cells = (" | ".join(str(cell).translate(_MARKDOWN) for cell in line) for line in lines)
+        return "\n".join(f"| {line} |" for line in cells) + f"\n\n{self.note().translate(_MARKDOWN)}\n"
 
     def to_latex(self, intervals: bool = False) -> str:
         """The table in LaTeX (booktabs, multirow), captioned with the note."""
@@ -232,8 +233,15 @@ def _means(times: Any, values: Any) -> Any:
         return (times @ np.where(defined, values, 0.0)) / (times @ defined)
 
 
+_LATEX = str.maketrans({
+    **{each: "\\" + each for each in "_%&#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
+})  # fmt: skip
+_MARKDOWN = str.maketrans({**{each: "\\" + each for each in "\\|<`"}, "\n": " ", "\r": " "})
+
+
 def _escaped(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%")
+    return text.translate(_LATEX)
 
 
 def _number(value: float) -> str:

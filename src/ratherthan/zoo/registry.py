@@ -179,7 +179,7 @@ def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
     source = path or entry.weights
     if source is None:
         hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
-        raise ModelError(f"zoo:{entry.name} comes without weights: give weights=PATH{hint}")
+        raise ModelError(f"zoo:{entry.name} comes without weights: give weights=FILE{hint}")
     if entry.any_size:
         entry = _as_trained(entry, source)
     with torch.random.fork_rng(devices=[]):

@@ -220,7 +220,7 @@ TOLD = {"experiment": {"name": "mask"}, "data": {"name": "a", "samples": 4}, "sh
         "", "[" * 100_000, "[]", "3", "null", "{}", '{"settings": []}', '{"settings": {}}', b"\xff\xfe",
         *(
             json.dumps({"settings": {**TOLD, **wrong}})
-            for wrong in ({"data": {"name": "a", "samples": -1}}, {"shard_size": 0}, {"experiment": "mask"}, {"seed": []})
+            for wrong in ({"data": {"name": "a", "samples": -1}}, {"shard_size": 0}, {"experiment": "a"}, {"seed": []})
         ),
         None,
     ],

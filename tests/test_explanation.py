@@ -108,8 +108,9 @@ def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monke
 def test_of_many_foils_the_likeliest_are_told_and_drawn(tmp_path: Path) -> None:
     """Printed, drawn, on a page and in a notebook: the same ones, the likeliest first."""
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Conv2d(1, 40, 12), torch.nn.Flatten(1), torch.nn.Linear(40, 40))
-    why = rt.explain(rt.Model(module, layer="0"), images(2)[:, :, :12, :12], foil="each")
+    pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 40))
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), *pooled)
+    why = rt.explain(rt.Model(module, layer="1"), images(2), foil="each")
     ranked = [[f"class {k}?" for k in row.argsort(descending=True, stable=True)[1:].tolist()] for row in why.logits]
     lines = str(why).splitlines()
     told = [line.split("rather than ")[1].split(" <")[0].split("? ")[0] + "?" for line in lines if ": Why " in line]
@@ -133,7 +134,8 @@ net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5, stride=5), torch.nn.ReLU(), t
                           torch.nn.Linear(50, classes))
 x = torch.rand(1, 1, 28, 28)
 ask = dict(method="gradcam", memory_budget=budget)
-rt.explain(net, x, foil="top3", **ask)
+few = rt.explain(net, x, foil="top3", **ask)
+str(few), few.plot(), few.save(sys.argv[2])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
 each = rt.explain(net, x, **{sys.argv[1]: "each"}, **ask)
@@ -152,23 +154,23 @@ def test_each_against_each_holds_the_memory_budget(axis: str, tmp_path: Path) ->
     command = [sys.executable, "-c", FOILS_AT_ONCE, axis, str(tmp_path / "each.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 4, "drawing costs something, too: all at once it would be twenty"
+    assert float(done.stdout) < 7, "all at once it would be thirty"
     assert (tmp_path / "each.safetensors").stat().st_size < 6000 * 500
 
 
 def test_batches_with_and_without_sets_of_foils_are_joined(model: rt.Model) -> None:
-    foils = [[{3, 4}, 5], [1, 2]]
+    foils = [[{3, 4}, 2], [1, 2]]
     whole = rt.explain(model, images(2), fact=0, foil=foils)
     parts = rt.explain(model, images(2), fact=0, foil=foils, batch_size=1)
     assert torch.equal(whole.foil_sets, parts.foil_sets)
     assert [[row.nonzero().flatten().tolist() for row in each] for each in parts.foil_sets] == [
-        [[3, 4], [5]],
+        [[3, 4], [2]],
         [[1], [2]],
     ]
     torch.testing.assert_close(whole.attribution, parts.attribution)
 
 
-@pytest.mark.parametrize(("contrast", "foil"), [("weighted", "each"), ("max", "top6"), ("loss", [4, {1, 2}, 7])])
+@pytest.mark.parametrize(("contrast", "foil"), [("weighted", "each"), ("max", "top4"), ("loss", [4, {1, 2}, 0])])
 @pytest.mark.parametrize("method", ["gradcam", "lrp", "occlusion", "ig"])
 def test_cut_into_parts_the_questions_have_the_same_answers(
     model: rt.Model, method: str, contrast: str, foil: object

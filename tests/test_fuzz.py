@@ -50,14 +50,17 @@ ODD = st.one_of(
 @given(data=st.data(), text=ODD)
 def test_a_setting_of_anything_is_taken_or_refused(maker: str, data: st.DataObject, text: str) -> None:
     make, name = MAKERS[maker], maker.split()[-1]
-    known = sorted(make(name).settings())
+    try:
+        known = sorted(make(name).settings())
+    except rt.InputError:  # it cannot do without one that has no default
+        return
     key = data.draw(st.sampled_from([*known, "nothing"]))
     try:
-        made = make(name, **pairs([f"{key}={text}"]))
+        told = make(name, **pairs([f"{key}={text}"])).settings()[key]
     except rt.RatherThanError as error:
         one_line(error)
     else:
-        numbers = [each for each in flat(made.settings()[key]) if isinstance(each, (int, float))]
+        numbers = [each for each in flat(told) if isinstance(each, (int, float))]
         assert all(abs(each) < 2**63 if isinstance(each, int) else np.isfinite(each) for each in numbers)
 
 
@@ -118,7 +121,7 @@ def test_a_changed_picture_is_a_picture_or_one_line(
     st.binary(max_size=40), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.lists(st.text(max_size=5), max_size=4).map(lambda names: repr(names).replace("'", '"').encode()),
     st.sampled_from([b"[" * 100_000, b'{"\xc2\xb2": "a"}', b'{"' + b"9" * 5000 + b'": "a"}', b'["\\ud800", "b"]',
-                     b'[["n1", "a"], ["n2"]]', b'{"0": "a", "5": "b"}', b'[[], ["a"]]', b"[null]", b"\xef\xbb\xbfa\nb"]),
+                     b'[["n1", "a"], ["n2"]]', b'{"0": "a", "5": "b"}', b'[[], ["a"]]', b"[null]", b"\xef\xbb\xbfa"]),
 ))  # fmt: skip
 def test_names_of_classes_are_read_or_refused(ending: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"names.{ending}"

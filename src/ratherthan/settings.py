@@ -129,7 +129,7 @@ def types_of(kind: Any) -> dict[str, Any]:
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
-        return True
+        return not isinstance(value, Real) or _finite(value)
     if origin is Annotated:
         return _fits(args[0], value) and all(value in each for each in args[1:] if isinstance(each, Interval))
     if origin in (Union, UnionType):

@@ -93,7 +93,7 @@ REQUIRED = ("images", "logits", "fact", "foil", "attribution", "score", "method"
         ("each", tensor("foil", lambda t: t - 1000), "foil is a class"),
         ("each", tensor("foil", lambda t: t[:, :9]), "foil of shape (2, 9)"),
         ("each", tensor("images", lambda t: t[:1]), "(2, 10) is not (N, K)"),
-        ("each", tensor("images", lambda t: t[0]), "images of shape (1, 28, 28)"),
+        ("each", tensor("images", lambda t: t[0]), "(2, 10) is not (N, K)"),
         ("each", tensor("images", lambda t: t.to(torch.complex64)), "images holds what is no finite number"),
         ("each", tensor("logits", lambda t: t * torch.nan), "logits holds what is no finite number"),
         ("each", tensor("logits", lambda t: t[:, :9]), "(10,) is not (K)"),

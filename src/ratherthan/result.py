@@ -35,7 +35,10 @@ _BY_SAMPLE = ("names", "diagnostics")  # fields by sample that are neither tenso
 
 
 class Shape(str):
-    """The shape of a field, by letters that mean one size in all fields; Q is there where there is an axis."""
+    """The shape of a field, by letters that mean one size in all fields.
+
+    Q is there where there is an axis; "*" is C, H, W of pictures and anything of other inputs, "..." anything of all.
+    """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,7 +64,7 @@ class Result(ABC):
 
     kind: ClassVar[str]
     leading: ClassVar[str] = "first"
-    images: Annotated[Tensor, Shape("N C H W")]
+    images: Annotated[Tensor, Shape("N *")]
     logits: Annotated[Tensor, Shape("N K")]
     fact: Annotated[Tensor, Shape("N Q")]
     axis: Literal["fact", "foil"] | None = None
@@ -263,7 +266,10 @@ def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_shape(key: str, shape: list[str], value: Any, sizes: dict[str, int]) -> None:
-    letters, given = [each for each in shape if each != "..."], tuple(np.shape(value))
+    given = tuple(np.shape(value))
+    if shape[-1] == "*":
+        shape = shape[:-1] + (["C", "H", "W"] if len(given) == len(shape) + 2 else ["..."])
+    letters = [each for each in shape if each != "..."]
     fits = len(given) == len(letters) or (len(given) > len(letters) and "..." in shape)
     if not fits or any(sizes.setdefault(*each) != each[1] for each in zip(letters, given, strict=False)):
         meant = ", ".join(f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes)

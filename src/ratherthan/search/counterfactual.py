@@ -65,9 +65,9 @@ class Counterfactual(SearchResult):
     foil: Annotated[Tensor, Shape("N Q")]
     distance: Annotated[Tensor, Shape("N Q R")]
     violation: Annotated[Tensor, Shape("N Q R")]
-    path: Annotated[Tensor, Shape("N Q T C H W")]
+    path: Annotated[Tensor, Shape("N Q T *")]
     path_logits: Annotated[Tensor, Shape("N Q T K")]
-    reconstruction: Annotated[Tensor, Shape("N C H W")] | None = None
+    reconstruction: Annotated[Tensor, Shape("N *")] | None = None
     error: Annotated[Tensor, Shape("N")] | None = None
     class_kept: Annotated[Tensor, Shape("N")] | None = None
     latents: Annotated[Tensor, Shape("N Q R ...")] | None = None

@@ -152,7 +152,7 @@ class SearchResult(Result):
     """
 
     foil: Annotated[Tensor, Shape("N Q")] | None = None
-    examples: Annotated[Tensor, Shape("N Q R C H W")]
+    examples: Annotated[Tensor, Shape("N Q R *")]
     example_logits: Annotated[Tensor, Shape("N Q R K")]
     statuses: Annotated[list[Any], Shape("N Q R")]
     reasons: Annotated[list[Any], Shape("N Q R")]

@@ -45,7 +45,8 @@ def digit(tmp_path: Path) -> Path:
 def test_while_modules_are_imported_it_is_one_line(module: str, command: str, digit: Path, tmp_path: Path) -> None:
     """The signal arrives just as the module is looked for: all of its import lies ahead."""
     at_once = (
-        "import os, signal\n"
+        "import atexit, os, signal\n"
+        "atexit.register(print, 'late', file=sys.stderr)\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {module!r}:\n"
@@ -55,8 +56,11 @@ def test_while_modules_are_imported_it_is_one_line(module: str, command: str, di
     with run(f"{START}\n{at_once}sys.meta_path.insert(0, Finder())\nmain()", *arguments) as process:
         out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("", 130)
-    (line,) = err.splitlines()
+    line, *late = err.splitlines()
     assert line.startswith(LINE)
+    assert late == ["late"] * (module == "ratherthan.zoo.architectures"), (
+        "of what a command imports, none is waited for"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import gzip
 import json
@@ -10,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from typer.testing import CliRunner
 
 import ratherthan as rt
 from ratherthan import Mask, data, evaluate
-from ratherthan.app import demo, doctor
+from ratherthan.app import demo, doctor, terminal
 from ratherthan.app import images as rooms
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
@@ -384,6 +386,7 @@ class Net(nn.Module):
 def gives_tuple(): return Net(lambda y: (y, y))
 def gives_dict(): return Net(lambda y: {"scores": y})
 def gives_probabilities(): return Net(lambda y: y.softmax(1))
+def gives_value(): return Net(lambda y: y[:, :1])
 def gives_nan(): return Net(lambda y: y / 0)
 def gives_map(): return Net(lambda y: y[..., None])
 def wants_large(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(50, 10))
@@ -397,7 +400,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
     [
         (["-m", "zoo:mnits"], "unknown zoo model 'mnits'; did you mean 'mnist'"),
         (["-m", "resnet50"], "zoo:NAME"),
-        (["-m", "zoo:squeezenet1_0"], "without weights"),
+        (["-m", "zoo:squeezenet1_0"], "without weights: give --weights FILE"),
         (["-m", "gone.pt2"], "gone.pt2"),
         (["-m", "gone.py:make"], "gone.py"),
         (["-m", "zoo:mnist", "--weights", "gone.safetensors"], "no such file"),
@@ -416,7 +419,24 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--method", "gradcm"], "unknown method 'gradcm'; did you mean 'gradcam'"),
         (["-m", "zoo:mnist", "--contrast", "none,wieghted"], "unknown contrast 'wieghted'; did you mean 'weighted'"),
         (["-m", "zoo:mnist", "--contrast", ","], "choose from none, mean"),
-        (["-m", "zoo:mnist", "--layer", ""], "unknown layer ''"),
+        (["-m", "zoo:mnist", "--layer", ""], "--layer is followed by an empty text"),
+        (["-m", "zoo:mnist", "--layer="], "--layer= is followed by an empty text"),
+        (["-m", "zoo:mnist", "--foil", " "], "--foil is followed by an empty text"),
+        (["-m", "zoo:mnist", "--foil", ","], "unknown class ','"),
+        (["-m", "zoo:mnist", "--foil", "9" * 5000], "unknown class '9999"),
+        (["-m", "zoo:mnist", "--foil", "top" + "9" * 5000], "unknown class 'top9999"),
+        (["-m", "zoo:mnist", "--layer", "features.8", "--set", "layer=features.6"], "layer is given twice"),
+        (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=3", "--set", "n_steps=4"], "n_steps is given twice"),
+        (["-m", "zoo:mnist", "--set", "layer=[1]"], "unknown layer '(1,)'"),
+        (["-m", "zoo:mnist", "--set", "layer=" + "-" * 100_000 + "1"], "unknown layer '---"),
+        (["-m", "zoo:mnist", "--batch-size", "9" * 30], "batch_size is a whole number of at least 1, not one beyond"),
+        (["-m", "zoo:mnist", "--size", "99999"], "9,999,800,001 pixels; at most 100,000,000"),
+        (["-m", "zoo:mnist", "--size", "30000"], "900,000,000 pixels"),
+        (["-m", "zoo:mnist", "--size", "9" * 5000], "--size takes one number"),
+        (["-m", "zoo:mnist", "--mean", "9" * 400], "--mean takes numbers"),
+        (["-m", "{root}/gone/net.pt"], "there is no such file"),
+        (["-m", "{root}/net.py:gives_value", "--output", "value", "--foil", ","], "ask with finite numbers"),
+        (["-m", "{root}/net.py:gives_value", "--output", "value", "--foil", "inf"], "ask with finite numbers"),
         (["-m", "zoo:mnist", "--set", "layers=head"], "unknown setting of gradcam 'layers'; did you mean 'layer'"),
         (["-m", "zoo:mnist", "--set", "features.8"], "--set takes NAME=VALUE"),
         (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=many"], "n_steps of ig is a whole number"),
@@ -465,7 +485,18 @@ ASK, CHANGE, KEEP = (
     [
         *(
             ((*EVALUATE, "mask"), f"{name}=3", f"unknown setting of mask '{name}'")
-            for name in ("seed", "limit", "out", "resume", "model", "experiment", "given")
+            for name in (
+                "seed",
+                "limit",
+                "out",
+                "resume",
+                "model",
+                "experiment",
+                "given",
+                "dataset",
+                "progress",
+                "methods",
+            )
         ),
         *(
             ((*EVALUATE, name), setting, setting.split("=")[0])
@@ -488,6 +519,26 @@ ASK, CHANGE, KEEP = (
             (CHANGE, setting, f"{setting.split('=')[0]} of cdeepex")
             for setting in ("schedule=3", "inversion=3", "bank=3", "spread=x")
         ),
+        *(
+            ((*CHANGE, "--method", "cem"), setting, f"{setting.split('=')[0]} of cem is a number")
+            for setting in ("kappa=1e999", "kappa=-1e999", f"beta={10**30}", "beta=[1, 'a']", f"gamma={'9' * 5000}")
+        ),
+        (
+            (*ASK, "--method", "ig"),
+            f"n_steps={10**22}",
+            "n_steps of ig is a whole number of at least 1, not one beyond",
+        ),
+        (CHANGE, "inversion=None", "inversion of cdeepex is a Inversion, not None"),
+        ((*CHANGE, "--restarts", str(10**30)), "retries=0", "restarts of cdeepex is a whole number of at least 1"),
+        ((*CHANGE, "--seed", "3"), "seed=4", "seed is given twice"),
+        ((*CHANGE, "--manifold", "mnist_vae"), "manifold=mnist_vae", "manifold is given twice"),
+        ((*KEEP, "--count", "9"), "superpixels=grid", "superpixels is given twice"),
+        (KEEP, "kappa=1e999", "kappa of cem-maf is a number of at least 0 or None, not inf"),
+        ((*KEEP, "--superpixels", ""), "gamma=1", "--superpixels is followed by an empty text"),
+        ((*EVALUATE, "mask", "--seed", str(2**63)), "sigma=1", "seed is a whole number of at least 0, not one beyond"),
+        ((*EVALUATE, "mask", "--batch-size", str(10**30)), "sigma=1", "batch_size is a whole number of at least 1"),
+        ((*EVALUATE, "mask", "--workers", str(10**30)), "sigma=1", "workers of batches is a whole number"),
+        ((*EVALUATE, "mask"), "shard_size='x'", "unknown setting of mask 'shard_size'"),
         ((*CHANGE, "--method", "cem"), "beta=abc", "beta of cem"),
         ((*CHANGE, "--method", "cem"), "kappa=abc", "kappa of cem"),
         ((*CHANGE, "--method", "cem-maf"), "attributes=3", "attributes"),
@@ -508,6 +559,186 @@ def test_a_setting_that_does_not_fit_is_one_line(
     assert result.exit_code == 2
     (line,) = complaints(result)
     assert message in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["explain", "{image}", "-m", "zoo:mnist"],
+        ["counterfactual", "{image}", "-m", "zoo:mnist"],
+        ["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnist"],
+        ["train", "zoo:mnist"],
+        ["demo"],
+    ],
+)
+@pytest.mark.parametrize("out", ["", "{folder}/a.pdf", "{folder}/weights.pt"])
+def test_a_place_of_another_kind_is_refused_by_all(
+    command: list[str], out: str, root: Path, digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATHERTHAN_DATA", str(root))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    places = {"image": digits[2], "folder": tmp_path}
+    result = call(*(each.format(**places) for each in command), "--out", out.format(**places))
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert ("--out is followed by an empty text" if not out else f"ends in {Path(out).suffix}: name a folder") in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["explain", "{image}", "-m", "zoo:mnist", "--out", "{full}/out"],
+        ["counterfactual", "{image}", "-m", "zoo:mnist", "--set", "inner_iterations=1", "--out", "{full}/x.html"],
+        ["evaluate", "mask", "-m", "zoo:mnist", "--data", "mnist", "--limit", "2", "--out", "{full}/run"],
+        ["train", "zoo:mnist", "--epochs", "1", "--out", "{full}/new"],
+    ],
+)
+def test_a_full_disk_is_one_line_and_nothing_is_half_written(
+    command: list[str], root: Path, digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("RATHERTHAN_DATA", str(root))
+    monkeypatch.setattr(os, "fsync", full)
+    places = {"image": digits[2], "full": tmp_path / "full"}
+    result = call(*(each.format(**places) for each in command))
+    assert result.exit_code == 2
+    (line,) = complaints(result)
+    assert line.startswith(str(places["full"]))
+    assert line.endswith(": No space left on device")
+    assert [path for path in places["full"].rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["explain", "{image}", "-m", "zoo:mnist"], ["--version"]])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EPIPE])
+def test_a_terminal_that_takes_nothing_is_one_line(
+    command: list[str], code: int, digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(text: str, **more: object) -> None:
+        if not more:
+            raise OSError(code, os.strerror(code))
+        echo(text, **more)
+
+    echo = terminal.typer.echo
+    monkeypatch.setattr(terminal.typer, "echo", full)
+    monkeypatch.chdir(tmp_path)
+    result = call(*(each.format(image=digits[2]) for each in command))
+    assert result.exit_code == 2
+    assert complaints(result) == [f"standard output: {os.strerror(code)}"]
+
+
+def test_standard_output_that_is_full_is_not_tried_again_at_exit() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "ratherthan", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+def test_too_little_memory_is_one_line(digits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(*_: object) -> None:
+        raise MemoryError("Unable to allocate 5 GiB")
+
+    monkeypatch.setattr(rooms, "read", large)
+    (line,) = complaints(call("explain", digits[2], "-m", "zoo:mnist", "--json"))
+    assert line.startswith("not enough memory: give a smaller --size")
+
+
+FAILING = """
+import torch
+from torch import nn
+from ratherthan.zoo.architectures import PlainNet
+class Picky(PlainNet):
+    def forward(self, x):
+        if (x.amax((1, 2, 3)) == x.amin((1, 2, 3))).any(): raise ValueError("a constant image")
+        return super().forward(x)
+class Nan(PlainNet):
+    def forward(self, x):
+        return super().forward(x) + (x.amax((1, 2, 3)) / x.amax((1, 2, 3)) - 1).unsqueeze(1)
+"""
+
+
+@EACH_VERB
+@pytest.mark.parametrize(("kind", "reason"), [("Picky", "a constant image"), ("Nan", "NaN or infinite scores")])
+def test_an_image_that_the_network_fails_on_does_not_stop_the_others(
+    command: tuple[str, ...], figure: str, kind: str, reason: str, digits: list[Path], tmp_path: Path
+) -> None:
+    if command[0] == "counterfactual":
+        command = (*command, "--manifold", "mnist_vae")
+    if (figure, kind) == ("enough", "Picky"):
+        pytest.skip("of every image, the empty part is constant")
+    (tmp_path / "net.py").write_text(FAILING)
+    order = [digits[0], *digits]  # the black one comes first
+    for size in ("1", "3"):
+        out = tmp_path / f"out{size}"
+        options = ("-m", f"{tmp_path}/net.py:{kind}", "--size", 28, "--batch-size", size, "--out", out)
+        result = call(*command, *order, *options)
+        assert result.exit_code == 2
+        failed, summary = complaints(result)
+        assert failed.startswith(f"{digits[0]}: ")
+        assert reason in failed
+        assert summary.startswith("1 not ")
+        assert summary.endswith(" 3 explained" if figure == "why" else " 3 searched")
+        assert sorted(path.name for path in out.glob("*.png")) == sorted(f"{p.stem}.{figure}.png" for p in digits[1:])
+        assert len(list(out.glob("*.html"))) == len(list(out.glob("*.safetensors"))) == 1
+        page = next(out.glob("*.html")).read_text()
+        assert all(path.name in page for path in digits[1:])
+        assert all(f"{path}: " in result.stdout for path in digits[1:])
+
+
+def test_what_fails_alike_for_all_images_is_said_once(digits: list[Path], tmp_path: Path) -> None:
+    for name in range(20):
+        Image.open(digits[2]).save(tmp_path / f"{name}.png")
+    asked = []
+
+    def explain(*given: object, **more: object) -> None:
+        asked.append(given)
+        raise rt.InputError("no such class")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["ratherthan.attribution.explain"], "compare", explain)
+        result = call("explain", tmp_path, "-m", "zoo:mnist", "--batch-size", 16, "--json")
+    assert result.exit_code == 2
+    assert complaints(result) == ["no such class"]
+    assert len(asked) == 9, "the batch, and eight of its images"
+
+
+def test_names_too_long_for_a_figure_are_cut_and_those_too_long_for_the_system_fail_alone(
+    digits: list[Path], tmp_path: Path
+) -> None:
+    long = [tmp_path / ("x" * 251 + ".png"), Path(os.fsdecode(bytes(tmp_path) + b"/" + b"\xff" * 120 + b".png"))]
+    for path in long:
+        Image.open(digits[1]).save(path, format="png")
+    out = tmp_path / "out"
+    result = call("explain", *long, "a" * 5000, "-m", "zoo:mnist", "--out", out)
+    assert result.exit_code == 2
+    failed, summary = complaints(result)
+    assert failed.startswith("aaaa")
+    assert summary == "1 not explained, 2 explained"
+    assert len(list(out.glob("*.why.png"))) == 2
+
+
+def test_nothing_reaches_the_terminal_that_it_would_obey(digits: list[Path], tmp_path: Path) -> None:
+    evil = "a\x1b]0;pwn3\x07\x1b[31m\nb\u202ec"
+    (tmp_path / "names.json").write_text(json.dumps([f"{evil}{i}" for i in range(10)]))
+    options = ("-m", "zoo:mnist", "--classes", tmp_path / "names.json")
+    seen = call("explain", digits[2], *options, "--foil", "runner-up", "--out", tmp_path / "out")
+    assert seen.exit_code == 0, seen.output
+    assert "a\\x1b]0;pwn3\\x07\\x1b[31m\\nb\\u202ec" in seen.stdout
+    wrong = call("explain", digits[2], *options, "--foil", evil)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in (f"{evil}/a.png", f"{evil}/{evil}.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    skipped = call("evaluate", "mask", "-m", "zoo:mnist", "--data", tmp_path / "set.tar", "--out", tmp_path / "run")
+    for result in (seen, wrong, skipped, call("explain", "\x1b[31m", "-m", "\x1b[31m")):
+        text = (result.stdout + result.stderr).replace("\n", "")
+        assert text.isprintable(), text
+    assert [line.split(":")[0] for line in skipped.stderr.splitlines()] == ["warning", "warning", "error"]
+    assert "not one sample took part (of 2); " in skipped.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(digits: list[Path]) -> None:
@@ -875,6 +1106,9 @@ DATA = ["-m", "zoo:mnist", "--data", "mnist", "--data-root", "{root}"]
         (["train", "zoo:mnist", "--data", "gone"], "gone"),
         (["train", "zoo:mnist", "--data", "{root}", "--device", "gpu"], "gpu"),
         (["evaluate", "maks", *DATA], "unknown experiment 'maks'; did you mean 'mask'"),
+        (["train", "zoo:mnist", "--data", "{root}", "--seed", str(2**64)], "seed is a whole number of at least 0"),
+        (["train", "zoo:vae", "--data", "{root}", "--size", "99999"], "at most 100,000,000"),
+        (["evaluate", "mask", *DATA, "--seed", "-1"], "'--seed'"),
         (["evaluate", "mask", *DATA, "--preset", "sounds"], "did you mean 'sound'"),
         (["evaluate", "mask", *DATA, "--methods", "lla"], "did you mean 'la'"),
         (["evaluate", "mask", *DATA, "--set", "sigmas=3"], "sigma"),

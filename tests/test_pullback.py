@@ -200,7 +200,7 @@ def test_pulling_back_stays_within_its_budget_and_the_budget_changes_nothing(mon
     assert largest == sorted(largest)
     assert (largest[0], largest[-1]) == (1, CLASSES)
     assert len(set(largest)) > 2
-    with pytest.raises(rt.InputError, match="positive number of bytes"):
+    with pytest.raises(rt.InputError, match="memory_budget is a number above 0, not 0"):
         rt.explain(model, x, memory_budget=0)
 
 
@@ -272,7 +272,7 @@ def breaking(where: str, monkeypatch: pytest.MonkeyPatch, model: rt.Model) -> No
     elif where == "above the layer":
         model.module.head.register_forward_pre_hook(fail)  # type: ignore[union-attr, operator]
     elif where == "question":
-        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "resolve", fail)
+        monkeypatch.setattr(sys.modules["ratherthan.attribution.explain"], "resolve_in_parts", fail)
     elif where == "backward":
         monkeypatch.setattr(torch.autograd, "grad", fail)
     elif where == "result":

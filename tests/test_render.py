@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -407,8 +408,7 @@ def test_page_holds_every_text_picture_and_number(tmp_path: Path) -> None:
     assert pixels[3, 4, 3] > 240
     assert pixels[0, 0, 3] == 0
     assert [a["value"] for a in page.all("input", **{"data-kind": "foil", "name": "foil-2"})] == ["1", "9"]
-    lengths = {a["style"] for a in page.all("i") if a.get("style")}
-    assert lengths == {"--p: 70.00%", "--p: 20.00%", "--p: 10.00%"}
+    assert {a["width"] for a in page.all("rect")} == {"70.00%", "20.00%", "10.00%"}
     marks = {a["data-name"]: a["class"] for a in page.all("li")}
     assert marks == {"7": "is-fact", "1": "is-foil", "9": ""}, "the foil of the map that is shown first"
     swapped = Page(page_of(tmp_path, [case(case().maps[1::-1])]))
@@ -508,6 +508,21 @@ def test_page_fetches_nothing(tmp_path: Path) -> None:
         assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|<link|<iframe", source)
         assert all((a["src"] or "").startswith("data:image/") for a in Page(source).all("img"))
         assert "default-src 'none'" in source
+
+
+def test_a_page_follows_its_own_style_and_script_alone(tmp_path: Path) -> None:
+    """What slipped in by way of a name would have another hash, and no style is written at an element."""
+    for shown in (case(), trajectory()):
+        source = page_of(tmp_path, [shown])
+        (policy,) = (a["content"] or "" for a in Page(source).all("meta") if a.get("http-equiv"))
+        named = dict(part.split(" ", 1) for part in policy.split("; "))
+        assert named.keys() == {"default-src", "img-src", "style-src", "script-src"}
+        assert "unsafe" not in policy
+        for tag in ("style", "script"):
+            (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            assert named[f"{tag}-src"] == f"'sha256-{digest}'"
+        assert not re.search(r"<[^>]* (style|on[a-z]+)=", source.split("<body>")[1].split("<script>")[0])
 
 
 def test_page_stays_small_for_photographs() -> None:

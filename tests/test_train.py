@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from faces import write_faces
 from ratherthan import Augmentation, InputError, Recipe, data, train, zoo
+from ratherthan.files import locked
 from ratherthan.replication.cdeepex import RareRecipe
-from ratherthan.zoo.architectures import SqueezeNet
+from ratherthan.zoo.architectures import PlainNet, SqueezeNet
 from ratherthan.zoo.training.recipes import Learner
 
 BATCHES = 3  # of 128 of the 300 images
@@ -119,6 +121,64 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(root: Path, tmp_path
     with pytest.raises(InputError, match="resume=False"):
         train("mnist", root, out, epochs=2)
     assert train("mnist", root, out, epochs=1, resume=False) == out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": "x"}, {"done": -5}, {"done": 3}, {"done": 1.5}, {"done": None}, {"skipped": None}, {"skipped": [1]},
+        {"network": None}, {"network": {}}, {"network": PlainNet(24).state_dict()}, {"optimiser": []}, {"settings": 3},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_holds_something_else_is_one_line(root: Path, tmp_path: Path, change: dict) -> None:
+    out = tmp_path / "mnist.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train("mnist", root, out, epochs=2, progress=stop_in_epoch_two)
+    checkpoint = out.with_suffix(".checkpoint")
+    state = torch.load(checkpoint, weights_only=True)
+    for changed in (state | change, {k: v for k, v in state.items() if k not in change}):
+        torch.save(changed, checkpoint)
+        with pytest.raises(InputError, match="resume=False") as refused:
+            train("mnist", root, out, epochs=2)
+        assert len(str(refused.value).splitlines()) == 1
+    torch.save(state, checkpoint)
+    assert train("mnist", root, out, epochs=2) == out
+
+
+def test_identical_trainings_write_identical_files(root: Path, tmp_path: Path) -> None:
+    """In processes of their own: what is random there is so from one process to the next."""
+    code = "import sys; from ratherthan import train; train('mnist', *sys.argv[1:], epochs=1, limit=20)"
+    written = set()
+    for number in range(3):
+        out = tmp_path / str(number) / "mnist.safetensors"
+        subprocess.run([sys.executable, "-c", code, str(root), str(out)], check=True)
+        written.add(out.read_bytes())
+    assert len(written) == 1
+    with safe_open(out, "pt") as file:
+        assert list(file.metadata())
+        assert json.loads(file.metadata()["class_names"]) == list("0123456789")
+    assert set(load_file(out)) == set(PlainNet().state_dict())
+
+
+def test_links_are_not_written_through(root: Path, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out" / "v.safetensors", tmp_path / "victim"
+    out.parent.mkdir()
+    victim.write_text("mine")
+    for name in ("v.safetensors.part", "v.checkpoint.part", "v.safetensors", "v.checkpoint", "v.json"):
+        (out.parent / name).symlink_to(victim)
+    train("mnist", root, out, epochs=1, limit=20, resume=False)
+    assert victim.read_text() == "mine"
+    (out.parent / ".v.safetensors.lock").symlink_to(victim)
+    with pytest.raises((InputError, OSError)):
+        train("mnist", root, out, epochs=1, limit=20)
+    assert victim.read_text() == "mine"
+
+
+def test_two_trainings_do_not_share_a_file(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.safetensors"
+    with locked(out), pytest.raises(InputError, match="another process is writing to"):
+        train("mnist", root, out, epochs=1, limit=20)
+    assert train("mnist", root, out, epochs=1, limit=20) == out
 
 
 def test_the_card_tells_the_truth(root: Path, tmp_path: Path) -> None:

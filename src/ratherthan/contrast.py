@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -56,7 +56,7 @@ class Question:
     @staticmethod
     def against_all(fact: Tensor, classes: int) -> Question:
         """Why each fact (N,), rather than any other class?"""
-        return Question(fact.unsqueeze(1), ~torch.nn.functional.one_hot(fact, classes).bool().unsqueeze(1))
+        return Question(fact.unsqueeze(1), ~_one_hot(fact, classes).unsqueeze(1))
 
     def __getitem__(self, samples: slice | Tensor) -> Question:
         """The same question for some of the samples."""
@@ -83,13 +83,44 @@ def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[
     Raises:
         InputError: If a class does not exist, a length is wrong, or both fact and foil are axes.
     """
+    (question,) = resolve_in_parts(logits, fact, foil, names)
+    return question
+
+
+def resolve_in_parts(
+    logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None, at_once: int = 2**62
+) -> Iterator[Question]:
+    """The same, cut along the axis: of 20,000 classes each against each, the foils alone would fill 400 MB.
+
+    Args:
+        logits: As in `resolve`, like all that is not named here.
+        fact: As in `resolve`.
+        foil: As in `resolve`.
+        names: As in `resolve`.
+        at_once: Questions about each sample in one part.
+    """
     resolver = _Resolver(logits.detach(), names)
     facts, fact_is_axis = resolver.facts(fact)
-    foils, foil_is_axis = resolver.foils(foil, facts)
+    given, foil_is_axis = resolver.foils(foil, facts)
     if fact_is_axis and foil_is_axis:
         raise InputError("fact and foil are both axes (lists, 'each' or 'topK'); give one of them as a single class")
     axis: Literal["fact", "foil"] | None = "fact" if fact_is_axis else "foil" if foil_is_axis else None
-    return Question(facts.expand(foils.shape[:2]), foils, axis)
+    for start in range(0, max(facts.shape[1], given.shape[1]), at_once):
+        ours, theirs = (e if e.shape[1] == 1 else e[:, start : start + at_once] for e in (facts, given))
+        foils = theirs if theirs.dtype == torch.bool else foil_sets(ours, theirs, logits.shape[1])
+        # a set of several foils never holds the fact; a single foil may be the fact (asked for by name)
+        several = foils.sum(-1, keepdim=True) > 1
+        foils = foils & ~(several & _one_hot(ours, logits.shape[1]))
+        yield Question(ours.expand(foils.shape[:2]), foils, axis)
+
+
+def foil_sets(fact: Tensor, foil: Tensor, classes: int) -> Tensor:
+    """Foils by their index, -1 for all classes but the fact, as sets: (...) to (..., classes) bool."""
+    return torch.where((foil < 0).unsqueeze(-1), ~_one_hot(fact, classes), _one_hot(foil.clamp_min(0), classes))
+
+
+def _one_hot(indices: Tensor, classes: int) -> Tensor:
+    return indices.unsqueeze(-1) == torch.arange(classes, device=indices.device)  # one_hot takes 8 bytes a class
 
 
 def resolve_values(output: Tensor, foil: Any) -> Question:
@@ -143,7 +174,7 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
         matches = exact or [i for i, name in enumerate(known) if wanted in map(str.strip, name.split(","))]
         if len(matches) > 1:
             raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
-        if not matches and not wanted.isdecimal():
+        if not matches and not (wanted.isdecimal() and len(wanted) < 19):
             nameless = f"class {given!r}: this model has no class names; give an index from 0 to {classes - 1}"
             raise InputError(unknown("class", given, names) if names else nameless)
         given = matches[0] if matches else int(wanted)
@@ -180,25 +211,19 @@ class _Resolver:
         return torch.full((self.samples, 1), self._class(fact), device=self.logits.device), False
 
     def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:
-        """(N, Q, C) bool, and whether the foils form an axis."""
+        """(N, 1) or (N, Q) indices, -1 for all others, or sets (N, 1 or Q, C) bool; and whether they form an axis."""
         word, is_axis = self._word(foil), isinstance(foil, (list, tuple))
         if self.classes < 2 and (foil is None or word):
             raise InputError("this model has a single class: there is nothing to contrast it with")
         if foil is None or word in ("others", "all", "any"):
-            return ~self._one_hot(facts), False
+            return torch.full_like(facts[:, :1], -1), False
         if word == "each":
-            every = torch.eye(self.classes, dtype=torch.bool, device=self.logits.device)
-            return every.expand(self.samples, -1, -1), True
+            return torch.arange(self.classes, device=self.logits.device).expand(self.samples, -1), True
         if count := 1 if word == "runner-up" else self._top(word, self.classes - 1):
-            return self._one_hot(self._rivals(facts, count)), word != "runner-up"
+            return self._rivals(facts, count), word != "runner-up"
         if isinstance(foil, (Tensor, np.ndarray)) and np.ndim(foil):
-            indices, is_axis = self._per_sample(foil, "foil")
-            foils = self._one_hot(indices)
-        else:
-            foils = self._foil_list(list(foil)) if is_axis else self._foil_set(foil).expand(self.samples, 1, -1)
-        # a set of several foils never holds the fact; a single foil may be the fact (asked for by name)
-        several = foils.sum(-1, keepdim=True) > 1
-        return foils & ~(several & self._one_hot(facts)), is_axis
+            return self._per_sample(foil, "foil")
+        return (self._foil_list(list(foil)) if is_axis else self._foil_set(foil).expand(self.samples, 1, -1)), is_axis
 
     def _word(self, spec: Any) -> str:
         """A word in lower case, "runner-up"; empty for what is none, or is exactly the name of a class."""
@@ -226,7 +251,7 @@ class _Resolver:
     def _rivals(self, facts: Tensor, count: int) -> Tensor:
         if count > 1 and facts.shape[1] > 1:
             raise InputError("fact and foil are both axes; with several facts, ask for one foil")
-        others = self.logits.unsqueeze(1).masked_fill(self._one_hot(facts), -torch.inf)
+        others = self.logits.unsqueeze(1).masked_fill(_one_hot(facts, self.classes), -torch.inf)
         return others.topk(count, dim=2).indices.flatten(1)
 
     def _per_sample(self, given: Tensor | np.ndarray[Any, Any], what: str) -> tuple[Tensor, bool]:
@@ -243,13 +268,10 @@ class _Resolver:
     def _class(self, given: Any) -> int:
         return class_index(given.item() if isinstance(given, (Tensor, np.ndarray)) else given, self.classes, self.names)
 
-    def _one_hot(self, indices: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(indices.long(), self.classes).bool()
-
     @staticmethod
     def _top(word: str, available: int) -> int:
         """K of "topK"; 0 for any other word."""
-        match = re.fullmatch(r"top-?(\d+)", word)
+        match = re.fullmatch(r"top-?(\d{1,18})", word)
         count = int(match.group(1)) if match else 0
         if match and not 1 <= count <= available:
             raise InputError(f"{word!r}: there are only {available} classes to choose from; give at least 'top1'")
@@ -319,7 +341,7 @@ def _share(logits: Tensor, question: Question) -> Tensor:
 
 
 def _fact_seed(logits: Tensor, question: Question) -> Tensor:
-    return torch.nn.functional.one_hot(question.fact, logits.shape[-1]).to(logits.dtype)
+    return _one_hot(question.fact, logits.shape[-1]).to(logits.dtype)
 
 
 class Plain(Contrast):
@@ -366,7 +388,7 @@ class Max(Contrast):
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """e_t - e_{s*}; of equal foils the first."""
         strongest = _of_foils(logits, question).argmax(-1)
-        return _fact_seed(logits, question) - torch.nn.functional.one_hot(strongest, logits.shape[-1]).to(logits.dtype)
+        return _fact_seed(logits, question) - _one_hot(strongest, logits.shape[-1]).to(logits.dtype)
 
 
 class Weighted(Contrast):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ratherthan.words import shorten
+
 
 class RatherThanError(Exception):
     """The common parent: catch this to catch everything `ratherthan` raises on purpose."""
@@ -37,13 +39,13 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     Returns:
         One line of text.
     """
-    names = list(known)
+    names, given = list(known), shorten(str(given), 80)
     by_folded = {name.casefold(): name for name in names}
-    close = [by_folded[match] for match in get_close_matches(str(given).casefold(), by_folded, n=3, cutoff=0.5)]
+    close = [by_folded[match] for match in get_close_matches(given.casefold(), by_folded, n=3, cutoff=0.5)]
     if close:
-        return f"unknown {kind} {str(given)!r}; did you mean {' or '.join(repr(name) for name in close)}?"
+        return f"unknown {kind} {given!r}; did you mean {' or '.join(repr(name) for name in close)}?"
     shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
-    return f"unknown {kind} {str(given)!r}; known: {shown}"
+    return f"unknown {kind} {given!r}; known: {shown}"
 
 
 def first_line(error: BaseException) -> str:

@@ -79,7 +79,8 @@ def load(
             usual = f"seems to hold weights: name their network, e.g. load('torchvision:resnet50', weights={spec!r})"
             raise InputError(f"{spec!r} {describe(Path(spec)) or usual}")
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
-        hint = _close_in_zoo(name or spec)
+        gone = "there is no such file; " if Path(spec).suffix and not Path(spec).exists() else ""
+        hint = _close_in_zoo(name or spec) or gone
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
         try:

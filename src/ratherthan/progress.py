@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ratherthan.settings import check_value
+
 Progress = bool | Callable[[int, int], object] | None
 """True draws a bar on stderr; a callable gets (done, in all); False and None: nothing."""
 
@@ -25,6 +27,7 @@ def reporter(progress: Progress, label: str) -> Iterator[Callable[..., None]]:
         if callable(progress):
             progress(done, total)
 
+    check_value("progress", bool | Callable | None, progress)
     if progress is not True:
         yield told
         return

@@ -8,13 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
+from ratherthan.outputs import OUTPUTS
+from ratherthan.settings import check_value, types_of
+from ratherthan.words import printable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -22,9 +26,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-_FORMAT = 3
+PRINTED = 5
+"""Of many facts or foils, a text names so many; files of numbers hold all."""
+_FORMAT = 4
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
+_FINITE = ("images", "logits", "attribution", "score", "examples", "example_logits")
 _BY_SAMPLE = ("names", "diagnostics")  # fields by sample that are neither tensors nor lists
+
+
+class Shape(str):
+    """The shape of a field, by letters that mean one size in all fields.
+
+    Q is there where there is an axis; "*" is C, H, W of pictures and anything of other inputs, "..." anything of all.
+    """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,6 +49,7 @@ class Result(ABC):
 
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
+        leading: Which of many questions `likeliest` puts first.
         images: (N, C, H, W) in image space.
         logits: (N, classes) of the images; (N, 1) values for a regressor.
         fact: (N, [Q]) class indices.
@@ -48,15 +63,16 @@ class Result(ABC):
     """
 
     kind: ClassVar[str]
-    images: Tensor
-    logits: Tensor
-    fact: Tensor
+    leading: ClassVar[str] = "first"
+    images: Annotated[Tensor, Shape("N *")]
+    logits: Annotated[Tensor, Shape("N K")]
+    fact: Annotated[Tensor, Shape("N Q")]
     axis: Literal["fact", "foil"] | None = None
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     output: str = "logits"
-    class_names: tuple[str, ...] | None = None
-    names: tuple[str, ...] = ()
+    class_names: Annotated[tuple[str, ...], Shape("K")] | None = None
+    names: Annotated[tuple[str, ...], Shape("N")] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     @abstractmethod
@@ -130,8 +146,18 @@ class Result(ABC):
         return self.logits.softmax(1)
 
     def __str__(self) -> str:
-        lines = [f"{name}: {self.text(i, q)}" for i, name in enumerate(self.names) for q in range(self.questions)]
-        return "\n".join([*lines, f"({self.made_by()})"])
+        return "\n".join([*self.lines(), f"({self.made_by()})"])
+
+    def lines(self) -> list[str]:
+        """A line for each sample and question; of many questions a few."""
+        few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
+        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(self.names) for q in range(shown)]
+        which = f"({shown} of {self.questions} questions about each image, the {self.leading})"
+        return told + [which] * (shown < self.questions)
+
+    def likeliest(self, count: int) -> Self:
+        """The same with the few questions that are worth showing first; where there is no saying which, with all."""
+        return self
 
     def made_by(self) -> str:
         """The method and what it worked on, for the last line of a text and the head of a page."""
@@ -153,7 +179,7 @@ class Result(ABC):
         from ratherthan.files import write_atomically
         from ratherthan.render.figure import figure_png
 
-        path = Path(path)
+        path = Path(check_value("the path of a result", str | Path, path))
         if path.suffix == ".html":
             return self.write_page(path)
         if path.suffix == ".png":
@@ -186,6 +212,8 @@ class Result(ABC):
         """
         from safetensors import safe_open
 
+        if not Path(check_value("the path of a result", str | Path, path)).is_file():
+            raise InputError(f"cannot load {str(path)!r}: no such file")
         try:
             with safe_open(str(path), "pt") as file:
                 header = json.loads(
@@ -194,13 +222,14 @@ class Result(ABC):
                 )
         except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
             raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
-        if header.get("kind") != cls.kind:
+        if not isinstance(header, dict) or header.get("kind") != cls.kind:
             raise InputError(f"{str(path)!r} holds no {cls.kind} saved by ratherthan")
         if header.get("format") != _FORMAT:
             raise InputError(f"{str(path)!r} was saved by another version of ratherthan: compute it again")
-        fields, types = header["fields"], {f.name: str(f.type) for f in dataclasses.fields(cls)}
-        tuples = {k: tuple(v) for k, v in fields.items() if v is not None and types[k].startswith("tuple")}
-        return cls(**fields | tuples)
+        try:
+            return cls(**_fitting(cls, check_value("fields", dict[str, Any], header.get("fields"))))
+        except (ValueError, TypeError) as error:  # of `InputError` too: a list of unequal lists, a name too many
+            raise InputError(f"{str(path)!r} is no {cls.kind} that ratherthan saved: {first_line(error)}") from error
 
     def _repr_html_(self) -> str:
         from base64 import b64encode
@@ -211,6 +240,42 @@ class Result(ABC):
         picture = b64encode(figure_png(self.plot())).decode()
         lines = "<br>".join(escape(line) for line in str(self).splitlines())
         return f'<img src="data:image/png;base64,{picture}" style="max-width:100%"><p>{lines}</p>'
+
+
+def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields read from a file, if a result of this kind can have them: each by its type, all by their sizes.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    types, sizes = types_of(kind), dict[str, int]()
+    found = {key: check_value(key, types.get(key, NoneType), value) for key, value in fields.items()}
+    for key in found:
+        hints = (types.get(key), *get_args(types.get(key)))
+        shape = next((each for hint in hints for each in getattr(hint, "__metadata__", ()) if type(each) is Shape), "")
+        values = list(found[key].values()) if isinstance(found[key], dict) else [found[key]]
+        for value in values if shape else ():
+            if isinstance(value, Tensor) or (value is not None and value is found[key]):
+                _check_shape(key, [each for each in shape.split() if each != "Q" or found.get("axis")], value, sizes)
+    classes = OUTPUTS.find(found.get("output", "logits")).of_classes
+    for key, low in {"fact": 0, "foil": -1}.items():
+        given = found.get(key)
+        if given is not None and (classes or key == "fact") and not ((given >= low) & (given < sizes["K"])).all():
+            raise InputError(f"{key} is a class that is none of {sizes['K']}")
+    return found
+
+
+def _check_shape(key: str, shape: list[str], value: Any, sizes: dict[str, int]) -> None:
+    given = tuple(np.shape(value))
+    if shape[-1] == "*":
+        shape = shape[:-1] + (["C", "H", "W"] if len(given) == len(shape) + 2 else ["..."])
+    letters = [each for each in shape if each != "..."]
+    fits = len(given) == len(letters) or (len(given) > len(letters) and "..." in shape)
+    if not fits or any(sizes.setdefault(*each) != each[1] for each in zip(letters, given, strict=False)):
+        meant = ", ".join(f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes)
+        raise InputError(f"{key} of shape {given} is not ({', '.join(shape)}), {meant}")
+    if isinstance(value, Tensor) and (value.is_complex() or (key in _FINITE and not value.isfinite().all())):
+        raise InputError(f"{key} holds what is no finite number")
 
 
 def _rows(value: Any, rows: slice) -> Any:

@@ -22,6 +22,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from ratherthan.errors import InputError, unknown
+from ratherthan.words import shorten
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,25 @@ class Settings:
             InputError: If one does not fit; the message says what would.
         """
         kind: Any = type(self)
-        for key, hint in _types_of(kind).items():
-            value = getattr(self, key)
-            if isinstance(value, list) and _fits(hint, tuple(value)) and not _fits(hint, value):
-                object.__setattr__(self, key, value := tuple(value))
-            if not _fits(hint, value):
-                raise InputError(_misfit(f"{key} of {self.name}", hint, value))
+        for key, hint in types_of(kind).items():
+            object.__setattr__(self, key, check_value(f"{key} of {self.name}", hint, getattr(self, key)))
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, as they are written into results and manifests."""
         return fields_to_jsonable(self) if dataclasses.is_dataclass(self) else {}
+
+
+def check_value(what: str, hint: Any, value: Any) -> Any:
+    """A setting, an argument of a verb or a field of a file, if it fits its type; a list as a tuple where one is due.
+
+    Raises:
+        InputError: If it does not; the message says what would.
+    """
+    if isinstance(value, list) and _fits(hint, tuple(value)) and not _fits(hint, value):
+        return tuple(value)
+    if not _fits(hint, value):
+        raise InputError(_misfit(what, hint, value))
+    return value
 
 
 def check_names(kind: type, given: Mapping[str, Any]) -> None:
@@ -105,7 +115,7 @@ def check_names(kind: type, given: Mapping[str, Any]) -> None:
 
 
 @cache
-def _types_of(kind: Any) -> dict[str, Any]:
+def types_of(kind: Any) -> dict[str, Any]:
     """Types of the fields; one that cannot be read (a name imported for type checkers only) is left out."""
     found: dict[str, Any] = {}
     for each in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
@@ -119,7 +129,7 @@ def _types_of(kind: Any) -> dict[str, Any]:
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
-        return True
+        return not isinstance(value, Real) or _finite(value)
     if origin is Annotated:
         return _fits(args[0], value) and all(value in each for each in args[1:] if isinstance(each, Interval))
     if origin in (Union, UnionType):
@@ -128,7 +138,7 @@ def _fits(hint: Any, value: Any) -> bool:
         return any(type(value) is type(each) and value == each for each in args)
     if hint in (int, float):
         number = Integral if hint is int else Real
-        return isinstance(value, number) and not isinstance(value, bool) and value == value  # NaN is no number
+        return isinstance(value, number) and not isinstance(value, bool) and _finite(value)
     if origin is tuple:
         parts = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
         return isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, parts, value))
@@ -136,6 +146,11 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, Mapping) and all(_fits(args[0], k) and _fits(args[1], v) for k, v in value.items())
     kind = origin or hint
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
+
+
+def _finite(value: Any) -> bool:
+    """Whether a number is one that torch and numpy can hold."""
+    return abs(int(value)) < 2**63 if isinstance(value, Integral) else math.isfinite(value)
 
 
 def _misfit(what: str, hint: Any, value: Any) -> str:
@@ -146,7 +161,9 @@ def _misfit(what: str, hint: Any, value: Any) -> str:
     shown = (
         repr(value) if isinstance(value, (str, int, float, bool, tuple, list, Mapping, NoneType)) else type_name(value)
     )
-    return f"{what} is {_wanted(hint)}, not {shown}"
+    if isinstance(value, Integral) and not _finite(value):
+        shown = "one beyond 64 bits"
+    return f"{what} is {_wanted(hint)}, not {shorten(shown, 100)}"
 
 
 def _words(hint: Any) -> list[str]:

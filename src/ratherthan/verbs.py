@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.settings import AtLeastOne, check_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,7 @@ class Samples:
         Raises:
             InputError: If the size is none.
         """
-        if size < 1:
-            raise InputError(f"batch_size is at least 1, not {size}")
+        check_value("batch_size", AtLeastOne, size)
         for start in range(0, len(self), size):
             yield self[start : start + size]
             report(min(start + size, len(self)), len(self))

@@ -23,3 +23,9 @@ def shorten(text: str, length: int) -> str:
     """Cut a text to at most `length` characters on one line, the cut marked by an ellipsis."""
     flat = " ".join(text.split())
     return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
+
+
+def printable(text: str) -> str:
+    r"""A text on one line that means nothing to a terminal: what is no plain character becomes an escape, \x1b."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 
 from ratherthan.app.images import find, read_all
 from ratherthan.app.options import KINDS, OutputOptions, words
-from ratherthan.app.terminal import complain, printable, say
+from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
 from ratherthan.attribution.method import Method, get_method
 from ratherthan.contrast import get_contrast
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, RatherThanError
 from ratherthan.files import write_atomically
 from ratherthan.model import Model
 from ratherthan.progress import reporter
@@ -26,11 +27,13 @@ from ratherthan.result import Result
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
 from ratherthan.search.pertinent_positive import PertinentPositive
+from ratherthan.words import printable
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
 """The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
-SHOWN, PRINTED = 20, 5
-"""Of many facts or foils, the page shows and the terminal prints so many; the numbers hold all."""
+_ALIKE = 8
+"""Images that fail alike before any is done: it is not their fault, and no more are tried."""
+_LONGEST = 200  # bytes: systems take names of 255, and an ending follows
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def classes(text: str | None, model: Model) -> Any:
             values = [float(part) for part in parts]
         except ValueError as error:
             raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
+        if not all(map(math.isfinite, values)) or not values:
+            raise InputError(f"this model gives a value: ask with finite numbers, e.g. 0.75, not {text!r}")
         return values if len(values) != 1 else values[0]
     return parts if len(parts) > 1 else text
 
@@ -141,18 +146,35 @@ def answer(
     """
     asked = {name: classes(text, model) for name, text in question.items()}
     paths, failures = find(patterns)
-    batches, shape, stopped = list[list[Any]](), None, False
+    batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     size = at_once or max(1, len(paths))
+
+    def put(images: list[torch.Tensor], read: list[Path]) -> None:
+        try:
+            answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+        except RatherThanError as error:
+            if len(images) > 1:
+                for image, path in zip(images, read, strict=True):
+                    put([image], [path])
+                return
+            wrong.append(str(error))
+            failures.append((printable(str(read[0])), wrong[-1]))
+            if not batches and len(set(wrong)) == 1 and len(wrong) >= min(_ALIKE, len(paths)):
+                raise
+            return
+        answers = answers if isinstance(answers, list) else [answers]
+        names = tuple(printable(str(path)) for path in read[: len(answers[0])])  # a stopped search has less
+        batches.append([replace(each, names=names) for each in answers])
+        if getattr(answers[0], "interrupted", False):
+            raise KeyboardInterrupt
+
     with reporter(True, verb.doing) as report:
         try:
             for start in range(0, len(paths), size):
                 images, read = read_all(paths[start : start + size], model, failures, shape)
                 if images:
                     shape = images[0].shape
-                    answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
-                    answers = answers if isinstance(answers, list) else [answers]
-                    names = tuple(printable(str(path)) for path in read[: len(answers[0])])  # a stopped search has less
-                    batches.append([replace(each, names=names) for each in answers])
+                    put(images, read)
                 report(min(start + size, len(paths)), len(paths))
         except KeyboardInterrupt:
             stopped = True
@@ -184,7 +206,8 @@ def _write_all(verb: Verb, found: list[Any], output: OutputOptions) -> list[Path
     with reporter(True, "drawing") as report:
         for i, name in enumerate(found[0].names):
             # names that differ in case alone are one file on some systems
-            stem = unique_name(Path(name).stem, lambda each: each.casefold() in taken, "{}-{}")
+            short = Path(name).stem.encode()[:_LONGEST].decode(errors="ignore")
+            stem = unique_name(short, lambda each: each.casefold() in taken, "{}-{}")
             taken.add(stem.casefold())
             figures += _write([each[i] for each in found], output.out / f"{stem}.{verb.page}.png")
             report(i + 1, len(found[0]))
@@ -196,24 +219,17 @@ def _write(found: list[Any], path: Path) -> list[Path]:
     if path.suffix == ".safetensors":
         several = len(found) > 1
         return [each.save(path.with_suffix(f".{each.contrast}.safetensors") if several else path) for each in found]
-    shown = [each.likeliest(SHOWN) if isinstance(each, Explanation) else each for each in found]
-    if len(shown) == 1:
-        return [shown[0].save(path)]
+    if len(found) == 1:
+        return [found[0].save(path)]
     page = path.suffix == ".html"
-    return [save_report(shown, path) if page else write_atomically(path, [figure_png(figure(to_panels(shown)))])]
+    return [save_report(found, path) if page else write_atomically(path, [figure_png(figure(to_panels(found)))])]
 
 
 # --------------------------------------------------------------------------------------------- what is printed
 def _lines(found: list[Any]) -> list[str]:
     """A line for each image, or image and question, about the first weighted contrast there is."""
-    result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
-    few = result.likeliest(PRINTED) if isinstance(result, Explanation) else result
-    shown = min(PRINTED, result.questions)
-    told = [f"{name}: {few.text(i, q)}" for i, name in enumerate(few.names) for q in range(shown)]
-    if shown < result.questions:
-        which = "likeliest" if isinstance(result, Explanation) else "first"
-        told.append(f"({shown} of {result.questions} questions about each image, the {which})")
-    return told
+    result: Result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
+    return result.lines()
 
 
 def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:

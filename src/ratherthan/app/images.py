@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ratherthan.app.terminal import printable
 from ratherthan.data import CorruptImage
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.words import printable
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 
@@ -33,10 +34,10 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     failures = []
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
+        if os.path.isdir(pattern):  # of a name beyond what the system takes, `path` would raise
             images = (each for each in path.rglob("[!.]*") if each.suffix.lower() in IMAGE_ENDINGS)
             files, reason = _others_files(images), "no image in this folder"
-        elif path.exists() or not glob.has_magic(pattern):
+        elif os.path.exists(pattern) or not glob.has_magic(pattern):
             files, reason = [path], ""
         else:
             files, reason = _others_files(map(Path, glob.glob(pattern, recursive=True))), "no file matches"
@@ -90,7 +91,7 @@ def read(path: Path, model: Model, shape: Sequence[int] | None = None) -> Tensor
     Raises:
         InputError: If it cannot be decoded or has another shape; the message does not repeat the path.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not path.is_file():
         raise InputError("not a regular file")
     try:
         image = model.preprocess([path])[0]

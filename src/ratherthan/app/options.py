@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
-import mimetypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratherthan.errors import InputError
+from ratherthan.files import check_place
 
 if TYPE_CHECKING:
     from ratherthan.model import Model
@@ -104,12 +103,7 @@ class OutputOptions:
         """
         if self.out is None:
             return self if self.as_json else replace(self, out=Path(usual))
-        instead = "name a folder or a file ending in " + ", ".join(KINDS)
-        there = next((path for path in (self.out, *self.out.parents) if path.exists()), Path())
-        if not there.is_dir() and not (self.one_file and there == self.out):
-            raise InputError(f"--out {self.out}: {there} is a file: {instead}")
-        if mimetypes.guess_type(self.out)[0] and not self.one_file and not self.out.is_dir():
-            raise InputError(f"--out {self.out} ends in {self.out.suffix}: {instead}")
+        check_place(self.out, KINDS)
         return self
 
     @property
@@ -155,7 +149,7 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         return None
     read = value(text)
     row = list(read) if isinstance(read, tuple) else [read]
-    if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in row):
+    if not all(isinstance(each, (int, float)) and abs(each) < 1e300 for each in row):
         raise InputError(f"{option} takes numbers separated by commas, e.g. 0.5,0.5,0.5; not {text!r}")
     return row
 
@@ -168,10 +162,17 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.strip().isdecimal() and 0 < int(side) < 100_000 for side in sides):
-        raise InputError(f"--size takes one number or HEIGHTxWIDTH, e.g. 224 or 224x320; not {text!r}")
-    return int(sides[0]), int(sides[-1])
+    from ratherthan.data.images import MAX_PIXELS
+
+    sides = [side.strip() for side in text.lower().split("x")]
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) < 6 and int(side) for side in sides):
+        raise InputError(f"--size takes one number or HEIGHTxWIDTH, e.g. 224 or 224x320; not {text[:40]!r}")
+    height, width = int(sides[0]), int(sides[-1])
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"--size {text} is {height * width:,} pixels; at most {MAX_PIXELS:,} can be shown to a network"
+        )
+    return height, width
 
 
 def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
@@ -189,6 +190,8 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
         name, sign, given = text.partition("=")
         if not sign or not name.strip().isidentifier():
             raise InputError(f"--set takes NAME=VALUE, e.g. n_steps=50; not {text!r}")
+        if name.strip() in read or options.get(name.strip()) is not None:
+            raise InputError(f"{name.strip()} is given twice; leave out --set {text}")
         read[name.strip()] = value(given.strip())
     return read | {name: given for name, given in options.items() if given is not None}
 

@@ -1,13 +1,23 @@
-"""Lines on the terminal: what is found on stdout, what goes wrong on stderr."""
+"""Lines on the terminal: what is found on stdout, what goes wrong on stderr. Nothing else writes there."""
 
 from __future__ import annotations
 
 import typer
 
+from ratherthan.errors import InputError
+from ratherthan.words import printable
 
-def say(line: str) -> None:
-    """Print a line for the user."""
-    typer.echo(line)
+
+def say(text: str) -> None:
+    """Print lines for the user.
+
+    Raises:
+        InputError: If nobody takes them: the disk is full, the pipe is closed.
+    """
+    try:
+        typer.echo("\n".join(map(printable, text.split("\n"))))
+    except OSError as error:
+        raise InputError(f"standard output: {error.strerror}") from error
 
 
 def complain(line: str) -> None:
@@ -22,10 +32,4 @@ def warn(line: str) -> None:
 
 def _note(kind: str, colour: str, line: str) -> None:
     typer.secho(kind, fg=colour, bold=True, nl=False, err=True)
-    typer.echo(" ".join(line.split()), err=True)
-
-
-def printable(name: str) -> str:
-    r"""A file name as text that fits on one line: bytes that are no text and control characters become \x.. escapes."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    typer.echo(printable(" ".join(line.split())), err=True)

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratherthan.attribution.explanation import Explanation
+from ratherthan.attribution.explanation import Explanation, beside
 from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method
 from ratherthan.attribution.perturbation import Perturbation
-from ratherthan.contrast import Contrast, ContrastFunction, Target, get_contrast, resolve, resolve_values
+from ratherthan.contrast import Contrast, ContrastFunction, Target, get_contrast, resolve_in_parts, resolve_values
 from ratherthan.errors import InputError, UnsupportedError
 from ratherthan.inference import preserve_state
 from ratherthan.model import HALF, Model
 from ratherthan.progress import Progress, reporter
+from ratherthan.settings import Positive, check_value
 from ratherthan.verbs import Samples
 
+_BYTES = 40  # for each class of each question while it is answered: its foil, their weights, the seed
 AnyContrast = str | Contrast | ContrastFunction
 
 
@@ -99,8 +101,7 @@ def compare(
     Returns:
         One explanation for each method and contrast, methods outermost.
     """
-    if memory_budget <= 0:
-        raise InputError(f"memory_budget is a positive number of bytes, not {memory_budget}")
+    check_value("memory_budget", Positive, memory_budget)
     for what, given in (("methods", methods), ("contrasts", contrasts)):
         if isinstance(given, str):
             raise InputError(f"{what} is a list, e.g. [{given!r}], not {given!r}")
@@ -129,16 +130,16 @@ def _explained(
 ) -> Iterator[Explanation]:
     method.prepare(forward_pass)
     for contrast in contrasts:
-        target = target_of(forward_pass.model, forward_pass.logits, batch.fact, batch.foil, contrast)
-        yield explanation_of(forward_pass, target, method, method.attribute(forward_pass, target), batch.names)
+        targets = targets_of(forward_pass, batch.fact, batch.foil, contrast)
+        found = ((target, method.attribute(forward_pass, target)) for target in targets)
+        yield beside([explanation_of(forward_pass, target, method, each, batch.names) for target, each in found])
 
 
-def target_of(model: Model, logits: Tensor, fact: Any, foil: Any, contrast: Contrast | None = None) -> Target:
-    """The question about a batch, and the contrast that fits what the model gives.
+def targets_of(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast | None = None) -> Iterator[Target]:
+    """The questions about a batch, and the contrast that fits what the model gives; of many some at a time.
 
     Args:
-        model: The network.
-        logits: (N, classes), or (N, 1) values.
+        forward_pass: Model and images.
         fact: As in `explain`.
         foil: As in `explain`.
         contrast: None: as `explain` chooses it.
@@ -146,8 +147,12 @@ def target_of(model: Model, logits: Tensor, fact: Any, foil: Any, contrast: Cont
     Raises:
         InputError: If the question does not fit the model.
     """
+    model, logits = forward_pass.model, forward_pass.logits
     if model.output.of_classes:
-        return Target(logits, resolve(logits, fact, foil, model.class_names), contrast or get_contrast("weighted"))
+        at_once = max(1, forward_pass.budget // (_BYTES * logits.numel()))
+        for question in resolve_in_parts(logits, fact, foil, model.class_names, at_once):
+            yield Target(logits, question, contrast or get_contrast("weighted"))
+        return
     if fact is not None:
         raise InputError("this model gives a value: the fact is what it gives, only a foil can be chosen")
     contrast = contrast or get_contrast("none" if foil is None else "loss")
@@ -155,7 +160,7 @@ def target_of(model: Model, logits: Tensor, fact: Any, foil: Any, contrast: Cont
         raise InputError(f"contrast {contrast.name!r} compares classes; this model gives a value: use 'loss' or 'none'")
     if foil is None and contrast.name != "none":
         raise InputError("'loss' compares with a value: give one, e.g. foil=0.75")
-    return Target(logits, resolve_values(logits, foil), contrast)
+    yield Target(logits, resolve_values(logits, foil), contrast)
 
 
 def explanation_of(
@@ -191,6 +196,9 @@ def explanation_of(
                 f"{str(dtype).removeprefix('torch.')} rounds away what {method.name!r} measures, differences of logits"
             )
             raise UnsupportedError(f"{what}: use float32 weights, e.g. copy.deepcopy(net).float()")
+    # one class, or all but the fact, is told by the index; sets of each against each would fill the memory
+    told = (question.foil >= 0) | (question.foils.sum(-1) == question.foils.shape[-1] - 1)
+    sets = None if question.values is None and told.all() else question.foils
 
     def lead(values: Any) -> Any:
         return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values
@@ -198,7 +206,7 @@ def explanation_of(
     return Explanation(
         images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
         class_names=forward_pass.model.class_names if output.of_classes else None,
-        axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), foil_sets=lead(question.foils),
+        axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(sets),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),
         attribution=lead(found.values.detach()), layer=found.layer,
         diagnostics={key: lead(value) for key, value in found.diagnostics.items()},

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ratherthan.contrast import contrasts, get_contrast
+from ratherthan.contrast import contrasts, foil_sets, get_contrast
 from ratherthan.errors import InputError, unknown
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, picture
+from ratherthan.result import Result, Shape, picture
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from ratherthan.render.panel import Heatmap, Panel
 
+SHOWN = 20
+"""Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
 _SHOWN_CLASSES = 6
 
 
@@ -34,7 +36,7 @@ class Explanation(Result):
         attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q], h, w) at the resolution of
             the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised.
         foil: (N, [Q]) the class compared with, -1 where several are foils together; a value for a regressor.
-        foil_sets: (N, [Q], classes) bool.
+        sets: (N, [Q], classes) bool, the foils of each question; None: `foil` tells them, -1 for all but the fact.
         score: (N, [Q]) the contrast itself, e.g. the log-odds.
         contrast: Name of the contrast.
         layer: The layer explained, or None for the image.
@@ -42,13 +44,14 @@ class Explanation(Result):
     """
 
     kind: ClassVar[str] = "explanation"
-    attribution: Tensor
-    foil: Tensor
-    foil_sets: Tensor
-    score: Tensor
+    leading: ClassVar[str] = "likeliest"
+    attribution: Annotated[Tensor, Shape("N Q ...")]
+    foil: Annotated[Tensor, Shape("N Q")]
+    sets: Annotated[Tensor, Shape("N Q K")] | None = None
+    score: Annotated[Tensor, Shape("N Q")]
     contrast: str
     layer: str | None = None
-    diagnostics: dict[str, Any] = field(default_factory=dict)
+    diagnostics: Annotated[dict[str, Any], Shape("N ...")] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
     def heatmap(self, preset: Literal["prabhushankar2020"] | None = None, align_corners: bool = False) -> Tensor:
@@ -98,6 +101,22 @@ class Explanation(Result):
             variances.append(variance)
         return torch.stack(means), torch.stack(variances)
 
+    @property
+    def foil_sets(self) -> Tensor:
+        """(N, [Q], classes) bool: the foils of each question."""
+        return foil_sets(self.fact, self.foil, self.logits.shape[1]) if self.sets is None else self.sets
+
+    @classmethod
+    def joined(cls, parts: Sequence[Explanation]) -> Explanation:
+        """Explanations of consecutive samples as one."""
+        return super().joined(_alike(parts))
+
+    def _foils(self, sample: int, q: int) -> Tensor:
+        fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
+        if self.sets is None:
+            return foil_sets(fact, foil, self.logits.shape[1])
+        return self.by_question(self.sets)[sample, q]
+
     def question(self, sample: int, q: int = 0) -> str:
         """The question about one sample in words."""
         fact, foil = self.fact_name(sample, q), self.foil_name(sample, q)
@@ -119,8 +138,8 @@ class Explanation(Result):
             return f"{self.by_question(self.foil)[sample, q].item():.3g}" if self.contrast != "none" else ""
         if self.contrast == "none":
             return ""
-        members = self.by_question(self.foil_sets)[sample, q].nonzero().flatten().tolist()
-        if len(members) == self.foil_sets.shape[-1] - 1 and len(members) > 1:
+        members = self._foils(sample, q).nonzero().flatten().tolist()
+        if len(members) == self.logits.shape[1] - 1 and len(members) > 1:
             return f"any of the {len(members)} others"
         shown = [self.class_label(member) for member in members[:4]]
         return " or ".join(shown) + (f" or {len(members) - 4} more" if len(members) > 4 else "")
@@ -158,15 +177,16 @@ class Explanation(Result):
         order = torch.arange(count, device=self.fact.device).expand(len(self), -1)
         if self.output != "value":
             p = self.probabilities()
-            # of the foils "each", the fact itself comes last: against itself there is little to say
-            foils = (self.foil_sets * p.unsqueeze(1)).sum(-1).masked_fill(self.foil == self.fact, -1)
-            asked = p.gather(1, self.fact) if self.axis == "fact" else foils
+            asked = p.gather(1, self.fact)
+            if self.axis == "foil" and self.sets is None:
+                asked = torch.where(self.foil < 0, 1 - asked, p.gather(1, self.foil.clamp_min(0)))
+            elif self.axis == "foil" and self.sets is not None:
+                asked = torch.einsum("nqc,nc->nq", self.sets.to(p), p)
+            if self.axis == "foil":
+                asked = asked.masked_fill(self.foil == self.fact, -1)
             order = asked.argsort(dim=1, descending=True, stable=True)[:, :count]
         rows = torch.arange(len(self), device=order.device).unsqueeze(1)
-        by_question = ("attribution", "fact", "foil", "foil_sets", "score")
-        picked = {key: getattr(self, key)[rows, order] for key in by_question}
-        noted = {k: v[rows, order] if isinstance(v, Tensor) else v for k, v in self.diagnostics.items()}
-        return dataclasses.replace(self, **picked, diagnostics=noted)
+        return _by_question([self], lambda column: column[0][rows, order])
 
     # ----------------------------------------------------------------------------------------- showing it
     def panels(self) -> list[Panel]:
@@ -216,8 +236,29 @@ class Explanation(Result):
         if self.output != "value":
             p = self.probabilities()[sample]
             row["p_fact"] = p[self.by_question(self.fact)[sample, q]].item()
-            row["p_foil"] = p[self.by_question(self.foil_sets)[sample, q]].sum().item()
+            row["p_foil"] = p[self._foils(sample, q)].sum().item()
         return row
+
+
+def beside(parts: Sequence[Explanation]) -> Explanation:
+    """Explanations of the same samples, each with some of the questions of an axis, as one."""
+    return parts[0] if len(parts) == 1 else _by_question(_alike(parts), lambda column: torch.cat(column, 1))
+
+
+def _by_question(parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor]) -> Explanation:
+    """The first of them with what belongs to questions changed."""
+    keys = [key for key in ("attribution", "fact", "foil", "sets", "score") if getattr(parts[0], key) is not None]
+    noted = parts[0].diagnostics
+    noted = noted | {k: change([e.diagnostics[k] for e in parts]) for k, v in noted.items() if isinstance(v, Tensor)}
+    changed: dict[str, Any] = {key: change([getattr(each, key) for each in parts]) for key in keys}
+    return dataclasses.replace(parts[0], **changed, diagnostics=noted)
+
+
+def _alike(parts: Sequence[Explanation]) -> Sequence[Explanation]:
+    """The same; where one has sets of foils, all have."""
+    if all(each.sets is None for each in parts):
+        return parts
+    return [dataclasses.replace(each, sets=each.foil_sets) for each in parts]
 
 
 def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
@@ -236,6 +277,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
 
     if not explanations:
         raise InputError("no explanations were given")
+    explanations = [each.likeliest(SHOWN) for each in explanations]
     first = explanations[0]
     for other in explanations[1:]:
         if other.names != first.names or other.images.shape != first.images.shape:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Thread
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -131,6 +134,7 @@ class Batches(Settings):
         order: Any = range(len(self.dataset)) if self.order is None else self.order
         loader = DataLoader(  # it deals indices out, to its workers too; what collates them decodes
             order, self.batch_size, num_workers=self.workers, collate_fn=partial(_decoded, self.dataset),
+            worker_init_fn=partial(_ending_with, os.getpid()),
             generator=torch.Generator(),  # else iterating would draw from the global random numbers
         )  # fmt: skip
         for items, skipped in loader:
@@ -145,6 +149,17 @@ class Batches(Settings):
             given = f"{self.dataset.name}: images of {' and '.join(sorted(sizes))} pixels cannot share a batch"
             raise InputError(f"{given}; give the set a transform that brings them to one size")
         return torch.stack(list(images))
+
+
+def _ending_with(parent: int, worker: int) -> None:
+    """End a worker when its parent is gone; torch's own watch misses a parent that is killed as workers begin."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _decoded(dataset: Dataset, indices: list[int]) -> tuple[list[tuple[int, Tensor, int]], list[Skipped]]:

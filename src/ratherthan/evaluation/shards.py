@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 from ratherthan.errors import InputError, first_line
 from ratherthan.evaluation.experiment import Rows
-from ratherthan.files import write_atomically
+from ratherthan.files import locked, write_atomically
+from ratherthan.settings import AtLeastOne, Seed, check_value
 
 MANIFEST = "manifest.json"
-_KEY = b"ratherthan"
+_KEY, _DIGEST = b"ratherthan", b"sha256"
+_BLANK = b"0" * 64  # stands where the checksum of a shard will be, while it is computed
+_NEEDED = {"experiment.name": str, "data.name": str, "data.samples": Seed, "shard_size": AtLeastOne, "seed": Seed}
 
 
 class BadShard(Exception):
@@ -43,11 +47,17 @@ class Shards:
         Raises:
             InputError: If there is none.
         """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read")
         try:
-            content = (folder / MANIFEST).read_bytes()
-        except OSError as error:
-            raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read") from error
-        return cls(folder, _settings(folder, content))
+            settings = json.loads(path.read_bytes())["settings"]
+            check_value("settings", Mapping[str, Any], settings)
+            for place, hint in _NEEDED.items():
+                check_value(place, hint, reduce(getitem, place.split("."), settings))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged: {first_line(error)}") from error
+        return cls(folder, settings)
 
     @contextmanager
     def claimed(self, resume: bool, about: Mapping[str, Any]) -> Iterator[None]:
@@ -64,32 +74,17 @@ class Shards:
             InputError: If the folder holds a run with other settings (the message says which), or any while `resume`
                 is false, or if another process is at it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / MANIFEST).open("a+b") as file:
-            self._lock(file)
+        with locked(self.folder / MANIFEST):
             if any(self.folder.glob("shard-*.parquet")):
                 if not resume:
                     raise InputError(f"{self.folder} holds a run: resume it (resume=True, --resume) or name another")
-                file.seek(0)
-                self._compare(_settings(self.folder, file.read()))
+                self._compare(Shards.open(self.folder).settings)
             else:
-                file.truncate(0)
-                file.write(json.dumps({"settings": self.settings, **about}, indent=2).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            for draft in self.folder.glob(".shard-*"):
+                told = json.dumps({"settings": self.settings, **about}, indent=2)
+                write_atomically(self.folder / MANIFEST, [told.encode()])
+            for draft in [*self.folder.glob(".shard-*"), *self.folder.glob(f".{MANIFEST}.*[!k]")]:
                 draft.unlink(missing_ok=True)
             yield
-
-    def _lock(self, file: BinaryIO) -> None:
-        try:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # this system has no such lock
-        except OSError as error:
-            raise InputError(f"another process is writing to {self.folder}") from error
 
     def _compare(self, before: Mapping[str, Any]) -> None:
         old, new = dict(_flat(before)), dict(_flat(self.settings))
@@ -131,10 +126,11 @@ class Shards:
         import pyarrow.parquet as pq
 
         table = pa.concat_tables(map(pa.table, blocks)).sort_by("position") if blocks else pa.table({})
-        note = {"run": self._mark, "shard": number, "skipped": list(skipped)}
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(note)}), sink, write_page_checksum=True)
-        write_atomically(self.path(number), [sink.getvalue()])
+        note = {"run": self._mark, "shard": number, "rows": len(table), "skipped": list(skipped)}
+        sink, marks = pa.BufferOutputStream(), {_KEY: json.dumps(note), _DIGEST: _BLANK}
+        pq.write_table(table.replace_schema_metadata(marks), sink)
+        content = sink.getvalue().to_pybytes()
+        write_atomically(self.path(number), [content.replace(_BLANK, _digest(content))])
 
     def read(self, number: int) -> tuple[Any, list[tuple[str, str]]]:
         """A shard's table (pyarrow) and what was skipped.
@@ -146,27 +142,36 @@ class Shards:
         import pyarrow.parquet as pq
 
         path = self.path(number)
+        if not path.is_file():
+            raise BadShard(f"{path.name} is missing")
         try:
-            table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
-            note = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-        except FileNotFoundError as error:
-            raise BadShard(f"{path.name} is missing") from error
-        except (pa.ArrowException, OSError, ValueError) as error:
+            content = path.read_bytes()
+            file = pq.ParquetFile(pa.BufferReader(content))
+            table, marks = file.read(), file.metadata.metadata or {}
+            note = json.loads(marks.get(_KEY, b"{}"))
+            check_value("what it says of itself", Mapping[str, Any], note)
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
             raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         if (note.get("run"), note.get("shard")) != (self._mark, number):
             raise BadShard(f"{path.name} does not belong to this run")
-        return table, [(name, reason) for name, reason in note["skipped"]]
+        digest = marks.get(_DIGEST, b"")
+        if _digest(content.replace(digest, _BLANK) if digest else content) != digest:
+            raise BadShard(f"{path.name} is damaged (its checksum is another)")
+        try:
+            check_value("rows", Literal[len(table)], note["rows"])
+            skipped = tuple(map(tuple, note["skipped"]))
+            check_value("skipped", tuple[tuple[str, str], ...], skipped)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadShard(f"{path.name} is damaged ({first_line(error)})") from error
+        return table, list(skipped)
 
     @property
     def _mark(self) -> str:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _settings(folder: Path, manifest: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(manifest)["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / MANIFEST} is damaged: {first_line(error)}") from error
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

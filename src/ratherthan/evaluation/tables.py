@@ -71,7 +71,9 @@ class Run:
 
         tables = [table.to_pandas() for table, _ in self._read() if len(table)]
         if not tables:
-            raise InputError(f"{self!r}: not one sample took part (of {self.shards.settings['data']['samples']})")
+            unread = "".join(f"; {name}: {reason}" for name, reason in self.skipped[:1])
+            samples = self.shards.settings["data"]["samples"]
+            raise InputError(f"{self!r}: not one sample took part (of {samples}){unread}")
         return pd.concat(tables, ignore_index=True)
 
     def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
@@ -177,7 +179,8 @@ class Run:
         heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
         rules = ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
         lines = [heads, rules, *flat.to_numpy().tolist()]
-        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + f"\n\n{self.note()}\n"
+        cells = (" | ".join(str(cell).translate(_MARKDOWN) for cell in line) for line in lines)
+        return "\n".join(f"| {line} |" for line in cells) + f"\n\n{self.note().translate(_MARKDOWN)}\n"
 
     def to_latex(self, intervals: bool = False) -> str:
         """The table in LaTeX (booktabs, multirow), captioned with the note."""
@@ -230,8 +233,15 @@ def _means(times: Any, values: Any) -> Any:
         return (times @ np.where(defined, values, 0.0)) / (times @ defined)
 
 
+_LATEX = str.maketrans({
+    **{each: "\\" + each for each in "_%&#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
+})  # fmt: skip
+_MARKDOWN = str.maketrans({**{each: "\\" + each for each in "\\|<`"}, "\n": " ", "\r": " "})
+
+
 def _escaped(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%")
+    return text.translate(_LATEX)
 
 
 def _number(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,14 @@ def write_page(shown: Sequence[Panel] | Sequence[Trajectory], path: str | Path, 
     rooms = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     pieces = rooms.get_template(_TEMPLATES[type(shown[0])]).generate(
         title=title, intro=intro, shown=shown, colours=colours, image_uri=image_uri, map_uri=map_uri,
-        PIXELATED=PIXELATED, percent=percent, points=_points,
+        PIXELATED=PIXELATED, percent=percent, points=_points, sha256=_sha256,
     )  # fmt: skip
     return write_atomically(path, (piece.encode() for piece in pieces))
+
+
+def _sha256(text: str) -> str:
+    """What names a style or script in the page's policy; no other is followed."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _points(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
 from ratherthan.render.page import write_page
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
-from ratherthan.result import picture
+from ratherthan.result import Shape, picture
 from ratherthan.search.method import (
     CounterfactualMethod,
     Ends,
@@ -62,18 +62,18 @@ class Counterfactual(SearchResult):
 
     kind: ClassVar[str] = "counterfactual"
 
-    foil: Tensor
-    distance: Tensor
-    violation: Tensor
-    path: Tensor
-    path_logits: Tensor
-    reconstruction: Tensor | None = None
-    error: Tensor | None = None
-    class_kept: Tensor | None = None
-    latents: Tensor | None = None
-    attributes_before: Tensor | None = None
-    attributes: Tensor | None = None
-    attribute_names: tuple[str, ...] = ()
+    foil: Annotated[Tensor, Shape("N Q")]
+    distance: Annotated[Tensor, Shape("N Q R")]
+    violation: Annotated[Tensor, Shape("N Q R")]
+    path: Annotated[Tensor, Shape("N Q T *")]
+    path_logits: Annotated[Tensor, Shape("N Q T K")]
+    reconstruction: Annotated[Tensor, Shape("N *")] | None = None
+    error: Annotated[Tensor, Shape("N")] | None = None
+    class_kept: Annotated[Tensor, Shape("N")] | None = None
+    latents: Annotated[Tensor, Shape("N Q R ...")] | None = None
+    attributes_before: Annotated[Tensor, Shape("N A")] | None = None
+    attributes: Annotated[Tensor, Shape("N Q R A")] | None = None
+    attribute_names: Annotated[tuple[str, ...], Shape("A")] = ()
     attribute_thresholds: tuple[float, ...] = ()
 
     @classmethod

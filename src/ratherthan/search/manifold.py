@@ -113,7 +113,7 @@ class Manifold:
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
             raise InputError(
-                f"{model.name} names no manifold: give one, --manifold NAME or Manifold(decoder, latent_shape)"
+                f"{model.name} names no manifold: give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
             )
         return cls.load(entry.manifold, weights)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
-from ratherthan.result import Result
+from ratherthan.result import Result, Shape
 from ratherthan.search.solver import Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
@@ -156,11 +156,11 @@ class SearchResult(Result):
         interrupted: Whether Ctrl-C ended it.
     """
 
-    foil: Tensor | None = None
-    examples: Tensor
-    example_logits: Tensor
-    statuses: list[Any]
-    reasons: list[Any]
+    foil: Annotated[Tensor, Shape("N Q")] | None = None
+    examples: Annotated[Tensor, Shape("N Q R *")]
+    example_logits: Annotated[Tensor, Shape("N Q R K")]
+    statuses: Annotated[list[Any], Shape("N Q R")]
+    reasons: Annotated[list[Any], Shape("N Q R")]
     evaluations: int = 0
     interrupted: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ratherthan.progress import Progress
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Excerpt, draw_excerpts
-from ratherthan.result import picture
+from ratherthan.result import Shape, picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -55,12 +55,12 @@ class PertinentPositive(SearchResult):
 
     kind: ClassVar[str] = "pertinent positive"
 
-    mask: Tensor
-    features: Tensor
-    feature_count: Tensor
-    superpixels: Tensor | None = None
-    order: Tensor | None = None
-    curve: Tensor | None = None
+    mask: Annotated[Tensor, Shape("N H W")]
+    features: Annotated[Tensor, Shape("N")]
+    feature_count: Annotated[Tensor, Shape("N")]
+    superpixels: Annotated[Tensor, Shape("N H W")] | None = None
+    order: Annotated[Tensor, Shape("N F")] | None = None
+    curve: Annotated[Tensor, Shape("N P")] | None = None
 
     @classmethod
     def of(

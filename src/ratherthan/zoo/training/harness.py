@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ratherthan import data
 from ratherthan.errors import InputError
-from ratherthan.files import write_atomically
+from ratherthan.files import check_place, locked, write_atomically
 from ratherthan.inference import to_device
 from ratherthan.progress import Progress, reporter
+from ratherthan.settings import AtLeastOne, Interval, Seed, check_value
 from ratherthan.weights import read_weights
 from ratherthan.zoo.concepts import effects
 from ratherthan.zoo.registry import ZooDecoder, ZooEntry, get
@@ -70,28 +71,29 @@ def train(
     recipe = entry.recipe
     if recipe is None:
         raise InputError(f"zoo:{entry.name} has no recipe: its weights are given, not trained")
+    out = Path("." if out is None else out)
+    check_place(out, [".safetensors"])
+    out = out if out.suffix == ".safetensors" and not out.is_dir() else out / f"{entry.name}.safetensors"
     epochs = recipe.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise InputError(f"epochs must be at least 1, not {epochs}")
+    check_value("epochs", AtLeastOne, epochs)
+    check_value("seed", Seed, seed)
     if entry.any_size:
         channels, *first = data.images(data_root)[0][0].shape
         entry = entry.sized(image_size or (first[0], first[1]), channels)
     elif image_size is not None:
         raise InputError(f"zoo:{entry.name} has its own image size, {entry.image_size}; only zoo:vae takes one")
     training = _Training(entry, recipe, data_root, epochs, seed, device, limit)
-    out = Path(out or ".")
-    out = out if out.suffix == ".safetensors" else out / f"{entry.name}.safetensors"
     checkpoint = out.with_suffix(".checkpoint")
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), reporter(progress, "training") as report:
+    kept = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with locked(out), kept, reporter(progress, "training") as report:
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
         training.restore(checkpoint)
         for epoch in range(training.done, epochs):
             training.epoch(epoch, report)
             training.save(checkpoint)
-        card = training.card()
-    _write(out, training, card)
-    checkpoint.unlink(missing_ok=True)
+        _write(out, training, training.card())
+        checkpoint.unlink(missing_ok=True)
     return out
 
 
@@ -102,11 +104,19 @@ def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
     told = {"class_names": card["classes"], "input": {key: card["input"][key] for key in ("image_size", "channels")}}
     told |= {"effects": card["effects"]} if card["effects"] else {}
     metadata = {"format": "pt", "zoo": entry.name, **{key: json.dumps(value) for key, value in told.items()}}
-    write_atomically(out, [to_safetensors(state, metadata)])
+    write_atomically(out, [_sorted(to_safetensors(state, metadata))])
     if entry.generative:
         write_sheets(entry, network, training.held_out(32).to(training.device), out)
     write_atomically(out.with_suffix(".json"), [(json.dumps(card, indent=1) + "\n").encode()])
     write_atomically(out.with_suffix(".md"), [_markdown(card).encode()])
+
+
+def _sorted(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library's own changes from one run to the next."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 @dataclass
@@ -210,13 +220,15 @@ class _Training:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             differing = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
+            if not differing:
+                self.done = check_value("done", Annotated[int, Interval(0, self.epochs)], state["done"])
+                self.skipped = set(check_value("skipped", tuple[str, ...], state["skipped"]))
+                for name, part in self.learner.parts.items():
+                    part.load_state_dict(state[name])
         except Exception as error:  # whatever the unpickler makes of foreign bytes
             raise InputError(f"{path} is no checkpoint; {hint}") from error
         if differing:
             raise InputError(f"{path} is of a training with other {', '.join(differing)}; {hint}")
-        self.done, self.skipped = state["done"], set(state["skipped"])
-        for name, part in self.learner.parts.items():
-            part.load_state_dict(state[name])
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""

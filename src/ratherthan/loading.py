@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.files import read_text
 from ratherthan.inputs import Images
 from ratherthan.model import Model
 from ratherthan.weights import fit_weights
@@ -86,24 +87,30 @@ def read_class_names(path: str | Path) -> list[str]:
         path: JSON (a list of names, a list of [identifier, name], or an object {index: name}) or text, one name a line.
 
     Returns:
-        The names in class order. An object's names are ordered by its keys.
+        The names in class order. An object's names are ordered by its keys, which are 0, 1, 2, ... or 1, 2, 3, ...
 
     Raises:
-        InputError: If the file cannot be read or has another form.
+        InputError: If the file cannot be read or has another form, an index or a line is missing, or a name is no text.
     """
+    where = f"class names: {str(path)!r}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        if not str(path).endswith(".json"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        names = json.loads(text)
-    except (OSError, ValueError) as error:  # no file, no text, no JSON
+        text = read_text(path)
+        names = json.loads(text) if str(path).endswith(".json") else text.rstrip().split("\n")
+    except (InputError, ValueError, RecursionError) as error:  # no file, no text, no JSON
         raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
-    if isinstance(names, dict) and all(key.isdigit() for key in names):
-        names = [names[key] for key in sorted(names, key=int)]
+    if isinstance(names, dict):
+        first = 0 if "0" in names else 1
+        keys = [str(index) for index in range(first, first + len(names))]
+        if missing := [key for key in keys if key not in names]:
+            raise InputError(f"{where} names {len(names)} classes, but none has the index {missing[0]}")
+        names = [names[key] for key in keys]
     if isinstance(names, list):
         names = [each[-1] if isinstance(each, list) and each else each for each in names]
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise InputError(f"class names: {str(path)!r} should hold a list of names or an object of index: name")
+        raise InputError(f"{where} should hold a list of names or an object of index: name")
+    for index, name in enumerate(names := [name.strip() for name in names]):
+        if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one")
     return names
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 from ratherthan.inference import to_device
-from ratherthan.inputs import Images, Inputs
+from ratherthan.inputs import PREPROCESSING, Images, Inputs
 from ratherthan.outputs import OUTPUTS, Output
 from ratherthan.settings import check_names
+from ratherthan.words import told_apart
 
 # what a network may raise on an input it does not like
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -26,13 +27,14 @@ class Model:
 
     Args:
         module: The network. It maps what `inputs` makes, e.g. normalised images (N, C, H, W), to what `output` says.
-        class_names: One name per class.
+        class_names: One name per class; those that occur more than once get their index, as in "crane (134)".
         output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
             serves as logits; a single one is that of class 1), "value" (one number, a regressor), or an `Output`.
         layer: Dotted name of the layer that layer methods explain; None: found automatically.
         name: What to call it in results.
         inputs: What the network sees; None: `Images` with the settings that follow.
-        **images: Settings of `Images`: mean, std, size, fit, crop_fraction, interpolation, channels.
+        **images: Settings of `Images`: mean, std, size, fit, crop_fraction, interpolation, channels; or preprocessing,
+            "imagenet", "clip", "half" or "none", for those not given. Without mean and std a photograph is warned of.
 
     Raises:
         InputError: If a setting does not exist or does not fit.
@@ -60,7 +62,7 @@ class Model:
             raise InputError(f"give {', '.join(images)} to {type(inputs).__name__}(...) itself")
         check_names(Images, images)
         self.module = module
-        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self.class_names = None if class_names is None else told_apart([str(name) for name in class_names])
         self.inputs = inputs or Images.of(module, **images)
         self.output = OUTPUTS.make(output)
         self.layer = layer
@@ -68,7 +70,7 @@ class Model:
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
-        return f"Model({self.name}{classes}, layer={self.layer!r})"
+        return f"Model({self.name}{classes}, layer={self.layer!r}, input: {self.inputs.describe()})"
 
     @staticmethod
     def wrap(model: Model | nn.Module) -> Model:
@@ -83,6 +85,7 @@ class Model:
         """
         own = {key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name")}
         inputs = changes.pop("inputs", self.inputs)
+        changes = PREPROCESSING.get(str(changes.get("preprocessing")), {}) | changes
         check_names(type(inputs), changes)
         return Model(self.module, **own, inputs=dataclasses.replace(inputs, **changes) if changes else inputs)
 
@@ -110,7 +113,7 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, PIL image, array ((H, W) or (H, W, C), uint8 or [0, 1], handled in 8 bits) or tensor
+            images: A path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8, uint16 or [0, 1]) or tensor
                 ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:
@@ -138,7 +141,8 @@ class Model:
             raise
         except _FAILURES as error:
             shape = tuple(normalised.shape)
-            raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}") from error
+            doubt = self.inputs.doubt(normalised)
+            raise ModelError(f"{self.name} fails on images of shape {shape}: {first_line(error)}{doubt}") from error
         return self.output.scores(returned, len(normalised), self.name)
 
     def logits(self, images: Tensor) -> Tensor:

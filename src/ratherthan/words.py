@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 
 def percent(p: float) -> str:
     """Write a share of 1 as a percentage; neither a small share nor a last doubt is rounded away.
@@ -23,3 +26,9 @@ def shorten(text: str, length: int) -> str:
     """Cut a text to at most `length` characters on one line, the cut marked by an ellipsis."""
     flat = " ".join(text.split())
     return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, those that occur more than once with their index: ImageNet has two cranes, 134 and 517."""
+    count = Counter(names)
+    return tuple(f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names))

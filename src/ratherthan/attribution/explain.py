@@ -170,6 +170,7 @@ def explanation_of(
 
     return Explanation(
         images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
+        preprocessing=forward_pass.model.inputs.describe(),
         class_names=forward_pass.model.class_names if output.of_classes else None,
         axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), foil_sets=lead(question.foils),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),

@@ -24,6 +24,8 @@ from ratherthan.inputs import Images
 from ratherthan.model import Model
 from ratherthan.weights import fit_weights
 
+_ALIKE = 2 / 255  # mean difference, in image space, of two ways to prepare noise that are called the same
+
 
 def load(
     spec: str | Path,
@@ -110,7 +112,9 @@ def read_class_names(path: str | Path) -> list[str]:
         raise InputError(f"{where} should hold a list of names or an object of index: name")
     for index, name in enumerate(names := [name.strip() for name in names]):
         if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one")
+            raise InputError(
+                f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one"
+            )
     return names
 
 
@@ -172,15 +176,21 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
-    """Refuse an image processor that does something else than `Images` can: each has its own ways."""
-    down, across = np.mgrid[0:1:300j, 0:1:400j]
-    picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
-    picture = picture if inputs.channels == 3 else picture.convert("L")
-    theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
-    ours = inputs.normalise(inputs.batch(picture))
-    if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
-        what = f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here"
-        raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
+    """Refuse an image processor that does something else than `Images` can: each has its own ways.
+
+    Noise shows what a smooth picture hides: shifted by a pixel its values differ by tens of 255, while other ways to
+    round differ by less than one in the mean, at odd proportions too.
+    """
+    random = np.random.default_rng(0)
+    for height, width in ((300, 400), (200, 900)):
+        noise = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        picture = noise if inputs.channels == 3 else noise.convert("L")
+        theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+        ours = inputs.normalise(inputs.batch(picture))
+        std = ours.new_tensor(inputs.std or (1.0,)).view(-1, 1, 1)
+        if theirs.shape != ours.shape or ((theirs - ours) * std).abs().mean() > _ALIKE:
+            what = f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here"
+            raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
 
 
 def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:

@@ -28,6 +28,7 @@ def explain(
     method: str | Method = "gradcam",
     contrast: AnyContrast | None = None,
     *,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
@@ -36,12 +37,13 @@ def explain(
 
     Args:
         model: The network.
-        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
+        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays; or a data set.
         fact: The class to explain; None: the prediction. See `contrast.resolve` for all that can be said.
         foil: What it is compared with; None: all other classes. For a regressor, a value.
         method: A registered name (see `methods()`), or an object with settings, e.g. `GradCAM(layer="layer4")`.
         contrast: A registered name (see `contrasts()`), a `Contrast`, or a function; None: "weighted" for classes,
             "loss" for a value with a foil, "none" for a value without.
+        names: What to call the images; None: their paths, or their names in a data set, or numbers.
         batch_size: Images per forward pass.
         memory_budget: Bytes that pulling back may take at once.
         progress: True draws a bar; a callable is called with (images done, images in all) after every batch.
@@ -58,7 +60,7 @@ def explain(
         >>> why.save("why.html")
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
-    (found,) = compare(model, images, fact, foil, [method], [contrast], **settings)
+    (found,) = compare(model, images, fact, foil, [method], [contrast], names=names, **settings)
     return found
 
 
@@ -70,6 +72,7 @@ def compare(
     methods: Sequence[str | Method] = ("gradcam",),
     contrasts: Sequence[AnyContrast | None] = ("none", "mean", "max", "weighted"),
     *,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
@@ -83,6 +86,7 @@ def compare(
         foil: As in `explain`.
         methods: The methods.
         contrasts: The contrasts.
+        names: As in `explain`.
         batch_size: As in `explain`.
         memory_budget: As in `explain`.
         progress: As in `explain`.
@@ -98,7 +102,7 @@ def compare(
     model = Model.wrap(model)
     chosen = [get_method(each) for each in methods]
     weighed = [None if each is None else get_contrast(each) for each in contrasts]
-    samples = Samples.of(model, images, fact, foil)
+    samples = Samples.of(model, images, fact, foil, names)
     parts: list[list[Explanation]] = []
     with preserve_state(model.module), reporter(progress, "explaining") as report:
         for batch in samples.batches(batch_size, report):

@@ -45,7 +45,9 @@ class Perturbation(Method):
         """
         if forward_pass.images.ndim != 4:
             shape = tuple(forward_pass.images.shape)
-            raise InputError(f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}: use ixg or ig")
+            raise InputError(
+                f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}: use ixg or ig"
+            )
 
     @abstractmethod
     def respond(self, forward_pass: ForwardPass) -> Any:

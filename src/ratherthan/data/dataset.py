@@ -87,6 +87,11 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
         ids, labels, positions = (tuple(column[index] for index in indices) for column in columns)
         return replace(self, ids=ids, labels=labels, positions=positions)
 
+    def spread(self, limit: int | None) -> Dataset:
+        """So many of its images, evenly spread; None: all."""
+        count = min(limit or len(self), len(self))
+        return self.subset([index * len(self) // count for index in range(count)])
+
     def with_transform(self, transform: Transform | None) -> Dataset:
         """The same set with another transform."""
         return replace(self, transform=transform)

@@ -88,6 +88,8 @@ def _decoded(file: BinaryIO, name: str) -> Image.Image:
         raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
         raise CorruptImage(f"{name}: damaged image ({first_line(error)})") from error
+
+
 def plain(image: Image.Image) -> Image.Image:
     """Bring any mode to "L", "RGB", or "F" with values in [0, 1], turned as an EXIF tag says.
 
@@ -105,7 +107,9 @@ def plain(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(checked(np.asarray(image)))
     if image.mode == "I":
-        raise InputError("its whole numbers have no known range; save it with 8 or 16 bits, or hand in values in [0, 1]")
+        raise InputError(
+            "its whole numbers have no known range; save it with 8 or 16 bits, or hand in values in [0, 1]"
+        )
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, "white")

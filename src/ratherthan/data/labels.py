@@ -60,8 +60,8 @@ def match_labels(
     lost = [own[label] for label in sorted({*data.labels} - {-1}) if found[label] is None]
     if lost and strict:
         raise InputError(f"{data.name}: {_lost(lost, class_names)}")
-    labels = (found.get(label) for label in data.labels)
-    labels = tuple(-1 if label is None else label for label in labels)
+    index_of = {label: -1 if index is None else index for label, index in found.items()}
+    labels = tuple(index_of.get(label, -1) for label in data.labels)
     known = tuple(class_names or map(str, range(max(labels) + 1)))
     return replace(data, labels=labels, class_names=known, numbered=True)
 

@@ -61,7 +61,8 @@ class Counterfactuals(Experiment):
         second: A second network, independently trained, or its name for `load`; None: `second` is undefined.
         second_weights: Its weights, where it is given by name.
         reference: The data that autoencoders are fitted on, or its name in `data` (its training part is taken), matched
-            to the model's classes by name; None: im1 and im2 are undefined. They are linear: the first 32 principal components of a class.
+            to the model's classes by name; None: im1 and im2 are undefined. They are linear: the first 32 principal
+            components of a class.
         tolerance: Of `boundary`, in logits.
         visible: Of `sparsity`, in [0, 1].
         noticed: Of `gained` and `lost`, in the attributes' own unit.

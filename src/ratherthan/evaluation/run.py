@@ -161,8 +161,7 @@ def _data(data: Dataset, model: Model, limit: int | None) -> Dataset:
         data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    count = min(limit or len(data), len(data))
-    return data.subset([index * len(data) // count for index in range(count)])
+    return data.spread(limit)
 
 
 def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.memory_format]:

@@ -132,7 +132,9 @@ class Images(Inputs):
         if self.mean is None and self.std is None and self.preprocessing is None and not vars(self).get("_told"):
             object.__setattr__(self, "_told", True)
             remedy = f"say preprocessing= (--preprocessing) {', '.join(PREPROCESSING)}, or mean= and std="
-            warnings.warn(f"no mean and std are known of this network, so it is fed [0, 1] as it is: {remedy}", stacklevel=2)
+            warnings.warn(
+                f"no mean and std are known of this network, so it is fed [0, 1] as it is: {remedy}", stacklevel=2
+            )
         pictures = [open_image(raw)] if isinstance(raw, (str, Path, bytes)) else _pictures(raw)
         parts = [self._fitted(each, self.channels if len(pictures) == 1 else 1) for each in pictures]
         if len(parts) > 1 and self.channels == 1:  # grey as Pillow makes it
@@ -153,7 +155,9 @@ class Images(Inputs):
             InputError: If its shape or its values are none of images in [0, 1].
         """
         if batch.is_meta or batch.is_quantized or batch.layout != torch.strided or batch.is_complex():
-            raise InputError(f"images are dense tensors of real numbers in [0, 1], not {batch.dtype} {batch.device.type}")
+            raise InputError(
+                f"images are dense tensors of real numbers in [0, 1], not {batch.dtype} {batch.device.type}"
+            )
         surely = self.certain or max(len(self.mean or ()), len(self.std or ())) > 1
         single = batch.ndim == 3 and (self.planes or (surely and len(batch) == self.channels))
         images = batch.detach().unsqueeze(0) if single else batch.detach()

@@ -26,7 +26,6 @@ from typer.testing import CliRunner
 import ratherthan as rt
 from ratherthan import Mask, data, evaluate
 from ratherthan.app import demo, doctor
-from ratherthan.app import images as rooms
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
 from ratherthan.zoo.architectures import PlainNet
@@ -521,14 +520,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(digits: list[Path]) -> None
 
 
 def test_ctrl_c_keeps_what_is_done(digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = rooms.read
+    read = data.FileReader.read
 
-    def interrupted(path: Path, *rest: object) -> torch.Tensor:
-        if path == digits[2]:
+    def interrupted(reader: data.FileReader, index: int) -> Image.Image:
+        if reader.files[index] == digits[2]:
             raise KeyboardInterrupt
-        return read(path, *rest)  # type: ignore[arg-type]
+        return read(reader, index)
 
-    monkeypatch.setattr(rooms, "read", interrupted)
+    monkeypatch.setattr(data.FileReader, "read", interrupted)
     out = tmp_path / "out"
     result = call("explain", *digits, "-m", "zoo:mnist", "--batch-size", 2, "--out", out)
     assert result.exit_code == 130

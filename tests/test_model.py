@@ -259,7 +259,7 @@ def test_names_that_occur_twice_are_told_apart_by_their_index() -> None:
     why = rt.explain(model, torch.rand(1, 1, 2, 2), fact="crane (2)", foil="crane (0)", method="ixg")
     assert (why.fact.item(), why.foil.item()) == (2, 0)
     assert "Why crane (2), rather than crane (0)?" in str(why)
-    with pytest.raises(InputError, match=r"did you mean 'crane \(0\)' or 'crane \(2\)'"):
+    with pytest.raises(InputError, match=r"did you mean 'crane \(2\)' or 'crane \(0\)'"):
         rt.explain(model, torch.rand(1, 1, 2, 2), fact="crane", method="ixg")
 
 

@@ -123,7 +123,7 @@ def read_all(
                 (h, w), (height, width) = image.shape[1:], shape[1:]
                 raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
         except InputError as error:
-            failures.append((printable(name), str(error).removeprefix(f"{name}: ")))
+            failures.append((printable(name), str(error).rpartition(f"{name}: ")[2]))
         else:
             images.append(image)
             found.append(name)

@@ -98,8 +98,8 @@ def _finder(names: Sequence[str]) -> Callable[[str], int | None]:
 def _lost(words: Sequence[str], class_names: Sequence[str] | None) -> str:
     """What to say of classes that the model has not."""
     by_folded = {_folded(name): name for name in class_names or ()}
-    close = [get_close_matches(_folded(word), by_folded, 1) for word in words[:3]]
-    listed = [f"{w!r}" + f" (close: {by_folded[c[0]]!r})" * bool(c) for w, c in zip(words, close, strict=False)]
+    near = {word: get_close_matches(_folded(word), by_folded, 1) for word in words[:3]}
+    listed = [f"{word!r} (close: {by_folded[c[0]]!r})" if c else repr(word) for word, c in near.items()]
     more = f" and {len(words) - 3} more" if len(words) > 3 else ""
     names = "no class of the model is called" if class_names else "the model has no class names to compare with"
     remedy = "" if class_names else "give it names (class_names=, --classes FILE), or "

@@ -215,7 +215,12 @@ def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         with gzip.open(regular(path)) as file:
             head = np.frombuffer(file.read(8 + 4 * len(item)), ">u4")
             shape = tuple(head[1:].tolist())
-            if head[0] != 0x801 + len(item) or shape[1:] != item or math.prod(shape) > _MAX_IDX:
+            if (
+                len(head) != 2 + len(item)
+                or head[0] != 0x801 + len(item)
+                or shape[1:] != item
+                or math.prod(shape) > _MAX_IDX
+            ):
                 raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
             raw = file.read(math.prod(shape))
             if file.read(1) or len(raw) < math.prod(shape):

@@ -793,7 +793,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    result = call("train", "zoo:mnist", "--data", root, "--out", out, "--epochs", 1, "--seed", 3)
+    result = call("train", "zoo:mnist", "--data-root", root, "--out", out, "--epochs", 1, "--seed", 3)
     assert result.exit_code == 0, result.output
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["settings"]["seed"] == 3

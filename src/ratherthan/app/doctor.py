@@ -75,6 +75,6 @@ def _weights(name: str) -> str:
 def _data() -> dict[str, str]:
     root = os.environ.get("RATHERTHAN_DATA")
     if not root:
-        return {"RATHERTHAN_DATA": "not set: the folder that holds mnist/, flowers102/, ...; or give --data"}
+        return {"RATHERTHAN_DATA": "not set: the folder that holds mnist/, flowers102/, ...; or give --data-root"}
     here = ", ".join(name for name in data.names() if (Path(root) / name).is_dir()) or "no known data set in it"
     return {"RATHERTHAN_DATA": f"{root} ({here})" if Path(root).is_dir() else f"{root} is no folder"}

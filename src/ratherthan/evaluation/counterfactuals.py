@@ -172,23 +172,17 @@ class Counterfactuals(Experiment):
             return None
         return data.load(self.reference, split="train" if isinstance(self.reference, str) else None)
 
-    @cached_property
-    def _fitted(self) -> dict[tuple[str, ...] | None, list[Callable[[Tensor], Tensor]]]:
-        return {}
-
     def _autoencoders(self, names: tuple[str, ...] | None) -> list[Callable[[Tensor], Tensor]]:
         """One per class of a model with these names, then that of all; fitted once."""
-        if names not in self._fitted:
-            self._fitted[names] = self._fit(names)
-        return self._fitted[names]
-
-    def _fit(self, names: tuple[str, ...] | None) -> list[Callable[[Tensor], Tensor]]:
-        assert self._reference is not None
-        known = data.match_labels(self._reference, names)
-        read = [(images.flatten(1), labels) for _, images, labels in data.batches(known, 1024)]
-        pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
-        classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
-        return [_autoencoder(each) for each in (*classes, pixels)]
+        fitted: dict[Any, list[Callable[[Tensor], Tensor]]] = vars(self).setdefault("_fitted", {})
+        if names not in fitted:
+            assert self._reference is not None
+            known = data.match_labels(self._reference, names)
+            read = [(images.flatten(1), labels) for _, images, labels in data.batches(known, 1024)]
+            pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
+            classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
+            fitted[names] = [_autoencoder(each) for each in (*classes, pixels)]
+        return fitted[names]
 
     def _realism(
         self, examples: Tensor, fact: Tensor, foil: Tensor, names: tuple[str, ...] | None

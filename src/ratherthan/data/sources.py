@@ -211,8 +211,9 @@ def _without_splits(name: str, split: str | None) -> None:
 
 def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of an IDX file, (items, *item): a magic number, the sizes in 4 bytes each, the content."""
+    regular(path)  # a file that is missing is not damaged
     try:
-        with gzip.open(regular(path)) as file:
+        with gzip.open(path) as file:
             head = np.frombuffer(file.read(8 + 4 * len(item)), ">u4")
             shape = tuple(head[1:].tolist())
             if (

@@ -752,14 +752,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(digits: list[Path]) -> None
 
 
 def test_ctrl_c_keeps_what_is_done(digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = rooms.read
+    read = data.FileReader.read
 
-    def interrupted(path: Path, *rest: object) -> torch.Tensor:
-        if path == digits[2]:
+    def interrupted(reader: data.FileReader, index: int) -> Image.Image:
+        if reader.files[index] == digits[2]:
             raise KeyboardInterrupt
-        return read(path, *rest)  # type: ignore[arg-type]
+        return read(reader, index)
 
-    monkeypatch.setattr(rooms, "read", interrupted)
+    monkeypatch.setattr(data.FileReader, "read", interrupted)
     out = tmp_path / "out"
     result = call("explain", *digits, "-m", "zoo:mnist", "--batch-size", 2, "--out", out)
     assert result.exit_code == 130
@@ -1025,7 +1025,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_train_writes_weights_that_explain_can_use(root: Path, digits: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    result = call("train", "zoo:mnist", "--data", root, "--out", out, "--epochs", 1, "--seed", 3)
+    result = call("train", "zoo:mnist", "--data-root", root, "--out", out, "--epochs", 1, "--seed", 3)
     assert result.exit_code == 0, result.output
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["settings"]["seed"] == 3

@@ -386,7 +386,7 @@ def test_summary_gives_means_and_intervals_of_the_samples(model: rt.Model, tmp_p
 
 def test_undefined_values_are_left_out_and_counted(tmp_path: Path) -> None:
     class Sometimes(Experiment):
-        name, measures = "sometimes", ("value",)
+        name, measures, reads_labels = "sometimes", ("value",), False
 
         def measure(self, batch: Any) -> Any:
             values = torch.tensor([float("nan") if p == 2 else float(p) for p in batch.positions])

@@ -106,7 +106,7 @@ def test_image_files_are_prepared_as_the_model_does_it(settings: dict[str, Any],
         Image.fromarray(random.integers(0, 256, (18, 25, 3), dtype=np.uint8)).save(paths[-1])
     paths.sort()
     module = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    model = rt.Model(module, layer="0", **settings)
+    model = rt.Model(module, ["a", "b", "c"], layer="0", **settings)
     assert torch.equal(seen(model, tmp_path / "set", tmp_path / "run"), model.preprocess(paths))
 
 

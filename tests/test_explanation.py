@@ -55,7 +55,7 @@ def test_text_says_question_probabilities_and_score(model: rt.Model) -> None:
         share = map_[map_ > 0].sum() / map_.abs().sum()
         assert share != pytest.approx(0.5, abs=0.02)  # or the wrong side would pass
         assert line.endswith(f"; {round(100 * share.item())}% of the relevance is for it.")
-    assert str(why).endswith("(gradcam on layer features)")
+    assert str(why).endswith("(gradcam on layer features; input as it is, in [0, 1])")
 
 
 def test_text_rounds_neither_a_small_probability_nor_doubt_away() -> None:

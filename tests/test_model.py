@@ -123,8 +123,10 @@ def test_what_is_no_image_is_refused(images: object, message: str) -> None:
 
 def test_files_need_one_or_three_channels() -> None:
     with pytest.raises(InputError, match="1 or 3 channels"):
-        Model(small(channels=4)).preprocess(pixels())
-    assert Model(small(channels=4)).preprocess(torch.rand(2, 4, 8, 8)).shape == (2, 4, 8, 8)
+        Model(small(channels=4), channels=4).preprocess(pixels())
+    for settings in ({}, {"channels": 4}, {"mean": (0.1, 0.2, 0.3, 0.4)}):
+        model = Model(small(channels=4), **settings)  # type: ignore[arg-type]
+        assert model.preprocess(torch.rand(2, 4, 8, 8)).shape == (2, 4, 8, 8)
 
 
 # --------------------------------------------------------------------------------------------- settings
@@ -233,13 +235,32 @@ def test_outputs_become_logits() -> None:
         ("names.json", '["ant", "bee", "cat"]'),
         ("names.json", '[["n1", "ant"], ["n2", "bee"], ["n3", "cat"]]'),
         ("names.json", '{"2": "cat", "0": "ant", "1": "bee"}'),
-        ("names.json", '{"10": ["n10", "cat"], "9": ["n9", "bee"], "1": ["n1", "ant"]}'),
-        ("names.txt", "ant\n bee \n\ncat\n"),
+        ("names.json", '{"3": ["n10", "cat"], "2": ["n9", "bee"], "1": ["n1", "ant"]}'),
+        ("names.json", '\ufeff["ant", "bee", "cat"]'),
+        ("names.txt", "ant\n bee \ncat\n\n \n"),
+        ("names.txt", "\ufeffant\r\nbee\r\ncat"),
     ],
 )
 def test_class_names_from_a_file(file: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / file).write_text(text)
+    (tmp_path / file).write_bytes(text.encode())
     assert rt.read_class_names(tmp_path / file) == ["ant", "bee", "cat"]
+
+
+def test_a_line_separator_inside_a_name_begins_no_other(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ant\u2028bee\ncat\u0085dog\n", encoding="utf-8")
+    assert rt.read_class_names(tmp_path / "names.txt") == ["ant\u2028bee", "cat\u0085dog"]
+
+
+def test_names_that_occur_twice_are_told_apart_by_their_index() -> None:
+    """ImageNet has two cranes: a bird and a machine."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))
+    model = Model(module, ["crane", "tench", "crane"])
+    assert model.class_names == ("crane (0)", "tench", "crane (2)")
+    why = rt.explain(model, torch.rand(1, 1, 2, 2), fact="crane (2)", foil="crane (0)", method="ixg")
+    assert (why.fact.item(), why.foil.item()) == (2, 0)
+    assert "Why crane (2), rather than crane (0)?" in str(why)
+    with pytest.raises(InputError, match=r"did you mean 'crane \(2\)' or 'crane \(0\)'"):
+        rt.explain(model, torch.rand(1, 1, 2, 2), fact="crane", method="ixg")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +271,16 @@ def test_class_names_from_a_file(file: str, text: str, tmp_path: Path) -> None:
         ("broken.json", b"[", "cannot read .*broken.json.*: Expecting value"),
         ("number.json", b"3", "a list of names"),
         ("empty.json", b"[]", "a list of names"),
-        ("words.json", b'{"ant": "bee"}', "a list of names"),
+        ("words.json", b'{"ant": "bee"}', "none has the index 1"),
+        ("gap.json", b'{"0": "ant", "1": "bee", "3": "cat"}', "names 3 classes, but none has the index 2"),
+        ("power.json", b'{"\\u00b2": "a"}', "none has the index 1"),
+        ("digits.json", b'{"' + b"9" * 5000 + b'": "a"}', "none has the index 1"),
+        ("deep.json", b"[" * 100_000, "cannot read"),
+        ("half.json", b'["a", "\\ud800"]', "name 1 is half a character"),
+        ("empty_name.json", b'["a", " "]', "name 1 is empty"),
+        ("blank.txt", b"ant\n\ncat\n", "name 1 is empty"),
+        ("utf16.txt", "ant\nbee".encode("utf-16"), "UTF-8"),
+        ("/dev/zero", None, "not a regular file"),
         ("numbers.json", b"[1, 2]", "a list of names"),
     ],
 )

@@ -20,9 +20,12 @@ from PIL import Image
 from torch import nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.files import read_text
 from ratherthan.inputs import Images
 from ratherthan.model import Model
 from ratherthan.weights import describe, fit_weights
+
+_ALIKE = 2 / 255  # mean difference, in image space, of two ways to prepare noise that are called the same
 
 
 @torch.inference_mode(False)  # what is made inside could never be explained
@@ -102,24 +105,32 @@ def read_class_names(path: str | Path) -> list[str]:
         path: JSON (a list of names, a list of [identifier, name], or an object {index: name}) or text, one name a line.
 
     Returns:
-        The names in class order. An object's names are ordered by its keys.
+        The names in class order. An object's names are ordered by its keys, which are 0, 1, 2, ... or 1, 2, 3, ...
 
     Raises:
-        InputError: If the file cannot be read or has another form.
+        InputError: If the file cannot be read or has another form, an index or a line is missing, or a name is no text.
     """
+    where = f"class names: {str(path)!r}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        if not str(path).endswith(".json"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        names = json.loads(text)
-    except (OSError, ValueError) as error:  # no file, no text, no JSON
+        text = read_text(path)
+        names = json.loads(text) if str(path).endswith(".json") else text.rstrip().split("\n")
+    except (InputError, ValueError, RecursionError) as error:  # no file, no text, no JSON
         raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
-    if isinstance(names, dict) and all(key.isdigit() for key in names):
-        names = [names[key] for key in sorted(names, key=int)]
+    if isinstance(names, dict):
+        first = 0 if "0" in names else 1
+        keys = [str(index) for index in range(first, first + len(names))]
+        if missing := [key for key in keys if key not in names]:
+            raise InputError(f"{where} names {len(names)} classes, but none has the index {missing[0]}")
+        names = [names[key] for key in keys]
     if isinstance(names, list):
         names = [each[-1] if isinstance(each, list) and each else each for each in names]
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise InputError(f"class names: {str(path)!r} should hold a list of names or an object of index: name")
+        raise InputError(f"{where} should hold a list of names or an object of index: name")
+    for index, name in enumerate(names := [name.strip() for name in names]):
+        if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(
+                f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one"
+            )
     return names
 
 
@@ -181,15 +192,21 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
-    """Refuse an image processor that does something else than `Images` can: each has its own ways."""
-    down, across = np.mgrid[0:1:300j, 0:1:400j]
-    picture = Image.fromarray(np.uint8(255 * np.stack([down, across, down * across], -1)))
-    picture = picture if inputs.channels == 3 else picture.convert("L")
-    theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
-    ours = inputs.normalise(inputs.batch(picture))
-    if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.1:
-        what = f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here"
-        raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
+    """Refuse an image processor that does something else than `Images` can: each has its own ways.
+
+    Noise shows what a smooth picture hides: shifted by a pixel its values differ by tens of 255, while other ways to
+    round differ by less than one in the mean, at odd proportions too.
+    """
+    random = np.random.default_rng(0)
+    for height, width in ((300, 400), (200, 900)):
+        noise = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        picture = noise if inputs.channels == 3 else noise.convert("L")
+        theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+        ours = inputs.normalise(inputs.batch(picture))
+        std = ours.new_tensor(inputs.std or (1.0,)).view(-1, 1, 1)
+        if theirs.shape != ours.shape or ((theirs - ours) * std).abs().mean() > _ALIKE:
+            what = f"hf:{name}: its {type(processor).__name__} prepares images in a way that is not known here"
+            raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
 
 
 def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:

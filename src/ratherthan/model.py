@@ -16,9 +16,10 @@ from torch.nn.parameter import is_lazy
 
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 from ratherthan.inference import forward_of, to_device
-from ratherthan.inputs import Images, Inputs
+from ratherthan.inputs import PREPROCESSING, Images, Inputs
 from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
+from ratherthan.words import told_apart
 
 # what a network may raise on an input it does not like
 _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
@@ -33,7 +34,7 @@ class Model:
     Args:
         module: The network. It maps what `inputs` makes, e.g. normalised images (N, C, H, W), to what `output` says. Of
             one that went through `torch.compile`, the original is taken, whose weights are the same.
-        class_names: One name per class.
+        class_names: One name per class; those that occur more than once get their index, as in "crane (134)".
         output: "logits" (a single one is the log-odds of a sigmoid classifier), "probabilities" (their logarithm
             serves as logits; a single one is that of class 1), "value" (one number, a regressor), or an `Output`. None:
             logits, or a value where the config of a transformers network says so.
@@ -42,7 +43,8 @@ class Model:
         inputs: What the network sees; None: `Images` with the settings that follow.
         forward: How it is run, where `module(images)` is not it: a function of the module and the images that returns
             what `output` says. It picks an output, or fills in further arguments.
-        **images: Settings of `Images`: mean, std, size, fit, crop_fraction, interpolation, channels.
+        **images: Settings of `Images`: mean, std, size, fit, crop_fraction, interpolation, channels; or preprocessing,
+            "imagenet", "clip", "half" or "none", for those not given. Without mean and std a photograph is warned of.
 
     Raises:
         InputError: If a setting does not exist or does not fit.
@@ -77,7 +79,7 @@ class Model:
         if first.is_meta or is_lazy(first):
             why = "lie on the device 'meta': load them first" if first.is_meta else "are lazy: run it once before"
             raise ModelError(f"{type(module).__name__} has no weights yet, they {why}")
-        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self.class_names = None if class_names is None else told_apart([str(name) for name in class_names])
         self.inputs = inputs or Images.of(self.module, **images)
         self.output = OUTPUTS.make(output_of(self.module) if output is None else output)
         self.layer = layer
@@ -86,7 +88,7 @@ class Model:
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
-        return f"Model({self.name}{classes}, layer={self.layer!r})"
+        return f"Model({self.name}{classes}, layer={self.layer!r}, input: {self.inputs.describe()})"
 
     @staticmethod
     def wrap(model: Model | nn.Module) -> Model:
@@ -103,6 +105,7 @@ class Model:
             key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")
         }
         inputs = changes.pop("inputs", self.inputs)
+        changes = PREPROCESSING.get(str(changes.get("preprocessing")), {}) | changes
         check_names(type(inputs), changes)
         return Model(self.module, **own, inputs=dataclasses.replace(inputs, **changes) if changes else inputs)
 
@@ -130,7 +133,7 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, PIL image, array ((H, W) or (H, W, C), uint8 or [0, 1], handled in 8 bits) or tensor
+            images: A path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8, uint16 or [0, 1]) or tensor
                 ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:
@@ -160,7 +163,8 @@ class Model:
             raise
         except _FAILURES as error:
             what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
-            raise ModelError(what + self._advice(seen, error)) from error
+            doubt = self.inputs.doubt(normalised)
+            raise ModelError(what + (doubt or self._advice(seen, error))) from error
         return self.output.scores(returned, len(normalised), self.name)
 
     def _run(self, seen: Tensor) -> Any:

@@ -60,6 +60,7 @@ class Result(ABC):
         class_names: Where the model has them.
         names: What to call the samples, e.g. their paths.
         versions: Of what computed it.
+        preprocessing: What images went through before the network saw them, in words.
     """
 
     kind: ClassVar[str]
@@ -74,6 +75,7 @@ class Result(ABC):
     class_names: Annotated[tuple[str, ...], Shape("K")] | None = None
     names: Annotated[tuple[str, ...], Shape("N")] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    preprocessing: str = ""
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -161,7 +163,11 @@ class Result(ABC):
 
     def made_by(self) -> str:
         """The method and what it worked on, for the last line of a text and the head of a page."""
-        return self.method
+        return self.method + self._fed
+
+    @property
+    def _fed(self) -> str:
+        return f"; input {self.preprocessing}" if self.preprocessing else ""
 
     # ----------------------------------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
@@ -237,9 +243,12 @@ class Result(ABC):
 
         from ratherthan.render.figure import figure_png
 
-        picture = b64encode(figure_png(self.plot())).decode()
         lines = "<br>".join(escape(line) for line in str(self).splitlines())
-        return f'<img src="data:image/png;base64,{picture}" style="max-width:100%"><p>{lines}</p>'
+        try:
+            drawn = b64encode(figure_png(self.plot())).decode()
+        except InputError:  # rows of a table have no picture
+            return f"<p>{lines}</p>"
+        return f'<img src="data:image/png;base64,{drawn}" style="max-width:100%"><p>{lines}</p>'
 
 
 def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
@@ -311,6 +320,16 @@ def class_label(names: Sequence[str] | None, index: int) -> str:
 
 
 def picture(image: Tensor) -> np.ndarray[Any, Any]:
-    """An image (C, H, W) as the rendering takes it: floats (H, W, C) in [0, 1]."""
-    array: np.ndarray[Any, Any] = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    """An image (C, H, W) as the rendering takes it: floats (H, W, 1 or 3) in [0, 1].
+
+    One channel is grey and three are colours; of any other number the mean is shown.
+
+    Raises:
+        InputError: If it has no rows and columns.
+    """
+    if image.ndim != 3:
+        raise InputError(f"what has shape {tuple(image.shape)} is no picture: read to_frame(), or save .safetensors")
+    shown = image.detach().float().cpu()
+    shown = shown if len(shown) in (1, 3) else shown.mean(0, keepdim=True)
+    array: np.ndarray[Any, Any] = shown.clamp(0, 1).permute(1, 2, 0).numpy()
     return array

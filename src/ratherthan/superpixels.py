@@ -128,9 +128,8 @@ def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
         return _grid(height, width, spec.count)
     from skimage import segmentation
 
-    if len(image) not in (1, 3):
-        raise InputError(f"{spec.kind} divides images of 1 or 3 channels, not {len(image)}; use 'grid' or 'pixels'")
-    picture = image.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
+    grey = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # as it is drawn
+    picture = grey.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
     count = {"n_segments": spec.count} if spec.kind == "slic" else {}
     try:
         return np.asarray(getattr(segmentation, spec.kind)(picture, **count | spec.settings))

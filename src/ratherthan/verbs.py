@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from ratherthan.data import load
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.settings import AtLeastOne, check_value
@@ -34,23 +37,29 @@ class Samples:
     start: int = 0
 
     @staticmethod
-    def of(model: Model, images: Any, fact: Any = None, foil: Any = None) -> Samples:
+    def of(
+        model: Model, images: Any, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None
+    ) -> Samples:
         """Prepare what a verb was called with.
 
         Args:
             model: The network.
-            images: What `Model.preprocess` takes.
+            images: What `Model.preprocess` takes; or a data set, or a loader of one.
             fact: The fact, one or one per sample.
             foil: The foil or foils, the same for all samples or one row per sample.
+            names: What to call the samples; None: their paths, or names in the data set, or numbers.
 
         Raises:
-            InputError: If there is something that is no image, or facts or foils for another number of samples.
+            InputError: If there is something that is no image, or facts, foils or names for another number of samples.
         """
+        images, names = _opened(model, images, names)
         batch = model.preprocess(images).clone()  # results keep them, whatever becomes of the caller's
         for what, spec in (("fact", fact), ("foil", foil)):
             if _per_sample(spec) and len(spec) != len(batch):
                 raise InputError(f"{len(spec)} {what}s for {len(batch)} samples; give one per sample")
-        return Samples(batch, _names(images, len(batch)), fact, foil)
+        if names is not None and (isinstance(names, str) or len(names) != len(batch)):
+            raise InputError(f"names is a list of {len(batch)}, one per sample")
+        return Samples(batch, _names(images, len(batch)) if names is None else tuple(map(str, names)), fact, foil)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +103,20 @@ def _per_sample(spec: Any) -> bool:
     if isinstance(spec, (list, tuple)):
         return any(isinstance(each, (list, tuple)) for each in spec)
     return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
+
+
+def _opened(model: Model, images: Any, names: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
+    """What a data set or a loader holds, with names; anything else as it is."""
+    if isinstance(images, DataLoader):
+        parts = [batch[0] if isinstance(batch, (list, tuple)) else batch for batch in images]
+        if not parts or not all(isinstance(part, Tensor) for part in parts):
+            raise InputError("a DataLoader gives batches of images (N, C, H, W), or of images and labels")
+        return torch.cat(parts), names
+    if isinstance(images, Dataset):
+        data = load(images)
+        data = data if data.transform is not None else data.with_transform(model.inputs.prepare)
+        return [data[i][0].unsqueeze(0) for i in range(len(data))], data.ids if names is None else names
+    return images, names
 
 
 def _names(images: Any, samples: int) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 
 def percent(p: float) -> str:
     """Write a share of 1 as a percentage; neither a small share nor a last doubt is rounded away.
@@ -29,3 +32,9 @@ def printable(text: str) -> str:
     r"""A text on one line that means nothing to a terminal: what is no plain character becomes an escape, \x1b."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, those that occur more than once with their index: ImageNet has two cranes, 134 and 517."""
+    count = Counter(names)
+    return tuple(f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ratherthan.app.images import find, read_all
+from ratherthan.app.images import Given, read_all
 from ratherthan.app.options import KINDS, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
@@ -127,13 +127,13 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> Counterfactual
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, patterns: list[str], model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
+    verb: Verb, given: Given, model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
 ) -> None:
     """Answer a question about images, as far as they can be read.
 
     Args:
         verb: Which verb.
-        patterns: Images as they are named on the command line.
+        given: The images, and what was not found, see `gather`.
         model: The model.
         output: Where to write to, and whether to print JSON.
         ask: The verb itself; returns a result, or a list of one per contrast.
@@ -145,37 +145,39 @@ def answer(
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
     asked = {name: classes(text, model) for name, text in question.items()}
-    paths, failures = find(patterns)
+    samples, failures = given
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
-    size = at_once or max(1, len(paths))
+    total = 0 if samples is None else len(samples)
+    size = at_once or max(1, total)
 
-    def put(images: list[torch.Tensor], read: list[Path]) -> None:
+    def put(images: list[torch.Tensor], read: list[str]) -> None:
         try:
             answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
         except RatherThanError as error:
             if len(images) > 1:
-                for image, path in zip(images, read, strict=True):
-                    put([image], [path])
+                for image, name in zip(images, read, strict=True):
+                    put([image], [name])
                 return
             wrong.append(str(error))
-            failures.append((printable(str(read[0])), wrong[-1]))
-            if not batches and len(set(wrong)) == 1 and len(wrong) >= min(_ALIKE, len(paths)):
+            failures.append((printable(read[0]), wrong[-1]))
+            if not batches and len(set(wrong)) == 1 and len(wrong) >= min(_ALIKE, total):
                 raise
             return
         answers = answers if isinstance(answers, list) else [answers]
-        names = tuple(printable(str(path)) for path in read[: len(answers[0])])  # a stopped search has less
+        names = tuple(printable(each) for each in read[: len(answers[0])])  # a stopped search has less
         batches.append([replace(each, names=names) for each in answers])
         if getattr(answers[0], "interrupted", False):
             raise KeyboardInterrupt
 
     with reporter(True, verb.doing) as report:
         try:
-            for start in range(0, len(paths), size):
-                images, read = read_all(paths[start : start + size], model, failures, shape)
+            for start in range(0, total, size):
+                assert samples is not None
+                images, read = read_all(samples, range(total)[start : start + size], model, failures, shape)
                 if images:
                     shape = images[0].shape
                     put(images, read)
-                report(min(start + size, len(paths)), len(paths))
+                report(min(start + size, total), total)
         except KeyboardInterrupt:
             stopped = True
     found = [verb.result.joined(column) for column in zip(*batches, strict=True)]
@@ -190,7 +192,7 @@ def answer(
     in_part = bool(found) and getattr(found[0], "interrupted", False)
     if stopped or in_part:
         part = ", the last in part" * in_part
-        raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {len(paths)} images {verb.done}{part}")
+        raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {total} images {verb.done}{part}")
     if failures:
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
 

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ratherthan.app import options
-from ratherthan.app.options import ModelOptions, OutputOptions, about_model, pairs, question, words
+from ratherthan.app.options import DataOptions, ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
 
@@ -117,12 +117,14 @@ def overview(
     "explain cat_dog.png --model zoo:squeezenet1_0 --weights squeezenet1_0.safetensors --classes names.json"
     ' --fact "bull mastiff" --foil "tiger cat"',
     "explain photos/ --model torchvision:resnet50 --foil top3 --contrast none,weighted --out answers",
+    "explain --data photos/ --model torchvision:resnet50 --only wrong --limit 20",
     "explain digit.png --model zoo:mnist --foil 3,5,8 --method ig --set n_steps=50 --json",
 )
 def explain(
-    images: options.Images,
     model: ModelOptions,
     output: OutputOptions,
+    sets: DataOptions,
+    images: options.Images = None,
     fact: options.Fact = None,
     foil: options.Foil = None,
     method: Annotated[str, question("gradcam, la, ixg, gradient, ig, lrp, lime, occlusion, scan ...")] = "gradcam",
@@ -139,13 +141,14 @@ def explain(
     line for each.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
+    from ratherthan.app.images import gather
     from ratherthan.attribution.explain import compare
 
     output = output.checked("explained")
     network = model.load()
     chosen = attribution_method(method, pairs(settings, layer=layer), network)
     ask = partial(compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
-    answer(EXPLAIN, images, network, output, ask, batch_size, fact=fact, foil=foil)
+    answer(EXPLAIN, gather(images, sets, network), network, output, ask, batch_size, fact=fact, foil=foil)
 
 
 @_command(
@@ -156,9 +159,10 @@ def explain(
     " --out coat.html",
 )
 def counterfactual(
-    images: options.Images,
     model: ModelOptions,
     output: OutputOptions,
+    sets: DataOptions,
+    images: options.Images = None,
     fact: options.Fact = None,
     foil: options.Foil = None,
     method: Annotated[str, question("cdeepex, xgem, cem, cem-maf ...")] = "cdeepex",
@@ -178,6 +182,7 @@ def counterfactual(
     and prints a line for each.
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
+    from ratherthan.app.images import gather
     from ratherthan.search.counterfactual import counterfactual
     from ratherthan.search.manifold import Manifold
 
@@ -190,7 +195,7 @@ def counterfactual(
         makes = Manifold.of(network, manifold_weights)
     given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
     ask = partial(counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
-    answer(COUNTERFACTUAL, images, network, output, ask, fact=fact, foil=foil)
+    answer(COUNTERFACTUAL, gather(images, sets, network), network, output, ask, fact=fact, foil=foil)
 
 
 @_command(
@@ -201,9 +206,10 @@ def counterfactual(
     name="pertinent-positive",
 )
 def pertinent_positive(
-    images: options.Images,
     model: ModelOptions,
     output: OutputOptions,
+    sets: DataOptions,
+    images: options.Images = None,
     fact: options.Fact = None,
     method: Annotated[str, question("cem-maf or cem.")] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
@@ -221,6 +227,7 @@ def pertinent_positive(
     for each.
     """
     from ratherthan.app.answer import POSITIVE, answer
+    from ratherthan.app.images import gather
     from ratherthan.search.method import get_pertinent_positive_method
     from ratherthan.search.pertinent_positive import pertinent_positive
     from ratherthan.superpixels import DEFAULT_COUNT, Superpixels
@@ -232,7 +239,7 @@ def pertinent_positive(
         parts = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
     given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
     ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
-    answer(POSITIVE, images, network, output, ask, fact=fact)
+    answer(POSITIVE, gather(images, sets, network), network, output, ask, fact=fact)
 
 
 @_command(
@@ -243,15 +250,16 @@ def pertinent_positive(
 def evaluate(
     experiment: Annotated[str, typer.Argument(help="mask, equal-mask, sign-perturbation, insertion, sanity ...")],
     model: ModelOptions,
-    data: Annotated[str, typer.Option(help="mnist, ...; a folder of class folders, a .tar, a .csv, hf:NAME.")],
-    data_root: Annotated[Path | None, typer.Option(help="The folder of data sets. Default: $RATHERTHAN_DATA.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which part of the data, e.g. valid+test. Default: test.")] = None,
+    data: Annotated[str, options.about_data(options.KINDS_OF_DATA)],
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    label_map: options.LabelMap = None,
+    limit: options.Limit = None,
     methods: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
     contrasts: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
     preset: Annotated[str | None, question("Which protocol: sound, reference or paper, where it has them.")] = None,
     settings: options.Settings = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the run. Default: runs/EXPERIMENT.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use so many samples, evenly spread.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
     seed: options.Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -273,8 +281,8 @@ def evaluate(
     with reporter(True, "evaluating") as report:
         run = evaluate(
             chosen, network, dataset, out=folder, methods=methods and words(methods),
-            contrasts=contrasts and words(contrasts), limit=limit, batch_size=batch_size, seed=seed or 0,
-            resume=resume, workers=workers, progress=report,
+            contrasts=contrasts and words(contrasts), label_map=label_map, limit=limit, batch_size=batch_size,
+            seed=seed or 0, resume=resume, workers=workers, progress=report,
         )  # fmt: skip
     _show(run, folder, as_json)
 
@@ -299,15 +307,17 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
 
 
 @_command(
-    "train zoo:mnist --data data --out mnist.safetensors",
+    "train zoo:mnist --data-root data --out mnist.safetensors",
     "train zoo:flowers102 --fresh",
     "train zoo:vae --data photos --size 64 --out photos.safetensors",
 )
 def train(
     network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.")],
     data: Annotated[
-        Path | None, typer.Option("--data", "--data-root", help="Data sets, or your images. Default: $RATHERTHAN_DATA.")
+        str | None,
+        options.about_data("For zoo:vae your images: a folder of any depth, a .tar, ... Else as --data-root."),
     ] = None,
+    data_root: options.DataRoot = None,
     size: Annotated[str | None, typer.Option(help="For zoo:vae, 64 or HEIGHTxWIDTH. Default: as the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weights file, or folder. Default: NAME.safetensors.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
@@ -325,8 +335,8 @@ def train(
     sides = options.image_size(size)
     try:
         path = train(
-            network, data, out, epochs=epochs, seed=seed or 0, device=device, resume=resume, image_size=sides,
-            progress=True,
+            network, data or data_root, out, epochs=epochs, seed=seed or 0, device=device, resume=resume,
+            image_size=sides, progress=True,
         )  # fmt: skip
     except KeyboardInterrupt:
         text = "stopped by Ctrl-C; the same command goes on after the last finished epoch"

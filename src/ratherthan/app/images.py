@@ -10,13 +10,54 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratherthan.data import CorruptImage
+from ratherthan.app.options import DataOptions
+from ratherthan.data import Dataset, FileReader, batches, load, match_labels
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
+from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.words import printable
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
+Given = tuple[Dataset | None, list[tuple[str, str]]]
+"""The images that were found, if any, and what was named in vain, with the reason."""
+
+
+def gather(patterns: Sequence[str] | None, sets: DataOptions, model: Model) -> Given:
+    """The images that a command was given: files, folders and globs, or a set of labelled images.
+
+    Args:
+        patterns: See `find`.
+        sets: The set, and which of it: those that the model gets wrong or right, and of these so many.
+        model: Who judges, and whose classes the labels are then matched to.
+
+    Raises:
+        InputError: Neither or both are given, or the set cannot be opened.
+    """
+    if bool(patterns) == bool(sets.data):
+        raise InputError("give images, or a set of them by --data")
+    if sets.data is None:
+        if any((sets.data_root, sets.split, sets.label_map, sets.limit, sets.only)):
+            raise InputError("--data-root, --split, --label-map, --limit and --only belong to --data")
+        paths, failures = find(patterns or ())
+        named = tuple(map(str, paths))
+        return (Dataset("images", (), named, (-1,) * len(named), FileReader(tuple(paths))) if named else None), failures
+    data = match_labels(load(sets.data, sets.data_root, sets.split), model.class_names, sets.label_map, bool(sets.only))
+    data = data.with_transform(model.inputs.prepare)
+    return (_judged(data, model, sets.only == "wrong") if sets.only else data).spread(sets.limit), []
+
+
+def _judged(data: Dataset, model: Model, wrong: bool) -> Dataset:
+    """Those that the model gets wrong, or right; what cannot be read is kept, to be named."""
+    found = dict.fromkeys(range(len(data)), wrong)
+    with preserve_state(model.module), torch.no_grad():
+        for indices, images, labels in batches(data, 16 if getattr(model.inputs, "size", None) else 1):
+            missed = model.logits(model.preprocess(images)).argmax(1).cpu() != labels
+            found |= dict(zip(indices.tolist(), missed.tolist(), strict=True))
+    chosen = [index for index, missed in found.items() if missed is wrong]
+    if not chosen:
+        raise InputError(f"{data.name}: the model gets none of {len(data)} {'wrong' if wrong else 'right'}")
+    return data.subset(chosen)
 
 
 def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -52,52 +93,38 @@ def _others_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_all(
-    paths: Sequence[Path], model: Model, failures: list[tuple[str, str]], shape: Sequence[int] | None = None
-) -> tuple[list[Tensor], list[Path]]:
+    data: Dataset,
+    indices: Iterable[int],
+    model: Model,
+    failures: list[tuple[str, str]],
+    shape: Sequence[int] | None = None,
+) -> tuple[list[Tensor], list[str]]:
     """Decode what can be decoded; the rest is added to the failures.
 
     Args:
-        paths: The files.
+        data: The images.
+        indices: Which of them.
         model: Who says which size.
         failures: What could not be read before, and why.
         shape: The shape that all must have, (C, H, W); None: that of the first.
 
     Returns:
-        The images, (C, H, W) each, all of one shape, and their paths.
+        The images, (C, H, W) each, all of one shape, and their names.
     """
     images: list[Tensor] = []
-    found: list[Path] = []
-    for path in paths:
+    found: list[str] = []
+    opened = data if data.transform is not None else data.with_transform(model.inputs.prepare)
+    for index in indices:
+        name = data.ids[index]
         try:
-            images.append(read(path, model, shape))
-            found.append(path)
-            shape = images[0].shape
+            image = model.preprocess(opened[index][0].unsqueeze(0))[0]
+            shape = image.shape if shape is None else shape
+            if image.shape != torch.Size(shape):
+                (h, w), (height, width) = image.shape[1:], shape[1:]
+                raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
         except InputError as error:
-            failures.append((printable(str(path)), str(error)))
+            failures.append((printable(name), str(error).rpartition(f"{name}: ")[2]))
+        else:
+            images.append(image)
+            found.append(name)
     return images, found
-
-
-def read(path: Path, model: Model, shape: Sequence[int] | None = None) -> Tensor:
-    """Decode an image and bring it to the size the model wants.
-
-    Args:
-        path: The file.
-        model: Who says which size.
-        shape: The shape it must have in the end, (C, H, W), or None.
-
-    Returns:
-        (C, H, W) in image space.
-
-    Raises:
-        InputError: If it cannot be decoded or has another shape; the message does not repeat the path.
-    """
-    if os.path.exists(path) and not path.is_file():
-        raise InputError("not a regular file")
-    try:
-        image = model.preprocess([path])[0]
-    except CorruptImage as error:
-        raise InputError(str(error).removeprefix(f"{path}: ")) from error
-    if shape is not None and image.shape != torch.Size(shape):
-        (h, w), (height, width) = image.shape[1:], shape[1:]
-        raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
-    return image

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ def question(help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="The question", **more)
 
 
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
+Images = Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
 Fact = Annotated[
     str | None, question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one.")
 ]
@@ -52,6 +52,32 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
 
 
+def about_data(help: str, *names: str, **more: Any) -> Any:
+    """An option about a set of labelled images; to be used in `Annotated`."""
+    return typer.Option(*names, help=help, rich_help_panel="The data", **more)
+
+
+KINDS_OF_DATA = "mnist, ... (or data:mnist); a folder of class folders, a .tar, a .csv, hf:NAME."
+DataRoot = Annotated[Path | None, about_data("The folder of data sets. Default: $RATHERTHAN_DATA.")]
+Split = Annotated[str | None, about_data("Which part of the data, e.g. valid+test. Default: test.")]
+LabelMap = Annotated[
+    Path | None, about_data("What its classes are called in the model, where names differ: .json or .csv.")
+]
+Limit = Annotated[int | None, about_data("Use so many samples, evenly spread.", min=1)]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """A set of labelled images, instead of files."""
+
+    data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
+    data_root: DataRoot = None
+    split: Split = None
+    label_map: LabelMap = None
+    limit: Limit = None
+    only: Annotated[Literal["wrong", "right"] | None, about_data("Those that the model gets wrong, or right.")] = None
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and what there is to know about it."""
@@ -68,6 +94,9 @@ class ModelOptions:
     mean: Annotated[str | None, about_model("Mean per channel, of [0, 1].")] = None
     std: Annotated[str | None, about_model("Standard deviation per channel.")] = None
     size: Annotated[str | None, about_model("What images are resized to: 224, or HEIGHTxWIDTH.")] = None
+    preprocessing: Annotated[
+        str | None, about_model("imagenet, clip, half (mean and std 0.5) or none: what is not said above.")
+    ] = None
     output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
     device: Device = "cpu"
 
@@ -82,7 +111,7 @@ class ModelOptions:
         return load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
             mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), size=image_size(self.size),
-            trust_code=True,
+            preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
 
 

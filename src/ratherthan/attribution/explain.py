@@ -33,6 +33,7 @@ def explain(
     contrast: AnyContrast | None = None,
     *,
     layer: str | nn.Module | None = None,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
@@ -44,13 +45,14 @@ def explain(
 
     Args:
         model: The network.
-        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
+        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays; or a data set.
         fact: The class to explain; None: the prediction. See `contrast.resolve` for all that can be said.
         foil: What it is compared with; None: all other classes. For a regressor, a value.
         method: A registered name (see `methods()`), or an object with settings, e.g. `GradCAM(layer="layer4")`.
         contrast: A registered name (see `contrasts()`), a `Contrast`, or a function; None: "weighted" for classes,
             "loss" for a value with a foil, "none" for a value without.
         layer: The layer that a layer method named by `method` explains, e.g. "layer4"; None: the model's, else found.
+        names: What to call the images; None: their paths, or their names in a data set, or numbers.
         batch_size: Images per forward pass.
         memory_budget: Bytes that pulling back may take at once.
         progress: True draws a bar; a callable is called with (images done, images in all) after every batch.
@@ -67,7 +69,7 @@ def explain(
         >>> why.save("why.html")
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "memory_budget": memory_budget, "progress": progress}
-    (found,) = compare(model, images, fact, foil, [method], [contrast], layer=layer, **settings)
+    (found,) = compare(model, images, fact, foil, [method], [contrast], layer=layer, names=names, **settings)
     return found
 
 
@@ -80,6 +82,7 @@ def compare(
     contrasts: Sequence[AnyContrast | None] = ("none", "mean", "max", "weighted"),
     *,
     layer: str | nn.Module | None = None,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress = None,
@@ -94,6 +97,7 @@ def compare(
         methods: The methods.
         contrasts: The contrasts.
         layer: As in `explain`.
+        names: As in `explain`.
         batch_size: As in `explain`.
         memory_budget: As in `explain`.
         progress: As in `explain`.
@@ -110,7 +114,7 @@ def compare(
     if any(hasattr(each, "layer") for each in chosen):
         model.check_open()
     weighed = [None if each is None else get_contrast(each) for each in contrasts]
-    samples = Samples.of(model, images, fact, foil)
+    samples = Samples.of(model, images, fact, foil, names)
     parts: list[list[Explanation]] = []
     with preserve_state(model.module), model.differentiated(), reporter(progress, "explaining") as report:
         for batch in samples.batches(batch_size, report):
@@ -205,6 +209,7 @@ def explanation_of(
 
     return Explanation(
         images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
+        preprocessing=forward_pass.model.inputs.describe(),
         class_names=forward_pass.model.class_names if output.of_classes else None,
         axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(sets),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),

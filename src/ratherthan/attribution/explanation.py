@@ -158,7 +158,7 @@ class Explanation(Result):
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
-        return f"{self.method} on {f'layer {self.layer}' if self.layer else 'the image'}"
+        return f"{self.method} on {f'layer {self.layer}' if self.layer else 'the image'}{self._fed}"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
@@ -211,6 +211,7 @@ class Explanation(Result):
     def _drawn(self, maps: Tensor, lead: int, rectified: bool, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
+        maps = maps.unsqueeze(-2) if maps.ndim - lead == 1 else maps  # of a table: its columns, side by side
         if not rectified:
             return on_plane(maps, self.images, align_corners)
         maps = on_plane(maps.clamp_min(0), self.images, align_corners)
@@ -339,7 +340,7 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
 
 def on_plane(maps: Tensor, images: Tensor, align_corners: bool = False) -> Tensor:
     """Maps (..., h, w) bilinearly upsampled to the rows and columns of images, (..., H, W)."""
-    size = (images.shape[-2], images.shape[-1])
+    size = (images.shape[-2] if images.ndim > 2 else 1, images.shape[-1])
     if maps.shape[-2:] == size:
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])

@@ -28,7 +28,7 @@ _LEARNT = {
     "rnn_relu",
     "unseen",
 }
-_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = WeakKeyDictionary()
 
 
 def layer_of(model: Model, image: Tensor, default: bool = True) -> str:
@@ -79,7 +79,8 @@ def located(forward_pass: ForwardPass, layer: str | None) -> tuple[str, Grid]:
     Raises:
         LayerError: If there is no such layer, or its values do not lie on the image plane.
     """
-    found = _FOUND.setdefault(forward_pass.model.module, {})
+    model = forward_pass.model
+    found = _FOUND.setdefault(model.module if model.forward is None else model, {})  # a network may be run in many ways
     key = (layer, forward_pass.images.shape[1:])
     if key in found and _still_there(forward_pass, *found[key]):
         return found[key]

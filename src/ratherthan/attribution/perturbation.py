@@ -19,7 +19,7 @@ from torch import Tensor
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Method
 from ratherthan.contrast import FoilWeights, Target
-from ratherthan.errors import ModelError
+from ratherthan.errors import InputError, ModelError
 from ratherthan.settings import AtLeastOne
 
 _Step = TypeVar("_Step")
@@ -36,6 +36,18 @@ class Perturbation(Method):
 
     foil_weights: FoilWeights = "frozen"
     batch_size: AtLeastOne = 32
+
+    def prepare(self, forward_pass: ForwardPass) -> None:
+        """Refuse what has no parts to alter.
+
+        Raises:
+            InputError: If these are no images.
+        """
+        if forward_pass.images.ndim != 4:
+            shape = tuple(forward_pass.images.shape)
+            raise InputError(
+                f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}: use ixg or ig"
+            )
 
     @abstractmethod
     def respond(self, forward_pass: ForwardPass) -> Any:

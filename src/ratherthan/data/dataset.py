@@ -49,6 +49,8 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
         transform: Applied to what the reader gives (a Pillow image, or a tensor for sets that hold tensors), in the
             worker processes; by default images stay as large as they are. A model's preprocessing goes here.
         positions: For each image its position in the reader.
+        numbered: Whether the labels are numbers that a network shares which was made for the set, as those of published
+            sets are. Those of folders and tables are not: there classes are sorted by name.
     """
 
     name: str
@@ -58,10 +60,13 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
     reader: Reader
     transform: Transform | None = None
     positions: tuple[int, ...] = ()
+    numbered: bool = True
 
     def __post_init__(self) -> None:
         if not self.ids:
             raise InputError(f"{self.name}: no images")
+        if not all(-1 <= label < len(self.class_names) for label in self.labels):  # -1: not known
+            raise InputError(f"{self.name}: a label is none of its {len(self.class_names)} classes")
         if not self.positions:
             object.__setattr__(self, "positions", tuple(range(len(self.ids))))
 
@@ -84,6 +89,11 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
         columns: tuple[tuple[Any, ...], ...] = (self.ids, self.labels, self.positions)
         ids, labels, positions = (tuple(column[index] for index in indices) for column in columns)
         return replace(self, ids=ids, labels=labels, positions=positions)
+
+    def spread(self, limit: int | None) -> Dataset:
+        """So many of its images, evenly spread; None: all."""
+        count = min(limit or len(self), len(self))
+        return self.subset([index * len(self) // count for index in range(count)])
 
     def with_transform(self, transform: Transform | None) -> Dataset:
         """The same set with another transform."""

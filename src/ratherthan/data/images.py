@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -14,14 +14,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ratherthan.errors import InputError, first_line
+from ratherthan.files import regular
 
 Fit = Literal["resize", "crop"]
 
-IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-"""Lower-case endings of the files that Pillow can read."""
+_RASTER = (
+    "AVIF", "BMP", "DDS", "DIB", "FITS", "GIF", "HEIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
+    "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
+)  # fmt: skip
+"""What Pillow decodes by itself. Others start programs: it hands EPS to Ghostscript."""
+
+_ENDINGS = Image.registered_extensions()  # fills Image.OPEN too
+FORMATS = tuple(kind for kind in _RASTER if kind in Image.OPEN)
+"""The formats that are opened, of those that this Pillow knows."""
+
+IMAGE_ENDINGS = frozenset(ending for ending, kind in _ENDINGS.items() if kind in FORMATS)
+"""Lower-case endings of the files that are taken for images."""
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""Larger files are refused: more than so many pixels take uncompressed, with four channels of 16 bits."""
 
 
 class CorruptImage(InputError):
@@ -36,50 +50,91 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         name: What to call it in an error; by default the path.
 
     Returns:
-        An image of mode "L" or "RGB". Transparent pixels are laid over white.
+        An image of mode "L", "RGB" or "F", see `plain`.
 
     Raises:
-        CorruptImage: It cannot be read or decoded, or has more than 100 million pixels.
+        CorruptImage: It cannot be read or decoded, is no regular file, has more than 100 million pixels or 800 million
+            bytes, or its numbers have no known range.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else regular(source).open("rb")
+    except InputError as error:
+        raise CorruptImage(str(error)) from error
     except OSError as error:
         raise CorruptImage(f"{name}: cannot be read ({error.strerror or error})") from error
-    if not data:
-        raise CorruptImage(f"{name}: the file is empty (zero bytes)")
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        if size == 0:
+            raise CorruptImage(f"{name}: the file is empty (zero bytes)")
+        if size > MAX_BYTES:
+            raise CorruptImage(f"{name}: {size:,} bytes, over the limit of {MAX_BYTES:,}")
+        return _decoded(file, name)
+
+
+def _decoded(file: BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(file, formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-            return plain(ImageOps.exif_transpose(image))
+            return plain(image)
     except Image.DecompressionBombError as error:  # Pillow has a limit of its own, too
         raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels ({first_line(error)})") from error
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{name}: not an image that Pillow can read") from error
+    except InputError as error:
+        raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
         raise CorruptImage(f"{name}: damaged image ({first_line(error)})") from error
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """Bring any mode to "L" or "RGB" (16-bit greys are scaled, transparency laid over white)."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    """Bring any mode to "L", "RGB", or "F" with values in [0, 1], turned as an EXIF tag says.
+
+    The mode alone says what numbers mean: those of 16 bits go up to 65535, floats are in [0, 1] already. Both stay as
+    exact as floats are. Transparent pixels are laid over white.
+
+    Raises:
+        InputError: Floats lie outside [0, 1], or the range of whole numbers (signed, or of 32 bits) is not known.
+    """
+    # Pillow opens 16 bits of some files with mode "I"
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        return Image.fromarray(np.asarray(image, np.float32) / np.float32(65535))
+    if image.mode == "F":
+        return Image.fromarray(checked(np.asarray(image)))
+    if image.mode == "I":
+        raise InputError(
+            "its whole numbers have no known range; save it with 8 or 16 bits, or hand in values in [0, 1]"
+        )
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        ground = Image.new("RGB", image.size, "white")
+        ground.paste(image, mask=image.getchannel("A"))
+        return ground
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
+def checked(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Pixels as float32.
+
+    Raises:
+        InputError: They are no finite numbers in [0, 1].
+    """
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        span = f"[{values.min():.3g}, {values.max():.3g}]"
+        raise InputError(f"pixels range over {span}: they are uint8, uint16, or finite numbers in [0, 1]")
+    return values.astype(np.float32)
+
+
 def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
-    """Turn an 8-bit image into float32 (C, H, W) in [0, 1].
+    """Turn an image into float32 (C, H, W) in [0, 1].
 
     Args:
-        image: The image, of any mode.
+        image: The image, of any mode; "F" holds values in [0, 1].
         channels: 1 (greyscale) or 3 (RGB); by default what the image has.
 
     Returns:
@@ -90,6 +145,8 @@ def to_tensor(image: Image.Image, channels: int | None = None) -> Tensor:
     """
     if channels not in (None, 1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
+    if image.mode == "F":  # resizing may overshoot
+        return torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 1).repeat(channels or 1, 1, 1)
     mode = "L" if channels == 1 or (channels is None and image.mode == "L") else "RGB"
     pixels = np.array(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous().float() / 255

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
+import math
 import os
 import tarfile
 import zlib
@@ -21,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
-from ratherthan.data.images import IMAGE_ENDINGS, CorruptImage, open_image, plain
+from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.files import read_text, regular
 from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
 
@@ -67,7 +70,7 @@ class FileReader:
             return open_image(file)
         with file.tar.open("rb") as tar:
             tar.seek(file.offset)
-            return open_image(tar.read(file.size), file.name)
+            return open_image(tar.read(min(file.size, MAX_BYTES + 1)), file.name)
 
     def stamp(self, index: int) -> str:
         """Its size in bytes."""
@@ -87,10 +90,10 @@ class _ItemReader:
     def read(self, index: int) -> Image.Image | Tensor:
         try:
             image = self.items[index][self.key]
-        except (OSError, SyntaxError) as error:  # what Pillow raises while the set decodes
+            if isinstance(image, Image.Image):
+                return plain(image)
+        except (OSError, SyntaxError, InputError) as error:  # what Pillow raises while the set decodes
             raise CorruptImage(f"item {index}: damaged image ({first_line(error)})") from error
-        if isinstance(image, Image.Image):
-            return plain(image)
         tensor = torch.as_tensor(image)
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
@@ -100,6 +103,9 @@ class _ItemReader:
 
 def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | None = None) -> Dataset:
     """Open a labelled set of images.
+
+    A plain name that is both a known set and something in the working directory is refused: `data:NAME` is the set,
+    `./NAME` what lies there.
 
     Args:
         name: A name from `names()`; a folder of class folders; an uncompressed `.tar` of the same; a `.csv` with a
@@ -113,19 +119,29 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
         The set; images are decoded when asked for.
 
     Raises:
-        InputError: No such set, folder, file or split, or the extra package it needs is missing.
+        InputError: No such set, folder, file or split, it is damaged, the name means two things, or the extra package
+            it needs is missing.
     """
     if isinstance(name, TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
-    text, path = str(name), Path(str(name))
+    text = str(name).removeprefix("data:")
+    path, asked = Path(text), text != str(name)
     family, colon, detail = text.partition(":")
     known = f"{family}:" if detail else text
     if known not in DATASETS:
         load_plugins()
-    if known in DATASETS and bool(colon) == bool(detail):  # a family is no set by itself
-        return load(DATASETS[known](root, split, *([detail] if detail else [])))
+    if known in DATASETS and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
+        if not asked and os.path.exists(text):
+            raise InputError(f"{text!r} is a data set, and something in this folder: say data:{text} or ./{text}")
+        try:
+            return load(DATASETS[known](root, split, *([detail] if detail else [])))
+        except InputError:
+            raise
+        except Exception as error:  # whatever comes of files that do not hold what they should
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"the data set {text} cannot be read, its files are damaged ({what})") from error
     _without_splits(text, split)
-    if path.is_dir():
+    if os.path.isdir(text):
         files = {each.relative_to(path).as_posix(): each for each in sorted(path.glob("*/*"))}
         return _by_folder(path.resolve().name, files)
     if path.suffix == ".tar":
@@ -136,13 +152,15 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
 
 
 def images(folder: Root) -> Dataset:
-    """All images below a folder, of one class, whatever it is called.
+    """All images below a folder, of one class, whatever it is called; or those of what else `load` takes.
 
     Raises:
-        InputError: No folder was named, there is none, or it holds fewer than two images.
+        InputError: Nothing was named, there is no such thing, or a folder holds fewer than two images.
     """
-    if folder is None or not Path(folder).is_dir():
-        raise InputError(f"name the folder of your images, not {folder}")
+    if folder is not None and not os.path.isdir(folder):
+        return load(folder)
+    if folder is None:
+        raise InputError("name the folder of your images, or a set of them")
     root = Path(folder)
     paths = tuple(path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
     if len(paths) < 2:
@@ -191,19 +209,26 @@ def _without_splits(name: str, split: str | None) -> None:
         raise InputError(f"{name} has no splits; leave split={split!r} out")
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    return path
-
-
-def _idx(path: Path, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes after the header of an IDX file (magic number and sizes, 4 bytes each)."""
+def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of an IDX file, (items, *item): a magic number, the sizes in 4 bytes each, the content."""
+    regular(path)  # a file that is missing is not damaged
     try:
-        raw = gzip.decompress(_existing(path).read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    return np.frombuffer(raw, np.uint8, offset=header)
+        with gzip.open(path) as file:
+            head = np.frombuffer(file.read(8 + 4 * len(item)), ">u4")
+            shape = tuple(head[1:].tolist())
+            if (
+                len(head) != 2 + len(item)
+                or head[0] != 0x801 + len(item)
+                or shape[1:] != item
+                or math.prod(shape) > _MAX_IDX
+            ):
+                raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
+            raw = file.read(math.prod(shape))
+            if file.read(1) or len(raw) < math.prod(shape):
+                raise ValueError(f"it does not hold the {shape[0]:,} items it says")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | None) -> Dataset:
@@ -211,8 +236,8 @@ def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | Non
     folder, arrays, labels, ids = find_folder(name, root), [], list[int](), list[str]()
     for part in chosen_splits(name, split, ("train", "test")):
         stem = "train" if part == "train" else "t10k"
-        pixels = _idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-        classes = _idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8)
+        pixels = _idx(folder / f"{stem}-images-idx3-ubyte.gz", 28, 28)
+        classes = _idx(folder / f"{stem}-labels-idx1-ubyte.gz")
         if len(pixels) != len(classes):
             raise InputError(f"{folder}: {len(pixels)} images but {len(classes)} labels in {part}")
         arrays.append(pixels)
@@ -223,7 +248,7 @@ def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | Non
 
 def _flowers(root: Root, split: str | None) -> Dataset:
     parts, folder = chosen_splits("flowers102", split, ("train", "valid", "test")), find_folder("flowers102", root)
-    named: dict[str, str] = json.loads(_existing(folder / "class_names.json").read_text())
+    named: dict[str, str] = json.loads(read_text(folder / "class_names.json"))
     members = [member for part in parts for member in _members(folder / f"{part}.tar")]
     ids = tuple(f"{each.tar.stem}/{each.name}" for each in members)
     labels = tuple(int(each.name.split("/")[0]) - 1 for each in members)
@@ -233,8 +258,8 @@ def _flowers(root: Root, split: str | None) -> Dataset:
 
 def _lesions(root: Root, split: str | None) -> Dataset:
     parts, folder = chosen_splits("ham10000", split, ("train", "test", "isic_test")), find_folder("ham10000", root)
-    with _existing(folder / "labels.csv").open(newline="") as file:
-        rows = {f"{row['image_id']}.jpg": row["dx"] for row in csv.DictReader(file) if row["split"] in parts}
+    table = csv.DictReader(io.StringIO(read_text(folder / "labels.csv")))
+    rows = {f"{row['image_id']}.jpg": row["dx"] for row in table if row["split"] in parts}
     members = {member.name: member for member in _members(folder / "images.tar")}
     if absent := [name for name in rows if name not in members]:
         raise InputError(f"{folder / 'images.tar'} lacks {absent[0]} and {len(absent) - 1} more of labels.csv")
@@ -245,7 +270,7 @@ def _lesions(root: Root, split: str | None) -> Dataset:
 def _scenes(root: Root, split: str | None) -> Dataset:
     chosen_splits("imagenet_samples", split, ("test",))
     folder = find_folder("imagenet_samples", root)
-    codes, names = zip(*json.loads(_existing(folder / "class_names.json").read_text()), strict=True)
+    codes, names = zip(*json.loads(read_text(folder / "class_names.json")), strict=True)
     members = _members(folder / "images.tar")
     labels = tuple(codes.index(each.name.split("_")[0]) for each in members)
     return Dataset("imagenet_samples", names, tuple(each.name for each in members), labels, FileReader(members))
@@ -269,7 +294,8 @@ def _by_word(name: str, ids: Iterable[str], words: Sequence[str], files: tuple[P
     # numbers by value before words by letter, so that class 10 comes after class 2
     class_names = tuple(sorted(set(words), key=lambda word: (0, int(word)) if word.isdecimal() else (1, word)))
     index = {word: label for label, word in enumerate(class_names)}
-    return Dataset(name, class_names, tuple(ids), tuple(index[word] for word in words), FileReader(files))
+    labels = tuple(index[word] for word in words)
+    return Dataset(name, class_names, tuple(ids), labels, FileReader(files), numbered=False)
 
 
 def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
@@ -283,15 +309,27 @@ def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
 
 def _members(path: Path) -> tuple[Member, ...]:
     try:
-        with tarfile.open(_existing(path), "r:") as tar:
-            return tuple(Member(path, each.name, each.offset_data, each.size) for each in tar if each.isfile())
+        with tarfile.open(regular(path), "r:") as tar:
+            files = [each for each in tar if each.isfile()]
+    except InputError:
+        raise
     except tarfile.TarError as error:
         raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
+    except Exception as error:  # headers that were tampered with bring out other kinds
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    end = path.stat().st_size
+    for each in files:
+        if each.issparse() or not 0 <= each.size <= end - each.offset_data:
+            raise InputError(f"{path} is damaged: {each.name!r} does not lie in it as a whole")
+    return tuple(Member(path, each.name, each.offset_data, each.size) for each in files)
 
 
 def _csv(path: Path) -> Dataset:
-    with _existing(path).open(newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    try:
+        read = csv.reader(io.StringIO(read_text(path), newline=""))
+        rows = [[cell.strip() for cell in row] for row in read if row]
+    except csv.Error as error:
+        raise InputError(f"{path} is no table of texts: {first_line(error)}") from error
     header = [cell.casefold() for cell in rows[0]] if rows else []
     named = {"path", "label"} <= set(header)
     place, mark = (header.index("path"), header.index("label")) if named else (0, 1)
@@ -305,9 +343,10 @@ def _from_torch(items: Any) -> Dataset:
     """Wrap a torch set; labels come from its `targets` or `labels`, or else from one pass over it."""
     known = getattr(items, "targets", getattr(items, "labels", None))
     labels = [int(label) for label in (known if known is not None else [items[i][1] for i in range(len(items))])]
-    named = getattr(items, "classes", None) or [str(label) for label in range(max(labels, default=0) + 1)]
+    own = getattr(items, "classes", None)
+    named = tuple(map(str, own or range(max(labels, default=0) + 1)))
     ids = tuple(f"{index:06d}" for index in range(len(labels)))
-    return Dataset(type(items).__name__, tuple(map(str, named)), ids, tuple(labels), _ItemReader(items, 0))
+    return Dataset(type(items).__name__, named, ids, tuple(labels), _ItemReader(items, 0), numbered=not own)
 
 
 def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
@@ -329,6 +368,7 @@ def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), _ItemReader(items, kinds["Image"]))
 
 
+_MAX_IDX = 2**30  # bytes: 1,369,568 images of 28 x 28
 _GARMENTS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip

@@ -60,8 +60,9 @@ class Counterfactuals(Experiment):
             it. Images whose fact it is take no part.
         second: A second network, independently trained, or its name for `load`; None: `second` is undefined.
         second_weights: Its weights, where it is given by name.
-        reference: The data that autoencoders are fitted on, or its name in `data` (its training part is taken); None:
-            im1 and im2 are undefined. They are linear: the first 32 principal components of a class.
+        reference: The data that autoencoders are fitted on, or its name in `data` (its training part is taken), matched
+            to the model's classes by name; None: im1 and im2 are undefined. They are linear: the first 32 principal
+            components of a class.
         tolerance: Of `boundary`, in logits.
         visible: Of `sparsity`, in [0, 1].
         noticed: Of `gained` and `lost`, in the attributes' own unit.
@@ -76,6 +77,7 @@ class Counterfactuals(Experiment):
     noticed: NotNegative = 0.01
 
     name: ClassVar[str] = "counterfactuals"
+    reads_labels = False
     measures = (
         "found", "boundary", "third", "foil", "p_fact", "p_foil", "p_third", "second", "distance", "l1", "l2",
         "sparsity", "im1", "im2", "density", "gained", "lost", "diversity", "agreement",
@@ -128,7 +130,7 @@ class Counterfactuals(Experiment):
             "l1": change.flatten(1).abs().sum(1),
             "l2": change.flatten(1).square().sum(1).sqrt(),
             "sparsity": (change.abs().amax(1) > self.visible).double().mean(1),
-            **self._realism(example, fact, foil),
+            **self._realism(example, fact, foil, answers.class_names),
         }
         if answers.latents is not None:  # the mean over the latents of log N(z; 0, 1)
             z = answers.latents[:, 0].flatten(1)
@@ -170,20 +172,25 @@ class Counterfactuals(Experiment):
             return None
         return data.load(self.reference, split="train" if isinstance(self.reference, str) else None)
 
-    @cached_property
-    def _autoencoders(self) -> list[Callable[[Tensor], Tensor]]:
-        """One per class, then that of all."""
-        assert self._reference is not None
-        read = [(images.flatten(1), labels) for _, images, labels in data.batches(self._reference, 1024)]
-        pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
-        classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
-        return [_autoencoder(each) for each in (*classes, pixels)]
+    def _autoencoders(self, names: tuple[str, ...] | None) -> list[Callable[[Tensor], Tensor]]:
+        """One per class of a model with these names, then that of all; fitted once."""
+        fitted: dict[Any, list[Callable[[Tensor], Tensor]]] = vars(self).setdefault("_fitted", {})
+        if names not in fitted:
+            assert self._reference is not None
+            known = data.match_labels(self._reference, names)
+            read = [(images.flatten(1), labels) for _, images, labels in data.batches(known, 1024)]
+            pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
+            classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
+            fitted[names] = [_autoencoder(each) for each in (*classes, pixels)]
+        return fitted[names]
 
-    def _realism(self, examples: Tensor, fact: Tensor, foil: Tensor) -> dict[str, Tensor]:
+    def _realism(
+        self, examples: Tensor, fact: Tensor, foil: Tensor, names: tuple[str, ...] | None
+    ) -> dict[str, Tensor]:
         if self._reference is None:
             return {}
         flat = examples.flatten(1).cpu().double()
-        made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders])
+        made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders(names)])
         highest = int(torch.maximum(fact, foil).max())
         if highest > len(made) - 2:
             raise InputError(f"the reference has {len(made) - 1} classes, but class {highest} is asked about")

@@ -49,6 +49,7 @@ class Deletion(Experiment):
     foil: Literal["runner-up", "others"] = "runner-up"
 
     name: ClassVar[str] = "deletion"
+    reads_labels = False
     measures = ("area", "start", "end")
     higher_is_better: ClassVar[dict[str, bool]] = {"area": False}
     shown = ("area",)
@@ -121,6 +122,7 @@ class ConfidenceDrop(Experiment):
     baseline: BaselineWord = "model-mean"
 
     name: ClassVar[str] = "confidence-drop"
+    reads_labels = False
     measures = ("drop", "fact_drop", "foil_drop")
     higher_is_better: ClassVar[dict[str, bool]] = {"drop": True}
 

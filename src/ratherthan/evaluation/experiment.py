@@ -158,6 +158,8 @@ class Experiment(Settings, ABC):
         methods: What is compared unless the caller says otherwise.
         contrasts: Likewise.
         searches: The registries of searches that it takes beside attribution methods.
+        reads_labels: Whether labels matter. If so, a class of the data set that the model has not is refused; if not,
+            its label is -1. One with a setting `target` reads them where that is "label".
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
@@ -169,6 +171,7 @@ class Experiment(Settings, ABC):
     methods: ClassVar[tuple[str, ...]] = ("gradcam",)
     contrasts: ClassVar[tuple[str, ...]] = ("none", "weighted")
     searches: ClassVar[tuple[Classes[Any], ...]] = ()
+    reads_labels: ClassVar[bool] = True
 
     @abstractmethod
     def measure(self, batch: Batch) -> Iterator[Rows]:

@@ -65,6 +65,7 @@ class Mask(Experiment):
     baselines: Annotated[tuple[BaselineWord, ...], NotEmpty()] = ("blur", "model-mean", "mean")
 
     name: ClassVar[str] = "mask"
+    reads_labels = False
     keys = ("target", "baseline", "keep")
     measures = ("before", "relative", "replaced")
     higher_is_better: ClassVar[dict[str, bool]] = {"positive": True, "negative": False}

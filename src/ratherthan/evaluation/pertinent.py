@@ -48,6 +48,7 @@ class Pertinent(Experiment):
     threshold: Annotated[float, Interval(0, 1, below=True)] = 0.5
 
     name: ClassVar[str] = "pertinent"
+    reads_labels = False
     measures = ("features", "share", "kept", "p_fact", "correlation")
     higher_is_better: ClassVar[dict[str, bool]] = {
         "features": False, "share": False, "kept": True, "p_fact": True, "correlation": False,

@@ -17,7 +17,7 @@ from ratherthan.attribution.forward import MEMORY_BUDGET
 from ratherthan.attribution.layers import layer_of
 from ratherthan.attribution.method import Method
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
-from ratherthan.data import Dataset, batches
+from ratherthan.data import Dataset, LabelMap, batches, match_labels
 from ratherthan.data import load as load_data
 from ratherthan.errors import InputError, LayerError, ModelError, UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
@@ -40,6 +40,7 @@ def evaluate(
     out: str | Path,
     methods: Sequence[str | Method] | None = None,
     contrasts: Sequence[str | Contrast | ContrastFunction] | None = None,
+    label_map: LabelMap = None,
     limit: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -58,10 +59,12 @@ def evaluate(
         experiment: A registered name (see `experiments()`), or an object such as `Mask(preset="sound")`.
         model: The model.
         dataset: A `data.Dataset`, a torch data set, or what `data.load` takes. Images are prepared as the model does
-            it, `model.inputs.prepare`, unless the set has a transform of its own.
+            it, `model.inputs.prepare`, unless the set has a transform of its own. Its classes are matched to the
+            model's by name, see `data.match_labels`.
         out: The folder of the run.
         methods: Attribution methods, or searches where the experiment takes them; None: what it compares by default.
         contrasts: Contrasts, likewise.
+        label_map: What a class of the set is called in the model, where its name differs; or a file that says so.
         limit: Use so many samples only, evenly spread over the set.
         batch_size: Images per forward pass; None: as many as fit 1 GiB, or half the free memory of a GPU.
         seed: Of all random draws.
@@ -93,8 +96,9 @@ def evaluate(
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
     ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
-    data = _data(dataset, model, limit)
-    model, memory_format = _probed(model, data)
+    read = chosen.reads_labels and getattr(chosen, "target", "label") == "label"
+    data = _data(match_labels(load_data(dataset), model.class_names, label_map, read), model, limit)
+    model, memory_format = _probed(model, data, read)
     how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}
     shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
 
@@ -154,17 +158,15 @@ def fitting(image: Tensor, model: Model) -> int:
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * itemsize))))
 
 
-def _data(dataset: Any, model: Model, limit: int | None) -> Dataset:
-    data = load_data(dataset)
+def _data(data: Dataset, model: Model, limit: int | None) -> Dataset:
     if data.transform is None:
         data = data.with_transform(model.inputs.prepare)
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    count = min(limit or len(data), len(data))
-    return data.subset([index * len(data) // count for index in range(count)])
+    return data.spread(limit)
 
 
-def _probed(model: Model, data: Dataset) -> tuple[Model, torch.memory_format]:
+def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.memory_format]:
     """What one image tells: the model with its layer named, and how images should lie in memory.
 
     The layer belongs to the settings of a run, and `sanity` has to explain the same one when weights are random.
@@ -174,6 +176,11 @@ def _probed(model: Model, data: Dataset) -> tuple[Model, torch.memory_format]:
         return model, torch.contiguous_format
     image = model.preprocess(image)
     with preserve_state(model.module):
+        with suppress(ModelError), torch.no_grad():
+            classes, known = model.logits(image).shape[1], len(data.class_names)
+            fewer = model.class_names is None and known != classes and not data.class_names[0].isdecimal()
+            if labels and (fewer or max(data.labels) >= classes):
+                raise InputError(f"{data.name} has {known} classes, the model {classes}: give the model class names")
         if model.layer is None:
             with suppress(LayerError):  # methods that need none do without; others say so themselves
                 model = model.replace(layer=layer_of(model, image))

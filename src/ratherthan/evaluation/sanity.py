@@ -35,6 +35,7 @@ class Sanity(Experiment):
     stages: Annotated[int, Interval(0)] = 8
 
     name: ClassVar[str] = "sanity"
+    reads_labels = False
     keys = ("check", "randomised")
     measures = ("correlation",)
     higher_is_better: ClassVar[dict[str, bool]] = {"swap": False}  # a cascade is no contest

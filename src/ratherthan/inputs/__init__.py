@@ -1,6 +1,6 @@
 """What a network sees: one object knows how raw things become tensors and what may be taken for one."""
 
-from ratherthan.inputs.images import Images
+from ratherthan.inputs.images import PREPROCESSING, Images
 from ratherthan.inputs.method import Inputs
 
-__all__ = ["Images", "Inputs"]
+__all__ = ["PREPROCESSING", "Images", "Inputs"]

@@ -35,6 +35,14 @@ class Inputs(Settings, ABC):
     def normalise(self, batch: Tensor) -> Tensor:
         """A batch as the network sees it."""
 
+    def describe(self) -> str:
+        """How raw things become what the network sees, in words; empty where there is nothing to say."""
+        return ""
+
+    def doubt(self, batch: Tensor) -> str:
+        """What of a batch may be why the network fails on it, as the end of a message; mostly nothing."""
+        return ""
+
     def batch(self, raw: Any) -> Tensor:
         """Anything that can be handed in, as one batch: a tensor, one raw thing, or a list of either.
 
@@ -46,7 +54,7 @@ class Inputs(Settings, ABC):
         given = raw if isinstance(raw, (list, tuple)) else [raw]
         if not given:
             raise InputError("no images were given")
-        parts = [self.check(each if isinstance(each, Tensor) else self.prepare(each)) for each in given]
+        parts = [self.check(each if isinstance(each, Tensor) else self.prepare(each).unsqueeze(0)) for each in given]
         shapes = {tuple(part.shape[1:]) for part in parts}
         if len(shapes) > 1:
             raise InputError(f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224")

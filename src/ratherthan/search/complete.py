@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.method import CounterfactualMethod, PertinentPositiveMethod, get_counterfactual_method
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive
 from ratherthan.search.solver import Status
+from ratherthan.verbs import Samples
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,20 @@ def complete(
     *,
     positive: PertinentPositiveMethod | None = None,
     negative: CounterfactualMethod | None = None,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> CompleteExplanation:
     """Find what is enough for the fact, and what must stay absent.
 
     Args:
         model: The network.
-        images: What `Model.preprocess` takes.
+        images: What `Model.preprocess` takes, or a data set.
         fact: The class to explain; None: the prediction.
         foil: The class it would become; None: the method's default, for "cem-maf" and "cem" any other.
         method: Name of a method that does both: "cem-maf" or "cem".
         positive: The method of the first half, with settings; None: the named one.
         negative: The method of the second half, with settings; None: the named one.
+        names: What to call the images; None: their paths, or their names in a data set, or numbers.
         batch_size: Searches at once.
 
     Returns:
@@ -98,5 +102,7 @@ def complete(
     model = Model.wrap(model)
     # prepared first: what it lacks shows before anything is sought
     absent = get_counterfactual_method(negative or method).prepared(model)
-    enough = pertinent_positive(model, images, fact, positive or method, batch_size=batch_size)
-    return CompleteExplanation(enough, counterfactual(model, images, fact, foil, absent, batch_size=batch_size))
+    both = Samples.of(model, images, names=names)  # read once: a loader may shuffle
+    how: dict[str, Any] = {"names": both.names, "batch_size": batch_size}
+    enough = pertinent_positive(model, both.images, fact, positive or method, **how)
+    return CompleteExplanation(enough, counterfactual(model, both.images, fact, foil, absent, **how))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -257,6 +257,7 @@ def counterfactual(
     foil: Any = None,
     method: str | CounterfactualMethod = "cdeepex",
     *,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> Counterfactual:
@@ -264,11 +265,12 @@ def counterfactual(
 
     Args:
         model: The network.
-        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
+        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays; or a data set.
         fact: The class to move away from; None: the prediction.
         foil: The class to move towards: "runner-up", an index or a name; "each", "topK" or a list: each in turn; "any"
             other class, where the method can. None: what the method is usually asked, mostly "runner-up".
         method: A registered name, for a zoo model that names a manifold; or an object, e.g. `CDeepEx(manifold)`.
+        names: What to call the images; None: their paths, or their names in a data set, or numbers.
         batch_size: Searches (images x foils x restarts) at once; it changes no answer. 64 fit the caches of a processor
             (256 took three times as long); a GPU takes more.
         progress: True draws a bar; a callable is called with (images done, images in all) now and then.
@@ -288,4 +290,4 @@ def counterfactual(
     model = Model.wrap(model)
     how = get_counterfactual_method(method).prepared(model)
     foil = how.default_foil if foil is None else foil
-    return run(Counterfactual, model, Samples.of(model, images, fact, foil), how, batch_size, progress)
+    return run(Counterfactual, model, Samples.of(model, images, fact, foil, names), how, batch_size, progress)

@@ -201,7 +201,7 @@ class SearchResult(Result):
     def made_by(self) -> str:
         """The method, the manifold, and whether it was interrupted."""
         manifold = self.settings.get("manifold")
-        return f"{self.method}{f' on {manifold}' if manifold else ''}{', interrupted' * self.interrupted}"
+        return f"{self.method}{f' on {manifold}' if manifold else ''}{', interrupted' * self.interrupted}{self._fed}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
@@ -212,7 +212,7 @@ class SearchResult(Result):
         asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
         model = {"class_names": question.model.class_names, "output": question.model.output.name}
         made = {"method": how.name, "settings": how.settings(), "evaluations": question.evaluations}
-        return asked | model | made
+        return asked | model | made | {"preprocessing": question.model.inputs.describe()}
 
     @classmethod
     def answering(
@@ -343,6 +343,8 @@ def run(
     """
     if not model.output.of_classes:
         raise InputError(f"this model gives a value; a {kind.kind} is about classes")
+    if samples.images.ndim != 4:
+        raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
     _check_range(samples.images)
     how.check(model, samples.images)
     watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()

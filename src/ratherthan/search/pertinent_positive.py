@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -205,6 +205,7 @@ def pertinent_positive(
     fact: Any = None,
     method: str | PertinentPositiveMethod = "cem-maf",
     *,
+    names: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> PertinentPositive:
@@ -212,9 +213,10 @@ def pertinent_positive(
 
     Args:
         model: The network.
-        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays.
+        images: What `Model.preprocess` takes: (N, C, H, W) in image space, paths, PIL images, arrays; or a data set.
         fact: The class to be kept; None: the prediction.
         method: A registered name (see `pertinent_positive_methods()`), or an object, e.g. `CEMPositive(kappa=1.0)`.
+        names: What to call the images; None: their paths, or their names in a data set, or numbers.
         batch_size: Images at once; it changes no answer.
         progress: True draws a bar; a callable is called with (images done, images in all) now and then.
 
@@ -230,7 +232,7 @@ def pertinent_positive(
     """
     model = Model.wrap(model)
     how = get_pertinent_positive_method(method).prepared(model)
-    return run(PertinentPositive, model, Samples.of(model, images, fact), how, batch_size, progress)
+    return run(PertinentPositive, model, Samples.of(model, images, fact, names=names), how, batch_size, progress)
 
 
 def rank_correlation(p: Tensor) -> float:

@@ -13,6 +13,7 @@ of what finds layers or folds them is used to judge it.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import time
 import warnings
@@ -151,11 +152,21 @@ def layouts(shape: torch.Size, samples: int, grid: tuple[int, int]) -> Iterator[
         planes = [pair for pair in permutations(others, 2) if (shape[pair[0]], shape[pair[1]]) == grid]
         for rows, columns in planes if len(shape) > 3 else ():
             yield partial(_plane, batch=batch, rows=rows, columns=columns)
+        if (
+            len(shape) == 4 and shape[2] * shape[3] == cells and not planes
+        ):  # blocks of pixels, as MobileViT unfolds them
+            yield partial(_blocks, grid=grid)
         for tokens in others if len(shape) > 2 and not (planes and len(shape) > 3) else ():
             more = shape[tokens] - cells
             for before in range(more + 1 if more <= _MOST_EXTRA else 0):
                 for by_columns in (False, True):
                     yield partial(_tokens, batch=batch, tokens=tokens, before=before, grid=grid, by_columns=by_columns)
+
+
+def _blocks(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    side = math.isqrt(values.shape[2])
+    parts = values.reshape(*values.shape[:2], side, side, grid[0] // side, grid[1] // side)
+    return parts.permute(0, 1, 4, 2, 5, 3).reshape(*values.shape[:2], *grid)
 
 
 def _plane(values: Tensor, batch: int, rows: int, columns: int) -> Tensor:
@@ -230,12 +241,11 @@ def locality(change: Tensor, middles: list[tuple[float, float]]) -> tuple[float,
 
 
 # ------------------------------------------------------------------------------------------ the questions
-def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two maps agree to their precision."""
+def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> bool:
+    """Whether two maps agree to their precision; `scale` is what they are sums of, which may cancel."""
     tolerance = 1e-9 if found.dtype == torch.float64 else 1e-4
-    return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance * float(
-        expected.abs().max()
-    )
+    largest = float((expected if scale is None else scale).abs().max())
+    return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance * largest
 
 
 def reference(module: nn.Module, x: Tensor, why: Any, la: Any) -> tuple[int, list[tuple[int, Fold]]]:
@@ -254,7 +264,7 @@ def reference(module: nn.Module, x: Tensor, why: Any, la: Any) -> tuple[int, lis
         for fold in layouts(activation.shape, len(x), tuple(why.attribution.shape[-2:])):
             a, g = fold(activation), fold(gradient)
             cam, product = (g.mean((2, 3), keepdim=True) * a).sum(1), (g * a).sum(1)
-            if close(why.attribution, cam) and close(la.attribution, product):
+            if close(why.attribution, cam) and close(la.attribution, product, (g * a).abs().sum(1)):
                 fitting.append((index, fold))
     return len(noted), fitting
 

@@ -28,7 +28,9 @@ _LEARNT = {
     "rnn_relu",
     "unseen",
 }
-_FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = (
+    WeakKeyDictionary()
+)
 
 
 def layer_of(model: Model, image: Tensor, default: bool = True) -> str:

@@ -83,8 +83,7 @@ def grid_of(place: Place, shape: torch.Size, image: tuple[int, int]) -> Grid | N
         return None
     sizes = [shape[i] if i in axes else 1 for i in range(len(shape))]
     flat = [each.expand(sizes).flatten() for each in (rows, columns)]
-    inside = [(each > -0.5 - _NEAR) & (each < side - 0.5 + _NEAR) for each, side in zip(flat, image, strict=True)]
-    cells = (inside[0] & inside[1]).nonzero().flatten()  # no NaN, no padding
+    cells = (flat[0] + flat[1]).isfinite().nonzero().flatten()
     (across, row), (down, column) = (_ranks(each[cells]) for each in flat)
     size = (across, down)
     if len(cells) < 2 or size[0] * size[1] != len(cells):
@@ -288,7 +287,7 @@ def _product(first: int = 0) -> _Rule:
 
 
 def _window(node: Node, look: Callable[[Any], Place]) -> Place:
-    """Convolutions, pooling, resizing and padding: to the centre of the window that is looked through."""
+    """Convolutions, pooling and resizing: to the centre of the window that is looked through."""
     given = node.call[1][0] if node.call[1] else node.call[2].get("input")
     if not isinstance(given, Node) or len(given.shape) != len(node.shape):
         return NOWHERE
@@ -305,6 +304,18 @@ def _window(node: Node, look: Callable[[Any], Place]) -> Place:
         return each
 
     return _first(node, [_each(through, place)])
+
+
+def _padded(node: Node, look: Callable[[Any], Place]) -> Place:
+    """What is added has no place."""
+    given, pad = (*node.call[1], *node.call[2].values())[:2]
+    axes = len(pad) // 2
+
+    def grown(each: Tensor) -> Tensor:
+        full = each.expand([*each.shape[:-axes], *given.shape[-axes:]])
+        return torch.nn.functional.pad(full, list(pad), value=torch.nan)
+
+    return _first(node, [_each(grown, look(given))])
 
 
 def _at(places: Tensor, axis: int, position: Tensor) -> Tensor:
@@ -326,9 +337,6 @@ def _geometry(node: Node, given: Node) -> tuple[list[float], list[float]]:
         value = default if value is None or value == () or value == [] else value
         return [value] * dims if isinstance(value, (int, bool, str)) else list(value) * (dims // len(value))
 
-    if "pad" in name:
-        before = kwargs.get("pad", args[1] if len(args) > 1 else ())[::2]
-        return [-float(each) for each in reversed(before)], [1.0] * len(before)
     dims = int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else len(node.shape) - 2
     sizes = list(zip(given.shape[-dims:], node.shape[-dims:], strict=True))
     if name.startswith(("adaptive", "interpolate", "upsample")):
@@ -384,9 +392,8 @@ PLACES: dict[str, _Rule] = {
     **dict.fromkeys(STAYING, _stays),
     **dict.fromkeys(_REDUCING, _reduced),
     **dict.fromkeys(of.LAYERS, _window),
-    **dict.fromkeys(
-        [*of.RESIZING, *of.sizes("max_pool", "adaptive_max_pool"), "interpolate", "upsample", "pad"], _window
-    ),
+    **dict.fromkeys([*of.RESIZING, *of.sizes("max_pool", "adaptive_max_pool"), "interpolate", "upsample"], _window),
+    **dict.fromkeys(["pad", *of.sizes("reflection_pad", "replication_pad")], _padded),
     **dict.fromkeys(["matmul", "rmatmul", "mm", "bmm"], _product()),
     **dict.fromkeys(["addmm", "baddbmm"], _product(1)),
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),

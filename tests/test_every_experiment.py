@@ -419,7 +419,7 @@ def test_a_run_that_was_killed_ends_with_the_same_table(
     """In a forward pass of the second shard, or when that is about to be put in its place: it is done again, whole."""
     whole, middle = halfway(name, tmp_path / "whole")
     folder = tmp_path / "run"
-    assert killed(name, folder, where, middle if where == "pass" else 2) == -signal.SIGKILL
+    assert killed(name, folder, where, middle if where == "pass" else 3) == -signal.SIGKILL
     assert shards(folder) == ["shard-00000.parquet"]
     told: list[tuple[int, int]] = []
     done = go(name, folder, **IN_SHARDS, resume=True, progress=lambda *at: told.append(at))

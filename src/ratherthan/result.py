@@ -302,7 +302,8 @@ def _joined(column: list[Any]) -> Any:
             column = [torch.nn.functional.pad(each, (0, widest - each.shape[-1]), value=empty) for each in column]
         return torch.cat(column)
     if isinstance(first, dict):
-        return first | {k: _joined([each[k] for each in column]) for k, v in first.items() if isinstance(v, Tensor)}
+        shared = {k: v for k, v in first.items() if all(k in each for each in column)}
+        return shared | {k: _joined([each[k] for each in column]) for k, v in shared.items() if isinstance(v, Tensor)}
     return type(first)(row for rows in column for row in rows)
 
 

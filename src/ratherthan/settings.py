@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -128,6 +128,8 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any and isinstance(value, (list, tuple)):
+        return all(_fits(Any, each) for each in value)
     if hint is Any:
         return not isinstance(value, Real) or _finite(value)
     if origin is Annotated:
@@ -145,6 +147,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(args[0], k) and _fits(args[1], v) for k, v in value.items())
     kind = origin or hint
+    if kind is Sequence and isinstance(value, (list, tuple)):
+        return all(_fits(args[0], each) for each in value)
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
 
 

@@ -249,8 +249,8 @@ def beside(parts: Sequence[Explanation]) -> Explanation:
 def _by_question(parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor]) -> Explanation:
     """The first of them with what belongs to questions changed."""
     keys = [key for key in ("attribution", "fact", "foil", "sets", "score") if getattr(parts[0], key) is not None]
-    noted = parts[0].diagnostics
-    noted = noted | {k: change([e.diagnostics[k] for e in parts]) for k, v in noted.items() if isinstance(v, Tensor)}
+    noted = {k: v for k, v in parts[0].diagnostics.items() if all(k in each.diagnostics for each in parts)}
+    noted |= {k: change([e.diagnostics[k] for e in parts]) for k, v in noted.items() if isinstance(v, Tensor)}
     changed: dict[str, Any] = {key: change([getattr(each, key) for each in parts]) for key in keys}
     return dataclasses.replace(parts[0], **changed, diagnostics=noted)
 

@@ -100,11 +100,11 @@ def _still_there(forward_pass: ForwardPass, layer: str, grid: Grid) -> bool:
 
 def _named(forward_pass: ForwardPass, layer: str) -> Grid:
     """How a layer lies that was named."""
-    shape, address = tuple(forward_pass.graph(layer).leaf.shape), Address.read(layer)
+    shape = tuple(forward_pass.graph(layer).leaf.shape)
     trace, _ = _trace(forward_pass)
     images = (forward_pass.images.shape[-2], forward_pass.images.shape[-1])
-    same = [each for each in trace.nodes if each.address == address]
-    grid = grid_of(Places().of(same[-1]), same[-1].shape, images) if same else None
+    node = trace.named.get(Address.read(layer))
+    grid = None if node is None else grid_of(Places().of(node), node.shape, images)
     if grid is None:
         raise LayerError(
             f"layer {layer!r} gives shape {shape}, which lies on no grid of the image's rows and columns as far as its "

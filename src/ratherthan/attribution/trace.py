@@ -129,7 +129,7 @@ class Node:
     part: int
     tensor: Tensor
     version: int
-    address: Address | None
+    address: Address | None = None
     inputs: list[Node] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +155,7 @@ class Trace(Calls):
         super().__init__(network)
         self.whole = whole
         self.nodes: list[Node] = []  # they keep their tensors, so that an id stands for one tensor
+        self.named: dict[Address, Node] = {}  # a value may have several names: a block's, its last layer's
         self._of: dict[int, Node] = {}
         self._made_by: dict[Any, Node] = {}  # by node of the autograd graph
         self._open: list[Any] = []
@@ -191,7 +192,7 @@ class Trace(Calls):
             in_place = plain in IN_PLACE or (name.endswith("_") and name[0] != "_")
             for part, each in enumerate(leaves(args[0] if in_place else made)):
                 if isinstance(each, Tensor) and not self._known(each):
-                    self._note(each, plain, call, part, address)
+                    self._name(self._note(each, plain, call, part), address)
             return made
         self._open.append(func)  # a function may call the operation of its own name
         running, self._running = self._running, []  # what it calls is not called by the forward of a module
@@ -201,14 +202,16 @@ class Trace(Calls):
         self._open.pop()
         for each in leaves(made):
             if isinstance(each, Tensor) and self._known(each) and self._of[id(each)].index >= start:
-                self._of[id(each)].address = address  # the function's, not that of its last operation
+                self._name(self._of[id(each)], address)  # the function's, not that of its last operation
         return made
 
     def leave(self, address: Address, start: int, output: Any) -> None:
         """Call what a module made, if it was not given it, by the module's name."""
         node = self.of(output[0] if isinstance(output, tuple) and output else output)
-        if address.module and isinstance(node, Node) and node.index >= start:
-            node.address = address
+        if isinstance(node, Node):
+            self.named[address] = node
+            if address.module and node.index >= start:
+                node.address = address
 
     def mark(self) -> int:
         """How many nodes there are."""
@@ -219,8 +222,13 @@ class Trace(Calls):
         node = self._of.get(id(made))
         return node is not None and node.version == made._version
 
-    def _note(self, made: Tensor, name: str, call: Any, part: int = 0, address: Address | None = None) -> Node:
-        node = Node(len(self.nodes), name, call, part, made, made._version, address)
+    def _name(self, node: Node, address: Address | None) -> None:
+        node.address = address
+        if address is not None:
+            self.named[address] = node
+
+    def _note(self, made: Tensor, name: str, call: Any, part: int = 0) -> Node:
+        node = Node(len(self.nodes), name, call, part, made, made._version)
         self.nodes.append(node)
         self._of[id(made)] = node
         if made.grad_fn is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import struct
@@ -345,6 +346,7 @@ def idx(count: int, content: bytes, *sides: int) -> bytes:
         idx(1, bytes(700), 28, 28), idx(1, bytes(784), 27, 28), idx(2**32 - 1, bytes(784), 28, 28),
         idx(1, bytes(784), 28, 28)[:-6],
     ],
+    ids=itertools.count(),  # what gzip writes holds the time
 )  # fmt: skip
 def test_damaged_idx_files_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()

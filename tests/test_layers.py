@@ -421,3 +421,50 @@ def test_maps_of_a_pooled_linear_head_add_up_to_score_minus_bias_and_say_so(foil
     torch.testing.assert_close(why.diagnostics["bias"], ours.expand_as(score))
     assert why.diagnostics["convergence delta"].abs().max() < 1e-12
     assert "bias" not in rt.explain(*built("gate"), fact=1, method=rt.LinearApproximation("cut")).diagnostics
+
+
+def test_what_sees_a_cutting_of_the_image_alone_is_not_drawn_over_all_of_it() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x[:, :, 8:24, 8:24]).relu().mean((2, 3)))
+
+    module, x = Cut().eval(), torch.rand(1, 3, 32, 32)
+    with pytest.raises(LayerError, match="no layer on the image's plane"):
+        rt.explain(module, x)
+    with pytest.raises(LayerError, match="lies on no grid"):
+        rt.explain(module, x, method=rt.GradCAM("conv"))
+
+
+def test_a_layer_that_sees_one_image_of_a_batch_is_not_taken_for_all() -> None:
+    class OneByOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.head(self.conv(each[None]).relu().mean((2, 3))) for each in x])
+
+    module, x = OneByOne().eval(), torch.rand(3, 3, 8, 8)
+    with pytest.raises(LayerError, match=r"1 rows for 3 images.*batch_size=1"):
+        rt.explain(module, x, fact=0)
+    together = rt.explain(module, x, fact=0, batch_size=1)
+    alone = torch.cat([rt.explain(module, each[None], fact=0).attribution for each in x])
+    torch.testing.assert_close(together.attribution, alone)
+
+
+def overlapping(net: Any, x: Tensor) -> Tensor:
+    """Overlapping patches cut out with padding; at the border, zeros are no pixels of row 0 and column 0."""
+    return net.head(F.relu(net.norm(F.unfold(x, 6, padding=1, stride=4).transpose(1, 2))).mean(1))
+
+
+def test_padding_of_cut_out_patches_is_no_pixel() -> None:
+    torch.manual_seed(0)
+    module = Net(overlapping, norm=nn.Sequential(nn.Linear(108, 12), nn.LayerNorm(12)), head=nn.Linear(12, CLASSES))
+    x = torch.rand(1, 3, 16, 24, dtype=torch.float64)
+    layer, grid = located(ForwardPass(rt.Model(module.double().eval()), x), None)
+    assert (layer, grid.size) == ("relu()", (4, 6))
+    assert (looked_at(module, layer, grid.fold, x)[..., 0].mean(1).diff() > 3).all()

@@ -43,7 +43,13 @@ class LayerMethod(Method):
             module = forward_pass.model.submodule(layer)
             layer = next(str(name) for name, each in forward_pass.model.module.named_modules() if each is module)
         layer, grid = located(forward_pass, layer)
-        return forward_pass.graph(layer), grid
+        graph, samples = forward_pass.graph(layer), len(forward_pass.images)
+        if len(graph.leaf) != samples:
+            what = (
+                f"layer {layer!r} gives {len(graph.leaf)} rows for {samples} images, which it does not see as a batch"
+            )
+            raise LayerError(f"{what}; give batch_size=1")
+        return graph, grid
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, h, w) at the resolution of the layer."""

@@ -92,9 +92,21 @@ def grid_of(place: Place, shape: torch.Size, image: tuple[int, int]) -> Grid | N
     order = raster.argsort()
     if not torch.equal(raster[order], torch.arange(len(cells))):
         return None
+    if any(_displaced(*each) for each in zip(flat, size, image, strict=True)):
+        return None
     order = cells[order]
     plain = len(order) == len(flat[0]) and torch.equal(order, torch.arange(len(order)))
     return Grid(shape[1:], tuple(axis - 1 for axis in axes), size, None if plain else order)
+
+
+def _displaced(places: Tensor, cells: int, side: int) -> bool:
+    """Whether cells lie elsewhere than where a map is drawn: by more than 1.5 cells, and than an eighth of the side.
+
+    Convolutions without padding move the outermost cells a little; what sees but a cutting of the image is not drawn.
+    """
+    ends = torch.stack([places.nan_to_num(torch.inf).amin(), places.nan_to_num(-torch.inf).amax()])
+    drawn = torch.tensor([0.5, cells - 0.5], dtype=places.dtype) * side / cells - 0.5
+    return bool((ends - drawn).abs().max() > max(1.5 * side / cells, side / 8))
 
 
 def _ranks(values: Tensor) -> tuple[int, Tensor]:

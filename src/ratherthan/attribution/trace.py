@@ -208,7 +208,7 @@ class Trace(Calls):
     def leave(self, address: Address, start: int, output: Any) -> None:
         """Call what a module made, if it was not given it, by the module's name."""
         node = self.of(output[0] if isinstance(output, tuple) and output else output)
-        if isinstance(node, Node):
+        if isinstance(node, Node) and torch.is_grad_enabled():
             self.named[address] = node
             if address.module and node.index >= start:
                 node.address = address

@@ -46,8 +46,8 @@ class Net:
     found: str
     """The layer that is found automatically."""
     compared: str
-    """The layer at which we compare: the one found, unless the next operation alters its output in place, as then the
-    other libraries read altered activations."""
+    """The layer at which we compare: the one found, unless a function gives it, or the next operation alters it: then
+    the other libraries cannot see it, or read altered activations."""
     fold: Callable[[Tensor], Tensor] = _channels_first
 
 
@@ -71,7 +71,7 @@ def _timm_vit(**settings: object) -> nn.Module:
 NETS = {
     "resnet18": Net(partial(_vision, "resnet18"), "layer4", "layer4"),
     "vgg": Net(_small_vgg, "features", "features"),
-    "densenet121": Net(partial(_vision, "densenet121"), "features", "features.denseblock4"),
+    "densenet121": Net(partial(_vision, "densenet121"), "relu()", "features.denseblock4"),
     "squeezenet1_1": Net(partial(_vision, "squeezenet1_1"), "features", "features"),
     "convnext_tiny": Net(partial(_vision, "convnext_tiny"), "features", "features"),
     "swin_t": Net(partial(_vision, "swin_t"), "permute", "norm", _channels_last),

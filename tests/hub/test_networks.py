@@ -21,7 +21,9 @@ from networks import SPECIAL, SWEPT
 
 # with random weights these mix the whole image, so that moving pixels tells nothing about places
 UNDECIDED = {
-    "transformers:cvt",
+    "transformers:levit",
+    "timm:levit_128s",
+    "timm:levit_conv_128s",
     "torchvision:efficientnet_b0",
     "torchvision:inception_v3",
     "timm:mobilenetv4_hybrid_medium",
@@ -32,14 +34,17 @@ UNDECIDED = {
     "timm:efficientvit_b0",
     "timm:efficientvit_m0",
 }
+# for a single image PyTorch's own gradient is not that of finite differences there; for two images it is
+OF_TORCH = {"transformers:cvt": "a batch is not its images one by one"}
 METHODS = (rt.GradCAM, rt.LinearApproximation)
 
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_a_network_of_a_library(name: str) -> None:
     found = sweep.sweep(name)
-    assert (found.outcome, found.note) == ("right", "")
-    assert not found.undecided or name in UNDECIDED
+    expected = OF_TORCH.get(name, "")
+    assert (found.outcome, found.note) == ("WRONG" if expected else "right", expected)
+    assert not found.undecided or name in UNDECIDED | set(OF_TORCH)
 
 
 @pytest.mark.parametrize("name", SPECIAL)

@@ -58,10 +58,10 @@ class Question:
         """Why each fact (N,), rather than any other class?"""
         return Question(fact.unsqueeze(1), ~_one_hot(fact, classes).unsqueeze(1))
 
-    def __getitem__(self, samples: slice | Tensor) -> Question:
-        """The same question for some of the samples."""
-        values = None if self.values is None else self.values[samples]
-        return Question(self.fact[samples], self.foils[samples], self.axis, values)
+    def __getitem__(self, some: slice | Tensor | tuple[slice, slice]) -> Question:
+        """The same question for some of the samples, or for some of the samples some of the questions."""
+        values = None if self.values is None else self.values[some]
+        return Question(self.fact[some], self.foils[some], self.axis, values)
 
 
 def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None) -> Question:
@@ -204,8 +204,6 @@ class _Resolver:
         if isinstance(fact, (Tensor, np.ndarray)) and np.ndim(fact):
             return self._per_sample(fact, "fact")
         if isinstance(fact, (list, tuple)):
-            if not fact:
-                raise InputError("an empty list of facts asks nothing; give at least one class")
             row = torch.tensor([self._class(each) for each in fact], device=self.logits.device)
             return row.expand(self.samples, -1), True
         return torch.full((self.samples, 1), self._class(fact), device=self.logits.device), False
@@ -227,11 +225,11 @@ class _Resolver:
 
     def _word(self, spec: Any) -> str:
         """A word in lower case, "runner-up"; empty for what is none, or is exactly the name of a class."""
+        if isinstance(spec, (list, tuple, AbstractSet)) and not spec:
+            raise InputError(f"an empty {type(spec).__name__} asks nothing: give at least one class")
         return spec.strip().casefold() if isinstance(spec, str) and spec not in (self.names or ()) else ""
 
     def _foil_list(self, foil: list[Any]) -> Tensor:
-        if not foil:
-            raise InputError("an empty list of foils asks nothing; give at least one class")
         if not any(isinstance(each, (list, tuple)) for each in foil):
             return torch.stack([self._foil_set(each) for each in foil]).expand(self.samples, -1, -1)
         lengths = {len(each) if isinstance(each, (list, tuple)) else -1 for each in foil}
@@ -242,8 +240,7 @@ class _Resolver:
 
     def _foil_set(self, foil: Any) -> Tensor:
         members = list(foil) if isinstance(foil, AbstractSet) else [foil]
-        if not members:
-            raise InputError("an empty set of foils leaves nothing to contrast with; give at least one class")
+        self._word(foil)  # no empty set
         row = torch.zeros(self.classes, dtype=torch.bool, device=self.logits.device)
         row[[self._class(member) for member in members]] = True
         return row
@@ -311,17 +308,12 @@ class Contrast(ABC):
         """The derivative of the scalar with respect to the logits: (N, C) -> (N, Q, C)."""
         with torch.enable_grad():
             copies = logits.detach().unsqueeze(1).repeat(1, question.fact.shape[1], 1).requires_grad_()
-            rows = [self.scalar(copies[:, q], _one(question, q)) for q in range(copies.shape[1])]
+            rows = [self.scalar(copies[:, q], question[:, q : q + 1]) for q in range(copies.shape[1])]
             total = torch.cat(rows, 1).sum()
             if not total.requires_grad:
                 raise InputError(f"contrast {self.name!r} cannot be differentiated: compute it from the logits")
             (seeds,) = torch.autograd.grad(total, copies)
         return seeds
-
-
-def _one(question: Question, q: int) -> Question:
-    values = None if question.values is None else question.values[:, q : q + 1]
-    return Question(question.fact[:, q : q + 1], question.foils[:, q : q + 1], None, values)
 
 
 def _of_fact(logits: Tensor, question: Question) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
@@ -49,7 +48,7 @@ def read_text(path: str | Path) -> str:
         InputError: There is none, it is no text, or it is larger than `MAX_TEXT`.
     """
     try:
-        return io.TextIOWrapper(io.BytesIO(regular(path, MAX_TEXT).read_bytes()), "utf-8-sig").read()
+        return regular(path, MAX_TEXT).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
 

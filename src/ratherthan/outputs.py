@@ -26,7 +26,7 @@ class Output(Settings, ABC):
     of_classes: ClassVar[bool] = True
 
     def scores(self, returned: Any, samples: int, who: str) -> Tensor:
-        """The tensor in what a module returned, (N, K), unchanged.
+        """The tensor in what a module returned, (N, K), unchanged; (N,) is (N, 1) where each sample has one value.
 
         Args:
             returned: A tensor, or an object whose `logits` are one.
@@ -40,9 +40,10 @@ class Output(Settings, ABC):
         if not isinstance(found, Tensor):
             what, key = type(returned).__name__, next(iter(returned), 0) if isinstance(returned, dict) else 0
             raise ModelError(f"{who} returns a {what}: pick the logits, Model(net, forward=lambda m, x: m(x)[{key!r}])")
-        if found.ndim != 2 or len(found) != samples:
-            shape = tuple(found.shape)
-            raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, classes) is needed")
+        found = found.unsqueeze(1) if found.ndim == 1 and not self.of_classes else found
+        if found.ndim != 2 or len(found) != samples or not (self.of_classes or found.shape[1] == 1):
+            given, wanted = tuple(found.shape), "classes" if self.of_classes else "1"
+            raise ModelError(f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed")
         return found
 
     @abstractmethod
@@ -129,19 +130,6 @@ class Value(Output):
 
     name = "value"
     of_classes = False
-
-    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
-        """(N, 1); a module may return (N,).
-
-        Raises:
-            ModelError: If it returns more than one number per sample.
-        """
-        flat = isinstance(returned, Tensor) and returned.ndim == 1
-        found = super().scores(returned.unsqueeze(1) if flat else returned, samples, who)
-        if found.shape[1] != 1:
-            shape = tuple(found.shape)
-            raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, 1) is needed")
-        return found
 
     def logits(self, scores: Tensor, who: str) -> Tensor:
         """The value."""

@@ -162,11 +162,9 @@ def _misfit(what: str, hint: Any, value: Any) -> str:
     others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
     if words and not others and isinstance(value, str):
         return unknown(what, value, words)
-    shown = (
-        repr(value) if isinstance(value, (str, int, float, bool, tuple, list, Mapping, NoneType)) else type_name(value)
-    )
-    if isinstance(value, Integral) and not _finite(value):
-        shown = "one beyond 64 bits"
+    plain = isinstance(value, (str, int, float, tuple, list, Mapping, NoneType))
+    beyond = isinstance(value, Integral) and not _finite(value)
+    shown = "one beyond 64 bits" if beyond else repr(value) if plain else type_name(value)
     return f"{what} is {_wanted(hint)}, not {shorten(shown, 100)}"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, first_line
+from ratherthan.settings import AtLeastOne, check_value
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
 _SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
@@ -34,10 +35,8 @@ class Superpixels:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(unknown("kind of superpixels", self.kind, get_args(Kind)))
-        if self.count < 1:
-            raise InputError(f"count is at least one superpixel, not {self.count}")
+        check_value("kind of superpixels", Kind, self.kind)
+        check_value("count of superpixels", AtLeastOne, self.count)
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,9 +146,7 @@ class _Problem:
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
         logits = self.question.look(v)
-        lead = self.lead(logits.detach(), rows)
-        missed = (self.how.kappa - lead).clamp_min(0)
-        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, missed, self.wins(lead))
+        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, *self.judged(logits.detach(), rows))
         return logits
 
     def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
@@ -163,18 +161,10 @@ class _Problem:
             return v.new_zeros(len(v))
         return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
 
-    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """By how many logits the class that is to win does, (m,)."""
-        return lead(logits, self.fact[rows], self.target[rows])
-
-    def wins(self, lead: Tensor, slack: float = 0.0) -> Tensor:
-        """Whether a lead is the margin asked for, (m,) bool; without a margin a tie is none."""
-        return (lead >= self.how.kappa - slack) & (lead > 0)
-
-    def check(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """By how many logits of a fresh pass the margin is missed, and whether that is still right."""
-        lead = self.lead(logits, rows)
-        return (self.how.kappa - lead).clamp_min(0), self.wins(lead, _ROUNDING)
+    def judged(self, logits: Tensor, rows: Tensor, slack: float = 0.0) -> tuple[Tensor, Tensor]:
+        """By how many logits the margin is missed, and whether the class wins, (m,) each; without a margin no tie."""
+        ahead = lead(logits, self.fact[rows], self.target[rows])
+        return (self.how.kappa - ahead).clamp_min(0), (ahead >= self.how.kappa - slack) & (ahead > 0)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
@@ -200,10 +190,9 @@ class _Problem:
 
     def open(self) -> Tensor:
         """Numbers of the rows that there is something to search for."""
-        same = self.fact == self.question.foils
         with torch.no_grad():
             self.scores(self.centre, self.rows)
-        return self.rows[~(same | self.fixed | (self.kept.least == 0))]
+        return self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -226,7 +215,7 @@ def _reference(problem: _Problem) -> None:
             y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
             with torch.no_grad():
                 logits = problem.scores(v, rows)
-            success |= problem.wins(problem.lead(logits, rows))
+            success |= problem.judged(logits, rows)[1]
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
         tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
@@ -247,8 +236,8 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        ahead = problem.lead(problem.question.look(leaf), rows)
-        loss = c * (problem.how.kappa - ahead).clamp_min(0) + change + problem.unnatural(leaf)
+        missed, _ = problem.judged(problem.question.look(leaf), rows)
+        loss = c * missed + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -441,7 +430,7 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
             examples.unsqueeze(1),
             [[end] for end in problem.ends(examples)],
             problem.elastic(examples, rows).unsqueeze(1),
-            check=lambda logits: problem.check(logits, rows.unsqueeze(1)),
+            check=lambda logits: problem.judged(logits, rows.unsqueeze(1), _ROUNDING),
             interrupted=problem.interrupted,
         )
 
@@ -469,6 +458,6 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
             examples,
             problem.ends(examples),
             mask=kept.amax(1).clamp_max(1),
-            check=lambda logits: problem.check(logits, problem.rows)[1],
+            check=lambda logits: problem.judged(logits, problem.rows, _ROUNDING)[1],
             interrupted=problem.interrupted,
         )

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
-Lead = Callable[
-    [Tensor, Tensor], Tensor
-]  # decoded images and the rows of a search they belong to, to the fact's margin
+Lead = Callable[[Tensor, Tensor], Tensor]
+"""Decoded images, and the rows of a search they belong to, to the fact's margin."""
 _MARGIN = 0.1  # logits by which the class of a reconstruction is to win
 
 
@@ -112,9 +111,8 @@ class Manifold:
 
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
-            raise InputError(
-                f"{model.name} names no manifold: give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
-            )
+            remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
+            raise InputError(f"{model.name} names no manifold: {remedy}")
         return cls.load(entry.manifold, weights)
 
     @property
@@ -160,14 +158,13 @@ class Manifold:
                 made = self.decode(zero)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
-        if not isinstance(made, Tensor):
-            raise ModelError(
-                f"{self.name} makes a {type_name(made)} of latents: give a module that makes images of them"
+        wanted = tuple(images.shape[1:])
+        if not isinstance(made, Tensor) or made.shape[1:] != wanted:
+            makes = (
+                f"images of {tuple(made.shape[1:])}" if isinstance(made, Tensor) else f"a {type_name(made)} of latents"
             )
-        if made.shape[1:] != images.shape[1:]:
             raise ModelError(
-                f"{self.name} makes images of {tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}: "
-                "give a manifold of their shape"
+                f"{self.name} makes {makes}, but these are {wanted}: give a manifold of images of this shape"
             )
 
 

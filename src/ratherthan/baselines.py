@@ -56,6 +56,18 @@ def baseline_images(
         raise InputError(f"{given} does not fit images of {shape}: give a number or one image") from error
 
 
+def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
+    """The same for what moves in image space only.
+
+    Raises:
+        InputError: If it fits no image or leaves [0, 1].
+    """
+    made = baseline_images(images, baseline)
+    if not ((made >= 0) & (made <= 1)).all():
+        raise InputError("a baseline lies in image space, [0, 1]")
+    return made
+
+
 def blur(images: Tensor, sigma: Tensor | float) -> Tensor:
     """Gaussian blur with reflected borders (weighted-contrast section 5.2.2; the authors' kernel has 101 taps).
 

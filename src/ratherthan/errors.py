@@ -50,5 +50,4 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line that is not too long."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 240 else f"{line[:240].rpartition(' ')[0]} ..."
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 240)

@@ -82,8 +82,11 @@ def load(
             usual = f"seems to hold weights: name their network, e.g. load('torchvision:resnet50', weights={spec!r})"
             raise InputError(f"{spec!r} {describe(Path(spec)) or usual}")
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
+        from ratherthan.zoo import names as in_zoo
+
         gone = "there is no such file; " if Path(spec).suffix and not Path(spec).exists() else ""
-        hint = _close_in_zoo(name or spec) or gone
+        close = get_close_matches(name or spec, in_zoo(), n=1)
+        hint = f"did you mean 'zoo:{close[0]}'? Or " if close else gone
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
         try:
@@ -128,9 +131,8 @@ def read_class_names(path: str | Path) -> list[str]:
         raise InputError(f"{where} should hold a list of names or an object of index: name")
     for index, name in enumerate(names := [name.strip() for name in names]):
         if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(
-                f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one"
-            )
+            wrong = "half a character" if name else "empty"
+            raise InputError(f"{where}: name {index} is {wrong}; each class needs one")
     return names
 
 
@@ -145,13 +147,6 @@ def _load_zoo(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     entry = zoo.get(name)
     known = {"inputs": entry.inputs, "layer": entry.layer, "output": entry.output}
     return zoo.load_weights(entry, weights), known | {"class_names": zoo.class_names(entry, weights) or None}
-
-
-def _close_in_zoo(name: str) -> str:
-    from ratherthan.zoo import names
-
-    close = get_close_matches(name, names(), n=1)
-    return f"did you mean 'zoo:{close[0]}'? Or " if close else ""
 
 
 def _load_hf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
@@ -266,25 +261,19 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
         raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
     if not Path(path).is_file():
         raise InputError(f"there is no Python file {path!r}")
+    sys.path.insert(0, str(Path(path).parent.resolve()))  # like a script it may import its neighbours
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
-            made = _run(Path(path))[factory]()
+            made = runpy.run_path(path, run_name=f"ratherthan_factory_{Path(path).stem}")[factory]()
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:  # sys.exit() too
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        sys.path.pop(0)
     if not isinstance(made, (Model, nn.Module)):
         raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")
     return Model.wrap(made)
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """The names that a Python file defines; like a script it may import its neighbours."""
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        return runpy.run_path(str(path), run_name=f"ratherthan_factory_{path.stem}")
-    finally:
-        sys.path.pop(0)
 
 
 def _extra(package: str, extra: str) -> Any:

@@ -24,6 +24,7 @@ from ratherthan.words import told_apart
 # what a network may raise on an input it does not like
 _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
+_OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -101,9 +102,7 @@ class Model:
         Args:
             **changes: Any argument of `Model` but the module; settings of its inputs change those in force.
         """
-        own = {
-            key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")
-        }
+        own = {key: changes.pop(key, getattr(self, key)) for key in _OWN}
         inputs = changes.pop("inputs", self.inputs)
         changes = PREPROCESSING.get(str(changes.get("preprocessing")), {}) | changes
         check_names(type(inputs), changes)

@@ -16,7 +16,6 @@ from ratherthan.settings import AtLeastOne, check_value
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
 _SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
 DEFAULT_COUNT = 200  # superpixels that the CEM-MAF paper asks for
-LabelMap = Tensor | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,10 @@ class Superpixels:
     def __post_init__(self) -> None:
         check_value("kind of superpixels", Kind, self.kind)
         check_value("count of superpixels", AtLeastOne, self.count)
+
+
+Division = Kind | Superpixels | Tensor | np.ndarray[Any, Any]
+"""How pictures are divided: a kind, a kind with settings, or a label map (H, W) or (N, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,10 @@ class SegmentedImages:
         return baseline + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - baseline)
 
 
-def default_superpixels(images: Tensor) -> Superpixels:
+def default_superpixels(images: Tensor, kind: Kind | None = None) -> Superpixels:
     """What CEM-MAF divides pictures into: single pixels of small grey ones, about 200 superpixels of others."""
+    if kind is not None:
+        return Superpixels(kind, DEFAULT_COUNT)
     if images.shape[1] == 1 and images[0].numel() <= _SMALL:
         return Superpixels("pixels")
     return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", DEFAULT_COUNT)
@@ -85,7 +90,7 @@ def default_baseline(images: Tensor) -> float:
     return 0.0 if images.shape[1] == 1 else 0.5
 
 
-def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tensor:
+def segment(images: Tensor, how: Division = "slic") -> Tensor:
     """Divide pictures into superpixels.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline
+from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import rival
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
@@ -29,7 +29,6 @@ from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchMethod,
     SearchQuestion,
-    baseline_within,
     lead,
     register_counterfactual_method,
     register_pertinent_positive_method,
@@ -338,9 +337,8 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
         away = torch.zeros_like(leaf)
         if unnatural.requires_grad:
             (away,) = torch.autograd.grad(unnatural.sum(), leaf)
-    return _State(
-        rows, v, margins.detach(), torch.stack(slopes, 1).flatten(2), unnatural.detach(), away.detach().flatten(1)
-    )
+    stacked, away = torch.stack(slopes, 1).flatten(2), away.detach().flatten(1)
+    return _State(rows, v, margins.detach(), stacked, unnatural.detach(), away)
 
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -371,9 +369,8 @@ def _step(
     Returns:
         The minimum (m, C, H, W), the multipliers (m, J), and the value there of what was minimised, (m,).
     """
-    v, centre, low, high = (
-        x.flatten(1) for x in (at.v, problem.centre[at.rows], problem.low[at.rows], problem.high[at.rows])
-    )
+    v = at.v.flatten(1)
+    centre, low, high = (each[at.rows].flatten(1) for each in (problem.centre, problem.low, problem.high))
     stiffness = 2 + 1 / radius.unsqueeze(1)
     pull = (v - centre) / radius.unsqueeze(1) - at.away
     offset = aim - at.margins + (at.slopes @ v.unsqueeze(2)).squeeze(2)

@@ -9,23 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline
+from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import Question, Weighted, margin
 from ratherthan.search.attributes import Attributes, measure, modules
-from ratherthan.search.method import (
-    PertinentPositiveMethod,
-    SearchQuestion,
-    baseline_within,
-    register_pertinent_positive_method,
-)
+from ratherthan.search.method import PertinentPositiveMethod, SearchQuestion, register_pertinent_positive_method
 from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Kept, Status
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import (
-    DEFAULT_COUNT,
-    Kind,
-    LabelMap,
+    Division,
     SegmentedImages,
     Superpixels,
     default_baseline,
@@ -77,7 +70,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
 
     name: ClassVar[str] = "cem-maf"
 
-    superpixels: Kind | Superpixels | LabelMap | None = None
+    superpixels: Division | None = None
     baseline: Baseline | None = None
     preset: Literal["sound", "paper"] = "sound"
     kappa: Annotated[float, Interval(0)] | None = None
@@ -111,13 +104,12 @@ class CEMMAFPositive(PertinentPositiveMethod):
         return scorer.result(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = default_superpixels(images) if self.superpixels is None else self.superpixels
-        if isinstance(how, str):
-            how = Superpixels(how, DEFAULT_COUNT)
-        if not isinstance(how, Superpixels):
-            how = torch.as_tensor(how)
-            how = how[list(samples)] if how.ndim == 3 and len(how) > max(samples) else how
-        return segment(images, how)
+        how = self.superpixels
+        if how is None or isinstance(how, str):
+            return segment(images, default_superpixels(images, how))
+        if isinstance(how, Superpixels) or how.ndim != 3 or len(how) <= max(samples):
+            return segment(images, how)
+        return segment(images, how[list(samples)])
 
 
 Labels = list[int]

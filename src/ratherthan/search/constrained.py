@@ -137,10 +137,6 @@ class ConstrainedSearch(CounterfactualMethod):
                 z[row] += self.spread * noise(z.shape[1:], self.seed, [position], number)[0].to(z)
         return z
 
-    def number(self, restart: int, turn: int) -> int:
-        """Which start a restart is given in a turn."""
-        return restart + turn * self.restarts
-
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """By how much the worst constraint is missed in a fresh pass, and whether an answer holds, (M,) each."""
         violation = self.terms(at).violation()
@@ -213,7 +209,7 @@ class Searches:
             last[0] = self.point(z, rows[of], turn)
             return how.terms(last[0])
 
-        starts = how.starts(self.question, self.space, rows, [how.number(r, turn) for _, r in self.slots])
+        starts = how.starts(self.question, self.space, rows, [r + turn * how.restarts for _, r in self.slots])
         outcome = search(problem, starts, how.schedule, self.question.report)
         self.interrupted = outcome.interrupted
         # the solver ends with a fresh pass over its answers; a method may ask more of them than its terms do

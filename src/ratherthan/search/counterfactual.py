@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -26,7 +27,6 @@ from ratherthan.search.method import (
     run,
 )
 from ratherthan.search.solver import Status
-from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -182,10 +182,8 @@ class Counterfactual(SearchResult):
         """One row per image, foil and answer."""
         import pandas as pd
 
-        n, answers = len(self), self.distance.shape[-1]
-        return pd.DataFrame(
-            [self._row(i, q, r) for i in range(n) for q in range(self.questions) for r in range(answers)]
-        )
+        places = product(range(len(self)), range(self.questions), range(self.distance.shape[-1]))
+        return pd.DataFrame([self._row(*each) for each in places])
 
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.foil, i, q))
@@ -287,7 +285,5 @@ def counterfactual(
         >>> how = counterfactual(load("zoo:mnist"), images, foil=8)
         >>> how.example, how.found, how.reason
     """
-    model = Model.wrap(model)
-    how = get_counterfactual_method(method).prepared(model)
-    foil = how.default_foil if foil is None else foil
-    return run(Counterfactual, model, Samples.of(model, images, fact, foil, names), how, batch_size, progress)
+    how, given = get_counterfactual_method(method), (images, fact, foil, names)
+    return run(Counterfactual, how, model, *given, batch_size=batch_size, progress=progress)

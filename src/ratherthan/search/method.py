@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline, baseline_images
 from ratherthan.contrast import margin, resolve
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
@@ -234,8 +233,10 @@ class SearchResult(Result):
             answers: Fields by question, (K, ...).
             **more: Further fields.
         """
+        refuted = Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
-        said = question.by_question(np.array([[_confirmed(*pair) for pair in row] for row in pairs]))
+        confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
+        said = question.by_question(np.array(confirmed))
         return cls(
             **cls.fields_of(how, question),
             **{key: question.by_question(values) for key, values in answers.items()},
@@ -245,20 +246,16 @@ class SearchResult(Result):
         )
 
 
-def _confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:
-    """How a search ended, knowing whether its answer holds in a fresh pass."""
-    if end[0] is Status.FOUND and not holds:
-        return Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
-    return end
-
-
 # --------------------------------------------------------------------------------------------- who answers
 class SearchMethod(Settings, ABC):
     """A way to search. A subclass is a frozen dataclass whose fields are its settings.
 
     Attributes:
         name: What it is registered under.
+        default_foil: The foil where none is asked for; None: the fact is kept.
     """
+
+    default_foil: ClassVar[Any] = None
 
     def prepared(self, model: Model) -> Self:
         """The method with what it lacks filled in from the model, e.g. the manifold that a zoo model names."""
@@ -284,7 +281,6 @@ class CounterfactualMethod(SearchMethod):
     """A way to find what would have to change.
 
     Attributes:
-        default_foil: The foil where none is asked for.
         any_foil: Whether it takes -1 for a foil: any class but the fact.
         restarts: Answers to each question, R.
     """
@@ -298,13 +294,11 @@ class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
 
 
-COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod](
-    "counterfactual method", CounterfactualMethod, "CDeepEx(manifold)"
-)
+COUNTERFACTUAL_METHODS: Classes[CounterfactualMethod] = Classes("counterfactual method", CounterfactualMethod, "CEM()")
 register_counterfactual_method = COUNTERFACTUAL_METHODS.register
 get_counterfactual_method = COUNTERFACTUAL_METHODS.make
 counterfactual_methods = COUNTERFACTUAL_METHODS.names
-PERTINENT_POSITIVE_METHODS = Classes[PertinentPositiveMethod](
+PERTINENT_POSITIVE_METHODS: Classes[PertinentPositiveMethod] = Classes(
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
 register_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.register
@@ -312,35 +306,26 @@ get_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.make
 pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 
-def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
-    """What is where a part of an image is not, see `baseline_images`; a search moves in image space only.
-
-    Raises:
-        InputError: If it fits no image or leaves [0, 1].
-    """
-    made = baseline_images(images, baseline)
-    if not ((made >= 0) & (made <= 1)).all():
-        raise InputError("a baseline lies in image space, [0, 1]")
-    return made
-
-
 # --------------------------------------------------------------------------------------------- the loop of both verbs
 Found = TypeVar("Found", bound=SearchResult)
 
 
 def run(
-    kind: type[Found], model: Model, samples: Samples, how: SearchMethod, batch_size: int, progress: Progress
+    kind: type[Found], how: SearchMethod, model: Model | nn.Module, *given: Any, batch_size: int, progress: Progress
 ) -> Found:
     """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
 
     Args:
         kind: What the method returns.
+        how: The method.
         model: The network.
-        samples: The images and what is asked; the foil None: the fact is kept.
-        how: The method, prepared.
+        *given: Images, fact, foil and names, see `Samples.of`.
         batch_size: Searches at once.
         progress: Whom to tell.
     """
+    model = Model.wrap(model)
+    how, (images, fact, foil, names) = how.prepared(model), given
+    samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
     if not model.output.of_classes:
         raise InputError(f"this model gives a value; a {kind.kind} is about classes")
     if samples.images.ndim != 4:

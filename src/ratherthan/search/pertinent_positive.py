@@ -25,7 +25,6 @@ from ratherthan.search.method import (
     run,
 )
 from ratherthan.search.solver import Status
-from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -135,10 +134,8 @@ class PertinentPositive(SearchResult):
         """What is enough, as the end of a sentence: "because of 4 of 180 superpixels (3% of it, upper left)"."""
         kept, count = int(self.features[sample]), int(self.feature_count[sample])
         what = "pixels" if self.superpixels is None or count == self.mask[sample].numel() else "superpixels"
-        share = self.mask[sample].float().mean().item()
-        return (
-            f"because of {kept} of {count} {what} ({percent(share)} of it, {_place(self.mask[sample].float().cpu())})"
-        )
+        mask = self.mask[sample].float().cpu()
+        return f"because of {kept} of {count} {what} ({percent(mask.mean().item())} of it, {_place(mask)})"
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one image."""
@@ -230,9 +227,8 @@ def pertinent_positive(
         >>> enough = pertinent_positive(load("zoo:mnist"), images)
         >>> enough.example, enough.mask, enough.found
     """
-    model = Model.wrap(model)
-    how = get_pertinent_positive_method(method).prepared(model)
-    return run(PertinentPositive, model, Samples.of(model, images, fact, names=names), how, batch_size, progress)
+    how, given = get_pertinent_positive_method(method), (images, fact, None, names)
+    return run(PertinentPositive, how, model, *given, batch_size=batch_size, progress=progress)
 
 
 def rank_correlation(p: Tensor) -> float:

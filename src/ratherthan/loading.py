@@ -9,7 +9,7 @@ import runpy
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -293,5 +293,4 @@ def _fetching(spec: str) -> Iterator[None]:
         raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
 
 
-_Loader = Callable[[str, _Weights, dict[str, int]], _Loaded]
-_LOADERS: dict[str, _Loader] = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}
+_LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

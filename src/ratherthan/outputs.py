@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from ratherthan.registry import Classes
 from ratherthan.settings import Settings
 
 
-class Output(Settings, ABC):
+class Output(Settings):
     """How scores are read from what a module returns, and what they mean.
 
     Attributes:
@@ -46,13 +45,13 @@ class Output(Settings, ABC):
             raise ModelError(f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed")
         return found
 
-    @abstractmethod
     def logits(self, scores: Tensor, who: str) -> Tensor:
         """The scores as logits, (N, K); (N, 2) for the single score of a sigmoid classifier, its halves of both signs.
 
         Raises:
             ModelError: If they are not what this output promises.
         """
+        return scores
 
     def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse logits that show that the network gives something else.
@@ -131,10 +130,6 @@ class Value(Output):
     name = "value"
     of_classes = False
 
-    def logits(self, scores: Tensor, who: str) -> Tensor:
-        """The value."""
-        return scores
-
 
 _ROUNDING, _COARSE = 2**-21, 2**-5  # by which probabilities miss a sum of 1: per class in float32; in all in bfloat16
 _LABELS = (
@@ -173,10 +168,6 @@ class Several(Output):
         """
         one = f"Model(net, {self.one}, forward=lambda m, x: m(x).logits[:, [0]])"
         raise ModelError(f"{who} gives {self.what}, by its config, not classes: ask about one at a time, {one}")
-
-    def logits(self, scores: Tensor, who: str) -> Tensor:
-        """None; `scores` has raised before."""
-        raise NotImplementedError
 
 
 def output_of(module: nn.Module) -> Output:

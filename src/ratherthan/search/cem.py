@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -421,15 +422,10 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
         """See `SearchMethod.search`."""
         problem = self._solved(question)
         examples, rows = problem.kept.points, problem.rows
-        return Counterfactual.of(
-            self,
-            question,
-            examples.unsqueeze(1),
-            [[end] for end in problem.ends(examples)],
-            problem.elastic(examples, rows).unsqueeze(1),
-            check=lambda logits: problem.judged(logits, rows.unsqueeze(1), _ROUNDING),
-            interrupted=problem.interrupted,
-        )
+        found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)]
+        distance = problem.elastic(examples, rows).unsqueeze(1)
+        check = partial(problem.judged, rows=rows.unsqueeze(1), slack=_ROUNDING)
+        return Counterfactual.of(self, question, *found, distance, check=check, interrupted=problem.interrupted)
 
 
 @register_pertinent_positive_method
@@ -449,12 +445,9 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
         problem = self._solved(question)
         examples, whole = problem.kept.points, (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
-        return PertinentPositive.of(
-            self,
-            question,
-            examples,
-            problem.ends(examples),
-            mask=kept.amax(1).clamp_max(1),
-            check=lambda logits: problem.judged(logits, problem.rows, _ROUNDING)[1],
-            interrupted=problem.interrupted,
-        )
+        found = examples, problem.ends(examples), kept.amax(1).clamp_max(1)
+
+        def check(logits: Tensor) -> Tensor:
+            return problem.judged(logits, problem.rows, _ROUNDING)[1]
+
+        return PertinentPositive.of(self, question, *found, check=check, interrupted=problem.interrupted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -222,20 +223,12 @@ class SupersetScorer:
         confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
         leads = [each[-1].item() for each in torch.split(margin(logits, self.fact[at]), sizes)]
         labels = [torch.tensor(each, device=at.device) for each in order]
-        masks = self.masks(order)
-        return PertinentPositive.of(
-            self.how,
-            self.question,
-            self.parts.render(masks, self.rows),
-            [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)],
-            self.parts.pixels(masks, self.rows) > 0,
-            superpixels=self.parts.labels,
-            order=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1),
-            curve=nn.utils.rnn.pad_sequence(
-                list(torch.split(confidence, sizes)), batch_first=True, padding_value=torch.nan
-            ),
-            interrupted=interrupted,
-        )
+        masks, pad = self.masks(order), partial(nn.utils.rnn.pad_sequence, batch_first=True)
+        ends = [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)]
+        more: dict[str, Any] = {"superpixels": self.parts.labels, "order": pad(labels, padding_value=-1)}
+        more["curve"] = pad(list(torch.split(confidence, sizes)), padding_value=torch.nan)
+        alone, mask = self.parts.render(masks, self.rows), self.parts.pixels(masks, self.rows) > 0
+        return PertinentPositive.of(self.how, self.question, alone, ends, mask, interrupted=interrupted, **more)
 
     def _said(self, row: int, labels: Sequence[int], end: float) -> tuple[Status, str]:
         if end <= 0:

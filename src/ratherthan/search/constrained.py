@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Self
 
 import torch
@@ -181,18 +181,9 @@ class Searches:
             self.solve()
         examples = self.space.images(self.z, self.rows)
         moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
-        return Counterfactual.of(
-            self.how,
-            self.question,
-            examples,
-            self.ends,
-            moved,
-            check=lambda logits: self._check(examples, logits),
-            way=lambda best: self.space.images(self.way[self.rows, best], self.rows),
-            answers=self.how.fields(self.space, self.z, examples),
-            interrupted=self.interrupted,
-            **self.space.fields,
-        )
+        checked = {"check": partial(self._check, examples), "answers": self.how.fields(self.space, self.z, examples)}
+        more: dict[str, Any] = checked | {"way": self._on_the_way, "interrupted": self.interrupted}
+        return Counterfactual.of(self.how, self.question, examples, self.ends, moved, **more, **self.space.fields)
 
     def solve(self) -> None:
         """Turn after turn, until everything is found or retries run out."""
@@ -229,6 +220,9 @@ class Searches:
         """Look at variables (M, ...) of questions `rows` (M,)."""
         images = self.space.decode(z, rows)
         return Point(self.question, self.space, rows, z, images, self.question.look(images), turn)
+
+    def _on_the_way(self, best: Tensor) -> Tensor:
+        return self.space.images(self.way[self.rows, best], self.rows)
 
     def _check(self, examples: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         restarts = examples.shape[1]

@@ -160,10 +160,10 @@ class Manifold:
             raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
         wanted = tuple(images.shape[1:])
         if not isinstance(made, Tensor) or made.shape[1:] != wanted:
-            shown = (
+            kind = (
                 f"images of {tuple(made.shape[1:])}" if isinstance(made, Tensor) else f"a {type_name(made)} of latents"
             )
-            raise ModelError(f"{self.name} makes {shown}, but these are {wanted}: give a manifold of their shape")
+            raise ModelError(f"{self.name} makes {kind}, but these are {wanted}: give a manifold of their shape")
 
 
 @dataclass(frozen=True)

@@ -237,13 +237,9 @@ class SearchResult(Result):
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
-        return cls(
-            **cls.fields_of(how, question),
-            **{key: question.by_question(values) for key, values in answers.items()},
-            statuses=said[..., 0].tolist(),
-            reasons=said[..., 1].tolist(),
-            **more,
-        )
+        more |= {key: question.by_question(values) for key, values in answers.items()}
+        more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        return cls(**cls.fields_of(how, question), **more)
 
 
 # --------------------------------------------------------------------------------------------- who answers

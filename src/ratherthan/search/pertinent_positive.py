@@ -90,20 +90,12 @@ class PertinentPositive(SearchResult):
         """
         logits = question.fresh(examples)
         holds = logits.argmax(1) == question.facts if check is None else check(logits)
-        counts = torch.full_like(question.facts, mask[0].numel())
-        return cls.answering(
-            how,
-            question,
-            [[end] for end in ends],
-            holds.unsqueeze(1),
-            {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)},
-            mask=mask,
-            features=(mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1),
-            feature_count=counts if superpixels is None else superpixels.flatten(1).amax(1) + 1,
-            superpixels=superpixels,
-            order=order,
-            **more,
-        )
+        pixels = torch.full_like(question.facts, mask[0].numel())
+        more["features"] = (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1)
+        more["feature_count"] = pixels if superpixels is None else superpixels.flatten(1).amax(1) + 1
+        more |= {"mask": mask, "superpixels": superpixels, "order": order}
+        answers = {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)}
+        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), answers, **more)
 
     def correlation(self) -> Tensor:
         """(N,): PP Corr of CEM-MAF's Table 1, Spearman's rank correlation of k with the descending rank of p_k.

@@ -178,12 +178,10 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
     crop = config["crop_size"] if config.get("do_center_crop") else size
     warped = not edge or (share and not config.get("do_center_crop") and edge >= 384)  # as ConvNeXt's processor does
     kept = share if share and not warped else crop["height"] / size["height"]
-    return settings | {
-        "size": (crop["height"], crop["width"]),
-        "fit": "resize" if warped else "crop",
-        "crop_fraction": min(kept, 1.0),  # where the processor pads, the check that follows finds the difference
-        "interpolation": Image.Resampling(config.get("resample", 2)).name.lower(),
-    }
+    # where the processor pads, the check that follows finds the difference
+    settings |= {"size": (crop["height"], crop["width"]), "crop_fraction": min(kept, 1.0)}
+    interpolation = Image.Resampling(config.get("resample", 2)).name.lower()
+    return settings | {"fit": "resize" if warped else "crop", "interpolation": interpolation}
 
 
 def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
@@ -212,15 +210,9 @@ def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _L
     transform = published.transforms()
     with _fetching(f"torchvision:{name}"):
         module = models.get_model(name, **({"weights": published} if weights is None else blank))
-    return module, {
-        "class_names": published.meta["categories"],
-        "mean": transform.mean,
-        "std": transform.std,
-        "size": transform.crop_size[0],
-        "fit": "crop",
-        "crop_fraction": transform.crop_size[0] / transform.resize_size[0],
-        "interpolation": transform.interpolation.value,
-    }
+    size, share = transform.crop_size[0], transform.crop_size[0] / transform.resize_size[0]
+    known = {"class_names": published.meta["categories"], "mean": transform.mean, "std": transform.std, "size": size}
+    return module, known | {"fit": "crop", "crop_fraction": share, "interpolation": transform.interpolation.value}
 
 
 def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
@@ -231,15 +223,10 @@ def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
         module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
     imagenet, names = timm.data.infer_imagenet_subset(module), module.pretrained_cfg.get("label_names")
-    channels, *size = config["input_size"]
-    return module, {
-        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names,
-        **{key: config[key] for key in ("mean", "std", "interpolation")},
-        "size": size,
-        "fit": "resize" if config["crop_mode"] == "squash" else "crop",
-        "crop_fraction": config["crop_pct"],
-        "channels": channels,
-    }
+    names = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names
+    fit, (channels, *size) = "resize" if config["crop_mode"] == "squash" else "crop", config["input_size"]
+    known = {key: config[key] for key in ("mean", "std", "interpolation")} | {"crop_fraction": config["crop_pct"]}
+    return module, known | {"class_names": names, "size": size, "fit": fit, "channels": channels}
 
 
 def _load_exported(path: Path, weights: _Weights) -> Model:

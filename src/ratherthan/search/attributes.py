@@ -229,11 +229,9 @@ def named(
         mine = (own == row) & steady & (strengths[row] >= _FELT)
         ranked = strengths[row].masked_fill(~mine, -1).argsort(descending=True, stable=True)
         for index in ranked[: min(most, int(mine.sum()))].tolist():
-            evidence = (
-                f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept}, "
-                f"{effect.strength[index]:+.2f} standard deviations per unit"
-            )
-            sign = 1 if (effect.strength[index] > 0) != worded.startswith("-") else -1
+            steadiness, strength = effect.correlation[index], effect.strength[index]
+            moves = f"{steadiness:+.2f} correlation with {concept}, {strength:+.2f} standard deviations per unit"
+            evidence, sign = f"z{index}: {moves}", 1 if (strength > 0) != worded.startswith("-") else -1
             found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,), evidence=evidence))
     return tuple(found)
 

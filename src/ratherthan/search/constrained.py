@@ -280,13 +280,13 @@ class OnManifold(ConstrainedSearch):
         error = inverted.error[at]
         failed = ~(error <= self.inversion.largest_error)  # NaN has failed too
         why = "the manifold makes no such image: its best reconstruction is off by {:.3f}"
-        return Space(
-            inverted.latents[at],
-            lambda z, rows: (manifold.decode(z) + residual[rows]).clamp(0, 1),
-            {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()},
-            {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")},
-            interrupted=inverted.interrupted,
-        )
+        off = {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()}
+        known = {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")}
+
+        def decode(z: Tensor, rows: Tensor) -> Tensor:
+            return (manifold.decode(z) + residual[rows]).clamp(0, 1)
+
+        return Space(inverted.latents[at], decode, off, known, interrupted=inverted.interrupted)
 
     def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie."""

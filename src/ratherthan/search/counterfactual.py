@@ -18,15 +18,8 @@ from ratherthan.registry import unique_name
 from ratherthan.render.page import write_page
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
 from ratherthan.result import Shape, picture
-from ratherthan.search.method import (
-    CounterfactualMethod,
-    Ends,
-    SearchQuestion,
-    SearchResult,
-    get_counterfactual_method,
-    run,
-)
-from ratherthan.search.solver import Status
+from ratherthan.search.method import CounterfactualMethod, SearchQuestion, SearchResult, get_counterfactual_method
+from ratherthan.search.solver import Ends, Status
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -286,4 +279,4 @@ def counterfactual(
         >>> how.example, how.found, how.reason
     """
     how, given = get_counterfactual_method(method), (images, fact, foil, names)
-    return run(Counterfactual, how, model, *given, batch_size=batch_size, progress=progress)
+    return Counterfactual.sought(how, model, *given, batch_size=batch_size, progress=progress)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
 from ratherthan.result import Result, Shape
-from ratherthan.search.solver import Status
+from ratherthan.search.solver import Ends, Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
@@ -27,8 +27,6 @@ ANY = -1
 """The foil "any other class than the fact"."""
 Report = Callable[[float], object]
 """Told the share of a batch that is done now and then."""
-Ends = list[list[tuple[Status, str]]]
-"""For K questions how each of R searches ended, and why."""
 _AT_ONCE = 256  # images of a fresh pass
 
 
@@ -241,6 +239,46 @@ class SearchResult(Result):
         more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
         return cls(**cls.fields_of(how, question), **more)
 
+    @classmethod
+    def sought(
+        cls, how: SearchMethod, model: Model | nn.Module, *given: Any, batch_size: int, progress: Progress
+    ) -> Self:
+        """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
+
+        Args:
+            how: The method.
+            model: The network.
+            *given: Images, fact, foil and names, see `Samples.of`.
+            batch_size: Searches at once.
+            progress: Whom to tell.
+        """
+        model = Model.wrap(model)
+        how, (images, fact, foil, names) = how.prepared(model), given
+        samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
+        if not model.output.of_classes:
+            raise InputError(f"this model gives a value; a {cls.kind} is about classes")
+        if samples.images.ndim != 4:
+            raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
+        _check_range(samples.images)
+        how.check(model, samples.images)
+        watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Self]()
+        with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
+            if isinstance(how, CounterfactualMethod) and batch_size >= 1:
+                # how many foils there are shows only when they are resolved
+                batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
+            try:
+                for batch in samples.batches(batch_size, report):
+                    question = _question(model, batch, how)
+                    question.report = batch.sharing(report, len(samples))
+                    parts.append(cast(Self, how.search(question)))
+                    if parts[-1].interrupted:
+                        break
+            except KeyboardInterrupt:
+                if not parts:
+                    raise
+                parts[-1] = replace(parts[-1], interrupted=True)
+        return cls.joined(parts)
+
 
 # --------------------------------------------------------------------------------------------- who answers
 class SearchMethod(Settings, ABC):
@@ -303,50 +341,6 @@ pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 
 # --------------------------------------------------------------------------------------------- the loop of both verbs
-Found = TypeVar("Found", bound=SearchResult)
-
-
-def run(
-    kind: type[Found], how: SearchMethod, model: Model | nn.Module, *given: Any, batch_size: int, progress: Progress
-) -> Found:
-    """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
-
-    Args:
-        kind: What the method returns.
-        how: The method.
-        model: The network.
-        *given: Images, fact, foil and names, see `Samples.of`.
-        batch_size: Searches at once.
-        progress: Whom to tell.
-    """
-    model = Model.wrap(model)
-    how, (images, fact, foil, names) = how.prepared(model), given
-    samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
-    if not model.output.of_classes:
-        raise InputError(f"this model gives a value; a {kind.kind} is about classes")
-    if samples.images.ndim != 4:
-        raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
-    _check_range(samples.images)
-    how.check(model, samples.images)
-    watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()
-    with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
-        if isinstance(how, CounterfactualMethod) and batch_size >= 1:
-            # how many foils there are shows only when they are resolved
-            batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
-        try:
-            for batch in samples.batches(batch_size, report):
-                question = _question(model, batch, how)
-                question.report = batch.sharing(report, len(samples))
-                parts.append(cast(Found, how.search(question)))
-                if parts[-1].interrupted:
-                    break
-        except KeyboardInterrupt:
-            if not parts:
-                raise
-            parts[-1] = replace(parts[-1], interrupted=True)
-    return kind.joined(parts)
-
-
 def _check_range(images: Tensor) -> None:
     for i, image in enumerate(images):
         if image.min() < -1e-4 or image.max() > 1 + 1e-4:

@@ -22,7 +22,6 @@ from ratherthan.search.method import (
     SearchQuestion,
     SearchResult,
     get_pertinent_positive_method,
-    run,
 )
 from ratherthan.search.solver import Status
 from ratherthan.words import percent
@@ -220,7 +219,7 @@ def pertinent_positive(
         >>> enough.example, enough.mask, enough.found
     """
     how, given = get_pertinent_positive_method(method), (images, fact, None, names)
-    return run(PertinentPositive, how, model, *given, batch_size=batch_size, progress=progress)
+    return PertinentPositive.sought(how, model, *given, batch_size=batch_size, progress=progress)
 
 
 def rank_correlation(p: Tensor) -> float:

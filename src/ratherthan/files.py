@@ -10,7 +10,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from uuid import uuid4
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, told_as
 
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")  # what is no type of files to the system
 MAX_TEXT = 2**26
@@ -47,10 +47,8 @@ def read_text(path: str | Path) -> str:
     Raises:
         InputError: There is none, it is no text, or it is larger than `MAX_TEXT`.
     """
-    try:
+    with told_as(InputError, f"{path}: cannot be read as text in UTF-8", OSError, UnicodeDecodeError):
         return regular(path, MAX_TEXT).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
 
 
 def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:

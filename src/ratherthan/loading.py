@@ -9,7 +9,7 @@ import runpy
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.errors import InputError, ModelError, first_line, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.inputs import Images
 from ratherthan.model import Model
@@ -114,11 +114,11 @@ def read_class_names(path: str | Path) -> list[str]:
         InputError: If the file cannot be read or has another form, an index or a line is missing, or a name is no text.
     """
     where = f"class names: {str(path)!r}"
-    try:
+    with told_as(
+        InputError, f"class names: cannot read {str(path)!r}", ValueError, RecursionError
+    ):  # no file, text, JSON
         text = read_text(path)
         names = json.loads(text) if str(path).endswith(".json") else text.rstrip().split("\n")
-    except (InputError, ValueError, RecursionError) as error:  # no file, no text, no JSON
-        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
     if isinstance(names, dict):
         first = 0 if "0" in names else 1
         keys = [str(index) for index in range(first, first + len(names))]
@@ -151,11 +151,9 @@ def _load_zoo(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
 
 def _load_hf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     transformers = _extra("transformers", "hf")
-    try:
+    with told_as(ModelError, f"hf:{name}", OSError, ValueError, KeyError):
         module = transformers.AutoModelForImageClassification.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"hf:{name}: {first_line(error)}") from error
     channels = getattr(module.config, "num_channels", None)
     inputs = Images.of(module, channels=channels, **_hf_settings(processor.to_dict()))
     _check_prepares_alike(inputs, processor, name)
@@ -236,10 +234,8 @@ def _load_exported(path: Path, weights: _Weights) -> Model:
         raise ModelError(f"there is no file {str(path)!r}")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{str(path)!r} is no exported program: save one by torch.export.save")
-    try:
+    with told_as(ModelError, f"{str(path)!r} is no exported program", Exception):  # whatever a damaged archive raises
         return Model(torch.export.unflatten(torch.export.load(path)))
-    except Exception as error:  # whatever a damaged archive raises
-        raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
 
 
 def _load_factory(spec: str, trust_code: bool) -> Model:
@@ -265,19 +261,15 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
 
 def _extra(package: str, extra: str) -> Any:
     try:
-        return importlib.import_module(package)
+        with told_as(InputError, f"{package} is installed but does not import", RuntimeError):
+            return importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
-    except RuntimeError as error:
-        raise InputError(f"{package} is installed but does not import: {first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def _fetching(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
+def _fetching(spec: str) -> contextlib.AbstractContextManager[None]:
+    what = f"{spec}: its weights cannot be fetched"
+    return told_as(ModelError, what, OSError, RuntimeError, then="; give weights=FILE")
 
 
 _LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, told_as
 from ratherthan.settings import AtLeastOne, check_value
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
@@ -135,10 +135,8 @@ def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
     grey = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # as it is drawn
     picture = grey.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
     count = {"n_segments": spec.count} if spec.kind == "slic" else {}
-    try:
+    with told_as(InputError, f"{spec.kind} with {spec.settings}", TypeError, ValueError):
         return np.asarray(getattr(segmentation, spec.kind)(picture, **count | spec.settings))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{spec.kind} with {spec.settings}: {first_line(error)}") from error
 
 
 def _grid(height: int, width: int, count: int) -> np.ndarray[Any, Any]:

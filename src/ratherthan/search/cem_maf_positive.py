@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +19,7 @@ from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Kept, Status
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
-from ratherthan.superpixels import (
-    Division,
-    SegmentedImages,
-    Superpixels,
-    default_baseline,
-    default_superpixels,
-    segment,
-)
+from ratherthan.superpixels import Division, SegmentedImages, default_baseline, default_superpixels, segment
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
 _RISE = 0.01  # by which attributes may rise without having risen
@@ -108,9 +102,9 @@ class CEMMAFPositive(PertinentPositiveMethod):
         how = self.superpixels
         if how is None or isinstance(how, str):
             return segment(images, default_superpixels(images, how))
-        if isinstance(how, Superpixels) or how.ndim != 3 or len(how) <= max(samples):
-            return segment(images, how)
-        return segment(images, how[list(samples)])
+        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
+            how = how[list(samples)]
+        return segment(images, how)
 
 
 Labels = list[int]

@@ -116,7 +116,8 @@ class Counterfactual(SearchResult):
         between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
         path = {"path": torch.cat([question.asked.unsqueeze(1), between, best], 1), "path_logits": torch.cat(seen, 1)}
-        return cls.answering(how, question, ranked_ends, holds[at], ranked | path, **more)
+        more |= {key: question.by_question(values) for key, values in (ranked | path).items()}
+        return cls.answering(how, question, ranked_ends, holds[at], **more)
 
     # ----------------------------------------------------------------------------------------- the answers
     @property

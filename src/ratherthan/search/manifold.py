@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import margin
-from ratherthan.errors import InputError, ModelError, first_line
+from ratherthan.errors import InputError, ModelError, told_as
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
@@ -153,17 +153,14 @@ class Manifold:
             ModelError: If it cannot decode its latents, or makes images of another shape than these (N, C, H, W).
         """
         zero = images.new_zeros(1, *self.latent_shape)
-        try:
-            with preserve_state(self.module), torch.no_grad():
-                made = self.decode(zero)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
-        wanted = tuple(images.shape[1:])
-        if not isinstance(made, Tensor) or made.shape[1:] != wanted:
-            kind = (
-                f"images of {tuple(made.shape[1:])}" if isinstance(made, Tensor) else f"a {type_name(made)} of latents"
-            )
-            raise ModelError(f"{self.name} makes {kind}, but these are {wanted}: give a manifold of their shape")
+        what, failures = f"{self.name} cannot decode latents {self.latent_shape}", (RuntimeError, ValueError, TypeError)
+        with told_as(ModelError, what, *failures), preserve_state(self.module), torch.no_grad():
+            made = self.decode(zero)
+        if not isinstance(made, Tensor):
+            raise ModelError(f"{self.name} makes a {type_name(made)} of latents: give a module that makes images")
+        if made.shape[1:] != images.shape[1:]:
+            shapes = f"{tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}"
+            raise ModelError(f"{self.name} makes images of {shapes}: give a manifold of their shape")
 
 
 @dataclass(frozen=True)

@@ -212,15 +212,7 @@ class SearchResult(Result):
         return asked | model | made | {"preprocessing": question.model.inputs.describe()}
 
     @classmethod
-    def answering(
-        cls,
-        how: SearchMethod,
-        question: SearchQuestion,
-        ends: Ends,
-        holds: Tensor,
-        answers: dict[str, Tensor],
-        **more: Any,
-    ) -> Self:
+    def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
         """The result of a method, whose claims stand where a fresh pass confirms them.
 
         Args:
@@ -228,16 +220,14 @@ class SearchResult(Result):
             question: K questions.
             ends: K lists of R: how each search ended, and why.
             holds: (K, R) bool: whether a fresh pass confirms it.
-            answers: Fields by question, (K, ...).
             **more: Further fields.
         """
         refuted = Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
-        more |= {key: question.by_question(values) for key, values in answers.items()}
-        more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
-        return cls(**cls.fields_of(how, question), **more)
+        told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        return cls(**cls.fields_of(how, question), **told, **more)
 
     @classmethod
     def sought(

@@ -93,8 +93,8 @@ class PertinentPositive(SearchResult):
         more["features"] = (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1)
         more["feature_count"] = pixels if superpixels is None else superpixels.flatten(1).amax(1) + 1
         more |= {"mask": mask, "superpixels": superpixels, "order": order}
-        answers = {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)}
-        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), answers, **more)
+        more |= {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)}
+        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), **more)
 
     def correlation(self) -> Tensor:
         """(N,): PP Corr of CEM-MAF's Table 1, Spearman's rank correlation of k with the descending rank of p_k.

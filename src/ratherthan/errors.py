@@ -67,4 +67,5 @@ def told_as(kind: type[RatherThanError], what: str, *errors: type[BaseException]
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line that is not too long."""
-    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 240)
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 240 else f"{line[:240].rpartition(' ')[0]} ..."

@@ -164,8 +164,7 @@ def described(
     attributes: Attributes, image: Tensor, latent: Tensor | None = None, manifold: Manifold | None = None
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Names and thresholds of all attributes, numbered where they have none; learnt from one image, (1, C, H, W)."""
-    names: list[str] = []
-    thresholds: list[float] = []
+    names, thresholds = list[str](), list[float]()
     for each in map(_attribute, attributes):
         with torch.no_grad():
             count = each.measure(image, latent, manifold).shape[1]

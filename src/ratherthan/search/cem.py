@@ -204,7 +204,10 @@ def _shrunk(change: Tensor, by: float) -> Tensor:
 def _reference(problem: _Problem) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
-    start = _published_start(problem, rows)
+    start = problem.centre[rows]
+    if problem.keep and len(rows):  # a network without biases is flat at black: from the image, where there is no slope
+        flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
+        start = choose(flat, problem.images[rows], start)
     tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
     for number in range(how.binary_search_steps):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
@@ -220,15 +223,6 @@ def _reference(problem: _Problem) -> None:
         problem.broken[rows] = ~sound
         tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
         problem.question.report((number + 1) / how.binary_search_steps)
-
-
-def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
-    """The centre; but the image where a positive has no slope there: a network without biases is flat at black."""
-    start = problem.centre[rows]
-    if not problem.keep or not len(rows):
-        return start
-    flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
-    return choose(flat, problem.images[rows], start)
 
 
 def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:

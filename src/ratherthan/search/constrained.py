@@ -19,7 +19,7 @@ from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
-from ratherthan.search.solver import Outcome, Schedule, Status, Terms, noise, search
+from ratherthan.search.solver import Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
@@ -205,14 +205,17 @@ class Searches:
         self.interrupted = outcome.interrupted
         # the solver ends with a fresh pass over its answers; a method may ask more of them than its terms do
         holds, top = how.verified(last[0])[1].tolist(), last[0].logits.argmax(1).tolist()
-        slots, self.slots = self.slots, []
+        slots, self.slots, rounds = self.slots, [], outcome.rounds.tolist()
         for row, (k, r) in enumerate(slots):
             end = outcome.status[row], outcome.reason[row]
             if end[0] is Status.FOUND and not holds[row]:
                 end = Status.NOT_FOUND, f"at its best the class is {top[row]}, which is not what was asked for"
             if turn == 0 or end[0] is Status.FOUND:
                 self.ends[k][r], self.z[k, r] = end, outcome.z[row]
-                self.way[k, r] = outcome.path[row, _evenly(outcome, row)]
+                # evenly over its own way: in a larger batch the others may have gone on
+                last = rounds[row] * (outcome.path.shape[1] - 1) // max(1, *rounds)
+                steps = torch.linspace(0, last, FRAMES - 1).round().long()[:-1]
+                self.way[k, r] = outcome.path[row, steps.to(rows.device)]
             if end[0] is not Status.FOUND:
                 self.slots.append((k, r))
 
@@ -231,13 +234,6 @@ class Searches:
         with torch.no_grad():
             violation, holds = self.how.verified(at)
         return violation.view(-1, restarts), holds.view(-1, restarts)
-
-
-def _evenly(outcome: Outcome, row: int) -> Tensor:
-    """The FRAMES - 2 points of a row's own way; in a larger batch the others may have gone on."""
-    rounds, last = outcome.rounds.tolist(), outcome.path.shape[1] - 1
-    steps = torch.linspace(0, rounds[row] * last // max(1, *rounds), FRAMES - 1).round().long()
-    return steps[:-1].to(outcome.path.device)
 
 
 # --------------------------------------------------------------------------------------------- on a manifold

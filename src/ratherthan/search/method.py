@@ -318,11 +318,11 @@ class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
 
 
-COUNTERFACTUAL_METHODS: Classes[CounterfactualMethod] = Classes("counterfactual method", CounterfactualMethod, "CEM()")
+COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod]("counterfactual method", CounterfactualMethod, "CDeepEx()")
 register_counterfactual_method = COUNTERFACTUAL_METHODS.register
 get_counterfactual_method = COUNTERFACTUAL_METHODS.make
 counterfactual_methods = COUNTERFACTUAL_METHODS.names
-PERTINENT_POSITIVE_METHODS: Classes[PertinentPositiveMethod] = Classes(
+PERTINENT_POSITIVE_METHODS = Classes[PertinentPositiveMethod](
     "method of pertinent positives", PertinentPositiveMethod, "CEMMAFPositive()"
 )
 register_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.register

@@ -114,7 +114,8 @@ class PertinentPositive(SearchResult):
         if self.order is None:
             return self.mask.float()
         order, kept = self.order.cpu(), self.order.cpu() >= 0
-        labels = (_pixels(self.mask) if self.superpixels is None else self.superpixels).cpu()
+        pixels = torch.arange(self.mask[0].numel()).view(self.mask.shape[1:]).expand(self.mask.shape)
+        labels = pixels if self.superpixels is None else self.superpixels.cpu()
         last = int(labels.max()) + 1  # a column for the labels -1 that fill up the order
         rank = 1 - torch.arange(order.shape[1]) / kept.sum(1, keepdim=True).clamp_min(1)
         drawn = torch.zeros(len(order), last + 1).scatter(1, order.where(kept, last), rank * kept)
@@ -229,11 +230,6 @@ def rank_correlation(p: Tensor) -> float:
     if len(p) < 3 or p.min() == p.max():
         return torch.nan
     return float(spearmanr(range(len(p)), -p.double().cpu().numpy()).statistic)
-
-
-def _pixels(mask: Tensor) -> Tensor:
-    """Every pixel labelled by its number, for masks (N, H, W)."""
-    return torch.arange(mask[0].numel(), device=mask.device).view(mask.shape[1:]).expand(mask.shape)
 
 
 def _place(mask: Tensor) -> str:

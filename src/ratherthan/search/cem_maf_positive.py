@@ -120,13 +120,12 @@ class SupersetScorer:
 
     def __init__(self, question: SearchQuestion, parts: SegmentedImages, how: CEMMAFPositive) -> None:
         self.question, self.parts, self.fact, self.how = question, parts, question.facts, how
-        fact = self.fact
-        self.rows, self.counts = torch.arange(len(fact), device=fact.device), parts.count.tolist()
-        most = 128 if fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
+        self.rows, self.counts = torch.arange(len(self.fact), device=self.fact.device), parts.count.tolist()
+        most = 128 if self.fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
         self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
         self.before = measure(how.attributes, parts.images)
-        whole = margin(self.logits(parts.present.to(parts.images), self.rows), fact)
-        nothing = margin(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
+        present = parts.present.to(parts.images)
+        whole, nothing = (margin(self.logits(masks, self.rows), self.fact) for masks in (present, 0 * present))
         self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
         wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0

@@ -248,9 +248,7 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
             made = runpy.run_path(path, run_name=f"ratherthan_factory_{Path(path).stem}")[factory]()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # sys.exit() too
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.pop(0)

@@ -162,8 +162,7 @@ class Model:
             raise
         except _FAILURES as error:
             what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
-            doubt = self.inputs.doubt(normalised)
-            raise ModelError(what + (doubt or self._advice(seen, error))) from error
+            raise ModelError(what + (self.inputs.doubt(normalised) or self._advice(seen, error))) from error
         return self.output.scores(returned, len(normalised), self.name)
 
     def _run(self, seen: Tensor) -> Any:

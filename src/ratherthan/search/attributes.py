@@ -102,11 +102,9 @@ def class_attributes(
         p = model.logits(images).softmax(1)
         return p[:, chosen(p.shape[1])]
 
-    if not names and model.class_names:
-        names = [model.class_names[k] for k in chosen(len(model.class_names))]
-    elif not names and asked is not None:
-        names = [f"class {each}" for each in asked]
-    return Attribute(function, tuple(names), module=model.module)
+    known = model.class_names or ()
+    usual = [known[k] for k in chosen(len(known))] if known else [f"class {each}" for each in asked or ()]
+    return Attribute(function, tuple(names or usual), module=model.module)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

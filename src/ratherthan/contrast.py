@@ -246,8 +246,6 @@ class _Resolver:
         return row
 
     def _rivals(self, facts: Tensor, count: int) -> Tensor:
-        if count > 1 and facts.shape[1] > 1:
-            raise InputError("fact and foil are both axes; with several facts, ask for one foil")
         others = self.logits.unsqueeze(1).masked_fill(_one_hot(facts, self.classes), -torch.inf)
         return others.topk(count, dim=2).indices.flatten(1)
 

@@ -208,10 +208,9 @@ class Model:
             ModelError: If they are not finite, are something else than `output` says, do not fit the class names, or
                 depend on which images share a batch.
         """
-        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
-            sample = start + bad[0]
-            raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
+        if bad := (~logits.isfinite()).any(1).nonzero().flatten().tolist():
+            what = f"the model gives NaN or infinite scores for sample {start + bad[0]}"
+            raise ModelError(f"{what}: check weights and input")
         self.output.check(logits, lambda: plain_ending(logits) or self._ending(images.clone()))
         self._check_apart(images[:1].clone())
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:

@@ -253,8 +253,7 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
     with torch.no_grad():
         if manifold.can_encode:
             found.append(manifold.encode(images))
-        wanted = restarts - len(found)
-        if wanted > 0:
+        if (wanted := restarts - len(found)) > 0:
             bank = noise(manifold.latent_shape, seed, range(_BANK), 0).to(images)
             distance = torch.cdist(images.flatten(1), manifold.decode(bank).flatten(1))
             nearest = distance.topk(wanted, dim=1, largest=False).indices

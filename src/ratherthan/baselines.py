@@ -48,11 +48,9 @@ def baseline_images(
     shape = tuple(images.shape[1:])
     value = value.squeeze(0) if value.ndim == images.ndim and len(value) == 1 else value
     value = value.view(-1, *[1] * (len(shape) - 1)) if value.ndim == 1 and len(value) in (1, shape[0]) else value
-    try:
+    what = f"a baseline of shape {tuple(value.shape)} does not fit images of {shape}"
+    with told_as(InputError, what, RuntimeError, then="; give a number or one image"):
         return value.expand(shape).expand_as(images).clone()
-    except RuntimeError as error:
-        given = f"a baseline of shape {tuple(value.shape)}"
-        raise InputError(f"{given} does not fit images of {shape}: give a number or one image") from error
 
 
 def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.registry import Registry
 from ratherthan.settings import type_name
 
@@ -139,10 +139,8 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
     """
     count, is_axis = len(output), isinstance(foil, (list, tuple))
     wrong = f"a foil is a finite number here, not {foil!r}: ask with a number, one per sample, or a list of them"
-    try:
+    with told_as(InputError, wrong, TypeError, ValueError, RuntimeError):
         values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(wrong) from error
     if foil is not None and not (values.numel() and values.isfinite().all()):
         raise InputError(wrong)
     dimensions = 2 if is_axis else 1

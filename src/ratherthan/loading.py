@@ -69,7 +69,9 @@ def load(
         spec = f"timm:local-dir:{spec}" if b'"architecture"' in config.read_bytes() else f"hf:{spec}"
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:
-        module, known = _LOADERS[kind](name, weights, {} if names is None else {"num_classes": len(names)})
+        blank, what = {} if names is None else {"num_classes": len(names)}, f"{spec}: its weights cannot be fetched"
+        with told_as(ModelError, what, OSError, RuntimeError, then="; give weights=FILE"):
+            module, known = _LOADERS[kind](name, weights, blank)
         model = Model(module, **known)
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
@@ -206,8 +208,7 @@ def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _L
         raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
     published = models.get_model_weights(name).DEFAULT
     transform = published.transforms()
-    with _fetching(f"torchvision:{name}"):
-        module = models.get_model(name, **({"weights": published} if weights is None else blank))
+    module = models.get_model(name, **({"weights": published} if weights is None else blank))
     size, share = transform.crop_size[0], transform.crop_size[0] / transform.resize_size[0]
     known = {"class_names": published.meta["categories"], "mean": transform.mean, "std": transform.std, "size": size}
     return module, known | {"fit": "crop", "crop_fraction": share, "interpolation": transform.interpolation.value}
@@ -217,8 +218,7 @@ def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     timm = _extra("timm", "hub")
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         raise InputError(unknown("timm model", name, timm.list_models()))
-    with _fetching(f"timm:{name}"):
-        module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
+    module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
     imagenet, names = timm.data.infer_imagenet_subset(module), module.pretrained_cfg.get("label_names")
     names = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names
@@ -263,11 +263,6 @@ def _extra(package: str, extra: str) -> Any:
             return importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
-
-
-def _fetching(spec: str) -> contextlib.AbstractContextManager[None]:
-    what = f"{spec}: its weights cannot be fetched"
-    return told_as(ModelError, what, OSError, RuntimeError, then="; give weights=FILE")
 
 
 _LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError, told_as, unknown
 
 Baseline = float | Sequence[float] | Tensor | str
 """A value of image space; one per channel; an image (C, H, W); or a word, see `baseline_images`."""
@@ -42,18 +42,27 @@ def baseline_images(
         if baseline == "mean":
             return images.mean((-2, -1), keepdim=True).expand_as(images).clone()
         baseline = list(model_mean or (0.0,))
-    try:
+    what = f"a baseline is a number, one per channel, an image or a word, not {baseline!r}"
+    with told_as(InputError, what, TypeError, ValueError, RuntimeError):
         value = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a baseline is a number, one per channel, an image or a word, not {baseline!r}") from error
     shape = tuple(images.shape[1:])
     value = value.squeeze(0) if value.ndim == images.ndim and len(value) == 1 else value
     value = value.view(-1, *[1] * (len(shape) - 1)) if value.ndim == 1 and len(value) in (1, shape[0]) else value
-    try:
+    what = f"a baseline of shape {tuple(value.shape)} does not fit images of {shape}"
+    with told_as(InputError, what, RuntimeError, then="; give a number or one image"):
         return value.expand(shape).expand_as(images).clone()
-    except RuntimeError as error:
-        given = f"a baseline of shape {tuple(value.shape)}"
-        raise InputError(f"{given} does not fit images of {shape}: give a number or one image") from error
+
+
+def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
+    """The same for what moves in image space only.
+
+    Raises:
+        InputError: If it fits no image or leaves [0, 1].
+    """
+    made = baseline_images(images, baseline)
+    if not ((made >= 0) & (made <= 1)).all():
+        raise InputError("a baseline lies in image space, [0, 1]")
+    return made
 
 
 def blur(images: Tensor, sigma: Tensor | float) -> Tensor:

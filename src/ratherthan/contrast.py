@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.registry import Registry
 from ratherthan.settings import type_name
 
@@ -58,10 +58,10 @@ class Question:
         """Why each fact (N,), rather than any other class?"""
         return Question(fact.unsqueeze(1), ~_one_hot(fact, classes).unsqueeze(1))
 
-    def __getitem__(self, samples: slice | Tensor) -> Question:
-        """The same question for some of the samples."""
-        values = None if self.values is None else self.values[samples]
-        return Question(self.fact[samples], self.foils[samples], self.axis, values)
+    def __getitem__(self, some: slice | Tensor | tuple[slice, slice]) -> Question:
+        """The same question for some of the samples, or for some of the samples some of the questions."""
+        values = None if self.values is None else self.values[some]
+        return Question(self.fact[some], self.foils[some], self.axis, values)
 
 
 def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None) -> Question:
@@ -139,10 +139,8 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
     """
     count, is_axis = len(output), isinstance(foil, (list, tuple))
     wrong = f"a foil is a finite number here, not {foil!r}: ask with a number, one per sample, or a list of them"
-    try:
+    with told_as(InputError, wrong, TypeError, ValueError, RuntimeError):
         values = torch.as_tensor(float("nan") if foil is None else foil, dtype=output.dtype, device=output.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(wrong) from error
     if foil is not None and not (values.numel() and values.isfinite().all()):
         raise InputError(wrong)
     dimensions = 2 if is_axis else 1
@@ -204,8 +202,6 @@ class _Resolver:
         if isinstance(fact, (Tensor, np.ndarray)) and np.ndim(fact):
             return self._per_sample(fact, "fact")
         if isinstance(fact, (list, tuple)):
-            if not fact:
-                raise InputError("an empty list of facts asks nothing; give at least one class")
             row = torch.tensor([self._class(each) for each in fact], device=self.logits.device)
             return row.expand(self.samples, -1), True
         return torch.full((self.samples, 1), self._class(fact), device=self.logits.device), False
@@ -227,11 +223,11 @@ class _Resolver:
 
     def _word(self, spec: Any) -> str:
         """A word in lower case, "runner-up"; empty for what is none, or is exactly the name of a class."""
+        if isinstance(spec, (list, tuple, AbstractSet)) and not spec:
+            raise InputError(f"an empty {type(spec).__name__} asks nothing: give at least one class")
         return spec.strip().casefold() if isinstance(spec, str) and spec not in (self.names or ()) else ""
 
     def _foil_list(self, foil: list[Any]) -> Tensor:
-        if not foil:
-            raise InputError("an empty list of foils asks nothing; give at least one class")
         if not any(isinstance(each, (list, tuple)) for each in foil):
             return torch.stack([self._foil_set(each) for each in foil]).expand(self.samples, -1, -1)
         lengths = {len(each) if isinstance(each, (list, tuple)) else -1 for each in foil}
@@ -242,15 +238,12 @@ class _Resolver:
 
     def _foil_set(self, foil: Any) -> Tensor:
         members = list(foil) if isinstance(foil, AbstractSet) else [foil]
-        if not members:
-            raise InputError("an empty set of foils leaves nothing to contrast with; give at least one class")
+        self._word(foil)  # no empty set
         row = torch.zeros(self.classes, dtype=torch.bool, device=self.logits.device)
         row[[self._class(member) for member in members]] = True
         return row
 
     def _rivals(self, facts: Tensor, count: int) -> Tensor:
-        if count > 1 and facts.shape[1] > 1:
-            raise InputError("fact and foil are both axes; with several facts, ask for one foil")
         others = self.logits.unsqueeze(1).masked_fill(_one_hot(facts, self.classes), -torch.inf)
         return others.topk(count, dim=2).indices.flatten(1)
 
@@ -311,17 +304,12 @@ class Contrast(ABC):
         """The derivative of the scalar with respect to the logits: (N, C) -> (N, Q, C)."""
         with torch.enable_grad():
             copies = logits.detach().unsqueeze(1).repeat(1, question.fact.shape[1], 1).requires_grad_()
-            rows = [self.scalar(copies[:, q], _one(question, q)) for q in range(copies.shape[1])]
+            rows = [self.scalar(copies[:, q], question[:, q : q + 1]) for q in range(copies.shape[1])]
             total = torch.cat(rows, 1).sum()
             if not total.requires_grad:
                 raise InputError(f"contrast {self.name!r} cannot be differentiated: compute it from the logits")
             (seeds,) = torch.autograd.grad(total, copies)
         return seeds
-
-
-def _one(question: Question, q: int) -> Question:
-    values = None if question.values is None else question.values[:, q : q + 1]
-    return Question(question.fact[:, q : q + 1], question.foils[:, q : q + 1], None, values)
 
 
 def _of_fact(logits: Tensor, question: Question) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
@@ -11,7 +10,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from uuid import uuid4
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, told_as
 
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")  # what is no type of files to the system
 MAX_TEXT = 2**26
@@ -48,10 +47,8 @@ def read_text(path: str | Path) -> str:
     Raises:
         InputError: There is none, it is no text, or it is larger than `MAX_TEXT`.
     """
-    try:
-        return io.TextIOWrapper(io.BytesIO(regular(path, MAX_TEXT).read_bytes()), "utf-8-sig").read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
+    with told_as(InputError, f"{path}: cannot be read as text in UTF-8", OSError, UnicodeDecodeError):
+        return regular(path, MAX_TEXT).read_text("utf-8-sig")
 
 
 def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:

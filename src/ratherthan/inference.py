@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, ModelError, first_line
+from ratherthan.errors import InputError, ModelError, told_as
 
 Movable = TypeVar("Movable", nn.Module, Tensor)
 
@@ -103,10 +103,9 @@ def to_device(thing: Movable, device: str | torch.device) -> Movable:
     Raises:
         InputError: If there is no such device here.
     """
-    try:
+    # an assertion where torch was built without CUDA, an import error for a device that a package would bring
+    missing = RuntimeError, AssertionError, ImportError, AttributeError
+    with told_as(InputError, f"device {str(device)!r} cannot be used here", *missing):
         if torch.device(device).type == "meta":
             raise InputError("device 'meta' holds no numbers: use cpu, or cuda where there is one")
         return thing.to(device)
-    # an assertion where torch was built without CUDA, an import error for a device that a package would bring
-    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error

@@ -9,7 +9,7 @@ import runpy
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ratherthan.errors import InputError, ModelError, first_line, unknown
+from ratherthan.errors import InputError, ModelError, first_line, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.inputs import Images
 from ratherthan.model import Model
@@ -69,7 +69,9 @@ def load(
         spec = f"timm:local-dir:{spec}" if b'"architecture"' in config.read_bytes() else f"hf:{spec}"
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:
-        module, known = _LOADERS[kind](name, weights, {} if names is None else {"num_classes": len(names)})
+        blank, what = {} if names is None else {"num_classes": len(names)}, f"{spec}: its weights cannot be fetched"
+        with told_as(ModelError, what, OSError, RuntimeError, then="; give weights=FILE"):
+            module, known = _LOADERS[kind](name, weights, blank)
         model = Model(module, **known)
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
@@ -82,8 +84,11 @@ def load(
             usual = f"seems to hold weights: name their network, e.g. load('torchvision:resnet50', weights={spec!r})"
             raise InputError(f"{spec!r} {describe(Path(spec)) or usual}")
         sources = ", ".join(f"{each}:NAME" for each in _LOADERS)
+        from ratherthan.zoo import names as in_zoo
+
         gone = "there is no such file; " if Path(spec).suffix and not Path(spec).exists() else ""
-        hint = _close_in_zoo(name or spec) or gone
+        close = get_close_matches(name or spec, in_zoo(), n=1)
+        hint = f"did you mean 'zoo:{close[0]}'? Or " if close else gone
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
         try:
@@ -111,11 +116,11 @@ def read_class_names(path: str | Path) -> list[str]:
         InputError: If the file cannot be read or has another form, an index or a line is missing, or a name is no text.
     """
     where = f"class names: {str(path)!r}"
-    try:
+    with told_as(
+        InputError, f"class names: cannot read {str(path)!r}", ValueError, RecursionError
+    ):  # no file, text, JSON
         text = read_text(path)
         names = json.loads(text) if str(path).endswith(".json") else text.rstrip().split("\n")
-    except (InputError, ValueError, RecursionError) as error:  # no file, no text, no JSON
-        raise InputError(f"class names: cannot read {str(path)!r}: {first_line(error)}") from error
     if isinstance(names, dict):
         first = 0 if "0" in names else 1
         keys = [str(index) for index in range(first, first + len(names))]
@@ -128,9 +133,8 @@ def read_class_names(path: str | Path) -> list[str]:
         raise InputError(f"{where} should hold a list of names or an object of index: name")
     for index, name in enumerate(names := [name.strip() for name in names]):
         if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(
-                f"{where}: name {index} is {'half a character' if name else 'empty'}; each class needs one"
-            )
+            wrong = "half a character" if name else "empty"
+            raise InputError(f"{where}: name {index} is {wrong}; each class needs one")
     return names
 
 
@@ -147,20 +151,11 @@ def _load_zoo(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     return zoo.load_weights(entry, weights), known | {"class_names": zoo.class_names(entry, weights) or None}
 
 
-def _close_in_zoo(name: str) -> str:
-    from ratherthan.zoo import names
-
-    close = get_close_matches(name, names(), n=1)
-    return f"did you mean 'zoo:{close[0]}'? Or " if close else ""
-
-
 def _load_hf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     transformers = _extra("transformers", "hf")
-    try:
+    with told_as(ModelError, f"hf:{name}", OSError, ValueError, KeyError):
         module = transformers.AutoModelForImageClassification.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"hf:{name}: {first_line(error)}") from error
     channels = getattr(module.config, "num_channels", None)
     inputs = Images.of(module, channels=channels, **_hf_settings(processor.to_dict()))
     _check_prepares_alike(inputs, processor, name)
@@ -183,12 +178,10 @@ def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
     crop = config["crop_size"] if config.get("do_center_crop") else size
     warped = not edge or (share and not config.get("do_center_crop") and edge >= 384)  # as ConvNeXt's processor does
     kept = share if share and not warped else crop["height"] / size["height"]
-    return settings | {
-        "size": (crop["height"], crop["width"]),
-        "fit": "resize" if warped else "crop",
-        "crop_fraction": min(kept, 1.0),  # where the processor pads, the check that follows finds the difference
-        "interpolation": Image.Resampling(config.get("resample", 2)).name.lower(),
-    }
+    # where the processor pads, the check that follows finds the difference
+    settings |= {"size": (crop["height"], crop["width"]), "crop_fraction": min(kept, 1.0)}
+    interpolation = Image.Resampling(config.get("resample", 2)).name.lower()
+    return settings | {"fit": "resize" if warped else "crop", "interpolation": interpolation}
 
 
 def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
@@ -215,36 +208,23 @@ def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _L
         raise InputError(unknown("torchvision model", name, models.list_models(module=models)))
     published = models.get_model_weights(name).DEFAULT
     transform = published.transforms()
-    with _fetching(f"torchvision:{name}"):
-        module = models.get_model(name, **({"weights": published} if weights is None else blank))
-    return module, {
-        "class_names": published.meta["categories"],
-        "mean": transform.mean,
-        "std": transform.std,
-        "size": transform.crop_size[0],
-        "fit": "crop",
-        "crop_fraction": transform.crop_size[0] / transform.resize_size[0],
-        "interpolation": transform.interpolation.value,
-    }
+    module = models.get_model(name, **({"weights": published} if weights is None else blank))
+    size, share = transform.crop_size[0], transform.crop_size[0] / transform.resize_size[0]
+    known = {"class_names": published.meta["categories"], "mean": transform.mean, "std": transform.std, "size": size}
+    return module, known | {"fit": "crop", "crop_fraction": share, "interpolation": transform.interpolation.value}
 
 
 def _load_timm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     timm = _extra("timm", "hub")
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         raise InputError(unknown("timm model", name, timm.list_models()))
-    with _fetching(f"timm:{name}"):
-        module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
+    module = timm.create_model(name, **({"pretrained": True} if weights is None else blank))
     config = timm.data.resolve_model_data_config(module)
     imagenet, names = timm.data.infer_imagenet_subset(module), module.pretrained_cfg.get("label_names")
-    channels, *size = config["input_size"]
-    return module, {
-        "class_names": timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names,
-        **{key: config[key] for key in ("mean", "std", "interpolation")},
-        "size": size,
-        "fit": "resize" if config["crop_mode"] == "squash" else "crop",
-        "crop_fraction": config["crop_pct"],
-        "channels": channels,
-    }
+    names = timm.data.ImageNetInfo(imagenet).label_descriptions() if imagenet and not names else names
+    fit, (channels, *size) = "resize" if config["crop_mode"] == "squash" else "crop", config["input_size"]
+    known = {key: config[key] for key in ("mean", "std", "interpolation")} | {"crop_fraction": config["crop_pct"]}
+    return module, known | {"class_names": names, "size": size, "fit": fit, "channels": channels}
 
 
 def _load_exported(path: Path, weights: _Weights) -> Model:
@@ -254,10 +234,8 @@ def _load_exported(path: Path, weights: _Weights) -> Model:
         raise ModelError(f"there is no file {str(path)!r}")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{str(path)!r} is no exported program: save one by torch.export.save")
-    try:
+    with told_as(ModelError, f"{str(path)!r} is no exported program", Exception):  # whatever a damaged archive raises
         return Model(torch.export.unflatten(torch.export.load(path)))
-    except Exception as error:  # whatever a damaged archive raises
-        raise ModelError(f"{str(path)!r} is no exported program: {first_line(error)}") from error
 
 
 def _load_factory(spec: str, trust_code: bool) -> Model:
@@ -266,43 +244,25 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
         raise InputError(f"{spec!r} would run code; import {factory} yourself and hand over its module")
     if not Path(path).is_file():
         raise InputError(f"there is no Python file {path!r}")
+    sys.path.insert(0, str(Path(path).parent.resolve()))  # like a script it may import its neighbours
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
-            made = _run(Path(path))[factory]()
-    except BaseException as error:  # sys.exit() too
-        if isinstance(error, KeyboardInterrupt):
-            raise
+            made = runpy.run_path(path, run_name=f"ratherthan_factory_{Path(path).stem}")[factory]()
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        sys.path.pop(0)
     if not isinstance(made, (Model, nn.Module)):
         raise ModelError(f"{spec} returns {type(made).__name__}: a torch.nn.Module is needed")
     return Model.wrap(made)
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """The names that a Python file defines; like a script it may import its neighbours."""
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        return runpy.run_path(str(path), run_name=f"ratherthan_factory_{path.stem}")
-    finally:
-        sys.path.pop(0)
-
-
 def _extra(package: str, extra: str) -> Any:
     try:
-        return importlib.import_module(package)
+        with told_as(InputError, f"{package} is installed but does not import", RuntimeError):
+            return importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
-    except RuntimeError as error:
-        raise InputError(f"{package} is installed but does not import: {first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def _fetching(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{spec}: its weights cannot be fetched ({first_line(error)}); give weights=FILE") from error
-
-
-_Loader = Callable[[str, _Weights, dict[str, int]], _Loaded]
-_LOADERS: dict[str, _Loader] = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}
+_LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

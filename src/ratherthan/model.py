@@ -24,6 +24,7 @@ from ratherthan.words import told_apart
 # what a network may raise on an input it does not like
 _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
+_OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -101,9 +102,7 @@ class Model:
         Args:
             **changes: Any argument of `Model` but the module; settings of its inputs change those in force.
         """
-        own = {
-            key: changes.pop(key, getattr(self, key)) for key in ("class_names", "output", "layer", "name", "forward")
-        }
+        own = {key: changes.pop(key, getattr(self, key)) for key in _OWN}
         inputs = changes.pop("inputs", self.inputs)
         changes = PREPROCESSING.get(str(changes.get("preprocessing")), {}) | changes
         check_names(type(inputs), changes)
@@ -163,8 +162,7 @@ class Model:
             raise
         except _FAILURES as error:
             what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
-            doubt = self.inputs.doubt(normalised)
-            raise ModelError(what + (doubt or self._advice(seen, error))) from error
+            raise ModelError(what + (self.inputs.doubt(normalised) or self._advice(seen, error))) from error
         return self.output.scores(returned, len(normalised), self.name)
 
     def _run(self, seen: Tensor) -> Any:
@@ -210,10 +208,9 @@ class Model:
             ModelError: If they are not finite, are something else than `output` says, do not fit the class names, or
                 depend on which images share a batch.
         """
-        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
-            sample = start + bad[0]
-            raise ModelError(f"the model gives NaN or infinite scores for sample {sample}: check weights and input")
+        if bad := (~logits.isfinite()).any(1).nonzero().flatten().tolist():
+            what = f"the model gives NaN or infinite scores for sample {start + bad[0]}"
+            raise ModelError(f"{what}: check weights and input")
         self.output.check(logits, lambda: plain_ending(logits) or self._ending(images.clone()))
         self._check_apart(images[:1].clone())
         if self.class_names is not None and self.output.of_classes and len(self.class_names) != logits.shape[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from ratherthan.registry import Classes
 from ratherthan.settings import Settings
 
 
-class Output(Settings, ABC):
+class Output(Settings):
     """How scores are read from what a module returns, and what they mean.
 
     Attributes:
@@ -26,7 +25,7 @@ class Output(Settings, ABC):
     of_classes: ClassVar[bool] = True
 
     def scores(self, returned: Any, samples: int, who: str) -> Tensor:
-        """The tensor in what a module returned, (N, K), unchanged.
+        """The tensor in what a module returned, (N, K), unchanged; (N,) is (N, 1) where each sample has one value.
 
         Args:
             returned: A tensor, or an object whose `logits` are one.
@@ -40,18 +39,19 @@ class Output(Settings, ABC):
         if not isinstance(found, Tensor):
             what, key = type(returned).__name__, next(iter(returned), 0) if isinstance(returned, dict) else 0
             raise ModelError(f"{who} returns a {what}: pick the logits, Model(net, forward=lambda m, x: m(x)[{key!r}])")
-        if found.ndim != 2 or len(found) != samples:
-            shape = tuple(found.shape)
-            raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, classes) is needed")
+        found = found.unsqueeze(1) if found.ndim == 1 and not self.of_classes else found
+        if found.ndim != 2 or len(found) != samples or not (self.of_classes or found.shape[1] == 1):
+            given, wanted = tuple(found.shape), "classes" if self.of_classes else "1"
+            raise ModelError(f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed")
         return found
 
-    @abstractmethod
     def logits(self, scores: Tensor, who: str) -> Tensor:
         """The scores as logits, (N, K); (N, 2) for the single score of a sigmoid classifier, its halves of both signs.
 
         Raises:
             ModelError: If they are not what this output promises.
         """
+        return scores
 
     def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse logits that show that the network gives something else.
@@ -130,23 +130,6 @@ class Value(Output):
     name = "value"
     of_classes = False
 
-    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
-        """(N, 1); a module may return (N,).
-
-        Raises:
-            ModelError: If it returns more than one number per sample.
-        """
-        flat = isinstance(returned, Tensor) and returned.ndim == 1
-        found = super().scores(returned.unsqueeze(1) if flat else returned, samples, who)
-        if found.shape[1] != 1:
-            shape = tuple(found.shape)
-            raise ModelError(f"{who} returns shape {shape} for {samples} samples; ({samples}, 1) is needed")
-        return found
-
-    def logits(self, scores: Tensor, who: str) -> Tensor:
-        """The value."""
-        return scores
-
 
 _ROUNDING, _COARSE = 2**-21, 2**-5  # by which probabilities miss a sum of 1: per class in float32; in all in bfloat16
 _LABELS = (
@@ -185,10 +168,6 @@ class Several(Output):
         """
         one = f"Model(net, {self.one}, forward=lambda m, x: m(x).logits[:, [0]])"
         raise ModelError(f"{who} gives {self.what}, by its config, not classes: ask about one at a time, {one}")
-
-    def logits(self, scores: Tensor, who: str) -> Tensor:
-        """None; `scores` has raised before."""
-        raise NotImplementedError
 
 
 def output_of(module: nn.Module) -> Output:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, told_as
 from ratherthan.outputs import OUTPUTS
 from ratherthan.settings import check_value, types_of
 from ratherthan.words import printable
@@ -220,22 +220,17 @@ class Result(ABC):
 
         if not Path(check_value("the path of a result", str | Path, path)).is_file():
             raise InputError(f"cannot load {str(path)!r}: no such file")
-        try:
-            with safe_open(str(path), "pt") as file:
-                header = json.loads(
-                    (file.metadata() or {}).get("ratherthan", "{}"),
-                    object_hook=lambda each: file.get_tensor(each[_TENSOR]) if _TENSOR in each else each,
-                )
-        except Exception as error:  # missing, truncated or foreign: safetensors has its own error for each
-            raise InputError(f"cannot load {str(path)!r}: {first_line(error)}") from error
+        # missing, truncated or foreign: safetensors has its own error for each
+        with told_as(InputError, f"cannot load {str(path)!r}", Exception), safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get("ratherthan", "{}")
+            header = json.loads(text, object_hook=lambda e: file.get_tensor(e[_TENSOR]) if _TENSOR in e else e)
         if not isinstance(header, dict) or header.get("kind") != cls.kind:
             raise InputError(f"{str(path)!r} holds no {cls.kind} saved by ratherthan")
         if header.get("format") != _FORMAT:
             raise InputError(f"{str(path)!r} was saved by another version of ratherthan: compute it again")
-        try:
+        # `InputError` is a ValueError, too: a list of unequal lists, a name too many
+        with told_as(InputError, f"{str(path)!r} is no {cls.kind} that ratherthan saved", ValueError, TypeError):
             return cls(**_fitting(cls, check_value("fields", dict[str, Any], header.get("fields"))))
-        except (ValueError, TypeError) as error:  # of `InputError` too: a list of unequal lists, a name too many
-            raise InputError(f"{str(path)!r} is no {cls.kind} that ratherthan saved: {first_line(error)}") from error
 
     def _repr_html_(self) -> str:
         from base64 import b64encode

@@ -95,11 +95,18 @@ def check_value(what: str, hint: Any, value: Any) -> Any:
     Raises:
         InputError: If it does not; the message says what would.
     """
-    if isinstance(value, list) and _fits(hint, tuple(value)) and not _fits(hint, value):
+    if _fits(hint, value):
+        return value
+    if isinstance(value, list) and _fits(hint, tuple(value)):
         return tuple(value)
-    if not _fits(hint, value):
-        raise InputError(_misfit(what, hint, value))
-    return value
+    words = _words(hint)
+    others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
+    if words and not others and isinstance(value, str):
+        raise InputError(unknown(what, value, words))
+    plain = isinstance(value, (str, int, float, tuple, list, Mapping, NoneType))
+    beyond = isinstance(value, Integral) and not _finite(value)
+    shown = "one beyond 64 bits" if beyond else repr(value) if plain else type_name(value)
+    raise InputError(f"{what} is {_wanted(hint)}, not {shorten(shown, 100)}")
 
 
 def check_names(kind: type, given: Mapping[str, Any]) -> None:
@@ -155,19 +162,6 @@ def _fits(hint: Any, value: Any) -> bool:
 def _finite(value: Any) -> bool:
     """Whether a number is one that torch and numpy can hold."""
     return abs(int(value)) < 2**63 if isinstance(value, Integral) else math.isfinite(value)
-
-
-def _misfit(what: str, hint: Any, value: Any) -> str:
-    words = _words(hint)
-    others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
-    if words and not others and isinstance(value, str):
-        return unknown(what, value, words)
-    shown = (
-        repr(value) if isinstance(value, (str, int, float, bool, tuple, list, Mapping, NoneType)) else type_name(value)
-    )
-    if isinstance(value, Integral) and not _finite(value):
-        shown = "one beyond 64 bits"
-    return f"{what} is {_wanted(hint)}, not {shorten(shown, 100)}"
 
 
 def _words(hint: Any) -> list[str]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, told_as
+from ratherthan.settings import AtLeastOne, check_value
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
 _SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
 DEFAULT_COUNT = 200  # superpixels that the CEM-MAF paper asks for
-LabelMap = Tensor | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,12 @@ class Superpixels:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(unknown("kind of superpixels", self.kind, get_args(Kind)))
-        if self.count < 1:
-            raise InputError(f"count is at least one superpixel, not {self.count}")
+        check_value("kind of superpixels", Kind, self.kind)
+        check_value("count of superpixels", AtLeastOne, self.count)
+
+
+Division = Kind | Superpixels | Tensor | np.ndarray[Any, Any]
+"""How pictures are divided: a kind, a kind with settings, or a label map (H, W) or (N, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,10 @@ class SegmentedImages:
         return baseline + self.pixels(masks, rows).unsqueeze(1) * (self.images[rows] - baseline)
 
 
-def default_superpixels(images: Tensor) -> Superpixels:
+def default_superpixels(images: Tensor, kind: Kind | None = None) -> Superpixels:
     """What CEM-MAF divides pictures into: single pixels of small grey ones, about 200 superpixels of others."""
+    if kind is not None:
+        return Superpixels(kind, DEFAULT_COUNT)
     if images.shape[1] == 1 and images[0].numel() <= _SMALL:
         return Superpixels("pixels")
     return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", DEFAULT_COUNT)
@@ -86,7 +90,7 @@ def default_baseline(images: Tensor) -> float:
     return 0.0 if images.shape[1] == 1 else 0.5
 
 
-def segment(images: Tensor, how: Kind | Superpixels | LabelMap = "slic") -> Tensor:
+def segment(images: Tensor, how: Division = "slic") -> Tensor:
     """Divide pictures into superpixels.
 
     Args:
@@ -131,10 +135,8 @@ def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
     grey = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # as it is drawn
     picture = grey.expand(3, -1, -1).movedim(0, -1).double().clamp(0, 1).numpy()
     count = {"n_segments": spec.count} if spec.kind == "slic" else {}
-    try:
+    with told_as(InputError, f"{spec.kind} with {spec.settings}", TypeError, ValueError):
         return np.asarray(getattr(segmentation, spec.kind)(picture, **count | spec.settings))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{spec.kind} with {spec.settings}: {first_line(error)}") from error
 
 
 def _grid(height: int, width: int, count: int) -> np.ndarray[Any, Any]:

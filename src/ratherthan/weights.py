@@ -37,7 +37,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([Namespace]):  # timm writes the arguments of a training beside
             found = torch.load(path, map_location="cpu", weights_only=True)
     inside = {"": found} | {key: found.get(key) for key in _WRAPPED if isinstance(found, dict)}
-    states = {key: state for key, state in inside.items() if _is_state(state)}
+    mappings = {key: each for key, each in inside.items() if isinstance(each, Mapping)}
+    states = {key: each for key, each in mappings.items() if all(isinstance(value, Tensor) for value in each.values())}
     if len(states) != 1:
         what = f"several state dicts ({', '.join(states)})" if states else "no plain state dict (tensors by name)"
         raise ModelError(f"{path} holds {what}; save `net.state_dict()`")
@@ -45,10 +46,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module", "net", "state_dict_ema", "model_ema")
-
-
-def _is_state(found: Any) -> bool:
-    return isinstance(found, Mapping) and all(isinstance(value, Tensor) for value in found.values())
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -102,11 +102,9 @@ def class_attributes(
         p = model.logits(images).softmax(1)
         return p[:, chosen(p.shape[1])]
 
-    if not names and model.class_names:
-        names = [model.class_names[k] for k in chosen(len(model.class_names))]
-    elif not names and asked is not None:
-        names = [f"class {each}" for each in asked]
-    return Attribute(function, tuple(names), module=model.module)
+    known = model.class_names or ()
+    usual = [known[k] for k in chosen(len(known))] if known else [f"class {each}" for each in asked or ()]
+    return Attribute(function, tuple(names or usual), module=model.module)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -164,8 +162,7 @@ def described(
     attributes: Attributes, image: Tensor, latent: Tensor | None = None, manifold: Manifold | None = None
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Names and thresholds of all attributes, numbered where they have none; learnt from one image, (1, C, H, W)."""
-    names: list[str] = []
-    thresholds: list[float] = []
+    names, thresholds = list[str](), list[float]()
     for each in map(_attribute, attributes):
         with torch.no_grad():
             count = each.measure(image, latent, manifold).shape[1]
@@ -229,11 +226,9 @@ def named(
         mine = (own == row) & steady & (strengths[row] >= _FELT)
         ranked = strengths[row].masked_fill(~mine, -1).argsort(descending=True, stable=True)
         for index in ranked[: min(most, int(mine.sum()))].tolist():
-            evidence = (
-                f"z{index}: {effect.correlation[index]:+.2f} correlation with {concept}, "
-                f"{effect.strength[index]:+.2f} standard deviations per unit"
-            )
-            sign = 1 if (effect.strength[index] > 0) != worded.startswith("-") else -1
+            steadiness, strength = effect.correlation[index], effect.strength[index]
+            moves = f"{steadiness:+.2f} correlation with {concept}, {strength:+.2f} standard deviations per unit"
+            evidence, sign = f"z{index}: {moves}", 1 if (strength > 0) != worded.startswith("-") else -1
             found.append(LatentCoordinate(manifold=manifold, index=index, sign=sign, names=(word,), evidence=evidence))
     return tuple(found)
 

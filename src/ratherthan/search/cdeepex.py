@@ -129,9 +129,10 @@ class XGEM(BoundarySearch):
         """Only on the boundary."""
         return self.objective == "boundary"
 
-    def number(self, restart: int, turn: int) -> int:
+    def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
         """On the boundary every retry has a start of its own; a penalty is raised from where it began."""
-        return super().number(restart, turn if self.objective == "boundary" else 0)
+        own = numbers if self.objective == "boundary" else [number % self.restarts for number in numbers]
+        return super().starts(question, space, rows, own)
 
     def terms(self, at: Point) -> Terms:
         """On the boundary h = l_t - l_p, else the penalised misfit."""

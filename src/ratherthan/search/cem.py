@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline
+from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import rival
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
@@ -29,7 +30,6 @@ from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchMethod,
     SearchQuestion,
-    baseline_within,
     lead,
     register_counterfactual_method,
     register_pertinent_positive_method,
@@ -146,9 +146,7 @@ class _Problem:
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
         logits = self.question.look(v)
-        lead = self.lead(logits.detach(), rows)
-        missed = (self.how.kappa - lead).clamp_min(0)
-        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, missed, self.wins(lead))
+        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, *self.judged(logits.detach(), rows))
         return logits
 
     def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
@@ -163,18 +161,10 @@ class _Problem:
             return v.new_zeros(len(v))
         return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
 
-    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """By how many logits the class that is to win does, (m,)."""
-        return lead(logits, self.fact[rows], self.target[rows])
-
-    def wins(self, lead: Tensor, slack: float = 0.0) -> Tensor:
-        """Whether a lead is the margin asked for, (m,) bool; without a margin a tie is none."""
-        return (lead >= self.how.kappa - slack) & (lead > 0)
-
-    def check(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """By how many logits of a fresh pass the margin is missed, and whether that is still right."""
-        lead = self.lead(logits, rows)
-        return (self.how.kappa - lead).clamp_min(0), self.wins(lead, _ROUNDING)
+    def judged(self, logits: Tensor, rows: Tensor, slack: float = 0.0) -> tuple[Tensor, Tensor]:
+        """By how many logits the margin is missed, and whether the class wins, (m,) each; without a margin no tie."""
+        ahead = lead(logits, self.fact[rows], self.target[rows])
+        return (self.how.kappa - ahead).clamp_min(0), (ahead >= self.how.kappa - slack) & (ahead > 0)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
@@ -200,10 +190,9 @@ class _Problem:
 
     def open(self) -> Tensor:
         """Numbers of the rows that there is something to search for."""
-        same = self.fact == self.question.foils
         with torch.no_grad():
             self.scores(self.centre, self.rows)
-        return self.rows[~(same | self.fixed | (self.kept.least == 0))]
+        return self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -215,7 +204,10 @@ def _shrunk(change: Tensor, by: float) -> Tensor:
 def _reference(problem: _Problem) -> None:
     """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
     how, rows = problem.how, problem.open()
-    start = _published_start(problem, rows)
+    start = problem.centre[rows]
+    if problem.keep and len(rows):  # a network without biases is flat at black: from the image, where there is no slope
+        flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
+        start = choose(flat, problem.images[rows], start)
     tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
     for number in range(how.binary_search_steps):
         v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
@@ -226,20 +218,11 @@ def _reference(problem: _Problem) -> None:
             y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
             with torch.no_grad():
                 logits = problem.scores(v, rows)
-            success |= problem.wins(problem.lead(logits, rows))
+            success |= problem.judged(logits, rows)[1]
         sound = v.flatten(1).isfinite().all(1)
         problem.broken[rows] = ~sound
         tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
         problem.question.report((number + 1) / how.binary_search_steps)
-
-
-def _published_start(problem: _Problem, rows: Tensor) -> Tensor:
-    """The centre; but the image where a positive has no slope there: a network without biases is flat at black."""
-    start = problem.centre[rows]
-    if not problem.keep or not len(rows):
-        return start
-    flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
-    return choose(flat, problem.images[rows], start)
 
 
 def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
@@ -247,8 +230,8 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        ahead = problem.lead(problem.question.look(leaf), rows)
-        loss = c * (problem.how.kappa - ahead).clamp_min(0) + change + problem.unnatural(leaf)
+        missed, _ = problem.judged(problem.question.look(leaf), rows)
+        loss = c * missed + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -349,9 +332,8 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
         away = torch.zeros_like(leaf)
         if unnatural.requires_grad:
             (away,) = torch.autograd.grad(unnatural.sum(), leaf)
-    return _State(
-        rows, v, margins.detach(), torch.stack(slopes, 1).flatten(2), unnatural.detach(), away.detach().flatten(1)
-    )
+    stacked, away = torch.stack(slopes, 1).flatten(2), away.detach().flatten(1)
+    return _State(rows, v, margins.detach(), stacked, unnatural.detach(), away)
 
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -382,9 +364,8 @@ def _step(
     Returns:
         The minimum (m, C, H, W), the multipliers (m, J), and the value there of what was minimised, (m,).
     """
-    v, centre, low, high = (
-        x.flatten(1) for x in (at.v, problem.centre[at.rows], problem.low[at.rows], problem.high[at.rows])
-    )
+    v = at.v.flatten(1)
+    centre, low, high = (each[at.rows].flatten(1) for each in (problem.centre, problem.low, problem.high))
     stiffness = 2 + 1 / radius.unsqueeze(1)
     pull = (v - centre) / radius.unsqueeze(1) - at.away
     offset = aim - at.margins + (at.slopes @ v.unsqueeze(2)).squeeze(2)
@@ -435,15 +416,10 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
         """See `SearchMethod.search`."""
         problem = self._solved(question)
         examples, rows = problem.kept.points, problem.rows
-        return Counterfactual.of(
-            self,
-            question,
-            examples.unsqueeze(1),
-            [[end] for end in problem.ends(examples)],
-            problem.elastic(examples, rows).unsqueeze(1),
-            check=lambda logits: problem.check(logits, rows.unsqueeze(1)),
-            interrupted=problem.interrupted,
-        )
+        found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)]
+        distance = problem.elastic(examples, rows).unsqueeze(1)
+        check = partial(problem.judged, rows=rows.unsqueeze(1), slack=_ROUNDING)
+        return Counterfactual.of(self, question, *found, distance, check=check, interrupted=problem.interrupted)
 
 
 @register_pertinent_positive_method
@@ -463,12 +439,9 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
         problem = self._solved(question)
         examples, whole = problem.kept.points, (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
-        return PertinentPositive.of(
-            self,
-            question,
-            examples,
-            problem.ends(examples),
-            mask=kept.amax(1).clamp_max(1),
-            check=lambda logits: problem.check(logits, problem.rows)[1],
-            interrupted=problem.interrupted,
-        )
+        found = examples, problem.ends(examples), kept.amax(1).clamp_max(1)
+
+        def check(logits: Tensor) -> Tensor:
+            return problem.judged(logits, problem.rows, _ROUNDING)[1]
+
+        return PertinentPositive.of(self, question, *found, check=check, interrupted=problem.interrupted)

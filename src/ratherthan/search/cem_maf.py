@@ -102,9 +102,7 @@ class CEMMAF(OnManifold):
             before = self.measured(question.images, latents)
         names, thresholds = described(attributes, question.images[:1], latents[:1], self.generator)
         if names:
-            space.fields |= {
-                "attributes_before": before, "attribute_names": names, "attribute_thresholds": thresholds
-            }  # fmt: skip
+            space.fields.update(attributes_before=before, attribute_names=names, attribute_thresholds=thresholds)
         space.known["before"] = before[question.image]
         if not self.residual:
             why = "the manifold's reconstruction of the image has another class to begin with; try residual=True"

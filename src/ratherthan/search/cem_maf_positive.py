@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline
+from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import Question, Weighted, margin
 from ratherthan.search.attributes import Attributes, measure, modules
-from ratherthan.search.method import (
-    PertinentPositiveMethod,
-    SearchQuestion,
-    baseline_within,
-    register_pertinent_positive_method,
-)
+from ratherthan.search.method import PertinentPositiveMethod, SearchQuestion, register_pertinent_positive_method
 from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Kept, Status
 from ratherthan.search.tradeoff import TradeoffSearch
 from ratherthan.settings import Interval, NotNegative
-from ratherthan.superpixels import (
-    DEFAULT_COUNT,
-    Kind,
-    LabelMap,
-    SegmentedImages,
-    Superpixels,
-    default_baseline,
-    default_superpixels,
-    segment,
-)
+from ratherthan.superpixels import Division, SegmentedImages, default_baseline, default_superpixels, segment
 
 _SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
 _RISE = 0.01  # by which attributes may rise without having risen
@@ -77,7 +65,7 @@ class CEMMAFPositive(PertinentPositiveMethod):
 
     name: ClassVar[str] = "cem-maf"
 
-    superpixels: Kind | Superpixels | LabelMap | None = None
+    superpixels: Division | None = None
     baseline: Baseline | None = None
     preset: Literal["sound", "paper"] = "sound"
     kappa: Annotated[float, Interval(0)] | None = None
@@ -111,12 +99,11 @@ class CEMMAFPositive(PertinentPositiveMethod):
         return scorer.result(order, interrupted)
 
     def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = default_superpixels(images) if self.superpixels is None else self.superpixels
-        if isinstance(how, str):
-            how = Superpixels(how, DEFAULT_COUNT)
-        if not isinstance(how, Superpixels):
-            how = torch.as_tensor(how)
-            how = how[list(samples)] if how.ndim == 3 and len(how) > max(samples) else how
+        how = self.superpixels
+        if how is None or isinstance(how, str):
+            return segment(images, default_superpixels(images, how))
+        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
+            how = how[list(samples)]
         return segment(images, how)
 
 
@@ -133,13 +120,12 @@ class SupersetScorer:
 
     def __init__(self, question: SearchQuestion, parts: SegmentedImages, how: CEMMAFPositive) -> None:
         self.question, self.parts, self.fact, self.how = question, parts, question.facts, how
-        fact = self.fact
-        self.rows, self.counts = torch.arange(len(fact), device=fact.device), parts.count.tolist()
-        most = 128 if fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
+        self.rows, self.counts = torch.arange(len(self.fact), device=self.fact.device), parts.count.tolist()
+        most = 128 if self.fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
         self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
         self.before = measure(how.attributes, parts.images)
-        whole = margin(self.logits(parts.present.to(parts.images), self.rows), fact)
-        nothing = margin(self.logits(torch.zeros_like(parts.present).to(parts.images), self.rows), fact)
+        present = parts.present.to(parts.images)
+        whole, nothing = (margin(self.logits(masks, self.rows), self.fact) for masks in (present, 0 * present))
         self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
         wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
         self.whole, self.kept = whole, whole > 0
@@ -230,20 +216,12 @@ class SupersetScorer:
         confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
         leads = [each[-1].item() for each in torch.split(margin(logits, self.fact[at]), sizes)]
         labels = [torch.tensor(each, device=at.device) for each in order]
-        masks = self.masks(order)
-        return PertinentPositive.of(
-            self.how,
-            self.question,
-            self.parts.render(masks, self.rows),
-            [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)],
-            self.parts.pixels(masks, self.rows) > 0,
-            superpixels=self.parts.labels,
-            order=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1),
-            curve=nn.utils.rnn.pad_sequence(
-                list(torch.split(confidence, sizes)), batch_first=True, padding_value=torch.nan
-            ),
-            interrupted=interrupted,
-        )
+        masks, pad = self.masks(order), partial(nn.utils.rnn.pad_sequence, batch_first=True)
+        ends = [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)]
+        more: dict[str, Any] = {"superpixels": self.parts.labels, "order": pad(labels, padding_value=-1)}
+        more["curve"] = pad(list(torch.split(confidence, sizes)), padding_value=torch.nan)
+        alone, mask = self.parts.render(masks, self.rows), self.parts.pixels(masks, self.rows) > 0
+        return PertinentPositive.of(self.how, self.question, alone, ends, mask, interrupted=interrupted, **more)
 
     def _said(self, row: int, labels: Sequence[int], end: float) -> tuple[Status, str]:
         if end <= 0:

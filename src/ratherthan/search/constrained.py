@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Self
 
 import torch
@@ -19,7 +19,7 @@ from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
-from ratherthan.search.solver import Outcome, Schedule, Status, Terms, noise, search
+from ratherthan.search.solver import Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
@@ -137,10 +137,6 @@ class ConstrainedSearch(CounterfactualMethod):
                 z[row] += self.spread * noise(z.shape[1:], self.seed, [position], number)[0].to(z)
         return z
 
-    def number(self, restart: int, turn: int) -> int:
-        """Which start a restart is given in a turn."""
-        return restart + turn * self.restarts
-
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """By how much the worst constraint is missed in a fresh pass, and whether an answer holds, (M,) each."""
         violation = self.terms(at).violation()
@@ -185,18 +181,9 @@ class Searches:
             self.solve()
         examples = self.space.images(self.z, self.rows)
         moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
-        return Counterfactual.of(
-            self.how,
-            self.question,
-            examples,
-            self.ends,
-            moved,
-            check=lambda logits: self._check(examples, logits),
-            way=lambda best: self.space.images(self.way[self.rows, best], self.rows),
-            answers=self.how.fields(self.space, self.z, examples),
-            interrupted=self.interrupted,
-            **self.space.fields,
-        )
+        checked = {"check": partial(self._check, examples), "answers": self.how.fields(self.space, self.z, examples)}
+        more: dict[str, Any] = checked | {"way": self._on_the_way, "interrupted": self.interrupted}
+        return Counterfactual.of(self.how, self.question, examples, self.ends, moved, **more, **self.space.fields)
 
     def solve(self) -> None:
         """Turn after turn, until everything is found or retries run out."""
@@ -213,19 +200,22 @@ class Searches:
             last[0] = self.point(z, rows[of], turn)
             return how.terms(last[0])
 
-        starts = how.starts(self.question, self.space, rows, [how.number(r, turn) for _, r in self.slots])
+        starts = how.starts(self.question, self.space, rows, [r + turn * how.restarts for _, r in self.slots])
         outcome = search(problem, starts, how.schedule, self.question.report)
         self.interrupted = outcome.interrupted
         # the solver ends with a fresh pass over its answers; a method may ask more of them than its terms do
         holds, top = how.verified(last[0])[1].tolist(), last[0].logits.argmax(1).tolist()
-        slots, self.slots = self.slots, []
+        slots, self.slots, rounds = self.slots, [], outcome.rounds.tolist()
         for row, (k, r) in enumerate(slots):
             end = outcome.status[row], outcome.reason[row]
             if end[0] is Status.FOUND and not holds[row]:
                 end = Status.NOT_FOUND, f"at its best the class is {top[row]}, which is not what was asked for"
             if turn == 0 or end[0] is Status.FOUND:
                 self.ends[k][r], self.z[k, r] = end, outcome.z[row]
-                self.way[k, r] = outcome.path[row, _evenly(outcome, row)]
+                # evenly over its own way: in a larger batch the others may have gone on
+                last = rounds[row] * (outcome.path.shape[1] - 1) // max(1, *rounds)
+                steps = torch.linspace(0, last, FRAMES - 1).round().long()[:-1]
+                self.way[k, r] = outcome.path[row, steps.to(rows.device)]
             if end[0] is not Status.FOUND:
                 self.slots.append((k, r))
 
@@ -234,6 +224,9 @@ class Searches:
         images = self.space.decode(z, rows)
         return Point(self.question, self.space, rows, z, images, self.question.look(images), turn)
 
+    def _on_the_way(self, best: Tensor) -> Tensor:
+        return self.space.images(self.way[self.rows, best], self.rows)
+
     def _check(self, examples: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         restarts = examples.shape[1]
         rows, z = self.rows.repeat_interleave(restarts), self.z.flatten(0, 1)
@@ -241,13 +234,6 @@ class Searches:
         with torch.no_grad():
             violation, holds = self.how.verified(at)
         return violation.view(-1, restarts), holds.view(-1, restarts)
-
-
-def _evenly(outcome: Outcome, row: int) -> Tensor:
-    """The FRAMES - 2 points of a row's own way; in a larger batch the others may have gone on."""
-    rounds, last = outcome.rounds.tolist(), outcome.path.shape[1] - 1
-    steps = torch.linspace(0, rounds[row] * last // max(1, *rounds), FRAMES - 1).round().long()
-    return steps[:-1].to(outcome.path.device)
 
 
 # --------------------------------------------------------------------------------------------- on a manifold
@@ -290,13 +276,13 @@ class OnManifold(ConstrainedSearch):
         error = inverted.error[at]
         failed = ~(error <= self.inversion.largest_error)  # NaN has failed too
         why = "the manifold makes no such image: its best reconstruction is off by {:.3f}"
-        return Space(
-            inverted.latents[at],
-            lambda z, rows: (manifold.decode(z) + residual[rows]).clamp(0, 1),
-            {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()},
-            {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")},
-            interrupted=inverted.interrupted,
-        )
+        off = {k: (Status.INVERSION_FAILED, why.format(error[k])) for k in failed.nonzero().flatten().tolist()}
+        known = {key: getattr(inverted, key) for key in ("reconstruction", "error", "class_kept")}
+
+        def decode(z: Tensor, rows: Tensor) -> Tensor:
+            return (manifold.decode(z) + residual[rows]).clamp(0, 1)
+
+        return Space(inverted.latents[at], decode, off, known, interrupted=inverted.interrupted)
 
     def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,16 +18,8 @@ from ratherthan.registry import unique_name
 from ratherthan.render.page import write_page
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
 from ratherthan.result import Shape, picture
-from ratherthan.search.method import (
-    CounterfactualMethod,
-    Ends,
-    SearchQuestion,
-    SearchResult,
-    get_counterfactual_method,
-    run,
-)
-from ratherthan.search.solver import Status
-from ratherthan.verbs import Samples
+from ratherthan.search.method import CounterfactualMethod, SearchQuestion, SearchResult, get_counterfactual_method
+from ratherthan.search.solver import Ends, Status
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -123,7 +116,8 @@ class Counterfactual(SearchResult):
         between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
         path = {"path": torch.cat([question.asked.unsqueeze(1), between, best], 1), "path_logits": torch.cat(seen, 1)}
-        return cls.answering(how, question, ranked_ends, holds[at], ranked | path, **more)
+        more |= {key: question.by_question(values) for key, values in (ranked | path).items()}
+        return cls.answering(how, question, ranked_ends, holds[at], **more)
 
     # ----------------------------------------------------------------------------------------- the answers
     @property
@@ -182,10 +176,8 @@ class Counterfactual(SearchResult):
         """One row per image, foil and answer."""
         import pandas as pd
 
-        n, answers = len(self), self.distance.shape[-1]
-        return pd.DataFrame(
-            [self._row(i, q, r) for i in range(n) for q in range(self.questions) for r in range(answers)]
-        )
+        places = product(range(len(self)), range(self.questions), range(self.distance.shape[-1]))
+        return pd.DataFrame([self._row(*each) for each in places])
 
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.foil, i, q))
@@ -287,7 +279,5 @@ def counterfactual(
         >>> how = counterfactual(load("zoo:mnist"), images, foil=8)
         >>> how.example, how.found, how.reason
     """
-    model = Model.wrap(model)
-    how = get_counterfactual_method(method).prepared(model)
-    foil = how.default_foil if foil is None else foil
-    return run(Counterfactual, model, Samples.of(model, images, fact, foil, names), how, batch_size, progress)
+    how, given = get_counterfactual_method(method), (images, fact, foil, names)
+    return Counterfactual.sought(how, model, *given, batch_size=batch_size, progress=progress)

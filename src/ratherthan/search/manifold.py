@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import margin
-from ratherthan.errors import InputError, ModelError, first_line
+from ratherthan.errors import InputError, ModelError, told_as
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
-Lead = Callable[
-    [Tensor, Tensor], Tensor
-]  # decoded images and the rows of a search they belong to, to the fact's margin
+Lead = Callable[[Tensor, Tensor], Tensor]
+"""Decoded images, and the rows of a search they belong to, to the fact's margin."""
 _MARGIN = 0.1  # logits by which the class of a reconstruction is to win
 
 
@@ -112,9 +111,8 @@ class Manifold:
 
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
-            raise InputError(
-                f"{model.name} names no manifold: give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
-            )
+            remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
+            raise InputError(f"{model.name} names no manifold: {remedy}")
         return cls.load(entry.manifold, weights)
 
     @property
@@ -155,20 +153,14 @@ class Manifold:
             ModelError: If it cannot decode its latents, or makes images of another shape than these (N, C, H, W).
         """
         zero = images.new_zeros(1, *self.latent_shape)
-        try:
-            with preserve_state(self.module), torch.no_grad():
-                made = self.decode(zero)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelError(f"{self.name} cannot decode latents {self.latent_shape}: {first_line(error)}") from error
+        what, failures = f"{self.name} cannot decode latents {self.latent_shape}", (RuntimeError, ValueError, TypeError)
+        with told_as(ModelError, what, *failures), preserve_state(self.module), torch.no_grad():
+            made = self.decode(zero)
         if not isinstance(made, Tensor):
-            raise ModelError(
-                f"{self.name} makes a {type_name(made)} of latents: give a module that makes images of them"
-            )
+            raise ModelError(f"{self.name} makes a {type_name(made)} of latents: give a module that makes images")
         if made.shape[1:] != images.shape[1:]:
-            raise ModelError(
-                f"{self.name} makes images of {tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}: "
-                "give a manifold of their shape"
-            )
+            shapes = f"{tuple(made.shape[1:])}, but these are {tuple(images.shape[1:])}"
+            raise ModelError(f"{self.name} makes images of {shapes}: give a manifold of their shape")
 
 
 @dataclass(frozen=True)
@@ -261,8 +253,7 @@ def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Ten
     with torch.no_grad():
         if manifold.can_encode:
             found.append(manifold.encode(images))
-        wanted = restarts - len(found)
-        if wanted > 0:
+        if (wanted := restarts - len(found)) > 0:
             bank = noise(manifold.latent_shape, seed, range(_BANK), 0).to(images)
             distance = torch.cdist(images.flatten(1), manifold.decode(bank).flatten(1))
             nearest = distance.topk(wanted, dim=1, largest=False).indices

@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline, baseline_images
 from ratherthan.contrast import margin, resolve
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
@@ -20,7 +19,7 @@ from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
 from ratherthan.result import Result, Shape
-from ratherthan.search.solver import Status
+from ratherthan.search.solver import Ends, Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
@@ -28,8 +27,6 @@ ANY = -1
 """The foil "any other class than the fact"."""
 Report = Callable[[float], object]
 """Told the share of a batch that is done now and then."""
-Ends = list[list[tuple[Status, str]]]
-"""For K questions how each of R searches ended, and why."""
 _AT_ONCE = 256  # images of a fresh pass
 
 
@@ -215,15 +212,7 @@ class SearchResult(Result):
         return asked | model | made | {"preprocessing": question.model.inputs.describe()}
 
     @classmethod
-    def answering(
-        cls,
-        how: SearchMethod,
-        question: SearchQuestion,
-        ends: Ends,
-        holds: Tensor,
-        answers: dict[str, Tensor],
-        **more: Any,
-    ) -> Self:
+    def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
         """The result of a method, whose claims stand where a fresh pass confirms them.
 
         Args:
@@ -231,25 +220,54 @@ class SearchResult(Result):
             question: K questions.
             ends: K lists of R: how each search ended, and why.
             holds: (K, R) bool: whether a fresh pass confirms it.
-            answers: Fields by question, (K, ...).
             **more: Further fields.
         """
+        refuted = Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
-        said = question.by_question(np.array([[_confirmed(*pair) for pair in row] for row in pairs]))
-        return cls(
-            **cls.fields_of(how, question),
-            **{key: question.by_question(values) for key, values in answers.items()},
-            statuses=said[..., 0].tolist(),
-            reasons=said[..., 1].tolist(),
-            **more,
-        )
+        confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
+        said = question.by_question(np.array(confirmed))
+        told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        return cls(**cls.fields_of(how, question), **told, **more)
 
+    @classmethod
+    def sought(
+        cls, how: SearchMethod, model: Model | nn.Module, *given: Any, batch_size: int, progress: Progress
+    ) -> Self:
+        """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
 
-def _confirmed(end: tuple[Status, str], holds: bool) -> tuple[Status, str]:
-    """How a search ended, knowing whether its answer holds in a fresh pass."""
-    if end[0] is Status.FOUND and not holds:
-        return Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
-    return end
+        Args:
+            how: The method.
+            model: The network.
+            *given: Images, fact, foil and names, see `Samples.of`.
+            batch_size: Searches at once.
+            progress: Whom to tell.
+        """
+        model = Model.wrap(model)
+        how, (images, fact, foil, names) = how.prepared(model), given
+        samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
+        if not model.output.of_classes:
+            raise InputError(f"this model gives a value; a {cls.kind} is about classes")
+        if samples.images.ndim != 4:
+            raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
+        _check_range(samples.images)
+        how.check(model, samples.images)
+        watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Self]()
+        with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
+            if isinstance(how, CounterfactualMethod) and batch_size >= 1:
+                # how many foils there are shows only when they are resolved
+                batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
+            try:
+                for batch in samples.batches(batch_size, report):
+                    question = _question(model, batch, how)
+                    question.report = batch.sharing(report, len(samples))
+                    parts.append(cast(Self, how.search(question)))
+                    if parts[-1].interrupted:
+                        break
+            except KeyboardInterrupt:
+                if not parts:
+                    raise
+                parts[-1] = replace(parts[-1], interrupted=True)
+        return cls.joined(parts)
 
 
 # --------------------------------------------------------------------------------------------- who answers
@@ -258,7 +276,10 @@ class SearchMethod(Settings, ABC):
 
     Attributes:
         name: What it is registered under.
+        default_foil: The foil where none is asked for; None: the fact is kept.
     """
+
+    default_foil: ClassVar[Any] = None
 
     def prepared(self, model: Model) -> Self:
         """The method with what it lacks filled in from the model, e.g. the manifold that a zoo model names."""
@@ -284,7 +305,6 @@ class CounterfactualMethod(SearchMethod):
     """A way to find what would have to change.
 
     Attributes:
-        default_foil: The foil where none is asked for.
         any_foil: Whether it takes -1 for a foil: any class but the fact.
         restarts: Answers to each question, R.
     """
@@ -298,9 +318,7 @@ class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
 
 
-COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod](
-    "counterfactual method", CounterfactualMethod, "CDeepEx(manifold)"
-)
+COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod]("counterfactual method", CounterfactualMethod, "CDeepEx()")
 register_counterfactual_method = COUNTERFACTUAL_METHODS.register
 get_counterfactual_method = COUNTERFACTUAL_METHODS.make
 counterfactual_methods = COUNTERFACTUAL_METHODS.names
@@ -312,60 +330,7 @@ get_pertinent_positive_method = PERTINENT_POSITIVE_METHODS.make
 pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 
-def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
-    """What is where a part of an image is not, see `baseline_images`; a search moves in image space only.
-
-    Raises:
-        InputError: If it fits no image or leaves [0, 1].
-    """
-    made = baseline_images(images, baseline)
-    if not ((made >= 0) & (made <= 1)).all():
-        raise InputError("a baseline lies in image space, [0, 1]")
-    return made
-
-
 # --------------------------------------------------------------------------------------------- the loop of both verbs
-Found = TypeVar("Found", bound=SearchResult)
-
-
-def run(
-    kind: type[Found], model: Model, samples: Samples, how: SearchMethod, batch_size: int, progress: Progress
-) -> Found:
-    """Ask a method about all images, batch after batch; Ctrl-C keeps what is done.
-
-    Args:
-        kind: What the method returns.
-        model: The network.
-        samples: The images and what is asked; the foil None: the fact is kept.
-        how: The method, prepared.
-        batch_size: Searches at once.
-        progress: Whom to tell.
-    """
-    if not model.output.of_classes:
-        raise InputError(f"this model gives a value; a {kind.kind} is about classes")
-    if samples.images.ndim != 4:
-        raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
-    _check_range(samples.images)
-    how.check(model, samples.images)
-    watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Found]()
-    with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
-        if isinstance(how, CounterfactualMethod) and batch_size >= 1:
-            # how many foils there are shows only when they are resolved
-            batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
-        try:
-            for batch in samples.batches(batch_size, report):
-                question = _question(model, batch, how)
-                question.report = batch.sharing(report, len(samples))
-                parts.append(cast(Found, how.search(question)))
-                if parts[-1].interrupted:
-                    break
-        except KeyboardInterrupt:
-            if not parts:
-                raise
-            parts[-1] = replace(parts[-1], interrupted=True)
-    return kind.joined(parts)
-
-
 def _check_range(images: Tensor) -> None:
     for i, image in enumerate(images):
         if image.min() < -1e-4 or image.max() > 1 + 1e-4:

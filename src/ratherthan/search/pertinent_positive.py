@@ -22,10 +22,8 @@ from ratherthan.search.method import (
     SearchQuestion,
     SearchResult,
     get_pertinent_positive_method,
-    run,
 )
 from ratherthan.search.solver import Status
-from ratherthan.verbs import Samples
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -91,20 +89,12 @@ class PertinentPositive(SearchResult):
         """
         logits = question.fresh(examples)
         holds = logits.argmax(1) == question.facts if check is None else check(logits)
-        counts = torch.full_like(question.facts, mask[0].numel())
-        return cls.answering(
-            how,
-            question,
-            [[end] for end in ends],
-            holds.unsqueeze(1),
-            {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)},
-            mask=mask,
-            features=(mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1),
-            feature_count=counts if superpixels is None else superpixels.flatten(1).amax(1) + 1,
-            superpixels=superpixels,
-            order=order,
-            **more,
-        )
+        pixels = torch.full_like(question.facts, mask[0].numel())
+        more["features"] = (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1)
+        more["feature_count"] = pixels if superpixels is None else superpixels.flatten(1).amax(1) + 1
+        more |= {"mask": mask, "superpixels": superpixels, "order": order}
+        more |= {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)}
+        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), **more)
 
     def correlation(self) -> Tensor:
         """(N,): PP Corr of CEM-MAF's Table 1, Spearman's rank correlation of k with the descending rank of p_k.
@@ -124,7 +114,8 @@ class PertinentPositive(SearchResult):
         if self.order is None:
             return self.mask.float()
         order, kept = self.order.cpu(), self.order.cpu() >= 0
-        labels = (_pixels(self.mask) if self.superpixels is None else self.superpixels).cpu()
+        pixels = torch.arange(self.mask[0].numel()).view(self.mask.shape[1:]).expand(self.mask.shape)
+        labels = pixels if self.superpixels is None else self.superpixels.cpu()
         last = int(labels.max()) + 1  # a column for the labels -1 that fill up the order
         rank = 1 - torch.arange(order.shape[1]) / kept.sum(1, keepdim=True).clamp_min(1)
         drawn = torch.zeros(len(order), last + 1).scatter(1, order.where(kept, last), rank * kept)
@@ -135,10 +126,8 @@ class PertinentPositive(SearchResult):
         """What is enough, as the end of a sentence: "because of 4 of 180 superpixels (3% of it, upper left)"."""
         kept, count = int(self.features[sample]), int(self.feature_count[sample])
         what = "pixels" if self.superpixels is None or count == self.mask[sample].numel() else "superpixels"
-        share = self.mask[sample].float().mean().item()
-        return (
-            f"because of {kept} of {count} {what} ({percent(share)} of it, {_place(self.mask[sample].float().cpu())})"
-        )
+        mask = self.mask[sample].float().cpu()
+        return f"because of {kept} of {count} {what} ({percent(mask.mean().item())} of it, {_place(mask)})"
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one image."""
@@ -230,9 +219,8 @@ def pertinent_positive(
         >>> enough = pertinent_positive(load("zoo:mnist"), images)
         >>> enough.example, enough.mask, enough.found
     """
-    model = Model.wrap(model)
-    how = get_pertinent_positive_method(method).prepared(model)
-    return run(PertinentPositive, model, Samples.of(model, images, fact, names=names), how, batch_size, progress)
+    how, given = get_pertinent_positive_method(method), (images, fact, None, names)
+    return PertinentPositive.sought(how, model, *given, batch_size=batch_size, progress=progress)
 
 
 def rank_correlation(p: Tensor) -> float:
@@ -242,11 +230,6 @@ def rank_correlation(p: Tensor) -> float:
     if len(p) < 3 or p.min() == p.max():
         return torch.nan
     return float(spearmanr(range(len(p)), -p.double().cpu().numpy()).statistic)
-
-
-def _pixels(mask: Tensor) -> Tensor:
-    """Every pixel labelled by its number, for masks (N, H, W)."""
-    return torch.arange(mask[0].numel(), device=mask.device).view(mask.shape[1:]).expand(mask.shape)
 
 
 def _place(mask: Tensor) -> str:

@@ -37,6 +37,10 @@ class Status(StrEnum):
     FOIL_EQUALS_FACT = "foil equals fact"
 
 
+Ends = list[list[tuple[Status, str]]]
+"""For K questions how each of R searches ended, and why."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """A problem at one point per row.
@@ -252,21 +256,12 @@ class _Run:
     def __init__(self, problem: Problem, start: Tensor, schedule: Schedule) -> None:
         self.problem, self.schedule, self.path = problem, schedule, [start.clone()]
         self.kept, number = Kept(start), torch.arange(len(start), device=start.device)
-        self.alive = torch.ones_like(number, dtype=torch.bool)
-        infinite, none = self.kept.least, start.new_zeros(len(start), 0)
-        self.all = _Rows(
-            number=number,
-            z=start.clone(),
-            last_violation=infinite.clone(),
-            last_objective=infinite.clone(),
-            penalty=torch.full_like(infinite, schedule.penalty),
-            zero_multipliers=none,
-            below_multipliers=none,
-            stalled=torch.zeros_like(number),
-            settled=~self.alive,
-            diverged=~self.alive,
-            rounds=torch.zeros_like(number),
-        )
+        self.alive, none = torch.ones_like(number, dtype=torch.bool), start.new_zeros(len(start), 0)
+        rows = {"number": number, "z": start.clone(), "penalty": torch.full_like(self.kept.least, schedule.penalty)}
+        rows |= {key: self.kept.least.clone() for key in ("last_violation", "last_objective")}
+        rows |= dict.fromkeys(("zero_multipliers", "below_multipliers"), none)
+        rows |= {key: torch.zeros_like(number) for key in ("stalled", "rounds")}
+        self.all = _Rows(**rows, settled=~self.alive, diverged=~self.alive)
 
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""

@@ -7,12 +7,13 @@ Carlini and Wagner (2017): the smallest weight that just moves the class leaves 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError
+from ratherthan.settings import check_value
 
 Rule = Literal["bisect", "halve"]
 
@@ -45,8 +46,7 @@ class TradeoffSearch:
         Raises:
             InputError: If there is no such rule or a weight is not positive.
         """
-        if rule not in get_args(Rule):
-            raise InputError(unknown("rule of weighing", rule, get_args(Rule)))
+        check_value("rule of weighing", Rule, rule)
         if not (c > 0).all():
             raise InputError(f"a weight of the class term is positive, not {c.min().item():g}")
         return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf), rule)

@@ -189,9 +189,8 @@ def answer(
     for failure in failures:
         complain(": ".join(failure))
     done = len(found[0]) if found else 0
-    in_part = bool(found) and getattr(found[0], "interrupted", False)
-    if stopped or in_part:
-        part = ", the last in part" * in_part
+    if stopped:
+        part = ", the last in part" * (bool(found) and getattr(found[0], "interrupted", False))
         raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {total} images {verb.done}{part}")
     if failures:
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")

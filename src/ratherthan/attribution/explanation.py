@@ -178,11 +178,9 @@ class Explanation(Result):
         if self.output != "value":
             p = self.probabilities()
             asked = p.gather(1, self.fact)
-            if self.axis == "foil" and self.sets is None:
-                asked = torch.where(self.foil < 0, 1 - asked, p.gather(1, self.foil.clamp_min(0)))
-            elif self.axis == "foil" and self.sets is not None:
-                asked = torch.einsum("nqc,nc->nq", self.sets.to(p), p)
             if self.axis == "foil":
+                single = torch.where(self.foil < 0, 1 - asked, p.gather(1, self.foil.clamp_min(0)))
+                asked = single if self.sets is None else torch.einsum("nqc,nc->nq", self.sets.to(p), p)
                 asked = asked.masked_fill(self.foil == self.fact, -1)
             order = asked.argsort(dim=1, descending=True, stable=True)[:, :count]
         rows = torch.arange(len(self), device=order.device).unsqueeze(1)

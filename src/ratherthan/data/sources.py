@@ -9,8 +9,8 @@ import json
 import math
 import os
 import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,13 +133,8 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     if known in DATASETS and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
         if not asked and os.path.exists(text):
             raise InputError(f"{text!r} is a data set, and something in this folder: say data:{text} or ./{text}")
-        try:
+        with _blamed(f"the data set {text} cannot be read, its files are damaged"):
             return load(DATASETS[known](root, split, *([detail] if detail else [])))
-        except InputError:
-            raise
-        except Exception as error:  # whatever comes of files that do not hold what they should
-            what = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"the data set {text} cannot be read, its files are damaged ({what})") from error
     _without_splits(text, split)
     if os.path.isdir(text):
         files = {each.relative_to(path).as_posix(): each for each in sorted(path.glob("*/*"))}
@@ -209,26 +204,28 @@ def _without_splits(name: str, split: str | None) -> None:
         raise InputError(f"{name} has no splits; leave split={split!r} out")
 
 
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Whatever comes of files that do not hold what they should is one InputError, which says what it is about."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # far more kinds than are documented
+        raise InputError(f"{what} ({type(error).__name__}: {first_line(error)})") from error
+
+
 def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of an IDX file, (items, *item): a magic number, the sizes in 4 bytes each, the content."""
-    regular(path)  # a file that is missing is not damaged
-    try:
-        with gzip.open(path) as file:
-            head = np.frombuffer(file.read(8 + 4 * len(item)), ">u4")
-            shape = tuple(head[1:].tolist())
-            if (
-                len(head) != 2 + len(item)
-                or head[0] != 0x801 + len(item)
-                or shape[1:] != item
-                or math.prod(shape) > _MAX_IDX
-            ):
-                raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
-            raw = file.read(math.prod(shape))
-            if file.read(1) or len(raw) < math.prod(shape):
-                raise ValueError(f"it does not hold the {shape[0]:,} items it says")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path} is damaged: {first_line(error)}") from error
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    with _blamed(f"{path} is damaged"), gzip.open(regular(path)) as file:
+        magic, items, *sides = np.frombuffer(file.read(8 + 4 * len(item)), ">u4").tolist()
+        size = items * math.prod(item)
+        if [magic, *sides] != [0x801 + len(item), *item] or size > _MAX_IDX:
+            raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
+        raw = file.read(size)
+        if file.read(1) or len(raw) < size:
+            raise ValueError(f"it does not hold the {items:,} items it says")
+    return np.frombuffer(raw, np.uint8).reshape(items, *item)
 
 
 def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | None) -> Dataset:
@@ -308,15 +305,9 @@ def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
 
 
 def _members(path: Path) -> tuple[Member, ...]:
-    try:
-        with tarfile.open(regular(path), "r:") as tar:
-            files = [each for each in tar if each.isfile()]
-    except InputError:
-        raise
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
-    except Exception as error:  # headers that were tampered with bring out other kinds
-        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    what = f"{path} is damaged, or no uncompressed tar: unpack it, or repack it without gzip"
+    with _blamed(what), tarfile.open(regular(path), "r:") as tar:
+        files = [each for each in tar if each.isfile()]
     end = path.stat().st_size
     for each in files:
         if each.issparse() or not 0 <= each.size <= end - each.offset_data:
@@ -325,11 +316,9 @@ def _members(path: Path) -> tuple[Member, ...]:
 
 
 def _csv(path: Path) -> Dataset:
-    try:
+    with _blamed(f"{path} is no table of texts"):
         read = csv.reader(io.StringIO(read_text(path), newline=""))
         rows = [[cell.strip() for cell in row] for row in read if row]
-    except csv.Error as error:
-        raise InputError(f"{path} is no table of texts: {first_line(error)}") from error
     header = [cell.casefold() for cell in rows[0]] if rows else []
     named = {"path", "label"} <= set(header)
     place, mark = (header.index("path"), header.index("label")) if named else (0, 1)

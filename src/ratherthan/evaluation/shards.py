@@ -88,14 +88,12 @@ class Shards:
 
     def _compare(self, before: Mapping[str, Any]) -> None:
         old, new = dict(_flat(before)), dict(_flat(self.settings))
-        differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+        differing = [key for key in old | new if old.get(key) != new.get(key)]
         if differing:
-            key = differing[0]
-            more = f" (and {', '.join(differing[1:4])})" if differing[1:] else ""
-            raise InputError(
-                f"{self.folder} holds a run with another {key}: {old.get(key)!r} then, {new.get(key)!r} now{more}; "
-                "results are not mixed: name another folder"
-            )
+            (key, *others), what = differing, f"{self.folder} holds a run with another"
+            more = f" (and {', '.join(others[:3])})" if others else ""
+            then = f"{key}: {old.get(key)!r} then, {new.get(key)!r} now{more}"
+            raise InputError(f"{what} {then}; results are not mixed: name another folder")
 
     # ----------------------------------------------------------------------------------------- shards
     @property
@@ -150,19 +148,15 @@ class Shards:
             table, marks = file.read(), file.metadata.metadata or {}
             note = json.loads(marks.get(_KEY, b"{}"))
             check_value("what it says of itself", Mapping[str, Any], note)
-        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
-        if (note.get("run"), note.get("shard")) != (self._mark, number):
-            raise BadShard(f"{path.name} does not belong to this run")
-        digest = marks.get(_DIGEST, b"")
-        if _digest(content.replace(digest, _BLANK) if digest else content) != digest:
-            raise BadShard(f"{path.name} is damaged (its checksum is another)")
-        try:
+            if (note.get("run"), note.get("shard")) != (self._mark, number):
+                raise BadShard(f"{path.name} does not belong to this run")
+            digest = marks.get(_DIGEST, b"")
+            if _digest(content.replace(digest, _BLANK) if digest else content) != digest:
+                raise InputError("its checksum is another")
             check_value("rows", Literal[len(table)], note["rows"])
-            skipped = tuple(map(tuple, note["skipped"]))
-            check_value("skipped", tuple[tuple[str, str], ...], skipped)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadShard(f"{path.name} is damaged ({first_line(error)})") from error
+            skipped = check_value("skipped", tuple[tuple[str, str], ...], tuple(map(tuple, note["skipped"])))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         return table, list(skipped)
 
     @property

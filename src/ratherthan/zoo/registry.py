@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import InputError, ModelError, first_line, unknown
-from ratherthan.inputs import Images
+from ratherthan.inputs import PREPROCESSING, Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ratherthan.zoo.training.recipes import Recipe
 
 SHIPPED = Path(__file__).parent / "weights"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class ZooEntry:
     layer: str | None = None
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = PREPROCESSING["imagenet"]["mean"]
+    std: tuple[float, ...] = PREPROCESSING["imagenet"]["std"]
     fit: Literal["resize", "crop"] = "resize"
     crop_fraction: float = 0.875
     shipped: Path | None = None

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ratherthan.app.images import Given, read_all
-from ratherthan.app.options import KINDS, OutputOptions, words
+from ratherthan.app.images import gather, read_all
+from ratherthan.app.options import KINDS, DataOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
 from ratherthan.attribution.method import Method, get_method
@@ -127,13 +127,15 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> Counterfactual
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, given: Given, model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
-) -> None:
+    verb: Verb, given: Sequence[str] | None, sets: DataOptions, model: Model, output: OutputOptions, ask: Any,
+    at_once: int = 0, **question: Any,
+) -> None:  # fmt: skip
     """Answer a question about images, as far as they can be read.
 
     Args:
         verb: Which verb.
-        given: The images, and what was not found, see `gather`.
+        given: Files, folders and globs, see `gather`.
+        sets: A set of labelled images instead.
         model: The model.
         output: Where to write to, and whether to print JSON.
         ask: The verb itself; returns a result, or a list of one per contrast.
@@ -145,7 +147,7 @@ def answer(
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
     asked = {name: classes(text, model) for name, text in question.items()}
-    samples, failures = given
+    samples, failures = gather(given, sets, model)
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,10 +49,8 @@ def run(out: Path) -> list[str]:
     """
     model = load("zoo:mnist")
     images, names = hardest(model, COUNT)
-    rival, others = (
-        [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
-        for foil in ("runner-up", "others")
-    )
+    ask = partial(compare, model, images, contrasts=ALL, names=names)
+    rival, others = ask(foil="runner-up"), ask(foil="others")
     panels = [leading_with("weighted", each) for each in to_panels([*rival, *others])]
     page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
     sheet = _draw(to_panels(rival), out / "demo.png")

@@ -19,17 +19,20 @@ from ratherthan.model import Model
 from ratherthan.words import printable
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
-Given = tuple[Dataset | None, list[tuple[str, str]]]
-"""The images that were found, if any, and what was named in vain, with the reason."""
 
 
-def gather(patterns: Sequence[str] | None, sets: DataOptions, model: Model) -> Given:
+def gather(
+    patterns: Sequence[str] | None, sets: DataOptions, model: Model
+) -> tuple[Dataset | None, list[tuple[str, str]]]:
     """The images that a command was given: files, folders and globs, or a set of labelled images.
 
     Args:
         patterns: See `find`.
         sets: The set, and which of it: those that the model gets wrong or right, and of these so many.
         model: Who judges, and whose classes the labels are then matched to.
+
+    Returns:
+        The images that were found, if any, and what was named in vain, with the reason.
 
     Raises:
         InputError: Neither or both are given, or the set cannot be opened.

@@ -143,10 +143,9 @@ def _fill(
         for number in list(missing):  # not one image of these could be read
             write(number, [])
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}; go on with the same call and "
-            "resume=True (on the command line: the same command and --resume)"
-        ) from None
+        kept = f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}"
+        how = "the same call and resume=True (on the command line: the same command and --resume)"
+        raise KeyboardInterrupt(f"{kept}; go on with {how}") from None
 
 
 def fitting(image: Tensor, model: Model) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from ratherthan.words import shorten
@@ -46,6 +47,22 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
         return f"unknown {kind} {given!r}; did you mean {' or '.join(repr(name) for name in close)}?"
     shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
     return f"unknown {kind} {given!r}; known: {shown}"
+
+
+@contextmanager
+def told_as(kind: type[RatherThanError], what: str, *errors: type[BaseException], then: str = "") -> Iterator[None]:
+    """Whatever goes wrong in another library, in one line of ours.
+
+    Args:
+        kind: What to raise.
+        what: What could not be done; the first line of the error follows.
+        *errors: What is caught.
+        then: What comes after it.
+    """
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{what}: {first_line(error)}{then}") from error
 
 
 def first_line(error: BaseException) -> str:

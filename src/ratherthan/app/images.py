@@ -101,7 +101,7 @@ def read_all(
     model: Model,
     failures: list[tuple[str, str]],
     shape: Sequence[int] | None = None,
-) -> tuple[list[Tensor], list[str]]:
+) -> list[tuple[Tensor, str]]:
     """Decode what can be decoded; the rest is added to the failures.
 
     Args:
@@ -112,10 +112,9 @@ def read_all(
         shape: The shape that all must have, (C, H, W); None: that of the first.
 
     Returns:
-        The images, (C, H, W) each, all of one shape, and their names.
+        The images, (C, H, W) each, all of one shape, with their names.
     """
-    images: list[Tensor] = []
-    found: list[str] = []
+    found = list[tuple[Tensor, str]]()
     opened = data if data.transform is not None else data.with_transform(model.inputs.prepare)
     for index in indices:
         name = data.ids[index]
@@ -128,6 +127,5 @@ def read_all(
         except InputError as error:
             failures.append((printable(name), str(error).rpartition(f"{name}: ")[2]))
         else:
-            images.append(image)
-            found.append(name)
-    return images, found
+            found.append((image, name))
+    return found

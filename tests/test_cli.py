@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 import ratherthan as rt
 from ratherthan import Mask, data, evaluate
 from ratherthan.app import demo, doctor, terminal
-from ratherthan.app import images as rooms
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
 from ratherthan.zoo.architectures import PlainNet
@@ -414,7 +413,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--fact", "11"], "11"),
         (["-m", "zoo:mnist", "--fact", "each", "--foil", "each"], "both axes"),
         (["-m", "zoo:mnist", "--layer", "feature.8"], "unknown layer 'feature.8'; did you mean 'features.8'"),
-        (["-m", "zoo:mnist", "--layer", "head"], "no spatial grid"),
+        (["-m", "zoo:mnist", "--layer", "head"], "lies on no grid"),
         (["-m", "zoo:mnist", "--layer", "features.8", "--method", "ixg"], "explains the image, not a layer"),
         (["-m", "zoo:mnist", "--method", "gradcm"], "unknown method 'gradcm'; did you mean 'gradcam'"),
         (["-m", "zoo:mnist", "--contrast", "none,wieghted"], "unknown contrast 'wieghted'; did you mean 'weighted'"),
@@ -643,7 +642,7 @@ def test_too_little_memory_is_one_line(digits: list[Path], monkeypatch: pytest.M
     def large(*_: object) -> None:
         raise MemoryError("Unable to allocate 5 GiB")
 
-    monkeypatch.setattr(rooms, "read", large)
+    monkeypatch.setattr(sys.modules["ratherthan.data.sources"], "open_image", large)
     (line,) = complaints(call("explain", digits[2], "-m", "zoo:mnist", "--json"))
     assert line.startswith("not enough memory: give a smaller --size")
 
@@ -700,7 +699,7 @@ def test_what_fails_alike_for_all_images_is_said_once(digits: list[Path], tmp_pa
         raise rt.InputError("no such class")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["ratherthan.attribution.explain"], "compare", explain)
+        patch.setattr(rt, "compare", explain)
         result = call("explain", tmp_path, "-m", "zoo:mnist", "--batch-size", 16, "--json")
     assert result.exit_code == 2
     assert complaints(result) == ["no such class"]

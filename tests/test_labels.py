@@ -120,6 +120,7 @@ def test_a_map_says_what_classes_are_called(animals: Path, form: str, tmp_path: 
         ({"zebr": "zebra"}, "unknown class of animals 'zebr'; did you mean 'zebra'"),
         ({"zebra": "zebr"}, "unknown class of the model 'zebr'; did you mean 'zebra'"),
         ({"zebra": 7}, "a label is none of its 3 classes"),
+        ({"zebra": -1}, "unknown class of the model '-1'"),
         ("gone.json", "cannot read 'gone.json'"),
         ("[1]", "should hold an object"),
         ('{"a"', "cannot read"),

@@ -11,22 +11,17 @@ from typing import Any
 
 import torch
 
-from ratherthan.app.images import Given, read_all
-from ratherthan.app.options import KINDS, OutputOptions, words
+import ratherthan as rt
+from ratherthan.app.images import gather, read_all
+from ratherthan.app.options import KINDS, DataOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
-from ratherthan.attribution.explanation import Explanation, save_report, to_panels
-from ratherthan.attribution.method import Method, get_method
-from ratherthan.contrast import get_contrast
-from ratherthan.errors import InputError, RatherThanError
+from ratherthan.attribution.explanation import to_panels
+from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
-from ratherthan.model import Model
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
-from ratherthan.result import Result
-from ratherthan.search.counterfactual import Counterfactual
-from ratherthan.search.method import CounterfactualMethod, get_counterfactual_method
-from ratherthan.search.pertinent_positive import PertinentPositive
+from ratherthan.search.method import get_counterfactual_method
 from ratherthan.words import printable
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
@@ -48,20 +43,20 @@ class Verb:
         numbers: Name of the file of numbers.
     """
 
-    result: type[Result]
+    result: type[rt.Result]
     doing: str
     done: str
     page: str
     numbers: str
 
 
-EXPLAIN = Verb(Explanation, "explaining", "explained", "why", "explanation")
-COUNTERFACTUAL = Verb(Counterfactual, "searching", "searched", "how", "how")
-POSITIVE = Verb(PertinentPositive, "searching", "searched", "enough", "enough")
+EXPLAIN = Verb(rt.Explanation, "explaining", "explained", "why", "explanation")
+COUNTERFACTUAL = Verb(rt.Counterfactual, "searching", "searched", "how", "how")
+POSITIVE = Verb(rt.PertinentPositive, "searching", "searched", "enough", "enough")
 
 
 # --------------------------------------------------------------------------------------------- what is asked
-def classes(text: str | None, model: Model) -> Any:
+def classes(text: str | None, model: rt.Model) -> Any:
     """Read a fact or foil: a word, a class, a value for a regressor, or a comma-separated list of them.
 
     A name that holds a comma itself ("tabby, tabby cat") is one class.
@@ -70,17 +65,15 @@ def classes(text: str | None, model: Model) -> Any:
         return text
     parts = words(text)
     if not model.output.of_classes:
-        try:
+        with told_as(InputError, f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}", ValueError):
             values = [float(part) for part in parts]
-        except ValueError as error:
-            raise InputError(f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}") from error
         if not all(map(math.isfinite, values)) or not values:
             raise InputError(f"this model gives a value: ask with finite numbers, e.g. 0.75, not {text!r}")
         return values if len(values) != 1 else values[0]
     return parts if len(parts) > 1 else text
 
 
-def contrasts_of(text: str | None, model: Model) -> list[str | None]:
+def contrasts_of(text: str | None, model: rt.Model) -> list[str | None]:
     """Read the contrasts; None is the model's usual one, "all" are those that it can be asked with.
 
     Raises:
@@ -92,11 +85,11 @@ def contrasts_of(text: str | None, model: Model) -> list[str | None]:
     if not names:
         raise InputError(f"--contrast {text!r} names none; choose from {', '.join(ALL)}, or all")
     if names == ["all"]:
-        return [name for name in ALL if model.output.of_classes or get_contrast(name).for_values]
-    return [get_contrast(name).name for name in names]
+        return [name for name in ALL if model.output.of_classes or rt.get_contrast(name).for_values]
+    return [rt.get_contrast(name).name for name in names]
 
 
-def attribution_method(name: str, settings: dict[str, Any], model: Model) -> Method:
+def attribution_method(name: str, settings: dict[str, Any], model: rt.Model) -> rt.Method:
     """The method with its settings.
 
     Raises:
@@ -104,13 +97,13 @@ def attribution_method(name: str, settings: dict[str, Any], model: Model) -> Met
         LayerError: If the model has no such layer.
     """
     if "layer" in settings:
-        if not hasattr(get_method(name), "layer"):
+        if not hasattr(rt.get_method(name), "layer"):
             raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
         model.submodule(settings["layer"])
-    return get_method(name, **settings)
+    return rt.get_method(name, **settings)
 
 
-def counterfactual_method(name: str, settings: dict[str, Any]) -> CounterfactualMethod:
+def counterfactual_method(name: str, settings: dict[str, Any]) -> rt.CounterfactualMethod:
     """The method with its settings; those of its `schedule` count as its own.
 
     Raises:
@@ -127,13 +120,15 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> Counterfactual
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, given: Given, model: Model, output: OutputOptions, ask: Any, at_once: int = 0, **question: Any
-) -> None:
+    verb: Verb, given: Sequence[str] | None, sets: DataOptions, model: rt.Model, output: OutputOptions, ask: Any,
+    at_once: int = 0, **question: Any,
+) -> None:  # fmt: skip
     """Answer a question about images, as far as they can be read.
 
     Args:
         verb: Which verb.
-        given: The images, and what was not found, see `gather`.
+        given: Files, folders and globs, see `gather`.
+        sets: A set of labelled images instead.
         model: The model.
         output: Where to write to, and whether to print JSON.
         ask: The verb itself; returns a result, or a list of one per contrast.
@@ -145,26 +140,27 @@ def answer(
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
     asked = {name: classes(text, model) for name, text in question.items()}
-    samples, failures = given
+    samples, failures = gather(given, sets, model)
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)
 
-    def put(images: list[torch.Tensor], read: list[str]) -> None:
+    def put(read: list[tuple[torch.Tensor, str]]) -> None:
+        images = torch.stack([image for image, _ in read])
         try:
-            answers = ask(model, torch.stack(images), **asked, progress=None if at_once else report)
+            answers = ask(model, images, **asked, progress=None if at_once else report)
         except RatherThanError as error:
-            if len(images) > 1:
-                for image, name in zip(images, read, strict=True):
-                    put([image], [name])
+            if len(read) > 1:
+                for each in read:
+                    put([each])
                 return
             wrong.append(str(error))
-            failures.append((printable(read[0]), wrong[-1]))
+            failures.append((printable(read[0][1]), wrong[-1]))
             if not batches and len(set(wrong)) == 1 and len(wrong) >= min(_ALIKE, total):
                 raise
             return
         answers = answers if isinstance(answers, list) else [answers]
-        names = tuple(printable(each) for each in read[: len(answers[0])])  # a stopped search has less
+        names = tuple(printable(name) for _, name in read[: len(answers[0])])  # a stopped search has less
         batches.append([replace(each, names=names) for each in answers])
         if getattr(answers[0], "interrupted", False):
             raise KeyboardInterrupt
@@ -173,10 +169,9 @@ def answer(
         try:
             for start in range(0, total, size):
                 assert samples is not None
-                images, read = read_all(samples, range(total)[start : start + size], model, failures, shape)
-                if images:
-                    shape = images[0].shape
-                    put(images, read)
+                if read := read_all(samples, range(total)[start : start + size], model, failures, shape):
+                    shape = read[0][0].shape
+                    put(read)
                 report(min(start + size, total), total)
         except KeyboardInterrupt:
             stopped = True
@@ -189,9 +184,8 @@ def answer(
     for failure in failures:
         complain(": ".join(failure))
     done = len(found[0]) if found else 0
-    in_part = bool(found) and getattr(found[0], "interrupted", False)
-    if stopped or in_part:
-        part = ", the last in part" * in_part
+    if stopped:
+        part = ", the last in part" * (bool(found) and getattr(found[0], "interrupted", False))
         raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {total} images {verb.done}{part}")
     if failures:
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
@@ -224,13 +218,13 @@ def _write(found: list[Any], path: Path) -> list[Path]:
     if len(found) == 1:
         return [found[0].save(path)]
     page = path.suffix == ".html"
-    return [save_report(found, path) if page else write_atomically(path, [figure_png(figure(to_panels(found)))])]
+    return [rt.save_report(found, path) if page else write_atomically(path, [figure_png(figure(to_panels(found)))])]
 
 
 # --------------------------------------------------------------------------------------------- what is printed
 def _lines(found: list[Any]) -> list[str]:
     """A line for each image, or image and question, about the first weighted contrast there is."""
-    result: Result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
+    result: rt.Result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
     return result.lines()
 
 
@@ -244,7 +238,7 @@ def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:
 
 
 def _as_json(
-    model: Model, verb: Verb, found: list[Any], failures: Sequence[tuple[str, str]], files: Sequence[Path]
+    model: rt.Model, verb: Verb, found: list[Any], failures: Sequence[tuple[str, str]], files: Sequence[Path]
 ) -> str:
     """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
     tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null

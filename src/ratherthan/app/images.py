@@ -19,17 +19,20 @@ from ratherthan.model import Model
 from ratherthan.words import printable
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
-Given = tuple[Dataset | None, list[tuple[str, str]]]
-"""The images that were found, if any, and what was named in vain, with the reason."""
 
 
-def gather(patterns: Sequence[str] | None, sets: DataOptions, model: Model) -> Given:
+def gather(
+    patterns: Sequence[str] | None, sets: DataOptions, model: Model
+) -> tuple[Dataset | None, list[tuple[str, str]]]:
     """The images that a command was given: files, folders and globs, or a set of labelled images.
 
     Args:
         patterns: See `find`.
         sets: The set, and which of it: those that the model gets wrong or right, and of these so many.
         model: Who judges, and whose classes the labels are then matched to.
+
+    Returns:
+        The images that were found, if any, and what was named in vain, with the reason.
 
     Raises:
         InputError: Neither or both are given, or the set cannot be opened.
@@ -98,7 +101,7 @@ def read_all(
     model: Model,
     failures: list[tuple[str, str]],
     shape: Sequence[int] | None = None,
-) -> tuple[list[Tensor], list[str]]:
+) -> list[tuple[Tensor, str]]:
     """Decode what can be decoded; the rest is added to the failures.
 
     Args:
@@ -109,10 +112,9 @@ def read_all(
         shape: The shape that all must have, (C, H, W); None: that of the first.
 
     Returns:
-        The images, (C, H, W) each, all of one shape, and their names.
+        The images, (C, H, W) each, all of one shape, with their names.
     """
-    images: list[Tensor] = []
-    found: list[str] = []
+    found = list[tuple[Tensor, str]]()
     opened = data if data.transform is not None else data.with_transform(model.inputs.prepare)
     for index in indices:
         name = data.ids[index]
@@ -125,6 +127,5 @@ def read_all(
         except InputError as error:
             failures.append((printable(name), str(error).rpartition(f"{name}: ")[2]))
         else:
-            images.append(image)
-            found.append(name)
-    return images, found
+            found.append((image, name))
+    return found

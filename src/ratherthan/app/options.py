@@ -22,15 +22,12 @@ KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
 
 
-def about_model(help: str, *names: str) -> Any:
-    """An option about a network; to be used in `Annotated`."""
-    return typer.Option(*names, help=help, rich_help_panel="The model")
+def _panel(title: str) -> Callable[..., Any]:
+    """What makes the options of a panel of the help, from their help and names; to be used in `Annotated`."""
+    return lambda help, *names, **more: typer.Option(*names, help=help, rich_help_panel=title, **more)
 
 
-def question(help: str, *names: str, **more: Any) -> Any:
-    """An option that says what is asked; to be used in `Annotated`."""
-    return typer.Option(*names, help=help, rich_help_panel="The question", **more)
-
+about_model, about_data, question = map(_panel, ("The model", "The data", "The question"))
 
 Images = Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
 Fact = Annotated[
@@ -50,11 +47,6 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Defa
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
-
-
-def about_data(help: str, *names: str, **more: Any) -> Any:
-    """An option about a set of labelled images; to be used in `Annotated`."""
-    return typer.Option(*names, help=help, rich_help_panel="The data", **more)
 
 
 KINDS_OF_DATA = "mnist, ... (or data:mnist); a folder of class folders, a .tar, a .csv, hf:NAME."
@@ -198,9 +190,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--size takes one number or HEIGHTxWIDTH, e.g. 224 or 224x320; not {text[:40]!r}")
     height, width = int(sides[0]), int(sides[-1])
     if height * width > MAX_PIXELS:
-        raise InputError(
-            f"--size {text} is {height * width:,} pixels; at most {MAX_PIXELS:,} can be shown to a network"
-        )
+        raise InputError(f"--size {text} is {height * width:,} pixels; at most {MAX_PIXELS:,} can be shown")
     return height, width
 
 

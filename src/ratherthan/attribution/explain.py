@@ -196,9 +196,7 @@ def explanation_of(
     if isinstance(method, Perturbation) and dtype in HALF:  # below it, a seventh of a map is rounding
         floor = 3 * torch.finfo(dtype).eps * forward_pass.logits.abs().amax(1, keepdim=True)
         if (found.values.flatten(2).square().mean(2).sqrt() < floor).any():
-            what = (
-                f"{str(dtype).removeprefix('torch.')} rounds away what {method.name!r} measures, differences of logits"
-            )
+            what = f"{dtype} rounds away what {method.name!r} measures, differences of logits"
             raise UnsupportedError(f"{what}: use float32 weights, e.g. copy.deepcopy(net).float()")
     # one class, or all but the fact, is told by the index; sets of each against each would fill the memory
     told = (question.foil >= 0) | (question.foils.sum(-1) == question.foils.shape[-1] - 1)

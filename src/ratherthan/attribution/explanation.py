@@ -93,12 +93,9 @@ class Explanation(Result):
         counts = torch.ones_like(self.foil, dtype=torch.bool) if self.output == "value" else self.foil != self.fact
         if not counts.any(1).all():
             raise InputError("a sample has no foil but its fact: ask with foil='each', or for other classes")
-        means, variances = [], []
-        for one, rows in zip(self, counts, strict=True):  # a thousand maps of one image fill 200 MB
-            maps = self._drawn(one.attribution[0, rows], 1, rectified=preset is not None)
-            variance, mean = torch.var_mean(maps, 0, correction=0)
-            means.append(mean)
-            variances.append(variance)
+        kept = (one.attribution[0, rows] for one, rows in zip(self, counts, strict=True))
+        drawn = (self._drawn(each, 1, preset is not None) for each in kept)  # a thousand of one image fill 200 MB
+        variances, means = zip(*(torch.var_mean(maps, 0, correction=0) for maps in drawn), strict=True)
         return torch.stack(means), torch.stack(variances)
 
     @property
@@ -178,11 +175,9 @@ class Explanation(Result):
         if self.output != "value":
             p = self.probabilities()
             asked = p.gather(1, self.fact)
-            if self.axis == "foil" and self.sets is None:
-                asked = torch.where(self.foil < 0, 1 - asked, p.gather(1, self.foil.clamp_min(0)))
-            elif self.axis == "foil" and self.sets is not None:
-                asked = torch.einsum("nqc,nc->nq", self.sets.to(p), p)
             if self.axis == "foil":
+                single = torch.where(self.foil < 0, 1 - asked, p.gather(1, self.foil.clamp_min(0)))
+                asked = single if self.sets is None else torch.einsum("nqc,nc->nq", self.sets.to(p), p)
                 asked = asked.masked_fill(self.foil == self.fact, -1)
             order = asked.argsort(dim=1, descending=True, stable=True)[:, :count]
         rows = torch.arange(len(self), device=order.device).unsqueeze(1)
@@ -204,10 +199,6 @@ class Explanation(Result):
         return save_report([self], path)
 
     # ----------------------------------------------------------------------------------------- inside
-    def _map(self, sample: int, q: int) -> Tensor:
-        """The heatmap of one question, (H, W), without those of all others: a thousand of one image fill 200 MB."""
-        return self._drawn(self.by_question(self.attribution)[sample, q], 0, rectified=False)
-
     def _drawn(self, maps: Tensor, lead: int, rectified: bool, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
@@ -219,7 +210,8 @@ class Explanation(Result):
         return torch.where(high > low, (maps - low) / (high - low), 0)
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
-        map_ = self._map(sample, q)
+        # without the maps of all other questions: a thousand of one image fill 200 MB
+        map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0, rectified=False)
         peak = int(map_.argmax())
         row = {
             "sample": self.names[sample],

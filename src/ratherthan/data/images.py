@@ -59,35 +59,31 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else regular(source).open("rb")
-    except InputError as error:
-        raise CorruptImage(str(error)) from error
-    except OSError as error:
-        raise CorruptImage(f"{name}: cannot be read ({error.strerror or error})") from error
-    with file:
-        size = file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise CorruptImage(f"{name}: the file is empty (zero bytes)")
-        if size > MAX_BYTES:
-            raise CorruptImage(f"{name}: {size:,} bytes, over the limit of {MAX_BYTES:,}")
-        return _decoded(file, name)
-
-
-def _decoded(file: BinaryIO, name: str) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
+        with file, warnings.catch_warnings():
+            size = file.seek(0, io.SEEK_END)
+            if size == 0:
+                raise InputError("the file is empty (zero bytes)")
+            if size > MAX_BYTES:
+                raise InputError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             return plain(image)
-    except Image.DecompressionBombError as error:  # Pillow has a limit of its own, too
-        raise CorruptImage(f"{name}: over {MAX_PIXELS:,} pixels ({first_line(error)})") from error
-    except UnidentifiedImageError as error:
-        raise CorruptImage(f"{name}: not an image that Pillow can read") from error
-    except InputError as error:
-        raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
-        raise CorruptImage(f"{name}: damaged image ({first_line(error)})") from error
+        raise CorruptImage(f"{name}: {_reason(error).removeprefix(f'{name}: ')}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):  # Pillow has a limit of its own, too
+        return f"over {MAX_PIXELS:,} pixels ({first_line(error)})"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    refused = getattr(error, "strerror", None)  # by the system
+    return f"cannot be read ({refused})" if refused else f"damaged image ({first_line(error)})"
 
 
 def plain(image: Image.Image) -> Image.Image:
@@ -107,9 +103,7 @@ def plain(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(checked(np.asarray(image)))
     if image.mode == "I":
-        raise InputError(
-            "its whole numbers have no known range; save it with 8 or 16 bits, or hand in values in [0, 1]"
-        )
+        raise InputError("its whole numbers have no known range: save it with 8 or 16 bits, or hand in [0, 1]")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, "white")

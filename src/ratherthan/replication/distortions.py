@@ -30,39 +30,25 @@ def _recoded(image: Tensor, **options: object) -> Tensor:
     return to_tensor(Image.open(buffer), len(image))
 
 
-def _jpeg(image: Tensor, quality: float, generator: torch.Generator | None) -> Tensor:
-    return _recoded(image, format="JPEG", quality=int(quality))
-
-
-def _jpeg2000(image: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    return _recoded(image, format="JPEG2000", quality_mode="rates", quality_layers=[rate])
-
-
-def _blur(image: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
-    return to_tensor(_picture(image).filter(ImageFilter.GaussianBlur(sigma)), len(image))
-
-
-def _noise(image: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
-    return image + sigma * torch.randn(image.shape, generator=generator)
-
-
-def _contrast(image: Tensor, factor: float, generator: torch.Generator | None) -> Tensor:
-    mean = image.mean((1, 2), keepdim=True)
-    return mean + factor * (image - mean)
-
-
-_KINDS: dict[str, tuple[Callable[[Tensor, float, torch.Generator | None], Tensor], tuple[float, ...]]] = {
-    "jpeg": (_jpeg, (50, 25, 12, 7, 4)),  # quality
-    "jpeg2000": (_jpeg2000, (10, 25, 50, 100, 200)),  # compression ratio
-    "blur": (_blur, (0.7, 1.1, 1.7, 2.5, 4.0)),  # standard deviation in pixels
-    "noise": (_noise, (0.015, 0.03, 0.05, 0.08, 0.14)),  # standard deviation, white is 1
-    "contrast": (_contrast, (0.75, 0.5, 0.35, 0.22, 0.12)),  # what is left of it
+_SETTINGS: dict[str, tuple[float, ...]] = {
+    "jpeg": (50, 25, 12, 7, 4),  # quality
+    "jpeg2000": (10, 25, 50, 100, 200),  # compression ratio
+    "blur": (0.7, 1.1, 1.7, 2.5, 4.0),  # standard deviation in pixels
+    "noise": (0.015, 0.03, 0.05, 0.08, 0.14),  # standard deviation, white is 1
+    "contrast": (0.75, 0.5, 0.35, 0.22, 0.12),  # what is left of it
+}
+_APPLY: dict[str, Callable[[Tensor, Any, torch.Generator | None], Tensor]] = {
+    "jpeg": lambda image, quality, _: _recoded(image, format="JPEG", quality=quality),
+    "jpeg2000": lambda image, rate, _: _recoded(image, format="JPEG2000", quality_mode="rates", quality_layers=[rate]),
+    "blur": lambda image, sigma, _: to_tensor(_picture(image).filter(ImageFilter.GaussianBlur(sigma)), len(image)),
+    "noise": lambda image, sigma, generator: image + sigma * torch.randn(image.shape, generator=generator),
+    "contrast": lambda image, left, _: (mean := image.mean((1, 2), keepdim=True)) + left * (image - mean),
 }
 
 
 def kinds() -> list[str]:
     """The distortions that can be made here; JPEG 2000 only where Pillow was built with it."""
-    return [kind for kind in _KINDS if kind != "jpeg2000" or features.check("jpg_2000")]
+    return [kind for kind in _SETTINGS if kind != "jpeg2000" or features.check("jpg_2000")]
 
 
 def distort(image: Tensor, kind: str, level: int, generator: torch.Generator | None = None) -> Tensor:
@@ -86,8 +72,7 @@ def distort(image: Tensor, kind: str, level: int, generator: torch.Generator | N
         raise InputError(unknown("distortion", kind, kinds()))
     if not 1 <= level <= LEVELS:
         raise InputError(f"distortions have levels 1 to {LEVELS}, not {level}")
-    apply, settings = _KINDS[kind]
-    return (apply(image, settings[level - 1], generator).clamp(0, 1) * 255).round() / 255
+    return (_APPLY[kind](image, _SETTINGS[kind][level - 1], generator).clamp(0, 1) * 255).round() / 255
 
 
 def structural_similarity(reference: Tensor, distorted: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,7 +34,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-class InvertedBottleneck(nn.Module):
+class InvertedBottleneck(nn.Sequential):
     """A 1x1 convolution that widens, a depthwise one, a 1x1 one that narrows; added to the input where it fits.
 
     Args:
@@ -49,22 +48,20 @@ class InvertedBottleneck(nn.Module):
     def __init__(self, channels: int, filters: int, expansion: int, size: int, stride: int) -> None:
         super().__init__()
         width = expansion * channels
-        self.widens, self.adds = expansion > 1, stride == 1 and channels == filters
-        if self.widens:
+        self.adds = stride == 1 and channels == filters
+        if expansion > 1:
             self._expand_conv, self._bn0, self.activation0 = SameConv2d(channels, width), _norm(width), nn.ReLU6()
         self._depthwise_conv = SameConv2d(width, width, size, stride, groups=width)
         self._bn1, self.activation1 = _norm(width), nn.ReLU6()
         self._project_conv, self._bn2 = SameConv2d(width, filters), _norm(filters)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, filters, ceil(H / stride), ceil(W / stride))."""
-        wide = self.activation0(self._bn0(self._expand_conv(x))) if self.widens else x
-        wide = self.activation1(self._bn1(self._depthwise_conv(wide)))
-        change: Tensor = self._bn2(self._project_conv(wide))
-        return x + change if self.adds else change
+        change: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return input + change if self.adds else change
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(nn.Sequential):
     """EfficientNet-Lite0: (N, 3, H, W), normalised, to logits (N, classes).
 
     The smallest EfficientNet as it was fitted to small devices: no squeeze-and-excitation, ReLU6 instead of SiLU. What
@@ -85,14 +82,8 @@ class EfficientNetLite0(nn.Module):
                 channels = filters
         self._blocks = nn.Sequential(*blocks)
         self._conv_head, self._bn1, self.activation = SameConv2d(channels, 1280), _norm(1280), nn.ReLU6()
-        self.pool, self.dropout, self._fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2), nn.Linear(1280, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        x = self._blocks(self.stem_activation(self._bn0(self._conv_stem(x))))
-        x = self.activation(self._bn1(self._conv_head(x)))
-        logits: Tensor = self._fc(self.dropout(torch.flatten(self.pool(x), 1)))
-        return logits
+        self.pool, self.flatten, self.dropout = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)
+        self._fc = nn.Linear(1280, classes)
 
 
 register_zoo_model(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, ModelError, first_line, unknown
-from ratherthan.inputs import Images
+from ratherthan.errors import InputError, ModelError, told_as, unknown
+from ratherthan.inputs import PREPROCESSING, Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ratherthan.zoo.training.recipes import Recipe
 
 SHIPPED = Path(__file__).parent / "weights"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class ZooEntry:
     layer: str | None = None
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = PREPROCESSING["imagenet"]["mean"]
+    std: tuple[float, ...] = PREPROCESSING["imagenet"]["std"]
     fit: Literal["resize", "crop"] = "resize"
     crop_fraction: float = 0.875
     shipped: Path | None = None
@@ -198,11 +197,10 @@ def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
 
 
 def _as_trained(entry: ZooEntry, source: str | Path) -> ZooEntry:
-    try:
+    what = f"{source} does not tell its image size; train zoo:{entry.name} to make weights"
+    with told_as(ModelError, what, KeyError, TypeError, ValueError, RecursionError):
         told = json.loads(read_metadata(source)["input"])
         return entry.sized(tuple(told["image_size"]), int(told["channels"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelError(f"{source} does not tell its image size: train zoo:{entry.name} to make weights") from error
 
 
 def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, ...]:
@@ -240,7 +238,5 @@ def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[l
 
 def _written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
     written = read_metadata(source) if (source := path or entry.weights) else {}
-    try:
+    with told_as(ModelError, f"{source}: {key!r}, written in it, is no JSON", ValueError, RecursionError):
         return json.loads(written[key]) if key in written else default
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{source}: {key!r}, written in it, is no JSON: {first_line(error)}") from error

@@ -216,7 +216,7 @@ class _Training:
         """Go on from a checkpoint where there is one."""
         if not path.is_file():
             return
-        hint = "remove it or use resume=False"
+        hint = "; remove it or use resume=False"
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             differing = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
@@ -225,10 +225,10 @@ class _Training:
                 self.skipped = set(check_value("skipped", tuple[str, ...], state["skipped"]))
                 for name, part in self.learner.parts.items():
                     part.load_state_dict(state[name])
-        except Exception as error:  # whatever the unpickler makes of foreign bytes
-            raise InputError(f"{path} is no checkpoint; {hint}") from error
+        except Exception as error:  # whatever the unpickler makes of foreign bytes, with advice to run them
+            raise InputError(f"{path} is no checkpoint{hint}") from error
         if differing:
-            raise InputError(f"{path} is of a training with other {', '.join(differing)}; {hint}")
+            raise InputError(f"{path} is of a training with other {', '.join(differing)}{hint}")
 
     def card(self) -> dict[str, Any]:
         """The model card as data."""

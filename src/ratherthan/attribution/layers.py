@@ -133,6 +133,8 @@ def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
     end = trace.of(logits)
     if not isinstance(end, Node) or not logits.requires_grad:
         raise ModelError(f"{model.name} detaches its output from its input: no gradient can be taken")
+    if not logits.isfinite().all():
+        model.check(logits, images[: len(logits)])  # which says so
     search = _Search(logits, end, (images.shape[-2], images.shape[-1]))
     node = search.last(model.name)
     grid = search.grid(node)

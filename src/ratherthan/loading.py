@@ -248,7 +248,9 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer
             made = runpy.run_path(path, run_name=f"ratherthan_factory_{Path(path).stem}")[factory]()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it may end the program, or raise what is no Exception
         raise ModelError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.pop(0)

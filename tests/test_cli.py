@@ -414,6 +414,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--fact", "each", "--foil", "each"], "both axes"),
         (["-m", "zoo:mnist", "--layer", "feature.8"], "unknown layer 'feature.8'; did you mean 'features.8'"),
         (["-m", "zoo:mnist", "--layer", "head"], "lies on no grid"),
+        (["-m", "zoo:mnist", "--layer", "features.9.relu()"], "unknown layer 'features.9'"),
         (["-m", "zoo:mnist", "--layer", "features.8", "--method", "ixg"], "explains the image, not a layer"),
         (["-m", "zoo:mnist", "--method", "gradcm"], "unknown method 'gradcm'; did you mean 'gradcam'"),
         (["-m", "zoo:mnist", "--contrast", "none,wieghted"], "unknown contrast 'wieghted'; did you mean 'weighted'"),
@@ -636,6 +637,15 @@ def test_standard_output_that_is_full_is_not_tried_again_at_exit() -> None:
         command = [sys.executable, "-m", "ratherthan", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+def test_a_layer_is_named_by_any_of_its_addresses(digits: list[Path], tmp_path: Path) -> None:
+    maps = []
+    for layer in ("features.8", "features.8#1"):
+        place = tmp_path / f"{len(maps)}.safetensors"
+        assert call("explain", digits[1], "-m", "zoo:mnist", "--layer", layer, "--out", place).exit_code == 0
+        maps.append(rt.Explanation.load(place).attribution)
+    assert torch.equal(*maps)
 
 
 def test_too_little_memory_is_one_line(digits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

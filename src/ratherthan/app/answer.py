@@ -16,6 +16,7 @@ from ratherthan.app.images import gather, read_all
 from ratherthan.app.options import KINDS, DataOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
+from ratherthan.attribution.trace import Address
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
 from ratherthan.progress import reporter
@@ -99,7 +100,8 @@ def attribution_method(name: str, settings: dict[str, Any], model: rt.Model) -> 
     if "layer" in settings:
         if not hasattr(rt.get_method(name), "layer"):
             raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
-        model.submodule(settings["layer"])
+        layer = settings["layer"]
+        model.submodule(Address.read(layer).module if isinstance(layer, str) else layer)
     return rt.get_method(name, **settings)
 
 

@@ -121,8 +121,8 @@ def _renamed(module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def describe(path: Path) -> str:
     """What a file is, if it is a network and no weights, and what to do with it."""
     inside = list[str]()
-    with suppress(zipfile.BadZipFile, NotImplementedError):
-        inside = zipfile.ZipFile(path).namelist()
+    with suppress(zipfile.BadZipFile, NotImplementedError), zipfile.ZipFile(path) as archive:
+        inside = archive.namelist()
     if path.suffix == ".onnx":
         return "is an ONNX network: only PyTorch's can be explained"
     if any("/code/" in name for name in inside):

@@ -353,32 +353,37 @@ def test_a_layer_whose_rows_are_mixed_is_refused_by_name_and_columns_can_be_aske
         rt.explain(module, x, fact=1, method=rt.GradCAM("norm"))
 
 
+def two_towers(net: Any, x: Tensor) -> Tensor:
+    return net.head(torch.cat([net.fine(x).relu().mean((2, 3)), net.coarse(x).relu().mean((2, 3))], 1))
+
+
 def test_networks_that_no_single_layer_explains_are_refused() -> None:
-    class TwoTowers(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fine, self.coarse = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 5, stride=2)
-            self.head = nn.Linear(16, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.cat([self.fine(x).relu().mean((2, 3)), self.coarse(x).relu().mean((2, 3))], 1))
-
-    module, x = TwoTowers().eval(), torch.rand(2, 3, 12, 12)
+    towers = {"fine": nn.Conv2d(3, 8, 3), "coarse": nn.Conv2d(3, 8, 5, stride=2)}
+    module, x = Net(two_towers, head=nn.Linear(16, CLASSES), **towers).eval(), torch.rand(2, 3, 12, 12)
     with pytest.raises(LayerError, match=r"no layer on the image's plane.*name one"):
         rt.explain(module, x)
     assert rt.explain(module, x, method=rt.GradCAM("relu()#2")).attribution.shape[1:] == (4, 4)
 
 
+def one_convolution(forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    return Net(forward, conv=nn.Conv2d(3, 8, 3, padding=1), head=nn.Linear(8, CLASSES)).eval()
+
+
 def test_a_network_that_takes_no_single_image_is_explained_in_its_batch() -> None:
-    class OfTwo(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+    module = one_convolution(lambda net, x: net.head(net.conv(x.view(2, 3, 12, 12)).relu().mean((2, 3))))
+    assert rt.explain(module, torch.rand(2, 3, 12, 12)).layer == "relu()"
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x.view(2, 3, 12, 12)).relu().mean((2, 3)))
 
-    assert rt.explain(OfTwo().eval(), torch.rand(2, 3, 12, 12)).layer == "relu()"
+def test_operations_are_followed_whose_arguments_are_named() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = F.pad(input=F.conv2d(input=x, weight=net.conv.weight, stride=4), pad=(0, 0, 1, 1))[:, :, 1:-1]
+        x = torch.permute(input=x, dims=(0, 2, 3, 1))
+        x = F.linear(input=torch.matmul(input=x, other=torch.eye(8)), weight=torch.eye(8))
+        return net.head(torch.mean(input=F.relu(input=x), dim=(1, 2)))
+
+    module, x = one_convolution(forward), torch.rand(1, 3, 15, 23)
+    layer, grid = located(ForwardPass(rt.Model(module), x), None)
+    assert (layer, grid.size, grid.axes) == ("relu()", (4, 6), (0, 1))
 
 
 def test_what_is_found_is_found_once_in_the_pass_that_explains() -> None:
@@ -424,15 +429,8 @@ def test_maps_of_a_pooled_linear_head_add_up_to_score_minus_bias_and_say_so(foil
 
 
 def test_what_sees_a_cutting_of_the_image_alone_is_not_drawn_over_all_of_it() -> None:
-    class Cut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x[:, :, 8:24, 8:24]).relu().mean((2, 3)))
-
-    module, x = Cut().eval(), torch.rand(1, 3, 32, 32)
+    module = one_convolution(lambda net, x: net.head(net.conv(x[:, :, 8:24, 8:24]).relu().mean((2, 3))))
+    x = torch.rand(1, 3, 32, 32)
     with pytest.raises(LayerError, match="no layer on the image's plane"):
         rt.explain(module, x)
     with pytest.raises(LayerError, match="lies on no grid"):
@@ -440,15 +438,10 @@ def test_what_sees_a_cutting_of_the_image_alone_is_not_drawn_over_all_of_it() ->
 
 
 def test_a_layer_that_sees_one_image_of_a_batch_is_not_taken_for_all() -> None:
-    class OneByOne(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([self.head(self.conv(each[None]).relu().mean((2, 3))) for each in x])
-
-    module, x = OneByOne().eval(), torch.rand(3, 3, 8, 8)
+    module = one_convolution(
+        lambda net, x: torch.cat([net.head(net.conv(each[None]).relu().mean((2, 3))) for each in x])
+    )
+    x = torch.rand(3, 3, 8, 8)
     with pytest.raises(LayerError, match=r"1 rows for 3 images.*batch_size=1"):
         rt.explain(module, x, fact=0)
     together = rt.explain(module, x, fact=0, batch_size=1)

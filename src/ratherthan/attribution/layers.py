@@ -19,13 +19,13 @@ _LEARNT = {
     "addmm",
     "baddbmm",
     "bmm",
+    "einsum",
+    "gru",
+    "lstm",
     "matmul",
     "mm",
-    "einsum",
-    "lstm",
-    "gru",
-    "rnn_tanh",
     "rnn_relu",
+    "rnn_tanh",
     "unseen",
 }
 _FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = (

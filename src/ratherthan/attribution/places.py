@@ -8,7 +8,7 @@ make a value without a place: nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -238,7 +238,7 @@ def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
             made = given[0].clone()
             made[given[1]] = torch.as_tensor(given[2]).to(made)
         else:
-            if node.operation in ("view", "view_as", "unflatten"):  # the values had other strides
+            if node.operation in ("view", "view_as", "unflatten") and given:  # the values had other strides
                 given = (given[0].contiguous(), *given[1:])
             made = list(leaves(function(*given, **named)))[node.part]
         made = _narrow(made) if made.shape == node.shape else made.new_zeros(1)
@@ -247,66 +247,78 @@ def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
     return Place(moved(0), moved(1))
 
 
-def _averaged(dims: Any, keepdim: bool) -> Callable[[Node, Place], Place]:
-    """Over some dimensions, which are left out, or of size 1. Where this leaves one place, everything is mixed."""
-
-    def change(node: Node, place: Place) -> Place:
-        def mean(each: Tensor) -> Tensor | None:
-            axes = sorted({dims % each.ndim} if isinstance(dims, int) else {dim % each.ndim for dim in dims})
-            mixed = any(each.shape[axis] > 1 for axis in axes)
-            left: Tensor = each.nanmean(axes, keepdim=True) if mixed else each
-            if mixed and not varies(_tidy(left)):
-                return None
-            return left if keepdim else left.reshape([n for i, n in enumerate(left.shape) if i not in axes])
-
-        return _each(mean, place)
-
-    return change
+def _argument(node: Node, place: int, *names: str) -> Any:
+    """An argument, given by its place or by one of its names."""
+    _, args, kwargs = node.call
+    return args[place] if len(args) > place else next((kwargs[name] for name in names if name in kwargs), None)
 
 
-def _over(dims: Any, argument: int = 0) -> _Rule:
-    """An operation that mixes along some dimensions of one of its arguments, and keeps the others."""
-    return lambda node, look: _first(node, [_averaged(dims, True)(node, look(node.call[1][argument]))])
+def _input(node: Node) -> Any:
+    return _argument(node, 0, "input", "self", "x")
+
+
+def _averaged(place: Place, dims: int | Sequence[int], keepdim: bool = True) -> Place:
+    """Over some dimensions, which are of size 1 then, or left out. Where this leaves one place, everything is mixed."""
+
+    def mean(each: Tensor) -> Tensor | None:
+        axes = sorted({dim % each.ndim for dim in ((dims,) if isinstance(dims, int) else dims)})
+        mixed = any(each.shape[axis] > 1 for axis in axes)
+        left: Tensor = each.nanmean(axes, keepdim=True) if mixed else each
+        if mixed and not varies(_tidy(left)):
+            return None
+        return left if keepdim else left.reshape([n for i, n in enumerate(left.shape) if i not in axes])
+
+    return _each(mean, place)
+
+
+def _mixes_last(node: Node, look: Callable[[Any], Place]) -> Place:
+    """What mixes the channels, the last dimension of the first argument, and keeps the others in place."""
+    return _first(node, [_averaged(look(_argument(node, 0, "input", "query")), -1)])
 
 
 def _recurrent(node: Node, look: Callable[[Any], Place]) -> Place:
-    return _over(-1)(node, look) if node.part == 0 else NOWHERE
+    return _mixes_last(node, look) if node.part == 0 else NOWHERE
 
 
 def _reduced(node: Node, look: Callable[[Any], Place]) -> Place:
     """Means, sums and maxima."""
-    _, args, kwargs = node.call
-    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    kept = len(node.shape) == len(node.inputs[0].shape)
-    if not isinstance(dims, (int, list, tuple)) or isinstance(dims, bool) or node.part > 1:
+    given, dims = _input(node), _argument(node, 1, "dim", "axis")
+    if not isinstance(given, Node) or not isinstance(dims, (int, list, tuple)) or isinstance(dims, bool):
         return NOWHERE
-    return _first(node, [_averaged(dims, kept)(node, look(args[0]))])
+    return _first(node, [_averaged(look(given), dims, keepdim=len(node.shape) == len(given.shape))])
 
 
 def _product(first: int = 0) -> _Rule:
-    """Products of matrices: rows of the left, columns of the right."""
+    """Products of matrices: rows of the left, columns of the right; behind what they are added to, if anything."""
 
     def rule(node: Node, look: Callable[[Any], Place]) -> Place:
-        left, right = node.call[1][first : first + 2]
+        names = (("batch1", "mat1"), ("batch2", "mat2")) if first else (("input", "self"), ("other", "mat2"))
+        left, right = (_argument(node, first + i, *each) for i, each in enumerate(names))
         if node.operation == "rmatmul":
             left, right = right, left
-        if min(len(left.shape), len(right.shape)) < 2:
+        if left is None or right is None or min(len(left.shape), len(right.shape)) < 2:
             return NOWHERE
-        factors = ((_averaged(-1, True), left), (_averaged(-2, True), right), (lambda _, place: place, node.call[1][0]))
-        return _first(node, (change(node, look(each)) for change, each in factors[: 2 + first]))
+
+        def factors() -> Iterator[Place]:
+            yield _averaged(look(left), -1)
+            yield _averaged(look(right), -2)
+            if first:
+                yield look(_input(node))
+
+        return _first(node, factors())
 
     return rule
 
 
 def _window(node: Node, look: Callable[[Any], Place]) -> Place:
     """Convolutions, pooling and resizing: to the centre of the window that is looked through."""
-    given = node.call[1][0] if node.call[1] else node.call[2].get("input")
+    given = _input(node)
     if not isinstance(given, Node) or len(given.shape) != len(node.shape):
         return NOWHERE
     starts, steps = _geometry(node, given)
     place = look(given)
     if node.operation.startswith("conv"):
-        place = _averaged(-len(steps) - 1, True)(node, place)
+        place = _averaged(place, -len(steps) - 1)
 
     def through(each: Tensor) -> Tensor:
         for i, (start, step) in enumerate(zip(starts, steps, strict=True)):
@@ -320,7 +332,9 @@ def _window(node: Node, look: Callable[[Any], Place]) -> Place:
 
 def _padded(node: Node, look: Callable[[Any], Place]) -> Place:
     """What is added has no place."""
-    given, pad = (*node.call[1], *node.call[2].values())[:2]
+    given, pad = _input(node), _argument(node, 1, "pad", "padding")
+    if not isinstance(given, Node) or isinstance(pad, int):
+        return NOWHERE
     axes = len(pad) // 2
 
     def grown(each: Tensor) -> Tensor:
@@ -361,7 +375,7 @@ def _geometry(node: Node, given: Node) -> tuple[list[float], list[float]]:
         stride, padding = setting("stride", 2, window), setting("padding", 3, 0)
         dilation = setting("dilation", 4, 1) if "max" in name else [1] * dims
     else:
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        weight = _argument(node, 1, "weight")
         transposed = "transpose" in name
         window, stride, padding = list(weight.shape[-dims:]), setting("stride", 3, 1), setting("padding", 4, 0)
         dilation = setting("dilation", 7 if transposed else 5, 1)
@@ -409,8 +423,7 @@ PLACES: dict[str, _Rule] = {
     **dict.fromkeys(["matmul", "rmatmul", "mm", "bmm"], _product()),
     **dict.fromkeys(["addmm", "baddbmm"], _product(1)),
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
-    "linear": _over(-1),
-    "scaled_dot_product_attention": _over(-1),
+    **dict.fromkeys(["linear", "scaled_dot_product_attention"], _mixes_last),
     "unseen": _unseen,
 }
 """What each operation does to places, by name. Those that are written in Python and not named here are taken apart."""

@@ -266,7 +266,7 @@ class Model:
             raise LayerError(f"{self.name} is scripted or traced, and its layers cannot be looked into: {instead}")
 
     def submodule(self, layer: str | nn.Module) -> nn.Module:
-        """The layer with this dotted name, "" for the network, or this module itself if it is part of the network.
+        """The layer with this dotted name, or this module itself if it is part of the network.
 
         Raises:
             LayerError: If it is not there.
@@ -276,9 +276,7 @@ class Model:
                 raise LayerError(f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules")
             return layer
         modules = [self.module]
-        parts: list[Any] = [layer]  # the command line may give a number
-        if isinstance(layer, str):
-            parts = layer.split(".") if layer else []
+        parts = layer.split(".") if isinstance(layer, str) else [layer]  # the command line may give a number
         for part in parts:  # a step at a time: listing all modules takes a twentieth of a forward pass
             if part not in modules[-1]._modules:
                 names = (name for name, _ in self.module.named_modules(remove_duplicate=False) if name)

@@ -101,7 +101,9 @@ def attribution_method(name: str, settings: dict[str, Any], model: rt.Model) -> 
         if not hasattr(rt.get_method(name), "layer"):
             raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
         layer = settings["layer"]
-        model.submodule(Address.read(layer).module if isinstance(layer, str) else layer)
+        module = Address.read(layer).module if isinstance(layer, str) else layer
+        if module or module == layer:  # a function of the network's own forward has no module to look for
+            model.submodule(module)
     return rt.get_method(name, **settings)
 
 

@@ -176,7 +176,8 @@ class ForwardPass:
             handed = leaf.clone()  # an in-place operation further up must not touch the leaf
             return (handed, *output[1:]) if isinstance(output, tuple) else handed
 
-        network, module = self.model.module, self.model.submodule(address.module)
+        network = self.model.module
+        module = self.model.submodule(address.module) if address.module else network
         with ExitStack() as watching:
             if address.function:
                 name = next(name for name, each in network.named_modules() if each is module)

@@ -330,10 +330,11 @@ def test_a_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(name: str) -> None:
         raise ImportError(name)
 
+    load = rt.load  # which is imported when it is first asked for
     monkeypatch.setattr(importlib, "import_module", missing)
     for spec, extra in (("timm:resnet18", "hub"), ("torchvision:resnet18", "hub"), ("hf:x", "hf")):
         with pytest.raises(InputError, match=rf"pip install 'ratherthan\[{extra}\]'"):
-            rt.load(spec)
+            load(spec)
 
 
 FACTORY = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -42,12 +43,14 @@ def test_seed_is_the_derivative_of_the_scalar(name: str, foil: object) -> None:
     torch.testing.assert_close(contrast.seed(logits, question), by_autograd, atol=1e-12, rtol=1e-12)
 
 
-def test_scalars_equal_a_plain_loop() -> None:
+@pytest.mark.parametrize("asked", [[{0, 1, 2}, {3, 5}], [3, 0, 5], [{3}, {0, 2, 4}]])
+def test_scalars_equal_a_plain_loop(asked: list[int | set[int]]) -> None:
     logits = some_logits()
-    question = resolve(logits, None, [{0, 1, 2}, {3, 5}])
-    for i, q in product(range(4), range(2)):
+    question = resolve(logits, None, asked)
+    for i, q in product(range(4), range(len(asked))):
         y, t = logits[i], int(question.fact[i, q])
-        foils = [c for c in ({0, 1, 2}, {3, 5})[q] if c != t]
+        wanted = asked[q] if isinstance(asked[q], set) else {asked[q]}
+        foils = [c for c in wanted if c != t or len(wanted) == 1]
         rivals = y[foils]
         expected = {
             "none": y[t],
@@ -60,6 +63,19 @@ def test_scalars_equal_a_plain_loop() -> None:
         for name, value in expected.items():
             got = get_contrast(name).scalar(logits, question)[i, q]
             assert got.item() == pytest.approx(float(value), abs=1e-10), name
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_single_foils_need_no_sets(name: str) -> None:
+    logits = some_logits(2, 50)
+    single = resolve(logits, None, "each")
+    assert single.single
+    target = get_contrast(name)
+    score, seed = target.scalar(logits, single), target.seed(logits, single)
+    assert "foils" not in vars(single), "one class per question was written out as a set of classes"
+    as_sets = dataclasses.replace(single, foil=torch.full_like(single.foil, -1), sets=single.foils)
+    torch.testing.assert_close(score, target.scalar(logits, as_sets))
+    torch.testing.assert_close(seed, target.seed(logits, as_sets))
 
 
 def test_weighted_is_equation_1_of_the_paper() -> None:

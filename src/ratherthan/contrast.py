@@ -13,7 +13,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -35,33 +36,40 @@ class Question:
 
     Attributes:
         fact: (N, Q) class indices; all zero for a regressor, which has one output.
-        foils: (N, Q, C) bool, the foil set of each question. It holds the fact itself only where the foil asked for
-            *is* the fact, a question that only the `loss` contrast answers with more than zero.
+        foil: (N, Q) the class compared with; -1 where several classes are foils together; a value for a regressor. It
+            is the fact itself only where that is asked for, which only the `loss` contrast answers with more than zero.
+        classes: C, how many there are.
         axis: Which of the two varies along Q, or None where Q is 1 and the answer carries no such axis.
-        values: (N, Q) values a regressor is asked to be contrasted with, or None for a classifier.
+        sets: (N, Q, C) bool, the foil set of each question; None: `foil` tells them, -1 for all classes but the fact.
+        of_values: Whether a regressor is asked.
     """
 
     fact: Tensor
-    foils: Tensor
+    foil: Tensor
+    classes: int
     axis: Literal["fact", "foil"] | None = None
-    values: Tensor | None = None
+    sets: Tensor | None = None
+    of_values: bool = False
 
-    @property
-    def foil(self) -> Tensor:
-        """(N, Q): the class compared with; -1 where several classes are foils together; a value for a regressor."""
-        if self.values is not None:
-            return self.values
-        return torch.where(self.foils.sum(-1) == 1, self.foils.int().argmax(-1), -1)
+    @cached_property
+    def foils(self) -> Tensor:
+        """(N, Q, C) bool: the foil set of each question."""
+        return foil_sets(self.fact, self.foil, self.classes) if self.sets is None else self.sets
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether each question has one class as its foil, so that its set need not be written out."""
+        return self.sets is None and bool((self.foil >= 0).all())
 
     @staticmethod
     def against_all(fact: Tensor, classes: int) -> Question:
         """Why each fact (N,), rather than any other class?"""
-        return Question(fact.unsqueeze(1), ~_one_hot(fact, classes).unsqueeze(1))
+        return Question(fact.unsqueeze(1), torch.full_like(fact.unsqueeze(1), -1), classes)
 
     def __getitem__(self, some: slice | Tensor | tuple[slice, slice]) -> Question:
         """The same question for some of the samples, or for some of the samples some of the questions."""
-        values = None if self.values is None else self.values[some]
-        return Question(self.fact[some], self.foils[some], self.axis, values)
+        sets = None if self.sets is None else self.sets[some]
+        return replace(self, fact=self.fact[some], foil=self.foil[some], sets=sets)
 
 
 def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None) -> Question:
@@ -107,11 +115,21 @@ def resolve_in_parts(
     axis: Literal["fact", "foil"] | None = "fact" if fact_is_axis else "foil" if foil_is_axis else None
     for start in range(0, max(facts.shape[1], given.shape[1]), at_once):
         ours, theirs = (e if e.shape[1] == 1 else e[:, start : start + at_once] for e in (facts, given))
-        foils = theirs if theirs.dtype == torch.bool else foil_sets(ours, theirs, logits.shape[1])
-        # a set of several foils never holds the fact; a single foil may be the fact (asked for by name)
-        several = foils.sum(-1, keepdim=True) > 1
-        foils = foils & ~(several & _one_hot(ours, logits.shape[1]))
-        yield Question(ours.expand(foils.shape[:2]), foils, axis)
+        foil, sets = _told(ours, theirs) if theirs.dtype == torch.bool else (theirs, None)
+        if logits.shape[1] == 2:  # all others are one
+            foil = torch.where(foil < 0, 1 - ours, foil)
+        foil = foil.expand(-1, max(ours.shape[1], foil.shape[1]))
+        yield Question(ours.expand_as(foil), foil, logits.shape[1], axis, sets)
+
+
+def _told(fact: Tensor, sets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Sets by what they have in them, and as sets if any is neither a single class nor all but the fact."""
+    # a set of several foils never holds the fact; a single foil may be the fact (asked for by name)
+    several = sets.sum(-1, keepdim=True) > 1
+    sets = sets & ~(several & _one_hot(fact, sets.shape[-1]))
+    count = sets.sum(-1)
+    foil = torch.where(count == 1, sets.int().argmax(-1), -1)
+    return foil, None if ((count == 1) | (count == sets.shape[-1] - 1)).all() else sets
 
 
 def foil_sets(fact: Tensor, foil: Tensor, classes: int) -> Tensor:
@@ -132,7 +150,7 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
             `none` only).
 
     Returns:
-        The question, with `values`.
+        The question, of values.
 
     Raises:
         InputError: If the foil is no number or its length is wrong.
@@ -148,8 +166,8 @@ def resolve_values(output: Tensor, foil: Any) -> Question:
         raise InputError(f"foil values of shape {tuple(values.shape)}: give one per sample, or a list for an axis")
     values = values.expand(count, -1) if is_axis else values.expand(count).unsqueeze(1)
     fact = torch.zeros_like(values, dtype=torch.long)
-    foils = torch.zeros(*values.shape, 1, dtype=torch.bool, device=output.device)
-    return Question(fact, foils, "foil" if is_axis else None, values)
+    sets = torch.zeros(*values.shape, 1, dtype=torch.bool, device=output.device)
+    return Question(fact, values, 1, "foil" if is_axis else None, sets, of_values=True)
 
 
 def class_index(given: Any, classes: int, names: Sequence[str] | None = None) -> int:
@@ -314,8 +332,12 @@ class Contrast(ABC):
 
 def _of_fact(logits: Tensor, question: Question) -> Tensor:
     """y_t: (..., N, C) -> (..., N, Q)."""
-    fact = question.fact.expand(*logits.shape[:-1], -1)
-    return logits.gather(-1, fact)
+    return logits.gather(-1, question.fact.expand(*logits.shape[:-1], -1))
+
+
+def _of_foil(logits: Tensor, question: Question) -> Tensor:
+    """y_q of single foils: (..., N, C) -> (..., N, Q)."""
+    return logits.gather(-1, question.foil.expand(*logits.shape[:-1], -1))
 
 
 def _of_foils(logits: Tensor, question: Question) -> Tensor:
@@ -323,13 +345,14 @@ def _of_foils(logits: Tensor, question: Question) -> Tensor:
     return logits.unsqueeze(-2).masked_fill(~question.foils, -torch.inf)
 
 
+def _unit(index: Tensor, logits: Tensor) -> Tensor:
+    """e_i: (N, Q) -> (N, Q, C)."""
+    return logits.new_zeros(*index.shape, logits.shape[-1]).scatter_(-1, index.unsqueeze(-1), 1)
+
+
 def _share(logits: Tensor, question: Question) -> Tensor:
     """1_S / |S|: (N, Q, C)."""
     return question.foils / question.foils.sum(-1, keepdim=True).to(logits.dtype)
-
-
-def _fact_seed(logits: Tensor, question: Question) -> Tensor:
-    return _one_hot(question.fact, logits.shape[-1]).to(logits.dtype)
 
 
 class Plain(Contrast):
@@ -345,41 +368,62 @@ class Plain(Contrast):
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """e_t."""
-        return _fact_seed(logits, question)
+        return _unit(question.fact, logits)
 
 
-class Mean(Contrast):
+class Difference(Contrast):
+    """y_t minus what the foils come to together; of a single foil that is y_q, whatever the contrast."""
+
+    def scalar(self, logits: Tensor, question: Question) -> Tensor:
+        """The fact's logit minus that of the foils together."""
+        pooled = _of_foil(logits, question) if question.single else self.pooled(logits, question)
+        return _of_fact(logits, question) - pooled
+
+    def seed(self, logits: Tensor, question: Question) -> Tensor:
+        """e_t minus the weights of the foils."""
+        weights = _unit(question.foil, logits) if question.single else self.weights(logits, question)
+        return weights.neg_().scatter_add_(-1, question.fact.unsqueeze(-1), torch.ones_like(weights[..., :1]))
+
+    @abstractmethod
+    def pooled(self, logits: Tensor, question: Question) -> Tensor:
+        """What the foils come to: (..., N, C) -> (..., N, Q)."""
+
+    @abstractmethod
+    def weights(self, logits: Tensor, question: Question) -> Tensor:
+        """Its derivative: (N, C) -> (N, Q, C)."""
+
+
+class Mean(Difference):
     """`mean`: y_t - mean_S y (Gu et al. 2018; weighted-contrast section 3.3)."""
 
     name = "mean"
     words = "Why {fact}, rather than {foil} (mean)?"
 
-    def scalar(self, logits: Tensor, question: Question) -> Tensor:
-        """y_t - mean over the foils."""
-        return _of_fact(logits, question) - torch.einsum("...nc,nqc->...nq", logits, _share(logits, question))
+    def pooled(self, logits: Tensor, question: Question) -> Tensor:
+        """Mean over the foils."""
+        return torch.einsum("...nc,nqc->...nq", logits, _share(logits, question))
 
-    def seed(self, logits: Tensor, question: Question) -> Tensor:
-        """e_t - 1_S / |S|."""
-        return _fact_seed(logits, question) - _share(logits, question)
+    def weights(self, logits: Tensor, question: Question) -> Tensor:
+        """1_S / |S|."""
+        return _share(logits, question)
 
 
-class Max(Contrast):
+class Max(Difference):
     """`max`: y_t - max_S y (Dhurandhar et al. 2018; weighted-contrast section 3.3)."""
 
     name = "max"
     words = "Why {fact}, rather than {foil} (strongest)?"
 
-    def scalar(self, logits: Tensor, question: Question) -> Tensor:
-        """y_t - the strongest foil."""
-        return _of_fact(logits, question) - _of_foils(logits, question).amax(-1)
+    def pooled(self, logits: Tensor, question: Question) -> Tensor:
+        """The strongest foil."""
+        return _of_foils(logits, question).amax(-1)
 
-    def seed(self, logits: Tensor, question: Question) -> Tensor:
-        """e_t - e_{s*}; of equal foils the first."""
-        strongest = _of_foils(logits, question).argmax(-1)
-        return _fact_seed(logits, question) - _one_hot(strongest, logits.shape[-1]).to(logits.dtype)
+    def weights(self, logits: Tensor, question: Question) -> Tensor:
+        """e_{s*}; of equal foils the first."""
+        return _unit(_of_foils(logits, question).argmax(-1), logits)
 
 
-class Weighted(Contrast):
+class Weighted(Difference):
     """`weighted`: y_t - logsumexp_S y, the log-odds of the fact against the foils (weighted-contrast eq. 1).
 
     Its seed is e_t - a with a = softmax(y_S), the paper's weights alpha. It stays right where the network is sure,
@@ -388,13 +432,13 @@ class Weighted(Contrast):
 
     name = "weighted"
 
-    def scalar(self, logits: Tensor, question: Question) -> Tensor:
-        """Log-odds of fact against foils."""
-        return _of_fact(logits, question) - _of_foils(logits, question).logsumexp(-1)
+    def pooled(self, logits: Tensor, question: Question) -> Tensor:
+        """Logsumexp over the foils."""
+        return _of_foils(logits, question).logsumexp(-1)
 
-    def seed(self, logits: Tensor, question: Question) -> Tensor:
-        """e_t - softmax over the foils."""
-        return _fact_seed(logits, question) - _of_foils(logits, question).softmax(-1)
+    def weights(self, logits: Tensor, question: Question) -> Tensor:
+        """Softmax over the foils."""
+        return _of_foils(logits, question).softmax(-1)
 
 
 class Probability(Weighted):
@@ -431,15 +475,19 @@ class Loss(Contrast):
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """-log p_Q (averaged over several foils), or (y - Q)^2."""
-        if question.values is not None:
-            return (logits - question.values).square()
-        return -torch.einsum("...nc,nqc->...nq", logits.log_softmax(-1), _share(logits, question))
+        if question.of_values:
+            return (logits - question.foil).square()
+        likely = logits.log_softmax(-1)
+        if question.single:
+            return -_of_foil(likely, question)
+        return -torch.einsum("...nc,nqc->...nq", likely, _share(logits, question))
 
     def seed(self, logits: Tensor, question: Question) -> Tensor:
         """P - e_Q (averaged over several foils), or 2 (y - Q)."""
-        if question.values is not None:
-            return 2 * (logits - question.values).unsqueeze(-1)
-        return logits.softmax(-1).unsqueeze(1) - _share(logits, question)
+        if question.of_values:
+            return 2 * (logits - question.foil).unsqueeze(-1)
+        share = _unit(question.foil, logits) if question.single else _share(logits, question)
+        return logits.softmax(-1).unsqueeze(1) - share
 
     def describe(self, fact: str, foil: str) -> str:
         """What speaks against Q, or, asked about the fact itself, against being surer of it?"""

@@ -198,9 +198,6 @@ def explanation_of(
         if (found.values.flatten(2).square().mean(2).sqrt() < floor).any():
             what = f"{dtype} rounds away what {method.name!r} measures, differences of logits"
             raise UnsupportedError(f"{what}: use float32 weights, e.g. copy.deepcopy(net).float()")
-    # one class, or all but the fact, is told by the index; sets of each against each would fill the memory
-    told = (question.foil >= 0) | (question.foils.sum(-1) == question.foils.shape[-1] - 1)
-    sets = None if question.values is None and told.all() else question.foils
 
     def lead(values: Any) -> Any:
         return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values
@@ -209,7 +206,7 @@ def explanation_of(
         images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
         preprocessing=forward_pass.model.inputs.describe(),
         class_names=forward_pass.model.class_names if output.of_classes else None,
-        axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(sets),
+        axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(question.sets),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),
         attribution=lead(found.values.detach()), layer=found.layer,
         diagnostics={key: lead(value) for key, value in found.diagnostics.items()},

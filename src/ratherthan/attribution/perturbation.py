@@ -74,7 +74,7 @@ class Perturbation(Method):
         """The contrast at altered images, (M, N, classes) to (M, N, Q), within the memory budget."""
         if (foil_weights or self.foil_weights) == "frozen":
             return target.scalar(logits)
-        step = max(1, forward_pass.budget // (target.question.foils.numel() * logits.element_size()))
+        step = max(1, forward_pass.budget // (target.question.fact.numel() * logits.shape[-1] * logits.element_size()))
         return torch.cat([target.scalar(part, "live") for part in torch.split(logits, step)])
 
 

@@ -207,8 +207,8 @@ class PredictionDifference(Perturbation):
             return target.scalar(p)
         log = ((p * self.training_samples + 1) / (self.training_samples + p.shape[-1])).log()
         if isinstance(target.contrast, Plain):
-            fact = torch.nn.functional.one_hot(target.question.fact, p.shape[-1]).bool()
-            odds = Target(target.logits, Question(target.question.fact, ~fact), Weighted())
+            fact = target.question.fact
+            odds = Target(target.logits, Question(fact, torch.full_like(fact, -1), p.shape[-1]), Weighted())
             return self.scores(forward_pass, odds, log, "live") / math.log(2)
         return self.scores(forward_pass, target, log) / math.log(2)
 

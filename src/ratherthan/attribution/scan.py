@@ -59,7 +59,7 @@ class Scan(Method):
             return method.attribute(forward_pass, target)
         if target.contrast.name not in ("mean", "max", "weighted"):
             raise InputError(f"scan weighs fact and foil in its own way: leave contrast {target.contrast.name!r} out")
-        if not (target.question.foils.sum(-1) == 1).all():
+        if not target.question.single:
             raise InputError("scan compares with one class at a time: give a foil, e.g. 'runner-up' or a class")
         fact, foil = target.question.fact, target.question.foil
         found = method.attribute(forward_pass, _plain(target, torch.cat([fact, foil], 1)))
@@ -80,8 +80,8 @@ class Scan(Method):
 
 def _plain(target: Target, classes: Tensor) -> Target:
     """Why each of these classes, (N, Q), by itself?"""
-    foils = ~torch.nn.functional.one_hot(classes, target.logits.shape[-1]).bool()
-    return Target(target.logits, Question(classes, foils, "fact"), get_contrast("none"))
+    question = Question(classes, torch.full_like(classes, -1), target.logits.shape[-1], "fact")
+    return Target(target.logits, question, get_contrast("none"))
 
 
 def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Tensor, weights: Tensor) -> Tensor:

@@ -347,8 +347,7 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
     foil = None
     if isinstance(how, CounterfactualMethod):
         foil = asked.foil
-        everything = asked.foils.sum(-1) == logits.shape[1] - 1
-        if ((foil < 0) & ~(everything & how.any_foil)).any():
+        if (foil < 0).any() and not (how.any_foil and asked.sets is None):
             words = "'runner-up', a class, a list, 'each'" + " or 'any'" * how.any_foil
             raise InputError(f"{how.name} moves towards one class: ask with {words}")
     fact = asked.fact

@@ -376,6 +376,42 @@ def test_layers_that_cannot_carry_an_explanation_are_refused(layer: str, message
     state.unchanged()
 
 
+class Tokened(nn.Module):
+    """Tokens made of a normalised map, so that memory holds the channels last, and a map made of tokens again."""
+
+    def __init__(self, norm: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, CLASSES), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.first(x)).flatten(2).transpose(1, 2).contiguous()
+        again = self.norm(tokens.tanh().transpose(1, 2).reshape(len(x), 4, *x.shape[2:]))
+        return self.last(again.flatten(2).transpose(1, 2).relu().mean(1))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(4),
+        nn.InstanceNorm2d(4, affine=True),
+        lambda x: nn.functional.batch_norm(x, torch.arange(4.0).to(x), torch.arange(1.0, 5.0).to(x)),
+    ],
+)
+@pytest.mark.parametrize("layer", [None, "first"])
+def test_the_norm_of_a_single_image_is_gone_back_through_rightly(
+    norm: Callable[[Tensor], Tensor], layer: str | None
+) -> None:
+    model = make(lambda: Tokened(norm))
+    x = images()[:1]
+    way = 1e-6 * torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    before, after = (model.module(each)[0] for each in (x - way, x + way))
+    changes = (after - before).detach() / 2
+    graph = ForwardPass(model, x).graph(layer)
+    step = way if layer is None else nn.functional.conv2d(way, model.module.first.weight, padding=1)  # type: ignore
+    gradients = graph.vjp(torch.eye(CLASSES, dtype=x.dtype).unsqueeze(0))[0]
+    torch.testing.assert_close((gradients * step).sum((1, 2, 3)), changes, atol=0, rtol=1e-4)
+
+
 def test_reused_modules_are_right_in_input_space() -> None:
     """A gradient through a module used twice equals that of an untied copy."""
     model = make(Twice)

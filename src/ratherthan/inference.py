@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ratherthan.errors import InputError, ModelError, told_as
 
@@ -95,6 +96,32 @@ def forward_of(module: nn.Module, who: str) -> Iterator[None]:
         yield
     finally:
         _PASSES.remove(key)
+
+
+class SingleNorms(TorchFunctionMode):
+    """Batch and instance norm of a single sample, gone back through rightly.
+
+    On CPUs, PyTorch 2.13 misreads the memory of one sample whose channels stand last, of the values as of their
+    gradient: the gradient is silently a wrong one. Both are laid out plainly first.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        kwargs = kwargs or {}
+        if func.__name__ not in ("batch_norm", "instance_norm") or not args:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # nobody is to follow these questions
+            single, laid_out = args[0].shape[0] == 1, args[0].is_contiguous()
+        made = func(args[0].contiguous() if single and not laid_out else args[0], *args[1:], **kwargs)
+        with torch._C.DisableTorchFunction():
+            if single and made.requires_grad:
+                made.register_hook(Tensor.contiguous)
+        return made
+
+
+def differentiable() -> AbstractContextManager[object]:
+    """A forward pass that is gone back through where gradients are recorded; see `SingleNorms`."""
+    return SingleNorms() if torch.is_grad_enabled() else nullcontext()
 
 
 def to_device(thing: Movable, device: str | torch.device) -> Movable:

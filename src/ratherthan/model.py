@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
-from ratherthan.inference import forward_of, to_device
+from ratherthan.inference import differentiable, forward_of, to_device
 from ratherthan.inputs import PREPROCESSING, Images, Inputs
 from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
@@ -156,7 +156,7 @@ class Model:
         """
         seen = normalised.to(self.dtype) if self.dtype in HALF else normalised
         try:
-            with forward_of(self.module, self.name):
+            with forward_of(self.module, self.name), differentiable():
                 returned = self._run(seen)
         except RatherThanError:
             raise

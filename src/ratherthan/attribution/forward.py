@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ratherthan.attribution.trace import Address, Calls
 from ratherthan.errors import LayerError, ModelError
+from ratherthan.inference import differentiable
 from ratherthan.model import Model
 
 T = TypeVar("T")
@@ -173,6 +174,7 @@ class ForwardPass:
             leaf = tensor.detach().requires_grad_()
             leaves.append(leaf)
             torch.set_grad_enabled(True)  # from here upward; no_grad below restores the mode
+            watching.enter_context(differentiable())
             handed = leaf.clone()  # an in-place operation further up must not touch the leaf
             return (handed, *output[1:]) if isinstance(output, tuple) else handed
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ratherthan.contrast import margin
 from ratherthan.errors import InputError, ModelError, told_as
-from ratherthan.inference import preserve_state
+from ratherthan.inference import differentiable, preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
@@ -128,7 +128,8 @@ class Manifold:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, *latent_shape) to images (N, C, H, W) in image space."""
         low, high = self.scale
-        images: Tensor = self._decode(latents)
+        with differentiable():
+            images: Tensor = self._decode(latents)
         return images if self.scale == (0.0, 1.0) else (images - low) / (high - low)
 
     def encode(self, images: Tensor) -> Tensor:

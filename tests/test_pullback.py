@@ -345,6 +345,22 @@ def test_tokens_fold_to_a_grid_and_a_block_behind_the_class_token_is_refused() -
         rt.explain(model, x, 0, 1, rt.GradCAM("blocks.1"))
 
 
+def test_activation_times_gradient_is_refused_where_a_norm_cancels_it() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.patches(x).flatten(2).mT).relu().mean(1))
+
+    model = make(Normed)
+    assert rt.explain(model, images(), method="la").layer == "relu()"
+    with pytest.raises(rt.LayerError, match=r"cancel to under a thousandth.*norm's output"):
+        rt.explain(model, images(), method="la", layer="patches", foil="each")
+    assert rt.explain(model, images(), method="gradcam", layer="patches").attribution.any()
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ def test_every_method_explains_photographs(model: rt.Model, photographs: Tensor,
     assert heat.isfinite().all()
     # where no weight works, scan has no map, and says so
     kept = why.diagnostics["kept"] > 0 if method == "scan" else torch.ones(COUNT, dtype=torch.bool)
-    if method == "pda":  # of one photograph in ten, at half size, nothing that it draws changes a probability
-        kept = heat.flatten(1).any(1)
-        assert kept.sum() >= COUNT - 1
+    if method == "pda":  # its smoothed probabilities tell nothing beyond one in ten thousand times N
+        kept = why.score < math.log(1e4 * QUICK["pda"].training_samples)
     assert kept.float().mean() >= 0.5
     assert heat[kept].flatten(1).any(1).all()
     assert (heat[kept].flatten(1).std(1) > 0).all()

@@ -120,8 +120,20 @@ class LinearApproximation(LayerMethod):
     linear = True
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Activation times gradient, summed over channels."""
-        return torch.einsum("nqkhw,nkhw->nqhw", gradient, activation.squeeze(1))
+        """Activation times gradient, summed over channels.
+
+        Raises:
+            LayerError: If they cancel, as the values do that a norm takes in: scaling them changes nothing.
+        """
+        activation = activation.squeeze(1)
+        maps = torch.einsum("nqkhw,nkhw->nqhw", gradient, activation)
+        largest = maps.abs().amax()
+        if largest == 0 or largest > 1e-3 * gradient.abs().amax() * activation.abs().amax():
+            return maps
+        if largest > 1e-3 * torch.einsum("nqkhw,nkhw->nqhw", gradient.abs(), activation.abs()).amax():
+            return maps
+        what = "values times gradients cancel to under a thousandth, as where a norm follows"
+        raise LayerError(f"'la' says nothing at this layer: {what}; choose the norm's output, or use 'gradcam'")
 
     def class_maps(self, scores: Tensor, passing: Tensor) -> Tensor:
         """The scores where a class is reached."""

@@ -103,6 +103,8 @@ class PredictionDifference(Perturbation):
       p_bar_t.
     - for a network that gives a value: s(y(x)) - s(y_bar).
 
+    Where a network is surer than N images could make it, all smoothed probabilities are alike and the map is zero.
+
     A pixel's value is the mean over the windows that hold it. The noise is keyed by (seed, window, draw), the same for
     every image, so that results do not depend on batches. The answers kept are windows x images x classes numbers.
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.method import register_method
-from ratherthan.attribution.perturbation import Windows, window_cover
+from ratherthan.attribution.perturbation import Windows
 from ratherthan.baselines import baseline_images
-from ratherthan.errors import InputError
 
 
 @register_method
@@ -31,26 +30,15 @@ class Occlusion(Windows):
     """
 
     name = "occlusion"
+    cut_off = True
     size: int | tuple[int, int] | None = None
     stride: int | tuple[int, int] | None = None
     baseline: Any = "mean"
 
-    def windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows and columns held by the windows, (positions, H) and (positions, W) bool.
-
-        Raises:
-            InputError: If windows do not fit in the image, or leave gaps.
-        """
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """As given, or an eighth of the image by half of that."""
         sizes = _pair(self.size) or (max(1, height // 8), max(1, width // 8))
-        strides = _pair(self.stride) or (max(1, sizes[0] // 2), max(1, sizes[1] // 2))
-        covers = []
-        for length, size, stride in zip((height, width), sizes, strides, strict=True):
-            if not 1 <= size <= length:
-                raise InputError(f"a window of {sizes} does not fit in an image of {height} x {width}")
-            if not 1 <= stride <= size:
-                raise InputError(f"a stride of {strides} leaves gaps between windows of {sizes}, or does not move them")
-            covers.append(window_cover(range(0, length - size + stride, stride), size, length))
-        return covers[0], covers[1]
+        return sizes, _pair(self.stride) or (max(1, sizes[0] // 2), max(1, sizes[1] // 2))
 
     def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
         """Covers a window."""

@@ -9,10 +9,10 @@ One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,13 +81,29 @@ class Perturbation(Method):
 class Windows(Perturbation):
     """A method that alters one window of the image at a time; a pixel's value is the mean over those that hold it."""
 
+    cut_off: ClassVar[bool] = False
+    """Whether the last windows are cut off at the border; if not, they end there."""
+
     @abstractmethod
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of the windows in an image: height and width, steps down and across."""
+
     def windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rows and columns held by the windows, (positions, H) and (positions, W) bool.
 
         Raises:
             InputError: If windows do not fit in the image, or leave gaps.
         """
+        covers = []
+        for length, size, stride in zip((height, width), *self.sides(height, width), strict=True):
+            if not 1 <= size <= length:
+                raise InputError(f"a window of {size} pixels does not fit in {length}; give a smaller window")
+            if not 1 <= stride <= size:
+                raise InputError(f"a stride of {stride} leaves gaps between windows of {size}, or does not move them")
+            starts = range(0, length - size + stride, stride)
+            start = torch.tensor(starts).clamp_max(length if self.cut_off else length - size).unsqueeze(1)
+            covers.append((start <= torch.arange(length)) & (torch.arange(length) < start + size))
+        return covers[0], covers[1]
 
     @abstractmethod
     def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
@@ -123,9 +139,3 @@ def steps(forward_pass: ForwardPass, parts: Sequence[_Step]) -> Iterator[_Step]:
     for number, part in enumerate(parts):
         yield part
         forward_pass.report((number + 1) / len(parts))
-
-
-def window_cover(starts: Iterable[int], size: int, length: int) -> Tensor:
-    """(positions, length) bool: the pixels that each window holds along one side; cut off at the border."""
-    start, pixel = torch.tensor(list(starts)).unsqueeze(1), torch.arange(length)
-    return (start <= pixel) & (pixel < start + size)

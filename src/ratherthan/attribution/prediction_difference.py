@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import register_method
-from ratherthan.attribution.perturbation import Windows, window_cover
+from ratherthan.attribution.perturbation import Windows
 from ratherthan.contrast import FoilWeights, Plain, Question, Target, Weighted
 from ratherthan.errors import InputError
 from ratherthan.settings import AtLeastOne, Interval, Seed
@@ -145,8 +145,6 @@ class PredictionDifference(Windows):
             raise InputError("conditional sampling learns from images: give patches=images or a data set")
         if self.sampling == "marginal" and isinstance(self.patches, PatchGaussian):
             raise InputError("marginal sampling draws windows from images: give patches=images, not a distribution")
-        if self.stride > self.window:
-            raise InputError(f"a stride of {self.stride} leaves gaps between windows of {self.window}")
 
     def settings(self) -> dict[str, Any]:
         """The settings by name; of the patches only what they are."""
@@ -196,15 +194,9 @@ class PredictionDifference(Windows):
         return super().scores(forward_pass, target, log, foil_weights) / math.log(2)
 
     # ------------------------------------------------------------------------------------- windows
-    def windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows and columns held by the windows; the last ones end at the border."""
-        covers = []
-        for length in (height, width):
-            last = length - self.window
-            if last < 0:
-                raise InputError(f"a window of {self.window} pixels does not fit in {length}; give a smaller window")
-            covers.append(window_cover(sorted({*range(0, last + 1, self.stride), last}), self.window, length))
-        return covers[0], covers[1]
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """As given, for all images."""
+        return (self.window, self.window), (self.stride, self.stride)
 
     def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
         """Draws a window anew; its number keys the noise."""

@@ -84,15 +84,14 @@ class LRP(Method):
                 relevance is lost, or if constants absorb all of it.
         """
         model = forward_pass.model
-        seeds, mixture = _spanning(target.seeds)
-        scores, relevance, constants = self.propagate(model, forward_pass.images, seeds)
+        seeds = target.seeds
+        scores, values, constants = self.propagate(model, forward_pass.images, seeds)
         _check_same(scores, target.logits, model)
         start = torch.einsum("nqc,nc->q", seeds, target.logits)
         scale = (seeds.abs().sum(2) * target.logits.abs().amax(1, keepdim=True)).sum(0)
-        lost = (start - relevance.flatten(2).sum((0, 2)) - constants).abs()
+        lost = (start - values.flatten(2).sum((0, 2)) - constants).abs()
         _check(lost, scale, model, "LRP loses {} of the relevance", "a rule does not conserve it")
-        values = _mix(relevance, mixture)
-        absorbed = torch.einsum("nqc,nc->nq", target.seeds, target.logits) - values.flatten(2).sum(2)
+        absorbed = torch.einsum("nqc,nc->nq", seeds, target.logits) - values.flatten(2).sum(2)
         share = absorbed.abs() / (absorbed.abs() + values.flatten(2).abs().sum(2) + _tiny(values))
         if (share[model.normalise(forward_pass.images).flatten(1).any(1)] >= _ABSORBED).any():
             why = "what depends on the image passes a detach, a norm alone, or dead units; use 'occlusion'"
@@ -172,12 +171,12 @@ class DeepLift(Method):
             start = model.logits(leaf.clone() - leaf.detach() + baseline).detach()
             mode.meet_baseline()
             scores = model.logits(leaf.clone())
-        seeds, mixture = _spanning(target.seeds)
-        values = _mix((images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0], mixture)
-        gains = target.seeds * (target.logits - start).unsqueeze(1)
+        seeds = target.seeds
+        values = (images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0]
+        gains = seeds * (target.logits - start).unsqueeze(1)
         missed = values.flatten(2).sum(2) - gains.sum(2)
         # differences of logits within rounding say nothing about completeness
-        rounding = 1e5 * torch.finfo(missed.dtype).eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2)
+        rounding = 1e5 * torch.finfo(missed.dtype).eps * (seeds * target.logits.unsqueeze(1)).abs().sum(2)
         why = "it depends on the image in a way that has no gradient (a mask, no_grad)"
         _check(missed.abs(), gains.abs().sum(2) + rounding, model, "DeepLift misses {} of the contrast", why)
         noted = {"convergence delta": missed, "missed share": (missed / gains.sum(2)).abs().nan_to_num(0.0)}
@@ -197,20 +196,6 @@ def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Ten
         ]
     images, constants = zip(*pulled, strict=True)
     return torch.stack(images, 1), torch.stack(constants)
-
-
-def _spanning(seeds: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Seeds (N, Q, C) as they are or, where they concern fewer classes than Q, those of the classes and a mixture."""
-    classes = seeds.flatten(0, 1).any(0).nonzero().flatten()
-    if not 0 < len(classes) < seeds.shape[1]:
-        return seeds, None
-    plain = torch.eye(seeds.shape[2], dtype=seeds.dtype, device=seeds.device)[classes]
-    return plain.expand(len(seeds), -1, -1), seeds[..., classes]
-
-
-def _mix(values: Tensor, mixture: Tensor | None) -> Tensor:
-    """Maps of classes (N, A, ...) to those of questions (N, Q, ...)."""
-    return values if mixture is None else torch.einsum("nqa,na...->nq...", mixture.to(values), values)
 
 
 def _refuse(model: Model, method: str) -> None:

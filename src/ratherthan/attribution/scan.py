@@ -95,8 +95,6 @@ def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Ten
         removed = evidence / torch.where(most > 0, most, 1)
         answers.append(forward_pass.forward(forward_pass.images[n] * (1 - removed).unsqueeze(1)))
     n, q, _ = cases.T
-    before, after = forward_pass.logits.softmax(-1)[n], torch.cat(answers).softmax(-1)
+    change = torch.cat(answers).softmax(-1) - forward_pass.logits.softmax(-1)[n]
     fact, foil = (each[n, q].unsqueeze(1) for each in (target.question.fact, target.question.foil))
-    falls = after.gather(1, fact) < before.gather(1, fact)
-    rises = after.gather(1, foil) > before.gather(1, foil)
-    return (falls & rises).reshape(shape)
+    return ((change.gather(1, fact) < 0) & (change.gather(1, foil) > 0)).reshape(shape)

@@ -88,8 +88,7 @@ def blur(images: Tensor, sigma: Tensor | float) -> Tensor:
 def _band(size: int, sigma: Tensor, radius: int) -> Tensor:
     """(n, size, size): row i weighs the pixels that a kernel centred at i meets, reflected at both ends."""
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
-    weights = (-0.5 * (offsets / sigma.unsqueeze(1)).square()).exp()
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = (-0.5 * (offsets / sigma.unsqueeze(1)).square()).softmax(1)
     period = max(1, 2 * (size - 1))
     met = (torch.arange(size, device=sigma.device).unsqueeze(1) + offsets) % period
     met = torch.minimum(met, period - met)

@@ -63,8 +63,9 @@ class Question:
 
     @staticmethod
     def against_all(fact: Tensor, classes: int) -> Question:
-        """Why each fact (N,), rather than any other class?"""
-        return Question(fact.unsqueeze(1), torch.full_like(fact.unsqueeze(1), -1), classes)
+        """Why each fact, (N,) or (N, Q), rather than any other class?"""
+        fact = fact.unsqueeze(1) if fact.ndim == 1 else fact
+        return Question(fact, torch.full_like(fact, -1), classes)
 
     def __getitem__(self, some: slice | Tensor | tuple[slice, slice]) -> Question:
         """The same question for some of the samples, or for some of the samples some of the questions."""

@@ -99,12 +99,9 @@ def locked(path: Path) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # not everywhere while it is open
-                    lock.unlink()
-    except Timeout as error:
-        raise InputError(f"another process is writing to {path}") from error
+    with told_as(InputError, f"another process is writing to {path}", Timeout), FileLock(lock, timeout=0):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not everywhere while it is open
+                lock.unlink()

@@ -91,12 +91,8 @@ def load(
         hint = f"did you mean 'zoo:{close[0]}'? Or " if close else gone
         raise InputError(f"model {spec!r}: {hint}give one of {sources}, a .pt2 file or file.py:factory")
     if weights is not None and kind != "zoo":  # an entry of the zoo reads its weights itself
-        try:
-            fit_weights(model.module, weights)
-        except ModelError as error:
-            if names is not None or kind not in ("torchvision", "timm") or ", not (" not in str(error):
-                raise
-            raise ModelError(f"{error}; if its classes are others, give class_names=") from error
+        others = "; if its classes are others, give class_names=" * (names is None and kind in ("torchvision", "timm"))
+        fit_weights(model.module, weights, hint=others)
     for each in model.module.modules():
         each.training = False
     given = {key: value for key, value in {"name": spec, "class_names": names, **settings}.items() if value is not None}
@@ -116,9 +112,8 @@ def read_class_names(path: str | Path) -> list[str]:
         InputError: If the file cannot be read or has another form, an index or a line is missing, or a name is no text.
     """
     where = f"class names: {str(path)!r}"
-    with told_as(
-        InputError, f"class names: cannot read {str(path)!r}", ValueError, RecursionError
-    ):  # no file, text, JSON
+    what = f"class names: cannot read {str(path)!r}"
+    with told_as(InputError, what, ValueError, RecursionError):  # no file, text, JSON
         text = read_text(path)
         names = json.loads(text) if str(path).endswith(".json") else text.rstrip().split("\n")
     if isinstance(names, dict):
@@ -260,11 +255,9 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
 
 
 def _extra(package: str, extra: str) -> Any:
-    try:
-        with told_as(InputError, f"{package} is installed but does not import", RuntimeError):
-            return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f"{package} is not installed: pip install 'ratherthan[{extra}]'") from error
+    what = f"{package} cannot be imported (pip install 'ratherthan[{extra}]')"
+    with told_as(InputError, what, ImportError, RuntimeError):
+        return importlib.import_module(package)
 
 
 _LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}

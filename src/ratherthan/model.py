@@ -275,14 +275,13 @@ class Model:
             if not any(layer is module for module in self.module.modules()):
                 raise LayerError(f"the layer {type(layer).__name__} is no part of {self.name}; name one of its modules")
             return layer
-        modules = [self.module]
-        parts = layer.split(".") if isinstance(layer, str) else [layer]  # the command line may give a number
-        for part in parts:  # a step at a time: listing all modules takes a twentieth of a forward pass
-            if part not in modules[-1]._modules:
+        found = self.module
+        for part in str(layer).split("."):  # a step at a time: listing all modules takes a twentieth of a forward pass
+            if part not in found._modules:
                 names = (name for name, _ in self.module.named_modules(remove_duplicate=False) if name)
                 raise LayerError(unknown("layer", layer, names))
-            modules.append(modules[-1].get_submodule(part))
-        return modules[-1]
+            found = found.get_submodule(part)
+        return found
 
     def _tensors(self) -> Iterable[Tensor]:
         yield from self.module.parameters()

@@ -46,12 +46,12 @@ class Output(Settings):
         return found
 
     def logits(self, scores: Tensor, who: str) -> Tensor:
-        """The scores as logits, (N, K); (N, 2) for the single score of a sigmoid classifier, its halves of both signs.
+        """The scores as logits, (N, K); -y/2 and y/2 for the single log-odds y of a sigmoid classifier.
 
         Raises:
             ModelError: If they are not what this output promises.
         """
-        return scores
+        return _both_sides(scores) if self.of_classes else scores
 
     def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse logits that show that the network gives something else.
@@ -73,10 +73,6 @@ class Logits(Output):
     """Logits of K classes; a single one is the log-odds of a sigmoid classifier."""
 
     name = "logits"
-
-    def logits(self, scores: Tensor, who: str) -> Tensor:
-        """The scores themselves, or -y/2 and y/2, whose difference is the log-odds y."""
-        return _both_sides(scores)
 
     def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse probabilities: rows in [0, 1] of sum 1, or what comes from a softmax or a sigmoid.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -119,14 +120,14 @@ class Result(ABC):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Results of consecutive samples as one; evaluations are summed, one that was interrupted marks the whole."""
-        fields = parts[0]._by_sample()
-        whole = {key: _joined([getattr(part, key) for part in parts]) for key in fields}
-        for f in dataclasses.fields(cls):
-            value = getattr(parts[0], f.name)
-            if f.name not in fields and isinstance(value, (bool, int)):
-                column = [getattr(part, f.name) for part in parts]
-                whole[f.name] = any(column) if isinstance(value, bool) else sum(column)
-        return dataclasses.replace(parts[0], **whole)
+        counts = (f.name for f in dataclasses.fields(cls) if isinstance(getattr(parts[0], f.name), int))
+        return cls._merged(parts, [*parts[0]._by_sample(), *counts])
+
+    @classmethod
+    def _merged(cls, parts: Sequence[Self], keys: Iterable[str], dim: int = 0) -> Self:
+        """The first of them with some fields of all, one sample after another, or (1) one question."""
+        columns = {key: [getattr(each, key) for each in parts] for key in keys if getattr(parts[0], key) is not None}
+        return dataclasses.replace(parts[0], **{key: _joined(column, dim) for key, column in columns.items()})
 
     def _by_sample(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -135,7 +136,7 @@ class Result(ABC):
     # ----------------------------------------------------------------------------------------- words
     def class_label(self, index: int) -> str:
         """What to call a class."""
-        return class_label(self.class_names, index)
+        return self.class_names[index] if self.class_names else f"class {index}"
 
     def probabilities(self) -> Tensor:
         """(N, classes) softmax probabilities of the images.
@@ -239,11 +240,10 @@ class Result(ABC):
         from ratherthan.render.figure import figure_png
 
         lines = "<br>".join(escape(line) for line in str(self).splitlines())
-        try:
+        with suppress(InputError):  # rows of a table have no picture
             drawn = b64encode(figure_png(self.plot())).decode()
-        except InputError:  # rows of a table have no picture
-            return f"<p>{lines}</p>"
-        return f'<img src="data:image/png;base64,{drawn}" style="max-width:100%"><p>{lines}</p>'
+            return f'<img src="data:image/png;base64,{drawn}" style="max-width:100%"><p>{lines}</p>'
+        return f"<p>{lines}</p>"
 
 
 def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
@@ -288,17 +288,20 @@ def _rows(value: Any, rows: slice) -> Any:
     return value[rows]
 
 
-def _joined(column: list[Any]) -> Any:
+def _joined(column: list[Any], dim: int) -> Any:
     first = column[0]
+    if isinstance(first, int):
+        return any(column) if isinstance(first, bool) else sum(column)
     if isinstance(first, Tensor):
-        if first.ndim > 1:  # rows that end at different lengths are filled up: with NaN, whole numbers with -1
+        # rows that end at different lengths are filled up: with NaN, whole numbers with -1
+        if first.ndim > 1 and dim == 0:
             widest = max(each.shape[-1] for each in column)
             empty = torch.nan if first.is_floating_point() else -1
             column = [torch.nn.functional.pad(each, (0, widest - each.shape[-1]), value=empty) for each in column]
-        return torch.cat(column)
+        return torch.cat(column, dim)
     if isinstance(first, dict):
-        shared = {k: v for k, v in first.items() if all(k in each for each in column)}
-        return shared | {k: _joined([each[k] for each in column]) for k, v in shared.items() if isinstance(v, Tensor)}
+        kept = {k: v for k, v in first.items() if all(k in each for each in column)}
+        return kept | {k: _joined([each[k] for each in column], dim) for k, v in kept.items() if isinstance(v, Tensor)}
     return type(first)(row for rows in column for row in rows)
 
 
@@ -308,11 +311,6 @@ def versions() -> dict[str, str]:
     from ratherthan import __version__
 
     return {"ratherthan": __version__, "torch": torch.__version__}
-
-
-def class_label(names: Sequence[str] | None, index: int) -> str:
-    """What to call a class."""
-    return names[index] if names else f"class {index}"
 
 
 def picture(image: Tensor) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, told_as
-from ratherthan.settings import AtLeastOne, check_value
+from ratherthan.settings import AtLeastOne, Settings
 
 Kind = Literal["slic", "quickshift", "felzenszwalb", "grid", "pixels"]
 _SMALL = 32 * 32  # grey pictures up to this many pixels are explained pixel by pixel
@@ -19,7 +19,7 @@ DEFAULT_COUNT = 200  # superpixels that the CEM-MAF paper asks for
 
 
 @dataclass(frozen=True)
-class Superpixels:
+class Superpixels(Settings):
     """How pictures are divided.
 
     Attributes:
@@ -29,13 +29,10 @@ class Superpixels:
         settings: Further arguments of the scikit-image function, e.g. {"compactness": 20}.
     """
 
+    name = "superpixels"
     kind: Kind = "slic"
-    count: int = 50
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_value("kind of superpixels", Kind, self.kind)
-        check_value("count of superpixels", AtLeastOne, self.count)
+    count: AtLeastOne = 50
+    settings: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
 
 
 Division = Kind | Superpixels | Tensor | np.ndarray[Any, Any]

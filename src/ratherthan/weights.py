@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ModelError: There is no such file, it is damaged, or it holds something else.
     """
     path = Path(path)
-    with _readable(path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with _opened(path) as file:
+        if file is not None:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         with torch.serialization.safe_globals([Namespace]):  # timm writes the arguments of a training beside
             found = torch.load(path, map_location="cpu", weights_only=True)
     inside = {"": found} | {key: found.get(key) for key in _WRAPPED if isinstance(found, dict)}
@@ -54,21 +53,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         ModelError: There is no such file, or it is damaged.
     """
-    path = Path(path)
-    with _readable(path):
-        if path.suffix != ".safetensors":
-            return {}
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+    with _opened(Path(path)) as file:
+        return {} if file is None else file.metadata() or {}
 
 
-def fit_weights(module: nn.Module, path: str | Path, name: str | None = None) -> nn.Module:
+def fit_weights(module: nn.Module, path: str | Path, name: str | None = None, hint: str = "") -> nn.Module:
     """Put weights from a file into a network, which keeps its dtype and device.
 
     Args:
         module: The network; nothing is changed where the weights do not fit.
         path: See `read_weights`. What a wrapper has put before all names ("module.", "_orig_mod.") does not count.
         name: What to call the network in an error; by default its class.
+        hint: What to say where a shape does not fit.
 
     Returns:
         The network.
@@ -88,7 +84,7 @@ def fit_weights(module: nn.Module, path: str | Path, name: str | None = None) ->
         raise ModelError(f"{complaint}: it has no {_listed(extra)}")
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
-            raise ModelError(f"{complaint}: {key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}")
+            raise ModelError(f"{complaint}: {key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}{hint}")
         plain = tensor.layout == torch.strided and (tensor.element_size() > 1 or not tensor.is_floating_point())
         if not plain or tensor.is_floating_point() != wanted[key].is_floating_point():
             kind = f"{tensor.layout} {tensor.dtype}".replace("torch.", "").replace("strided ", "")
@@ -133,12 +129,13 @@ def describe(path: Path) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is read is one ModelError, without PyTorch's advice to run the code in it."""
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, or None for others; whatever goes wrong is one ModelError, without PyTorch's advice."""
     if not path.is_file():
         raise ModelError(f"no weights at {path}: there is no such file")
     try:
-        yield
+        with safe_open(path, "pt") if path.suffix == ".safetensors" else nullcontext() as file:
+            yield file
     except Exception as error:
         why = first_line(error) if isinstance(error, (SafetensorError, OSError)) else "it is no file of tensors"
         if "Unsupported" in str(error) or "GLOBAL" in str(error):

@@ -105,9 +105,7 @@ def quotient(op: Operation, x: Any, divisor: Any, **kwargs: Any) -> Any:
 
 def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     dims = tuple(range(x.ndim)) if dim is None else dim
-    powers = x.abs() if ord == 1 else x.square() if ord == 2 else x.abs().pow(ord)
-    total = powers.sum(dims, keepdim=keepdim)
-    return total if ord == 1 else total.sqrt() if ord == 2 else total.pow(1 / ord)
+    return x.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
 
 
 # --------------------------------------------------------------------------------------------- the table

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ratherthan.contrast import contrasts, foil_sets, get_contrast
-from ratherthan.errors import InputError, unknown
+from ratherthan.errors import InputError
 from ratherthan.registry import unique_name
 from ratherthan.result import Result, Shape, picture
+from ratherthan.settings import check_value
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
     from ratherthan.render.panel import Heatmap, Panel
 
+Preset = Literal["prabhushankar2020"] | None
 SHOWN = 20
 """Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
 _SHOWN_CLASSES = 6
+_BY_QUESTION = ("attribution", "fact", "foil", "sets", "score", "diagnostics")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,7 +58,7 @@ class Explanation(Result):
     diagnostics: Annotated[dict[str, Any], Shape("N ...")] = field(default_factory=dict)
 
     # ----------------------------------------------------------------------------------------- reading it
-    def heatmap(self, preset: Literal["prabhushankar2020"] | None = None, align_corners: bool = False) -> Tensor:
+    def heatmap(self, preset: Preset = None, align_corners: bool = False) -> Tensor:
         """The attribution on the plane of the image: channels summed, bilinearly upsampled, nothing else.
 
         Args:
@@ -70,11 +74,9 @@ class Explanation(Result):
         Raises:
             InputError: If there is no such preset.
         """
-        if preset not in (None, "prabhushankar2020"):
-            raise InputError(unknown("preset", preset, ["prabhushankar2020"]))
-        return self._drawn(self.attribution, 1 if self.axis is None else 2, preset is not None, align_corners)
+        return self._drawn(self.attribution, 1 if self.axis is None else 2, preset, align_corners)
 
-    def over_foils(self, preset: Literal["prabhushankar2020"] | None = None) -> tuple[Tensor, Tensor]:
+    def over_foils(self, preset: Preset = None) -> tuple[Tensor, Tensor]:
         """What all foils agree on, and where they differ (contrastive-gradcam, Fig. 3 g and f).
 
         Ask with `foil="each"` for all classes. A question whose foil is the fact itself does not count.
@@ -94,7 +96,7 @@ class Explanation(Result):
         if not counts.any(1).all():
             raise InputError("a sample has no foil but its fact: ask with foil='each', or for other classes")
         kept = (one.attribution[0, rows] for one, rows in zip(self, counts, strict=True))
-        drawn = (self._drawn(each, 1, preset is not None) for each in kept)  # a thousand of one image fill 200 MB
+        drawn = (self._drawn(each, 1, preset) for each in kept)  # a thousand of one image fill 200 MB
         variances, means = zip(*(torch.var_mean(maps, 0, correction=0) for maps in drawn), strict=True)
         return torch.stack(means), torch.stack(variances)
 
@@ -181,7 +183,8 @@ class Explanation(Result):
                 asked = asked.masked_fill(self.foil == self.fact, -1)
             order = asked.argsort(dim=1, descending=True, stable=True)[:, :count]
         rows = torch.arange(len(self), device=order.device).unsqueeze(1)
-        return _by_question([self], lambda column: column[0][rows, order])
+        values = {key: getattr(self, key) for key in _BY_QUESTION}
+        return dataclasses.replace(self, **tree_map_only(Tensor, lambda value: value[rows, order], values))
 
     # ----------------------------------------------------------------------------------------- showing it
     def panels(self) -> list[Panel]:
@@ -199,11 +202,12 @@ class Explanation(Result):
         return save_report([self], path)
 
     # ----------------------------------------------------------------------------------------- inside
-    def _drawn(self, maps: Tensor, lead: int, rectified: bool, align_corners: bool = False) -> Tensor:
+    def _drawn(self, maps: Tensor, lead: int, preset: Preset = None, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
+        check_value("preset", Preset, preset)
         maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
         maps = maps.unsqueeze(-2) if maps.ndim - lead == 1 else maps  # of a table: its columns, side by side
-        if not rectified:
+        if preset is None:
             return on_plane(maps, self.images, align_corners)
         maps = on_plane(maps.clamp_min(0), self.images, align_corners)
         low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
@@ -211,7 +215,7 @@ class Explanation(Result):
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
         # without the maps of all other questions: a thousand of one image fill 200 MB
-        map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0, rectified=False)
+        map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0)
         peak = int(map_.argmax())
         row = {
             "sample": self.names[sample],
@@ -235,16 +239,7 @@ class Explanation(Result):
 
 def beside(parts: Sequence[Explanation]) -> Explanation:
     """Explanations of the same samples, each with some of the questions of an axis, as one."""
-    return parts[0] if len(parts) == 1 else _by_question(_alike(parts), lambda column: torch.cat(column, 1))
-
-
-def _by_question(parts: Sequence[Explanation], change: Callable[[list[Tensor]], Tensor]) -> Explanation:
-    """The first of them with what belongs to questions changed."""
-    keys = [key for key in ("attribution", "fact", "foil", "sets", "score") if getattr(parts[0], key) is not None]
-    noted = {k: v for k, v in parts[0].diagnostics.items() if all(k in each.diagnostics for each in parts)}
-    noted |= {k: change([e.diagnostics[k] for e in parts]) for k, v in noted.items() if isinstance(v, Tensor)}
-    changed: dict[str, Any] = {key: change([getattr(each, key) for each in parts]) for key in keys}
-    return dataclasses.replace(parts[0], **changed, diagnostics=noted)
+    return parts[0] if len(parts) == 1 else Explanation._merged(_alike(parts), _BY_QUESTION, 1)
 
 
 def _alike(parts: Sequence[Explanation]) -> Sequence[Explanation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,12 +76,12 @@ class SmoothGrad(Method):
         images = forward_pass.images
         low, high = images.flatten(1).aminmax(dim=1)
         sigma = self.noise * _per_image(high - low, images)
-        seeds, rows = _seeds(target, self.foil_weights), torch.arange(len(images), device=images.device)
-        total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
-        for draw in range(self.samples):
-            forward_pass.report(draw / self.samples)
-            total += _gradients(forward_pass, images + sigma * self._pattern(draw, images), rows, target, seeds)
-        return Attribution(total / self.samples)
+        shares = images.new_full((self.samples,), 1 / self.samples)
+
+        def noisy(draw: Tensor, rows: Tensor) -> Tensor:
+            return images + sigma * self._pattern(int(draw[0]), images)
+
+        return Attribution(_summed(forward_pass, target, self.foil_weights, shares, noisy))
 
     def _pattern(self, draw: int, images: Tensor) -> Tensor:
         """Standard normal noise of one image's shape, on whatever device the images are."""
@@ -123,24 +122,16 @@ class IntegratedGradients(Method):
         """(N, Q, C, H, W): (x - x0) * mean gradient; all questions share the forward passes."""
         images = forward_pass.images
         baseline = baseline_images(images, self.baseline)
-        path, seeds = images - baseline, _seeds(target, self.foil_weights)
-        total = images.new_zeros(len(images), target.question.fact.shape[1], *images.shape[1:])
-        for rows, position, weight in self._points(images):
-            points = baseline[rows] + _per_image(position, images) * path[rows]
-            gradients = _gradients(forward_pass, points, rows, target, seeds)
-            total.index_add_(0, rows, gradients * _per_image(weight, gradients))
-        values = total * path.unsqueeze(1)
-        start = forward_pass.forward(baseline, self.internal_batch_size or len(images))
+        path, at_once = images - baseline, self.internal_batch_size or len(images)
+        positions, weights = (torch.from_numpy(row).to(images) for row in _quadrature(self.quadrature, self.n_steps))
+
+        def on_the_way(step: Tensor, rows: Tensor) -> Tensor:
+            return baseline[rows] + _per_image(positions[step], images) * path[rows]
+
+        total = _summed(forward_pass, target, self.foil_weights, weights, on_the_way, at_once)
+        values, start = total * path.unsqueeze(1), forward_pass.forward(baseline, at_once)
         gain = target.scalar(target.logits, self.foil_weights) - target.scalar(start, self.foil_weights)
         return Attribution(values, diagnostics={"convergence delta": values.flatten(2).sum(2) - gain})
-
-    def _points(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Which image, how far along its way, and with which weight: chunks of points, each three tensors (M,)."""
-        positions, weights = (torch.from_numpy(row).to(images) for row in _quadrature(self.quadrature, self.n_steps))
-        points = torch.arange(self.n_steps * len(images), device=images.device)
-        for chunk in torch.split(points, self.internal_batch_size or len(images)):
-            step = chunk // len(images)
-            yield chunk % len(images), positions[step], weights[step]
 
 
 _RIEMANN = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}  # of a step
@@ -154,17 +145,22 @@ def _quadrature(kind: Quadrature, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return (1 + positions) / 2, weights / 2
 
 
-def _seeds(target: Target, foil_weights: FoilWeights) -> Tensor | None:
-    """The seeds at the explained images; None where they are to be taken anew at every point."""
-    return target.seeds if foil_weights == "frozen" else None
-
-
-def _gradients(forward_pass: ForwardPass, points: Tensor, rows: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
-    """The gradient of the contrast at M points that belong to the samples `rows`: (M, C, H, W) to (M, Q, C, H, W)."""
-    graph = ForwardPass(forward_pass.model, points, forward_pass.budget).graph(None)
-    if seeds is None:
-        return graph.vjp(target.contrast.seed(graph.output.detach(), target.question[rows]))
-    return graph.vjp(seeds[rows])
+def _summed(
+    forward_pass: ForwardPass, target: Target, foil_weights: FoilWeights, weights: Tensor, point: Any, at_once: int = 0
+) -> Tensor:
+    """(N, Q, C, H, W): gradients of the contrast, `weights[step]` times those at `point(steps, samples)`, added up."""
+    images, seeds = forward_pass.images, target.seeds
+    total = images.new_zeros(len(images), seeds.shape[1], *images.shape[1:])
+    cases = torch.split(torch.arange(len(weights) * len(images), device=images.device), at_once or len(images))
+    for number, case in enumerate(cases):
+        forward_pass.report(number / len(cases))
+        step, rows = case // len(images), case % len(images)
+        graph, seed = ForwardPass(forward_pass.model, point(step, rows), forward_pass.budget).graph(None), seeds[rows]
+        if foil_weights == "live":
+            seed = target.contrast.seed(graph.output.detach(), target.question[rows])
+        gradients = graph.vjp(seed)
+        total.index_add_(0, rows, gradients * _per_image(weights[step], gradients))
+    return total
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

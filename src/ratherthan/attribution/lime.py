@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, register_method
-from ratherthan.attribution.perturbation import Perturbation
+from ratherthan.attribution.perturbation import Perturbation, steps
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
 from ratherthan.errors import InputError
@@ -19,23 +19,6 @@ from ratherthan.settings import Interval, NotNegative, Positive, Seed
 from ratherthan.superpixels import Kind, Superpixels, segment
 
 _ALL_MASKS_UP_TO = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Sampling:
-    """What LIME learned about one image.
-
-    Attributes:
-        labels: (H, W) superpixels.
-        masks: (M, superpixels), 1 where a superpixel is shown.
-        similarity: (M,) weight of each altered image.
-        logits: (M, classes).
-    """
-
-    labels: Tensor
-    masks: Tensor
-    similarity: Tensor
-    logits: Tensor
 
 
 @register_method
@@ -84,34 +67,28 @@ class Lime(Perturbation):
             raise InputError(f"{superpixels} superpixels have too many masks; samples='all' takes {_ALL_MASKS_UP_TO}")
         return torch.arange(2**superpixels).unsqueeze(1) >> torch.arange(superpixels) & 1
 
-    def respond(self, forward_pass: ForwardPass) -> list[Sampling]:
-        """The altered images of each image and what the network makes of them."""
-        off = baseline_images(forward_pass.images, self.baseline)
-        labels = segment(forward_pass.images, self.superpixels)
-        return [self._sample(forward_pass, n, off[n], labels[n]) for n in range(len(labels))]
+    def respond(self, forward_pass: ForwardPass) -> list[tuple[Tensor, ...]]:
+        """Of each image: superpixels (H, W), masks (M, superpixels), similarity (M,) and logits (M, classes)."""
+        images, answers = forward_pass.images, []
+        off, labels = baseline_images(images, self.baseline), segment(images, self.superpixels)
+        masks = [self.masks(int(each.max()) + 1).to(images.device) for each in labels]
+        parts = [(n, part) for n, each in enumerate(masks) for part in torch.split(each, self.batch_size)]
+        for n, part in steps(forward_pass, parts):
+            altered = torch.where(part[:, labels[n]].unsqueeze(1) > 0, images[n], off[n])
+            answers.append((n, self.similarity(images[n], altered), self.forward(forward_pass, altered)))
+        found = ([each[1:] for each in answers if each[0] == n] for n in range(len(images)))
+        return [(labels[n], masks[n], *map(torch.cat, zip(*each, strict=True))) for n, each in enumerate(found)]
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel."""
         maps, qualities = [], []
-        for n, sampling in enumerate(self.answers(forward_pass)):
+        for n, (labels, masks, similarity, logits) in enumerate(self.answers(forward_pass)):
             one = Target(target.logits[n : n + 1], target.question[n : n + 1], target.contrast)
-            targets = self.scores(forward_pass, one, sampling.logits.unsqueeze(1))[:, 0]
-            coefficients, quality = ridge(sampling.masks, targets, sampling.similarity, self.alpha)
-            maps.append(coefficients[sampling.labels].movedim(-1, 0))
+            targets = self.scores(forward_pass, one, logits.unsqueeze(1))[:, 0]
+            coefficients, quality = ridge(masks, targets, similarity, self.alpha)
+            maps.append(coefficients[labels].movedim(-1, 0))
             qualities.append(quality)
         return Attribution(torch.stack(maps).unsqueeze(2), diagnostics={"r2": torch.stack(qualities)})
-
-    def _sample(self, forward_pass: ForwardPass, n: int, off: Tensor, labels: Tensor) -> Sampling:
-        image = forward_pass.images[n]
-        masks = self.masks(int(labels.max()) + 1).to(image.device)
-        similarity, logits = [], []
-        for part in torch.split(masks, self.batch_size):
-            altered = torch.where(part[:, labels].unsqueeze(1) > 0, image, off)
-            similarity.append(self.similarity(image, altered))
-            logits.append(self.forward(forward_pass, altered))
-            asked = sum(map(len, logits)) / len(masks)
-            forward_pass.report((n + asked) / len(forward_pass.images))
-        return Sampling(labels, masks, torch.cat(similarity), torch.cat(logits))
 
     def similarity(self, image: Tensor, altered: Tensor) -> Tensor:
         """exp(-d^2 / (2 width^2)) with the distance d of an image (C, H, W) from altered ones (M, C, H, W): (M,)."""

@@ -85,15 +85,12 @@ class ByOperation(TorchFunctionMode):
             return self._in_place(name, args, kwargs)
         rule = self.rules.get(key_of(func))
         body = None if rule or func in self._open else body_of(func)
-        if body is not None:
+        rule = rule or (composed(body) if body else self.rules.get(name))
+        if rule is not None and kwargs.get("out") is None:
             self._open.append(func)  # a function may call the operation of its own name
-            with self:
-                made = body(*args, **kwargs)
+            made = rule(Operation(func, self), *args, **kwargs)
             self._open.pop()
             return made
-        rule = rule or self.rules.get(name)
-        if rule is not None and kwargs.get("out") is None:
-            return rule(Operation(func, self), *args, **kwargs)
         made = func(*args, **kwargs)
         if any(map(is_attached, tree_leaves(made))):
             raise self.refusal(name)
@@ -148,10 +145,8 @@ class ByOperation(TorchFunctionMode):
         name = self.place()
         kind = type(self.network.get_submodule(name)).__name__
         where = f"in {name!r} ({kind})" if name else "in the network's forward"
-        return UnsupportedError(
-            f"{self.method} has no rule for {operation} {where}{reason}: add one by "
-            f"register_{self.method.lower()}_rule, or use a method that needs none, 'ixg' or 'ig'"
-        )
+        instead = f"add one by register_{self.method.lower()}_rule, or use a method that needs none, 'ixg' or 'ig'"
+        return UnsupportedError(f"{self.method} has no rule for {operation} {where}{reason}: {instead}")
 
     def place(self) -> str:
         """The dotted name of the innermost module that is running."""
@@ -238,19 +233,8 @@ def key_of(function: Any) -> str:
 
 
 def with_value(shares: Tensor, value: Tensor) -> Tensor:
-    """`value`, to the last bit, with the gradient of `shares`: ties in a maximum must stay ties."""
-    made: Tensor = _WithValue.apply(shares, value.detach())  # type: ignore[no-untyped-call]
-    return made
-
-
-class _WithValue(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, shares: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    """`value`, to the last bit (ties in a maximum must stay ties), with the gradient of `shares` where it is finite."""
+    return value.detach() + (shares - shares.detach()).to(value.dtype).nan_to_num(0.0, 0.0, 0.0)
 
 
 def derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -330,21 +314,18 @@ def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, ep
     return _scale_channels(_layer_norm(grouped, grouped.shape[2:], eps=eps).reshape(x.shape), weight, bias)
 
 
-def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
-) -> Tensor:
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any) -> Tensor:
     if training or mean is None:
         raise UnsupportedError("batch norm takes its statistics from the batch, in which images cannot be told apart")
+    _momentum, eps, *_ = rest
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     return _scale_channels(x, scale, -mean * scale + (0 if bias is None else bias))
 
 
-def _instance_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
-) -> Tensor:
-    if own:
-        return _group_norm(x, x.shape[1], weight, bias, eps)
-    return _batch_norm(x, weight, bias, mean, var, False, momentum, eps)
+def _instance_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, *rest: Any) -> Tensor:
+    if not own:
+        return _batch_norm(x, weight, bias, mean, var, False, *rest)
+    return _group_norm(x, x.shape[1], weight, bias, eps=rest[1])
 
 
 def _attention(
@@ -370,6 +351,9 @@ def _variance(x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool =
 
 
 _COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        ["addmm", "baddbmm"], lambda x, a, b, *, beta=1, alpha=1: (x * beta if beta else 0) + a @ b * alpha
+    ),
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
@@ -379,8 +363,6 @@ _COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "var": _variance,
     "std": lambda *args, **kwargs: _variance(*args, **kwargs).sqrt(),
     "masked_fill": lambda x, mask, value: torch.where(mask, torch.as_tensor(value).to(x), x),
-    "addmm": lambda x, a, b, *, beta=1, alpha=1: x * beta + a @ b * alpha,
-    "baddbmm": lambda x, a, b, *, beta=1, alpha=1: (x * beta if beta else 0) + a @ b * alpha,
     "addcmul": lambda x, a, b, *, value=1: x + a * b * value,
     "lerp": lambda x, end, weight: x + (end - x) * weight,
     "glu": lambda x, dim=-1: x.chunk(2, dim)[0] * x.chunk(2, dim)[1].sigmoid(),

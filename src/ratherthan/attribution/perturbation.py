@@ -9,15 +9,16 @@ One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import product
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.method import Method
+from ratherthan.attribution.method import Attribution, Method
 from ratherthan.contrast import FoilWeights, Target
 from ratherthan.errors import InputError, ModelError
 from ratherthan.settings import AtLeastOne
@@ -45,9 +46,8 @@ class Perturbation(Method):
         """
         if forward_pass.images.ndim != 4:
             shape = tuple(forward_pass.images.shape)
-            raise InputError(
-                f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}: use ixg or ig"
-            )
+            what = f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}"
+            raise InputError(f"{what}: use ixg or ig")
 
     @abstractmethod
     def respond(self, forward_pass: ForwardPass) -> Any:
@@ -78,21 +78,64 @@ class Perturbation(Method):
         return torch.cat([target.scalar(part, "live") for part in torch.split(logits, step)])
 
 
+class Windows(Perturbation):
+    """A method that alters one window of the image at a time; a pixel's value is the mean over those that hold it."""
+
+    cut_off: ClassVar[bool] = False
+    """Whether the last windows are cut off at the border; if not, they end there."""
+
+    @abstractmethod
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of the windows in an image: height and width, steps down and across."""
+
+    def windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns held by the windows, (positions, H) and (positions, W) bool.
+
+        Raises:
+            InputError: If windows do not fit in the image, or leave gaps.
+        """
+        covers = []
+        for length, size, stride in zip((height, width), *self.sides(height, width), strict=True):
+            if not 1 <= size <= length:
+                raise InputError(f"a window of {size} pixels does not fit in {length}; give a smaller window")
+            if not 1 <= stride <= size:
+                raise InputError(f"a stride of {stride} leaves gaps between windows of {size}, or does not move them")
+            starts = range(0, length - size + stride, stride)
+            start = torch.tensor(starts).clamp_max(length if self.cut_off else length - size).unsqueeze(1)
+            covers.append((start <= torch.arange(length)) & (torch.arange(length) < start + size))
+        return covers[0], covers[1]
+
+    @abstractmethod
+    def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """What alters a window: its number, rows (H,) and columns (W,) to copies of the images, (S, N, C, H, W)."""
+
+    def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
+        """What is averaged over the copies of a window, and given to `scores`; the logits, if nothing made of them."""
+        return logits
+
+    def respond(self, forward_pass: ForwardPass) -> Tensor:
+        """(windows, N, classes): the mean answer with each window altered."""
+        images, means = forward_pass.images, []
+        alter = self.altering(images)
+        windows = list(enumerate(product(*(side.to(images.device) for side in self.windows(*images.shape[-2:])))))
+        at_once = max(1, self.batch_size // (getattr(self, "samples", 1) * len(images)))
+        for start in steps(forward_pass, range(0, len(windows), at_once)):
+            altered = torch.stack([alter(number, *sides) for number, sides in windows[start : start + at_once]])
+            answers = self.read(forward_pass, self.forward(forward_pass, altered.flatten(0, 2)))
+            means.append(answers.reshape(*altered.shape[:3], -1).mean(1))
+        return torch.cat(means)
+
+    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
+        """(N, Q, 1, H, W): what the image has more of the contrast than the altered images, in the mean."""
+        clean, altered = self.read(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
+        drop = self.scores(forward_pass, target, clean) - self.scores(forward_pass, target, altered)
+        down, across = ((side / side.sum(0)).to(drop) for side in self.windows(*forward_pass.images.shape[-2:]))
+        grid = drop.movedim(0, -1).reshape(*drop.shape[1:], len(down), len(across))
+        return Attribution((down.T @ grid @ across).unsqueeze(2))
+
+
 def steps(forward_pass: ForwardPass, parts: Sequence[_Step]) -> Iterator[_Step]:
     """The parts of a long loop, each reported when it is done."""
     for number, part in enumerate(parts):
         yield part
         forward_pass.report((number + 1) / len(parts))
-
-
-def window_cover(starts: Sequence[int], size: int, length: int) -> Tensor:
-    """(positions, length) bool: the pixels that each window holds along one side; cut off at the border."""
-    start, pixel = torch.tensor(starts).unsqueeze(1), torch.arange(length)
-    return (start <= pixel) & (pixel < start + size)
-
-
-def mean_over_windows(values: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """(rows * columns, N, Q) values of windows to (N, Q, 1, H, W): the mean over the windows that hold a pixel."""
-    shares = [(cover / cover.sum(0)).to(values) for cover in (down, across)]
-    grid = values.movedim(0, -1).reshape(*values.shape[1:], len(down), len(across))
-    return torch.matmul(shares[0].T @ grid, shares[1]).unsqueeze(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.method import Attribution, register_method
-from ratherthan.attribution.perturbation import Perturbation, mean_over_windows, steps, window_cover
-from ratherthan.contrast import Plain, Question, Target, Weighted
+from ratherthan.attribution.method import register_method
+from ratherthan.attribution.perturbation import Windows
+from ratherthan.contrast import FoilWeights, Plain, Question, Target, Weighted
 from ratherthan.errors import InputError
 from ratherthan.settings import AtLeastOne, Interval, Seed
 
@@ -89,7 +89,7 @@ class PatchGaussian:
 
 @register_method
 @dataclass(frozen=True)
-class PredictionDifference(Perturbation):
+class PredictionDifference(Windows):
     """Prediction difference analysis (Zintgraf et al. 2017): what if the window were not known?
 
     The pixels of a k x k window, all channels, are drawn S times from their distribution; with p the class
@@ -147,8 +147,6 @@ class PredictionDifference(Perturbation):
             raise InputError("conditional sampling learns from images: give patches=images or a data set")
         if self.sampling == "marginal" and isinstance(self.patches, PatchGaussian):
             raise InputError("marginal sampling draws windows from images: give patches=images, not a distribution")
-        if self.stride > self.window:
-            raise InputError(f"a stride of {self.stride} leaves gaps between windows of {self.window}")
 
     def settings(self) -> dict[str, Any]:
         """The settings by name; of the patches only what they are."""
@@ -179,56 +177,42 @@ class PredictionDifference(Perturbation):
             raise InputError("marginal sampling takes windows from images of one size; give at least one, all alike")
         return torch.stack(images)
 
-    def respond(self, forward_pass: ForwardPass) -> Tensor:
-        """(windows, N, classes): mean probabilities, or values, with each window unknown."""
-        images, means = forward_pass.images, []
-        windows = list(enumerate(product(self._starts(images.shape[-2]), self._starts(images.shape[-1]))))
-        step = max(1, self.batch_size // (self.samples * len(images)))
-        for start in steps(forward_pass, range(0, len(windows), step)):
-            altered = torch.stack([self._altered(images, *window) for window in windows[start : start + step]])
-            scores = self._distribution(forward_pass, self.forward(forward_pass, altered.flatten(0, 2)))
-            means.append(scores.reshape(*altered.shape[:3], -1).mean(1))
-        return torch.cat(means)
+    def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
+        """Probabilities of classes, or values."""
+        return logits.softmax(-1) if forward_pass.model.output.of_classes else logits
 
-    def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
-        """(N, Q, 1, H, W): mean prediction difference over the windows that hold a pixel."""
-        known, averaged = self._distribution(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
-        difference = self._evidence(forward_pass, target, known) - self._evidence(forward_pass, target, averaged)
-        height, width = forward_pass.images.shape[-2:]
-        covers = (window_cover(self._starts(length), self.window, length) for length in (height, width))
-        return Attribution(mean_over_windows(difference, *covers))
-
-    def _distribution(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
-        return logits if not forward_pass.model.output.of_classes else logits.softmax(-1)
-
-    def _evidence(self, forward_pass: ForwardPass, target: Target, p: Tensor) -> Tensor:
+    def scores(
+        self, forward_pass: ForwardPass, target: Target, p: Tensor, foil_weights: FoilWeights | None = None
+    ) -> Tensor:
         """What a question makes of probabilities (or values): (M, N, classes) to (M, N, Q)."""
         if not forward_pass.model.output.of_classes:
-            return self.scores(forward_pass, target, p)
+            return super().scores(forward_pass, target, p)
         if self.evidence == "probability":
             return target.scalar(p)
         log = ((p * self.training_samples + 1) / (self.training_samples + p.shape[-1])).log()
         if isinstance(target.contrast, Plain):
-            fact = target.question.fact
-            odds = Target(target.logits, Question(fact, torch.full_like(fact, -1), p.shape[-1]), Weighted())
-            return self.scores(forward_pass, odds, log, "live") / math.log(2)
-        return self.scores(forward_pass, target, log) / math.log(2)
+            question = Question.against_all(target.question.fact, p.shape[-1])
+            target, foil_weights = Target(target.logits, question, Weighted()), "live"
+        return super().scores(forward_pass, target, log, foil_weights) / math.log(2)
 
     # ------------------------------------------------------------------------------------- windows
-    def _starts(self, length: int) -> list[int]:
-        last = length - self.window
-        if last < 0:
-            raise InputError(f"a window of {self.window} pixels does not fit in {length}; give a smaller window")
-        return sorted({*range(0, last + 1, self.stride), last})
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """As given, for all images."""
+        return (self.window, self.window), (self.stride, self.stride)
 
-    def _altered(self, images: Tensor, window: int, place: tuple[int, int]) -> Tensor:
-        """(S, N, C, H, W): the images with one window drawn anew; its number keys the noise."""
-        noise = np.random.Generator(np.random.Philox(key=[self.seed, window]))
+    def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """Draws a window anew; its number keys the noise."""
         marginal = self.sampling == "marginal" or self.patches is None
-        drawn = (self._draw_marginal if marginal else self._draw_conditional)(images, *place, noise)
-        altered = images.expand(self.samples, *images.shape).clone()
-        altered[self._inside(*place)] = drawn.to(images.dtype)
-        return altered
+        draw = self._draw_marginal if marginal else self._draw_conditional
+
+        def alter(number: int, down: Tensor, across: Tensor) -> Tensor:
+            noise = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+            place = int(down.int().argmax()), int(across.int().argmax())
+            altered = images.expand(self.samples, *images.shape).clone()
+            altered[self._inside(*place)] = draw(images, *place, noise).to(images.dtype)
+            return altered
+
+        return alter
 
     def _draw_conditional(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
         """(S, N, C, k, k) from the normal distribution given the surround."""

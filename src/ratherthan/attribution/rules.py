@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
 from ratherthan.attribution.forward import ForwardPass
@@ -16,8 +16,8 @@ from ratherthan.attribution.method import Attribution, Method, register_method
 from ratherthan.attribution.operations import ByOperation, Rule
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
-from ratherthan.errors import UnsupportedError, first_line
-from ratherthan.model import Model
+from ratherthan.errors import UnsupportedError, told_as
+from ratherthan.model import HALF, Model
 from ratherthan.settings import NotNegative
 
 LayerRule = Literal["epsilon", "z", "gamma", "alpha1-beta0"]
@@ -84,21 +84,19 @@ class LRP(Method):
                 relevance is lost, or if constants absorb all of it.
         """
         model = forward_pass.model
-        seeds, mixture = _spanning(target.seeds)
-        scores, relevance, constants = self.propagate(model, forward_pass.images, seeds)
+        seeds = target.seeds
+        scores, values, constants = self.propagate(model, forward_pass.images, seeds)
         _check_same(scores, target.logits, model)
         start = torch.einsum("nqc,nc->q", seeds, target.logits)
         scale = (seeds.abs().sum(2) * target.logits.abs().amax(1, keepdim=True)).sum(0)
-        lost = (start - relevance.flatten(2).sum((0, 2)) - constants).abs()
+        lost = (start - values.flatten(2).sum((0, 2)) - constants).abs()
         _check(lost, scale, model, "LRP loses {} of the relevance", "a rule does not conserve it")
-        values = _mix(relevance, mixture)
-        absorbed = torch.einsum("nqc,nc->nq", target.seeds, target.logits) - values.flatten(2).sum(2)
+        absorbed = torch.einsum("nqc,nc->nq", seeds, target.logits) - values.flatten(2).sum(2)
         share = absorbed.abs() / (absorbed.abs() + values.flatten(2).abs().sum(2) + _tiny(values))
         if (share[model.normalise(forward_pass.images).flatten(1).any(1)] >= _ABSORBED).any():
-            raise UnsupportedError(
-                f"constants absorb all relevance that LRP hands down in {model.name}, and a map would be zeros: what "
-                "depends on the image passes a detach, a norm alone, or dead units; use 'occlusion'"
-            )
+            why = "what depends on the image passes a detach, a norm alone, or dead units; use 'occlusion'"
+            what = f"constants absorb all relevance that LRP hands down in {model.name}, and a map would be zeros"
+            raise UnsupportedError(f"{what}: {why}")
         noted = {"absorbed": absorbed, "absorbed share": share, "convergence delta": -absorbed}
         return Attribution(values, diagnostics=noted)
 
@@ -173,12 +171,12 @@ class DeepLift(Method):
             start = model.logits(leaf.clone() - leaf.detach() + baseline).detach()
             mode.meet_baseline()
             scores = model.logits(leaf.clone())
-        seeds, mixture = _spanning(target.seeds)
-        values = _mix((images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0], mixture)
-        gains = target.seeds * (target.logits - start).unsqueeze(1)
+        seeds = target.seeds
+        values = (images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0]
+        gains = seeds * (target.logits - start).unsqueeze(1)
         missed = values.flatten(2).sum(2) - gains.sum(2)
         # differences of logits within rounding say nothing about completeness
-        rounding = 1e5 * torch.finfo(missed.dtype).eps * (target.seeds * target.logits.unsqueeze(1)).abs().sum(2)
+        rounding = 1e5 * torch.finfo(missed.dtype).eps * (seeds * target.logits.unsqueeze(1)).abs().sum(2)
         why = "it depends on the image in a way that has no gradient (a mask, no_grad)"
         _check(missed.abs(), gains.abs().sum(2) + rounding, model, "DeepLift misses {} of the contrast", why)
         noted = {"convergence delta": missed, "missed share": (missed / gains.sum(2)).abs().nan_to_num(0.0)}
@@ -191,48 +189,30 @@ def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Ten
         seeds = (seeds[..., 1:] - seeds[..., :1]) / 2
     mode.check_seen(scores)
     scores = scores if scores.requires_grad else scores * mode.one  # a constant: nothing reaches the images
-    try:
+    with told_as(UnsupportedError, f"{mode.method} cannot go back through the network", RuntimeError):
         pulled = [
             torch.autograd.grad(scores, (mode.leaf, mode.one), seed, retain_graph=True, materialize_grads=True)
             for seed in seeds.to(scores.dtype).unbind(1)
         ]
-    except RuntimeError as error:
-        raise UnsupportedError(f"{mode.method} cannot go back through the network: {first_line(error)}") from error
     images, constants = zip(*pulled, strict=True)
     return torch.stack(images, 1), torch.stack(constants)
-
-
-def _spanning(seeds: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Seeds (N, Q, C) as they are or, where they concern fewer classes than Q, those of the classes and a mixture."""
-    classes = seeds.flatten(0, 1).any(0).nonzero().flatten()
-    if not 0 < len(classes) < seeds.shape[1]:
-        return seeds, None
-    plain = torch.eye(seeds.shape[2], dtype=seeds.dtype, device=seeds.device)[classes]
-    return plain.expand(len(seeds), -1, -1), seeds[..., classes]
-
-
-def _mix(values: Tensor, mixture: Tensor | None) -> Tensor:
-    """Maps of classes (N, A, ...) to those of questions (N, Q, ...)."""
-    return values if mixture is None else torch.einsum("nqa,na...->nq...", mixture.to(values), values)
 
 
 def _refuse(model: Model, method: str) -> None:
     """Refuse what no rule can be right for."""
     if model.output.name == "probabilities":
         raise UnsupportedError(f"{method} starts at logits, and {model.name} gives probabilities: hand in its logits")
-    if model.dtype in (torch.float16, torch.bfloat16):
-        dtype = _name(model.dtype)
-        raise UnsupportedError(f"{dtype} is too coarse for the quotients of {method}; use float32 weights")
+    if model.dtype in HALF:
+        raise UnsupportedError(f"{model.dtype} is too coarse for the quotients of {method}; use float32 weights")
     for each in model.module.modules():
-        kind = "scripted" if isinstance(each, torch.jit.ScriptModule) else "compiled" if _is_compiled(each) else None
-        kind = "quantised" if "quantized" in type(each).__module__ else kind
-        if kind:
-            other = "'occlusion' or 'lime'" if kind == "quantised" else "a gradient method"
-            raise UnsupportedError(f"{model.name} holds {kind} modules, closed to rules; use {other}")
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        compiled = type(each).__name__ == "OptimizedModule" or getattr(each, "_compiled_call_impl", None) is not None
+        for kind, found, other in (
+            ("quantised", "quantized" in type(each).__module__, "'occlusion' or 'lime'"),
+            ("scripted", isinstance(each, torch.jit.ScriptModule), "a gradient method"),
+            ("compiled", compiled, "a gradient method"),
+        ):
+            if found:
+                raise UnsupportedError(f"{model.name} holds {kind} modules, closed to rules; use {other}")
 
 
 def _check_same(scores: Tensor, logits: Tensor, model: Model) -> None:
@@ -248,15 +228,9 @@ def _check(missed: Tensor, scale: Tensor, model: Model, what: str, why: str) -> 
     share = missed / (scale + _tiny(scale))
     if not (share <= TOLERANCE).all():
         said = f"{share.max():.1%}" if share.max() < 0.9995 else "all"
-        raise UnsupportedError(
-            f"{what.format(said)} for {model.name}: {why}, or {_name(missed.dtype)} is too coarse for it; "
-            "use float64 weights, another rule, or 'ig'"
-        )
+        why += f", or {missed.dtype} is too coarse for it; use float64 weights, another rule, or 'ig'"
+        raise UnsupportedError(f"{what.format(said)} for {model.name}: {why}")
 
 
 def _tiny(values: Tensor) -> float:
     return torch.finfo(values.dtype).tiny
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

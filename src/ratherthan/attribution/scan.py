@@ -80,8 +80,7 @@ class Scan(Method):
 
 def _plain(target: Target, classes: Tensor) -> Target:
     """Why each of these classes, (N, Q), by itself?"""
-    question = Question(classes, torch.full_like(classes, -1), target.logits.shape[-1], "fact")
-    return Target(target.logits, question, get_contrast("none"))
+    return Target(target.logits, Question.against_all(classes, target.logits.shape[-1]), get_contrast("none"))
 
 
 def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Tensor, weights: Tensor) -> Tensor:
@@ -95,8 +94,6 @@ def _kept(forward_pass: ForwardPass, target: Target, e_fact: Tensor, e_foil: Ten
         removed = evidence / torch.where(most > 0, most, 1)
         answers.append(forward_pass.forward(forward_pass.images[n] * (1 - removed).unsqueeze(1)))
     n, q, _ = cases.T
-    before, after = forward_pass.logits.softmax(-1)[n], torch.cat(answers).softmax(-1)
+    change = torch.cat(answers).softmax(-1) - forward_pass.logits.softmax(-1)[n]
     fact, foil = (each[n, q].unsqueeze(1) for each in (target.question.fact, target.question.foil))
-    falls = after.gather(1, fact) < before.gather(1, fact)
-    rises = after.gather(1, foil) > before.gather(1, foil)
-    return (falls & rises).reshape(shape)
+    return ((change.gather(1, fact) < 0) & (change.gather(1, foil) > 0)).reshape(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 import ratherthan as rt
 from ratherthan.app.images import gather, read_all
-from ratherthan.app.options import KINDS, DataOptions, OutputOptions, words
+from ratherthan.app.options import KINDS, AskOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.attribution.trace import Address
@@ -40,6 +40,7 @@ class Verb:
         result: What it returns.
         doing: What is going on, for the bar.
         done: What has become of the images, for messages.
+        folder: Where answers go unless the user says otherwise.
         page: Name of the page; the figures end in it, too.
         numbers: Name of the file of numbers.
     """
@@ -47,13 +48,14 @@ class Verb:
     result: type[rt.Result]
     doing: str
     done: str
+    folder: str
     page: str
     numbers: str
 
 
-EXPLAIN = Verb(rt.Explanation, "explaining", "explained", "why", "explanation")
-COUNTERFACTUAL = Verb(rt.Counterfactual, "searching", "searched", "how", "how")
-POSITIVE = Verb(rt.PertinentPositive, "searching", "searched", "enough", "enough")
+EXPLAIN = Verb(rt.Explanation, "explaining", "explained", "explained", "why", "explanation")
+COUNTERFACTUAL = Verb(rt.Counterfactual, "searching", "searched", "changed", "how", "how")
+POSITIVE = Verb(rt.PertinentPositive, "searching", "searched", "enough", "enough", "enough")
 
 
 # --------------------------------------------------------------------------------------------- what is asked
@@ -124,27 +126,25 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> rt.Counterfact
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, given: Sequence[str] | None, sets: DataOptions, model: rt.Model, output: OutputOptions, ask: Any,
-    at_once: int = 0, **question: Any,
-) -> None:  # fmt: skip
+    verb: Verb, given: AskOptions, prepared: Callable[[rt.Model], Any], at_once: int = 0, **question: str | None
+) -> None:
     """Answer a question about images, as far as they can be read.
 
     Args:
         verb: Which verb.
-        given: Files, folders and globs, see `gather`.
-        sets: A set of labelled images instead.
-        model: The model.
-        output: Where to write to, and whether to print JSON.
-        ask: The verb itself; returns a result, or a list of one per contrast.
+        given: Images, the model, where to write to.
+        prepared: Makes of the model the verb itself, which returns a result, or a list of one per contrast.
         at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
-        **question: Fact and foil as they are named on the command line.
+        **question: The foil as it is named on the command line, where there is one.
 
     Raises:
         InputError: If images could not be read, at the end.
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
-    asked = {name: classes(text, model) for name, text in question.items()}
-    samples, failures = gather(given, sets, model)
+    output, model = given.checked(verb.folder), given.load()
+    ask = prepared(model)
+    asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
+    samples, failures = gather(given, model)
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)

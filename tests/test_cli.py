@@ -427,7 +427,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--foil", "top" + "9" * 5000], "unknown class 'top9999"),
         (["-m", "zoo:mnist", "--layer", "features.8", "--set", "layer=features.6"], "layer is given twice"),
         (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=3", "--set", "n_steps=4"], "n_steps is given twice"),
-        (["-m", "zoo:mnist", "--set", "layer=[1]"], "unknown layer '(1,)'"),
+        (["-m", "zoo:mnist", "--set", "layer=[1]"], "layer of gradcam is text"),
         (["-m", "zoo:mnist", "--set", "layer=" + "-" * 100_000 + "1"], "unknown layer '---"),
         (["-m", "zoo:mnist", "--batch-size", "9" * 30], "batch_size is a whole number of at least 1, not one beyond"),
         (["-m", "zoo:mnist", "--size", "99999"], "9,999,800,001 pixels; at most 100,000,000"),

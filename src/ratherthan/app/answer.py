@@ -16,7 +16,6 @@ from ratherthan.app.images import gather, read_all
 from ratherthan.app.options import KINDS, AskOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
-from ratherthan.attribution.trace import Address
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
 from ratherthan.progress import reporter
@@ -92,20 +91,14 @@ def contrasts_of(text: str | None, model: rt.Model) -> list[str | None]:
     return [rt.get_contrast(name).name for name in names]
 
 
-def attribution_method(name: str, settings: dict[str, Any], model: rt.Model) -> rt.Method:
+def attribution_method(name: str, settings: dict[str, Any]) -> rt.Method:
     """The method with its settings.
 
     Raises:
         InputError: If there is no such method or setting, or the method takes no layer.
-        LayerError: If the model has no such layer.
     """
-    if "layer" in settings:
-        if not hasattr(rt.get_method(name), "layer"):
-            raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
-        layer = settings["layer"]
-        module = Address.read(layer).module if isinstance(layer, str) else layer
-        if module or module == layer:  # a function of the network's own forward has no module to look for
-            model.submodule(module)
+    if "layer" in settings and not hasattr(rt.get_method(name), "layer"):
+        raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
     return rt.get_method(name, **settings)
 
 

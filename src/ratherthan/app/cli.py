@@ -139,7 +139,7 @@ def explain(
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
 
     def ask(network: rt.Model) -> Any:
-        chosen = attribution_method(method, pairs(settings, layer=layer), network)
+        chosen = attribution_method(method, pairs(settings, layer=layer))
         return partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
 
     answer(EXPLAIN, asked, ask, batch_size, foil=foil)

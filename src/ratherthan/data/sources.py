@@ -26,7 +26,6 @@ from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, told_as, unknown
 from ratherthan.files import read_text, regular
-from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
 from ratherthan.settings import check_value
 
@@ -128,9 +127,7 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
     path, asked = Path(text), text != str(name)
     family, colon, detail = text.partition(":")
     known = f"{family}:" if detail else text
-    if known not in DATASETS:
-        load_plugins()
-    if known in DATASETS and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
+    if known in DATASETS.names() and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
         if not asked and os.path.exists(text):
             raise InputError(f"{text!r} is a data set, and something in this folder: say data:{text} or ./{text}")
         try:

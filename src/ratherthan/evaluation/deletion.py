@@ -16,9 +16,7 @@ from ratherthan.settings import AtLeastOne, Share
 
 def ranks(maps: Tensor) -> Tensor:
     """The place of every pixel in ascending order, 0 for the lowest: (..., H, W). Of equals the first comes first."""
-    order = maps.flatten(-2).argsort(dim=-1, stable=True)
-    places = torch.arange(order.shape[-1], device=maps.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places).reshape(maps.shape)
+    return maps.flatten(-2).argsort(dim=-1, stable=True).argsort(dim=-1).reshape(maps.shape)
 
 
 def highest(maps: Tensor, share: float) -> Tensor:

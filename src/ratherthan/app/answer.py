@@ -177,7 +177,8 @@ def answer(
     if output.as_json:
         say(_as_json(model, verb, found, failures, files))
     elif found:
-        say("\n".join([*_lines(found), *_whereabouts(verb, found[0], files)]))
+        told = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
+        say("\n".join([*told.lines(), *_whereabouts(verb, found[0], files)]))
     for failure in failures:
         complain(": ".join(failure))
     done = len(found[0]) if found else 0
@@ -219,12 +220,6 @@ def _write(found: list[Any], path: Path) -> list[Path]:
 
 
 # --------------------------------------------------------------------------------------------- what is printed
-def _lines(found: list[Any]) -> list[str]:
-    """A line for each image, or image and question, about the first weighted contrast there is."""
-    result: rt.Result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
-    return result.lines()
-
-
 def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:
     """The method, and what lies where; many figures on one line."""
     figures = [path for path in files if path.suffix == ".png"]

@@ -112,7 +112,7 @@ def read_all(
         The images, (C, H, W) each, all of one shape, with their names.
     """
     found = list[tuple[Tensor, str]]()
-    opened = data if data.transform is not None else data.with_transform(model.inputs.prepare)
+    opened = data.with_transform(data.transform or model.inputs.prepare)
     for index in indices:
         name = data.ids[index]
         try:

@@ -107,7 +107,7 @@ class ModelOptions:
 
         return load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
-            mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), size=image_size(self.size),
+            mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
 
@@ -178,21 +178,6 @@ def words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """Read "0.485,0.456,0.406".
-
-    Raises:
-        InputError: If it is no list of finite numbers.
-    """
-    if text is None:
-        return None
-    read = value(text)
-    row = list(read) if isinstance(read, tuple) else [read]
-    if not all(isinstance(each, (int, float)) and abs(each) < 1e300 for each in row):
-        raise InputError(f"{option} takes numbers separated by commas, e.g. 0.5,0.5,0.5; not {text!r}")
-    return row
-
-
 def image_size(text: str | None) -> tuple[int, int] | None:
     """Read "224" or "224x320", height first.
 
@@ -233,10 +218,10 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
     return read | {name: given for name, given in options.items() if given is not None}
 
 
-def value(text: str) -> Any:
+def value(text: str | None) -> Any:
     """Read a Python literal (50, 0.1, True, None), a list as a tuple; anything else is text."""
     try:
-        read = ast.literal_eval(text)
+        read = ast.literal_eval(text or "None")
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return tuple(read) if isinstance(read, list) else read

@@ -55,7 +55,6 @@ class Pertinent(Experiment):
     }  # fmt: skip
     layout = (("method", "contrast"), ("measure",))
     methods = ("cem-maf", "lime", "gradcam", "la")
-    contrasts = ("none", "weighted")
     searches = (PERTINENT_POSITIVE_METHODS,)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
@@ -93,7 +92,7 @@ class Pertinent(Experiment):
 
 
 def _measures(fact: Tensor, p: Tensor, kept: Tensor, count: Tensor, correlation: Tensor) -> dict[str, Tensor]:
-    """The measures of parts with so many of the superpixels, that by themselves have these probabilities (n, classes)."""
+    """The measures of parts with so many of the superpixels and, by themselves, these probabilities (n, classes)."""
     return {
         "features": kept,
         "share": kept.cpu() / count.cpu(),

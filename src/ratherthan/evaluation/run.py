@@ -100,7 +100,10 @@ def evaluate(
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
     ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
     read = chosen.reads_labels and getattr(chosen, "target", "label") == "label"
-    data = _data(match_labels(load_data(dataset), model.class_names, label_map, read), model, limit)
+    data = match_labels(load_data(dataset), model.class_names, label_map, read)
+    if len(set(data.ids)) < len(data.ids):
+        raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
+    data = data.with_transform(data.transform or model.inputs.prepare).spread(limit)
     model, memory_format = _probed(model, data, read)
     compares = {name: _function(getattr(way, "function", name)) for name, way in ways.items()}
     how = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
@@ -158,14 +161,6 @@ def fitting(image: Tensor, model: Model) -> int:
     # on a processor a batch beyond a few photographs gains nothing, and falls out of its caches
     most = 4096 if model.device.type == "cuda" else max(4, 2**18 // image[0].numel())
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * model.dtype.itemsize))))
-
-
-def _data(data: Dataset, model: Model, limit: int | None) -> Dataset:
-    if data.transform is None:
-        data = data.with_transform(model.inputs.prepare)
-    if len(set(data.ids)) < len(data.ids):
-        raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    return data.spread(limit)
 
 
 def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.memory_format]:

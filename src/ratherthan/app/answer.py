@@ -21,6 +21,7 @@ from ratherthan.files import write_atomically
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
+from ratherthan.render.panel import Panel
 from ratherthan.search.method import get_counterfactual_method
 from ratherthan.words import printable
 
@@ -215,8 +216,12 @@ def _write(found: list[Any], path: Path) -> list[Path]:
         return [each.save(path.with_suffix(f".{each.contrast}.safetensors") if several else path) for each in found]
     if len(found) == 1:
         return [found[0].save(path)]
-    page = path.suffix == ".html"
-    return [rt.save_report(found, path) if page else write_atomically(path, [figure_png(figure(to_panels(found)))])]
+    return [rt.save_report(found, path) if path.suffix == ".html" else draw(to_panels(found), path)]
+
+
+def draw(panels: Sequence[Panel], path: Path) -> Path:
+    """A figure of panels as a file."""
+    return write_atomically(path, [figure_png(figure(panels))])
 
 
 # --------------------------------------------------------------------------------------------- what is printed

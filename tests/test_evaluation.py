@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from ratherthan import ArrayReader, Dataset, EqualMask, Experiment, Mask, evaluate, experiments
 from ratherthan.baselines import blur
-from ratherthan.evaluation.deletion import highest, ranks
+from ratherthan.evaluation.masking import highest, ranks
 from ratherthan.evaluation.sanity import spearman
 
 CLASSES, SIDE, SAMPLES = 5, 12, 7

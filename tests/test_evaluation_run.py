@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,57 @@ def test_a_method_is_told_apart_by_its_settings(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["methods"]["gradcam"] == {"layer": None}
     with pytest.raises(rt.InputError, match="given twice"):
         evaluate("confidence-drop", subject(), digits(), out=tmp_path / "x", methods=["gradcam", rt.GradCAM()])
+
+
+def shifted(by: Any) -> Any:
+    return lambda net, images: net(images) + (by[1, 2] if isinstance(by, dict) else by)
+
+
+def doubled(net: nn.Module, images: torch.Tensor, times: int = 2) -> Any:
+    return times * net(images)
+
+
+def gap(by: Any) -> Any:
+    def of(logits: torch.Tensor, fact: torch.Tensor, foils: torch.Tensor) -> Any:
+        return logits.gather(1, fact[:, None])[:, 0] * by
+
+    return of
+
+
+def test_functions_that_the_numbers_hang_on_are_told_apart(tmp_path: Path) -> None:
+    """By what they say and by what is bound to them: a run of one is never continued with another."""
+    on_one_line = [lambda net, images: net(images), lambda net, images: -net(images)]
+    forwards = [
+        None, doubled, partial(doubled, times=3), partial(doubled, times=4), shifted(1.0), shifted(2.0), *on_one_line,
+        *(lambda net, images, i=i: net(images) * i for i in (2, 3)), shifted(torch.ones(4)), shifted({(1, 2): 3}),
+    ]  # fmt: skip
+    network = subject().module
+    models = [rt.Model(network, layer="1", forward=each) for each in forwards]
+    for i, model in enumerate(models):
+        go(tmp_path / str(i), model=model, limit=4)
+        for other in models[:i]:
+            with pytest.raises(rt.InputError, match=r"another model\.forward"):
+                go(tmp_path / str(i), model=other, limit=4, resume=True)
+        go(tmp_path / str(i), model=rt.Model(network, layer="1", forward=forwards[i]), limit=4, resume=True)
+    go(tmp_path / "contrast", contrasts=[gap(1)], limit=4)
+    with pytest.raises(rt.InputError, match=r"another contrasts\.of\.does"):
+        go(tmp_path / "contrast", contrasts=[gap(2)], limit=4, resume=True)
+    go(tmp_path / "contrast", contrasts=[gap(1)], limit=4, resume=True)
+
+
+@pytest.mark.parametrize(
+    "given", [[(torch.rand(1, 8, 8), 0)] * 200, ["a.png"], {"a": 1}, None, 3, torch.rand(2, 1, 8, 8)]
+)
+def test_what_is_no_data_set_is_told_so(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(rt.InputError, match="a data set is text or a Path or a Dataset, not") as refused:
+        evaluate("mask", subject(), given, out=tmp_path / "run")
+    assert len(str(refused.value)) < 200
+
+
+def test_a_name_that_no_system_takes_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("path,label\n" + "a" * 300 + ",b\n")
+    run = evaluate("deletion", subject(), tmp_path / "table.csv", out=tmp_path / "run")
+    assert "cannot be read" in run.skipped[0][1]
 
 
 def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:

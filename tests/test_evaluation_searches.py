@@ -171,7 +171,7 @@ def test_the_path_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_foil_that_is_no_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(rt.InputError, match="foil 9 is no class of this model: give 0 to 3"):
+    with pytest.raises(rt.InputError, match="class 9 does not exist: this model has classes 0 to 3"):
         measured(tmp_path, foil=9)
     with pytest.raises(rt.InputError, match=r"'runner-up' or 'random' or 'any' or a whole number.*not 'best'"):
         Counterfactuals(foil="best")

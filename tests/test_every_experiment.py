@@ -456,6 +456,8 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "layer": (lambda: {"model": network(layer="features.0")}, r"model\.layer"),
     "output": (lambda: {"model": network(output="probabilities")}, r"model\.output"),
     "class_names": (lambda: {"model": network(class_names=tuple("abcd"))}, r"model\.class_names"),
+    "forward": (lambda: {"model": network(forward=lambda net, x: -net(x))}, r"model\.forward\.function"),
+    "transform": (lambda: {"data": noise().with_transform(lambda image: image / 2)}, r"data\.transform\.function"),
     "data": (lambda: {"data": noise(5)}, r"data\.samples: 6 then, 5 now"),
     "labels": (lambda: {"data": relabelled()}, r"data\.fingerprint"),
     "contrasts": (lambda: {"contrasts": ["max"]}, "contrasts"),

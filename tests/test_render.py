@@ -36,7 +36,7 @@ from ratherthan.render.colours import (
 from ratherthan.render.figure import figure, grid
 from ratherthan.render.page import LONGEST, image_uri, map_uri, write_page
 from ratherthan.render.panel import Heatmap, Panel
-from ratherthan.render.searches import Excerpt, Trajectory, draw_excerpts, draw_probabilities, draw_trajectories
+from ratherthan.render.searches import Trajectory, draw_excerpts, draw_probabilities, draw_trajectories, excerpt_row
 from ratherthan.words import percent, shorten
 
 NASTY = "<script>alert('x')</script> & \"quoted\" $\\frac{"
@@ -348,7 +348,7 @@ def test_an_excerpt_shows_the_part_its_place_its_order_and_the_growing_confidenc
     image, part, dimmed = (np.random.default_rng(seed).random((5, 4, 3)) for seed in range(3))
     ranks = np.zeros((5, 4))
     ranks[1, 2], ranks[4, 0] = 1.0, 0.5
-    one = Excerpt("a.png", "$cat", "2 of 20 pixels", "found", image, part, dimmed, ranks, 0.9, [0.1, 0.4, 0.8])
+    one = excerpt_row("a.png", "$cat", "2 of 20 pixels", "found", image, part, dimmed, ranks, 0.9, [0.1, 0.4, 0.8])
     drawn = draw_excerpts([one, one])
     assert len(drawn.axes) == 2 * 5
     *pictures, curve = drawn.axes[5:]
@@ -364,7 +364,7 @@ def test_an_excerpt_shows_the_part_its_place_its_order_and_the_growing_confidenc
     assert curve.get_xlabel() == "with the first 0 to 2 features"
     words = [text.get_text() for text in drawn.texts]
     assert words.count("What is enough for $cat?") == words.count("2 of 20 pixels") == 2
-    unordered = Excerpt("a.png", "cat", "", "not found", image, part, dimmed, ranks, 0.9)
+    unordered = excerpt_row("a.png", "cat", "", "not found", image, part, dimmed, ranks, 0.9)
     drawn = draw_excerpts([unordered])
     assert [axes.get_title() for axes in drawn.axes][1:2] == ["not found"]
     assert len(drawn.axes) == 4, "without an order there is no curve"

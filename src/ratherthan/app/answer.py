@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ import torch
 
 import ratherthan as rt
 from ratherthan.app.images import gather, read_all
-from ratherthan.app.options import KINDS, DataOptions, OutputOptions, words
+from ratherthan.app.options import KINDS, AskOptions, OutputOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
-from ratherthan.attribution.trace import Address
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
+from ratherthan.render.panel import Panel
 from ratherthan.search.method import get_counterfactual_method
 from ratherthan.words import printable
 
@@ -40,6 +40,7 @@ class Verb:
         result: What it returns.
         doing: What is going on, for the bar.
         done: What has become of the images, for messages.
+        folder: Where answers go unless the user says otherwise.
         page: Name of the page; the figures end in it, too.
         numbers: Name of the file of numbers.
     """
@@ -47,13 +48,14 @@ class Verb:
     result: type[rt.Result]
     doing: str
     done: str
+    folder: str
     page: str
     numbers: str
 
 
-EXPLAIN = Verb(rt.Explanation, "explaining", "explained", "why", "explanation")
-COUNTERFACTUAL = Verb(rt.Counterfactual, "searching", "searched", "how", "how")
-POSITIVE = Verb(rt.PertinentPositive, "searching", "searched", "enough", "enough")
+EXPLAIN = Verb(rt.Explanation, "explaining", "explained", "explained", "why", "explanation")
+COUNTERFACTUAL = Verb(rt.Counterfactual, "searching", "searched", "changed", "how", "how")
+POSITIVE = Verb(rt.PertinentPositive, "searching", "searched", "enough", "enough", "enough")
 
 
 # --------------------------------------------------------------------------------------------- what is asked
@@ -90,20 +92,14 @@ def contrasts_of(text: str | None, model: rt.Model) -> list[str | None]:
     return [rt.get_contrast(name).name for name in names]
 
 
-def attribution_method(name: str, settings: dict[str, Any], model: rt.Model) -> rt.Method:
+def attribution_method(name: str, settings: dict[str, Any]) -> rt.Method:
     """The method with its settings.
 
     Raises:
         InputError: If there is no such method or setting, or the method takes no layer.
-        LayerError: If the model has no such layer.
     """
-    if "layer" in settings:
-        if not hasattr(rt.get_method(name), "layer"):
-            raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
-        layer = settings["layer"]
-        module = Address.read(layer).module if isinstance(layer, str) else layer
-        if module or module == layer:  # a function of the network's own forward has no module to look for
-            model.submodule(module)
+    if "layer" in settings and not hasattr(rt.get_method(name), "layer"):
+        raise InputError(f"method {name!r} explains the image, not a layer; leave --layer out")
     return rt.get_method(name, **settings)
 
 
@@ -124,27 +120,25 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> rt.Counterfact
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, given: Sequence[str] | None, sets: DataOptions, model: rt.Model, output: OutputOptions, ask: Any,
-    at_once: int = 0, **question: Any,
-) -> None:  # fmt: skip
+    verb: Verb, given: AskOptions, prepared: Callable[[rt.Model], Any], at_once: int = 0, **question: str | None
+) -> None:
     """Answer a question about images, as far as they can be read.
 
     Args:
         verb: Which verb.
-        given: Files, folders and globs, see `gather`.
-        sets: A set of labelled images instead.
-        model: The model.
-        output: Where to write to, and whether to print JSON.
-        ask: The verb itself; returns a result, or a list of one per contrast.
+        given: Images, the model, where to write to.
+        prepared: Makes of the model the verb itself, which returns a result, or a list of one per contrast.
         at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
-        **question: Fact and foil as they are named on the command line.
+        **question: The foil as it is named on the command line, where there is one.
 
     Raises:
         InputError: If images could not be read, at the end.
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
-    asked = {name: classes(text, model) for name, text in question.items()}
-    samples, failures = gather(given, sets, model)
+    output, model = given.checked(verb.folder), given.load()
+    ask = prepared(model)
+    asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
+    samples, failures = gather(given, model)
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)
@@ -184,7 +178,8 @@ def answer(
     if output.as_json:
         say(_as_json(model, verb, found, failures, files))
     elif found:
-        say("\n".join([*_lines(found), *_whereabouts(verb, found[0], files)]))
+        told = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
+        say("\n".join([*told.lines(), *_whereabouts(verb, found[0], files)]))
     for failure in failures:
         complain(": ".join(failure))
     done = len(found[0]) if found else 0
@@ -221,17 +216,15 @@ def _write(found: list[Any], path: Path) -> list[Path]:
         return [each.save(path.with_suffix(f".{each.contrast}.safetensors") if several else path) for each in found]
     if len(found) == 1:
         return [found[0].save(path)]
-    page = path.suffix == ".html"
-    return [rt.save_report(found, path) if page else write_atomically(path, [figure_png(figure(to_panels(found)))])]
+    return [rt.save_report(found, path) if path.suffix == ".html" else draw(to_panels(found), path)]
+
+
+def draw(panels: Sequence[Panel], path: Path) -> Path:
+    """A figure of panels as a file."""
+    return write_atomically(path, [figure_png(figure(panels))])
 
 
 # --------------------------------------------------------------------------------------------- what is printed
-def _lines(found: list[Any]) -> list[str]:
-    """A line for each image, or image and question, about the first weighted contrast there is."""
-    result: rt.Result = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
-    return result.lines()
-
-
 def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:
     """The method, and what lies where; many figures on one line."""
     figures = [path for path in files if path.suffix == ".png"]

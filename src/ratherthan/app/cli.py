@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import ratherthan as rt
 from ratherthan.app import options
-from ratherthan.app.options import DataOptions, ModelOptions, OutputOptions, about_model, pairs, question, words
+from ratherthan.app.options import AskOptions, ModelOptions, SetOptions, about_model, pairs, question, words
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
 from ratherthan.files import check_place, write_atomically
@@ -121,11 +121,7 @@ def overview(
     "explain digit.png --model zoo:mnist --foil 3,5,8 --method ig --set n_steps=50 --json",
 )
 def explain(
-    model: ModelOptions,
-    output: OutputOptions,
-    sets: DataOptions,
-    images: options.Images = None,
-    fact: options.Fact = None,
+    asked: AskOptions,
     foil: options.Foil = None,
     method: Annotated[str, question("gradcam, la, ixg, gradient, ig, lrp, lime, occlusion, scan ...")] = "gradcam",
     settings: options.Settings = None,
@@ -142,11 +138,11 @@ def explain(
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
 
-    output = output.checked("explained")
-    network = model.load()
-    chosen = attribution_method(method, pairs(settings, layer=layer), network)
-    ask = partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
-    answer(EXPLAIN, images, sets, network, output, ask, batch_size, fact=fact, foil=foil)
+    def ask(network: rt.Model) -> Any:
+        chosen = attribution_method(method, pairs(settings, layer=layer))
+        return partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
+
+    answer(EXPLAIN, asked, ask, batch_size, foil=foil)
 
 
 @_command(
@@ -157,11 +153,7 @@ def explain(
     " --out coat.html",
 )
 def counterfactual(
-    model: ModelOptions,
-    output: OutputOptions,
-    sets: DataOptions,
-    images: options.Images = None,
-    fact: options.Fact = None,
+    asked: AskOptions,
     foil: options.Foil = None,
     method: Annotated[str, question("cdeepex, xgem, cem, cem-maf ...")] = "cdeepex",
     manifold: Annotated[
@@ -181,16 +173,16 @@ def counterfactual(
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
 
-    output = output.checked("changed")
-    network = model.load()
-    makes = None
-    if manifold is not None:
-        makes = rt.Manifold.load(manifold, manifold_weights)
-    elif manifold_weights is not None:
-        makes = rt.Manifold.of(network, manifold_weights)
-    given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
-    ask = partial(rt.counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
-    answer(COUNTERFACTUAL, images, sets, network, output, ask, fact=fact, foil=foil)
+    def ask(network: rt.Model) -> Any:
+        makes = None
+        if manifold is not None:
+            makes = rt.Manifold.load(manifold, manifold_weights)
+        elif manifold_weights is not None:
+            makes = rt.Manifold.of(network, manifold_weights)
+        given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
+        return partial(rt.counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
+
+    answer(COUNTERFACTUAL, asked, ask, foil=foil)
 
 
 @_command(
@@ -201,11 +193,7 @@ def counterfactual(
     name="pertinent-positive",
 )
 def pertinent_positive(
-    model: ModelOptions,
-    output: OutputOptions,
-    sets: DataOptions,
-    images: options.Images = None,
-    fact: options.Fact = None,
+    asked: AskOptions,
     method: Annotated[str, question("cem-maf or cem.")] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
@@ -225,14 +213,15 @@ def pertinent_positive(
     from ratherthan.search.method import get_pertinent_positive_method
     from ratherthan.superpixels import DEFAULT_COUNT
 
-    output = output.checked("enough")
-    network = model.load()
-    parts = None
-    if superpixels is not None or count is not None:
-        parts = rt.Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
-    given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
-    ask = partial(rt.pertinent_positive, method=get_pertinent_positive_method(method, **given), batch_size=batch_size)
-    answer(POSITIVE, images, sets, network, output, ask, fact=fact)
+    def ask(network: rt.Model) -> Any:
+        parts = None
+        if superpixels is not None or count is not None:
+            parts = rt.Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
+        given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
+        chosen = get_pertinent_positive_method(method, **given)
+        return partial(rt.pertinent_positive, method=chosen, batch_size=batch_size)
+
+    answer(POSITIVE, asked, ask)
 
 
 @_command(
@@ -243,11 +232,7 @@ def pertinent_positive(
 def evaluate(
     experiment: Annotated[str, typer.Argument(help="mask, equal-mask, sign-perturbation, insertion, sanity ...")],
     model: ModelOptions,
-    data: Annotated[str, options.about_data(options.KINDS_OF_DATA)],
-    data_root: options.DataRoot = None,
-    split: options.Split = None,
-    label_map: options.LabelMap = None,
-    limit: options.Limit = None,
+    sets: SetOptions,
     methods: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
     contrasts: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
     preset: Annotated[str | None, question("Which protocol: sound, reference or paper, where it has them.")] = None,
@@ -267,8 +252,8 @@ def evaluate(
     folder = out or Path("runs") / experiment
     check_place(folder)
     run = rt.evaluate(
-        chosen, network, rt.data.load(data, data_root, split), out=folder, methods=methods and words(methods),
-        contrasts=contrasts and words(contrasts), label_map=label_map, limit=limit, batch_size=batch_size,
+        chosen, network, sets.dataset(), out=folder, methods=methods and words(methods),
+        contrasts=contrasts and words(contrasts), label_map=sets.label_map, limit=sets.limit, batch_size=batch_size,
         seed=seed or 0, resume=resume, workers=workers, progress=True,
     )  # fmt: skip
     _show(run, folder, as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +9,10 @@ import torch
 from torch import Tensor
 
 import ratherthan as rt
-from ratherthan.app.answer import ALL
+from ratherthan.app.answer import ALL, draw
 from ratherthan.attribution.explanation import leading_with, to_panels
-from ratherthan.files import write_atomically
 from ratherthan.progress import reporter
-from ratherthan.render.figure import figure, figure_png
 from ratherthan.render.page import write_page
-from ratherthan.render.panel import Panel
 
 COUNT = 12
 """Digits shown."""
@@ -50,13 +46,13 @@ def run(out: Path) -> list[str]:
     rival, others = ask(foil="runner-up"), ask(foil="others")
     panels = [leading_with("weighted", each) for each in to_panels([*rival, *others])]
     page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
-    sheet = _draw(to_panels(rival), out / "demo.png")
+    sheet = draw(to_panels(rival), out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:
         for i, pair in enumerate(zip(to_panels(rival), to_panels(others), strict=True)):
             report(i, len(names))
             name = f"{i + 1:02d}-{told.fact_name(i)}-rather-than-{told.foil_name(i)}.png"
-            _draw(pair, out / "digits" / name)
+            draw(pair, out / "digits" / name)
     return [
         *(f"{name}: {told.text(i)}" for i, name in enumerate(names)),
         f"page     {page}",
@@ -85,7 +81,3 @@ def hardest(model: rt.Model, count: int) -> tuple[Tensor, tuple[str, ...]]:
         chosen.setdefault((int(classes[i, 0]), int(classes[i, 1])), i)
     picked = sorted(list(chosen.values())[:count], key=lambda i: some.labels[i])
     return images[picked], tuple(f"{some.ids[i].replace('/', ' ')}, a {some.labels[i]}" for i in picked)
-
-
-def _draw(panels: Sequence[Panel], path: Path) -> Path:
-    return write_atomically(path, [figure_png(figure(panels))])

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratherthan.app.options import DataOptions
-from ratherthan.data import Dataset, FileReader, batches, load, match_labels
+from ratherthan.app.options import AskOptions
+from ratherthan.data import Dataset, FileReader, batches, match_labels
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
@@ -21,14 +21,11 @@ from ratherthan.words import printable
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 
 
-def gather(
-    patterns: Sequence[str] | None, sets: DataOptions, model: Model
-) -> tuple[Dataset | None, list[tuple[str, str]]]:
+def gather(given: AskOptions, model: Model) -> tuple[Dataset | None, list[tuple[str, str]]]:
     """The images that a command was given: files, folders and globs, or a set of labelled images.
 
     Args:
-        patterns: See `find`.
-        sets: The set, and which of it: those that the model gets wrong or right, and of these so many.
+        given: What to `find`; or the set, and which of it: those that the model gets wrong or right, and so many.
         model: Who judges, and whose classes the labels are then matched to.
 
     Returns:
@@ -37,17 +34,17 @@ def gather(
     Raises:
         InputError: Neither or both are given, or the set cannot be opened.
     """
-    if bool(patterns) == bool(sets.data):
+    if bool(given.images) == bool(given.data):
         raise InputError("give images, or a set of them by --data")
-    if sets.data is None:
-        if any((sets.data_root, sets.split, sets.label_map, sets.limit, sets.only)):
+    if given.data is None:
+        if any((given.data_root, given.split, given.label_map, given.limit, given.only)):
             raise InputError("--data-root, --split, --label-map, --limit and --only belong to --data")
-        paths, failures = find(patterns or ())
+        paths, failures = find(given.images or ())
         named = tuple(map(str, paths))
         return (Dataset("images", (), named, (-1,) * len(named), FileReader(tuple(paths))) if named else None), failures
-    data = match_labels(load(sets.data, sets.data_root, sets.split), model.class_names, sets.label_map, bool(sets.only))
+    data = match_labels(given.dataset(), model.class_names, given.label_map, bool(given.only))
     data = data.with_transform(model.inputs.prepare)
-    return (_judged(data, model, sets.only == "wrong") if sets.only else data).spread(sets.limit), []
+    return (_judged(data, model, given.only == "wrong") if given.only else data).spread(given.limit), []
 
 
 def _judged(data: Dataset, model: Model, wrong: bool) -> Dataset:
@@ -115,7 +112,7 @@ def read_all(
         The images, (C, H, W) each, all of one shape, with their names.
     """
     found = list[tuple[Tensor, str]]()
-    opened = data if data.transform is not None else data.with_transform(model.inputs.prepare)
+    opened = data.with_transform(data.transform or model.inputs.prepare)
     for index in indices:
         name = data.ids[index]
         try:

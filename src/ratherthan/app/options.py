@@ -16,6 +16,9 @@ from ratherthan.errors import InputError
 from ratherthan.files import check_place
 
 if TYPE_CHECKING:
+    from typing import Self
+
+    from ratherthan.data import Dataset
     from ratherthan.model import Model
 
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
@@ -29,10 +32,6 @@ def _panel(title: str) -> Callable[..., Any]:
 
 about_model, about_data, question = map(_panel, ("The model", "The data", "The question"))
 
-Images = Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")]
-Fact = Annotated[
-    str | None, question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one.")
-]
 Foil = Annotated[
     str | None,
     question(
@@ -51,23 +50,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSO
 
 KINDS_OF_DATA = "mnist, ... (or data:mnist); a folder of class folders, a .tar, a .csv, hf:NAME."
 DataRoot = Annotated[Path | None, about_data("The folder of data sets. Default: $RATHERTHAN_DATA.")]
-Split = Annotated[str | None, about_data("Which part of the data, e.g. valid+test. Default: test.")]
-LabelMap = Annotated[
-    Path | None, about_data("What its classes are called in the model, where names differ: .json or .csv.")
-]
-Limit = Annotated[int | None, about_data("Use so many samples, evenly spread.", min=1)]
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """A set of labelled images, instead of files."""
+class SetOptions:
+    """A set of labelled images."""
 
-    data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
+    data: Annotated[str | None, about_data(KINDS_OF_DATA)]
     data_root: DataRoot = None
-    split: Split = None
-    label_map: LabelMap = None
-    limit: Limit = None
-    only: Annotated[Literal["wrong", "right"] | None, about_data("Those that the model gets wrong, or right.")] = None
+    split: Annotated[str | None, about_data("Which part of the data, e.g. valid+test. Default: test.")] = None
+    label_map: Annotated[
+        Path | None, about_data("What its classes are called in the model, where names differ: .json or .csv.")
+    ] = None
+    limit: Annotated[int | None, about_data("Use so many samples, evenly spread.", min=1)] = None
+
+    def dataset(self) -> Dataset:
+        """The set.
+
+        Raises:
+            InputError: If it cannot be opened.
+        """
+        from ratherthan.data import load
+
+        return load(self.data or "", self.data_root, self.split)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class ModelOptions:
 
         return load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
-            mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), size=image_size(self.size),
+            mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
 
@@ -116,7 +121,7 @@ class OutputOptions:
     ] = None
     as_json: AsJson = False
 
-    def checked(self, usual: str) -> OutputOptions:
+    def checked(self, usual: str) -> Self:
         """The same with the usual folder where no place was named and no JSON is asked for.
 
         Raises:
@@ -131,6 +136,19 @@ class OutputOptions:
     def one_file(self) -> bool:
         """Whether a file is named to write to, of one of `KINDS`, and not a folder."""
         return self.out is not None and self.out.suffix in KINDS and not self.out.is_dir()
+
+
+@dataclass(frozen=True)
+class AskOptions(SetOptions, OutputOptions, ModelOptions):
+    """What all take that ask about images: these or a set of them, the model, where answers go, and the fact."""
+
+    data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
+    only: Annotated[Literal["wrong", "right"] | None, about_data("Those that the model gets wrong, or right.")] = None
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")] = None
+    fact: Annotated[
+        str | None,
+        question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one."),
+    ] = None
 
 
 def with_groups(function: Callable[..., None]) -> Callable[..., None]:
@@ -158,21 +176,6 @@ def with_groups(function: Callable[..., None]) -> Callable[..., None]:
 def words(text: str) -> list[str]:
     """Read "gradcam, la" into its parts."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """Read "0.485,0.456,0.406".
-
-    Raises:
-        InputError: If it is no list of finite numbers.
-    """
-    if text is None:
-        return None
-    read = value(text)
-    row = list(read) if isinstance(read, tuple) else [read]
-    if not all(isinstance(each, (int, float)) and abs(each) < 1e300 for each in row):
-        raise InputError(f"{option} takes numbers separated by commas, e.g. 0.5,0.5,0.5; not {text!r}")
-    return row
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
@@ -215,10 +218,10 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
     return read | {name: given for name, given in options.items() if given is not None}
 
 
-def value(text: str) -> Any:
+def value(text: str | None) -> Any:
     """Read a Python literal (50, 0.1, True, None), a list as a tuple; anything else is text."""
     try:
-        read = ast.literal_eval(text)
+        read = ast.literal_eval(text or "None")
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return tuple(read) if isinstance(read, list) else read

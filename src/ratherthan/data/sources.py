@@ -26,8 +26,8 @@ from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, told_as, unknown
 from ratherthan.files import read_text, regular
-from ratherthan.plugins import load_plugins
 from ratherthan.registry import Registry
+from ratherthan.settings import check_value
 
 Root = str | Path | None
 Opener = Callable[..., TorchDataset[Any]]
@@ -76,7 +76,7 @@ class FileReader:
         """Its size in bytes."""
         file = self.files[index]
         if isinstance(file, Path):
-            return str(file.stat().st_size) if file.is_file() else "missing"
+            return str(file.stat().st_size) if os.path.isfile(file) else "missing"  # also of a name that cannot be
         return str(file.size)
 
 
@@ -121,15 +121,13 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
         InputError: No such set, folder, file or split, it is damaged, the name means two things, or the extra package
             it needs is missing.
     """
-    if isinstance(name, TorchDataset):
+    if isinstance(check_value("a data set", str | Path | TorchDataset, name), TorchDataset):
         return name if isinstance(name, Dataset) else _from_torch(name)
     text = str(name).removeprefix("data:")
     path, asked = Path(text), text != str(name)
     family, colon, detail = text.partition(":")
     known = f"{family}:" if detail else text
-    if known not in DATASETS:
-        load_plugins()
-    if known in DATASETS and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
+    if known in DATASETS.names() and bool(colon) == bool(detail) and not (isinstance(name, Path) and path.exists()):
         if not asked and os.path.exists(text):
             raise InputError(f"{text!r} is a data set, and something in this folder: say data:{text} or ./{text}")
         try:

@@ -1,3 +1,3 @@
 """HOW FAITHFUL: experiments on explanations, and the verb that runs them. Importing it registers the experiments."""
 
-from . import counterfactuals, deletion, localisation, masking, pertinent, sanity, sign_perturbation  # noqa: F401
+from . import counterfactuals, localisation, masking, pertinent, sanity, sign_perturbation  # noqa: F401

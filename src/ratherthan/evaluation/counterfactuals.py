@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ratherthan import data
-from ratherthan.contrast import rival
+from ratherthan.contrast import class_index, rival
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.inference import preserve_state
@@ -110,14 +110,12 @@ class Counterfactuals(Experiment):
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
         fact, classes = logits.argmax(1), logits.shape[1]
-        if not isinstance(self.foil, str) and self.foil >= classes:
-            raise InputError(f"foil {self.foil} is no class of this model: give 0 to {classes - 1}")
         if self.foil == "runner-up":
             return rival(logits, fact)
         if self.foil == "random":
             step = 1 + (batch.uniform(0, 1, "foil") * (classes - 1)).long().clamp_max(classes - 2)
             return (fact + step) % classes
-        return torch.full_like(fact, ANY if self.foil == "any" else self.foil)
+        return torch.full_like(fact, ANY if self.foil == "any" else class_index(self.foil, classes))
 
     def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
         each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
@@ -172,25 +170,13 @@ class Counterfactuals(Experiment):
             return None
         return data.load(self.reference, split="train" if isinstance(self.reference, str) else None)
 
-    def _autoencoders(self, names: tuple[str, ...] | None) -> list[Callable[[Tensor], Tensor]]:
-        """One per class of a model with these names, then that of all; fitted once."""
-        fitted: dict[Any, list[Callable[[Tensor], Tensor]]] = vars(self).setdefault("_fitted", {})
-        if names not in fitted:
-            assert self._reference is not None
-            known = data.match_labels(self._reference, names)
-            read = [(images.flatten(1), labels) for _, images, labels in data.batches(known, 1024)]
-            pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
-            classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
-            fitted[names] = [_autoencoder(each) for each in (*classes, pixels)]
-        return fitted[names]
-
     def _realism(
         self, examples: Tensor, fact: Tensor, foil: Tensor, names: tuple[str, ...] | None
     ) -> dict[str, Tensor]:
         if self._reference is None:
             return {}
         flat = examples.flatten(1).cpu().double()
-        made = torch.stack([autoencoder(flat) for autoencoder in self._autoencoders(names)])
+        made = torch.stack([autoencoder(flat) for autoencoder in _autoencoders(self._reference, names)])
         highest = int(torch.maximum(fact, foil).max())
         if highest > len(made) - 2:
             raise InputError(f"the reference has {len(made) - 1} classes, but class {highest} is asked about")
@@ -198,6 +184,16 @@ class Counterfactuals(Experiment):
         as_foil, as_fact, as_any = made[foil.cpu(), row], made[fact.cpu(), row], made[-1]
         like_foil, like_fact, alike = (d.square().sum(1) for d in (flat - as_foil, flat - as_fact, as_foil - as_any))
         return {"im1": like_foil / (like_fact + _TINY), "im2": alike / (flat.abs().sum(1) + _TINY)}
+
+
+@lru_cache(4)
+def _autoencoders(reference: data.Dataset, names: tuple[str, ...] | None) -> list[Callable[[Tensor], Tensor]]:
+    """One per class of a model with these names, then that of all."""
+    known = data.match_labels(reference, names)
+    read = [(images.flatten(1), labels) for _, images, labels in data.batches(known, 1024)]
+    pixels, labels = (torch.cat(column) for column in zip(*read, strict=True))
+    classes = [pixels[labels == label] for label in range(int(labels.max()) + 1)]
+    return [_autoencoder(each) for each in (*classes, pixels)]
 
 
 def _autoencoder(pixels: Tensor) -> Callable[[Tensor], Tensor]:

@@ -55,7 +55,6 @@ class Pertinent(Experiment):
     }  # fmt: skip
     layout = (("method", "contrast"), ("measure",))
     methods = ("cem-maf", "lime", "gradcam", "la")
-    contrasts = ("none", "weighted")
     searches = (PERTINENT_POSITIVE_METHODS,)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
@@ -63,18 +62,17 @@ class Pertinent(Experiment):
         fact = batch.clean().argmax(1)
         for name, found in batch.search(fact):
             counted = found.features, found.feature_count, found.correlation()
-            yield batch.rows(name, **_measures(batch, fact, found.example, *counted))
+            yield batch.rows(name, **_measures(fact, found.example_logits[:, 0].softmax(1), *counted))
         maps = batch.explain()
-        if not maps:
-            return
-        parts = self._parts(batch)
+        parts = self._parts(batch) if maps else None
         for (name, contrast), why in maps.items():
-            shown = [_growing(order, parts) for order in self._orders(name, why.heatmap(), parts)]
-            alone = parts.render(torch.stack([masks[-1] for masks in shown]), torch.arange(len(fact)).to(fact.device))
-            p = [_confidence(batch, parts, row, masks)[1:, fact[row]] for row, masks in enumerate(shown)]
-            kept = torch.tensor([len(each) for each in p])
-            correlation = torch.tensor([rank_correlation(each) for each in p])
-            yield batch.rows(name, contrast, **_measures(batch, fact, alone, kept, parts.count, correlation))
+            assert parts is not None
+            orders = self._orders(name, why.heatmap(), parts)
+            curves = [_curve(batch, parts, row, order) for row, order in enumerate(orders)]
+            p, kept = torch.stack([each[-1] for each in curves]), torch.tensor(list(map(len, orders)))
+            along = (curve[1:, of] for curve, of in zip(curves, fact, strict=True))
+            correlation = torch.tensor([rank_correlation(each) for each in along])
+            yield batch.rows(name, contrast, **_measures(fact, p, kept, parts.count, correlation))
 
     def _parts(self, batch: Batch) -> SegmentedImages:
         how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
@@ -93,28 +91,21 @@ class Pertinent(Experiment):
         return [row[:count] for row, count in zip(ranked, (relevance > bar).sum(1), strict=True)]
 
 
-def _measures(
-    batch: Batch, fact: Tensor, alone: Tensor, kept: Tensor, count: Tensor, correlation: Tensor
-) -> dict[str, Tensor]:
-    """The measures of parts that are shown alone, (n, C, H, W), and have so many of the superpixels."""
-    logits = batch.logits([alone])[0]
+def _measures(fact: Tensor, p: Tensor, kept: Tensor, count: Tensor, correlation: Tensor) -> dict[str, Tensor]:
+    """The measures of parts with so many of the superpixels and, by themselves, these probabilities (n, classes)."""
     return {
         "features": kept,
         "share": kept.cpu() / count.cpu(),
-        "kept": logits.argmax(1) == fact,
-        "p_fact": logits.softmax(1).gather(1, fact.unsqueeze(1))[:, 0],
+        "kept": p.argmax(1) == fact,
+        "p_fact": p.gather(1, fact.unsqueeze(1))[:, 0],
         "correlation": correlation,
     }
 
 
-def _growing(order: Tensor, parts: SegmentedImages) -> Tensor:
-    """(k + 1, S) masks with none, one, ... all of the features (k,) present, in their order."""
+def _curve(batch: Batch, parts: SegmentedImages, row: int, order: Tensor) -> Tensor:
+    """(k + 1, classes) the probabilities with none, one, ... all of the features (k,) present, in their order."""
     masks = torch.nn.functional.one_hot(order, parts.present.shape[1]).cumsum(0)
-    return torch.nn.functional.pad(masks, (0, 0, 1, 0)).to(parts.images)
-
-
-def _confidence(batch: Batch, parts: SegmentedImages, row: int, masks: Tensor) -> Tensor:
-    """(k + 1, classes) the probabilities with these features present."""
+    masks = torch.nn.functional.pad(masks, (0, 0, 1, 0)).to(parts.images)
     rows = torch.full((len(masks),), row, device=masks.device)
     with torch.no_grad():
         shown = (parts.render(each, rows[: len(each)]) for each in torch.split(masks, batch.batch_size))

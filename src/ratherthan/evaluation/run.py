@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +100,13 @@ def evaluate(
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
     ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
     read = chosen.reads_labels and getattr(chosen, "target", "label") == "label"
-    data = _data(match_labels(load_data(dataset), model.class_names, label_map, read), model, limit)
+    data = match_labels(load_data(dataset), model.class_names, label_map, read)
+    if len(set(data.ids)) < len(data.ids):
+        raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
+    data = data.with_transform(data.transform or model.inputs.prepare).spread(limit)
     model, memory_format = _probed(model, data, read)
-    how = {"contrasts": list(ways), "seed": seed, "shard_size": shard_size, "versions": versions()}
+    compares = {name: _function(getattr(way, "function", name)) for name, way in ways.items()}
+    how = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
     shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
 
     def measured(*shard: Tensor) -> list[Rows]:
@@ -156,14 +163,6 @@ def fitting(image: Tensor, model: Model) -> int:
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * model.dtype.itemsize))))
 
 
-def _data(data: Dataset, model: Model, limit: int | None) -> Dataset:
-    if data.transform is None:
-        data = data.with_transform(model.inputs.prepare)
-    if len(set(data.ids)) < len(data.ids):
-        raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
-    return data.spread(limit)
-
-
 def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.memory_format]:
     """What one image tells: the model with its layer named, and how images should lie in memory.
 
@@ -213,10 +212,32 @@ def _subject(experiment: Experiment, model: Model, data: Dataset, methods: dict[
             "inputs": model.inputs.settings(),
             "output": model.output.name,
             "layer": model.layer,
+            "forward": _function(model.forward),
         },
-        "data": {"name": data.name, "samples": len(data), "fingerprint": data.fingerprint()},
+        "data": {
+            "name": data.name,
+            "samples": len(data),
+            "fingerprint": data.fingerprint(),
+            "transform": _function(data.transform),
+        },
         "methods": methods,
     }
+
+
+def _function(given: Any) -> Any:
+    """What tells one function from another: its name, and a hash of its source, its code and what is bound to it."""
+    if isinstance(given, partial):
+        name, does = _function(given.func), list[Any]([given.args, given.keywords])
+    elif inspect.isfunction(given):
+        name, code = given.__qualname__, given.__code__
+        constants = [each for each in code.co_consts if isinstance(each, (str, int, float))]
+        does = [code.co_code.hex(), code.co_names, constants]  # two functions may share a line
+        does += [given.__defaults__, given.__kwdefaults__, inspect.getclosurevars(given).nonlocals]
+        with suppress(OSError):  # typed in
+            does.append(inspect.getsource(given))
+    else:
+        return given
+    return {"function": name, "does": hashlib.sha256(repr(_plain(does)).encode()).hexdigest()[:16]}
 
 
 def _plain(value: Any) -> Any:
@@ -229,4 +250,4 @@ def _plain(value: Any) -> Any:
             return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
         return to_jsonable(each)
 
-    return json.loads(json.dumps(value, default=described))
+    return json.loads(json.dumps(value, default=described, skipkeys=True))

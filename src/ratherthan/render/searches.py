@@ -113,37 +113,37 @@ def _curves(trajectory: Trajectory) -> Callable[[Axes], None]:
 
 
 # ------------------------------------------------------------------------------------------ what is enough
-@dataclass(frozen=True, eq=False)
-class Excerpt:
-    """An image and the part of it that keeps the fact; images are (H, W, 1 or 3) in [0, 1].
+def excerpt_row(
+    name: str, fact: str, text: str, status: str, image: ArrayLike, part: ArrayLike, dimmed: ArrayLike,
+    ranks: ArrayLike, whole: float, curve: Sequence[float] = (),
+) -> Row:  # fmt: skip
+    """The image, the part that keeps the fact by itself, where it lies, its features in order, the confidence.
 
-    Attributes:
+    Args:
         name: What to call the image.
         fact: The name of the class that is kept.
         text: What the part says.
         status: How the search ended.
-        image: The image asked about.
+        image: The image asked about, like the others (H, W, 1 or 3) in [0, 1].
         part: The part by itself.
         dimmed: The image, what is left out dimmed.
         ranks: (H, W): 1 at the most important feature, less at the others, 0 where nothing is kept.
         whole: The probability of the fact in the whole image.
         curve: Its probabilities with the first k = 0, 1, ... features present; empty if the features have no order.
     """
-
-    name: str
-    fact: str
-    text: str
-    status: str
-    image: ArrayLike
-    part: ArrayLike
-    dimmed: ArrayLike
-    ranks: ArrayLike
-    whole: float
-    curve: Sequence[float] = ()
+    pictures = (
+        Picture(name, as_rgb(image), colour=FAINT),
+        Picture("enough" if status == "found" else status, as_rgb(part)),
+        Picture("the rest dimmed", as_rgb(dimmed)),
+        Picture("the first strongest", overlay(image, ranks, 1.0)),
+    )
+    curves = (("whole image", [whole] * len(curve), OTHERS, "--"), ("the part", curve, FACT, "-"))
+    chart = partial(draw_curves, curves, f"with the first 0 to {len(curve) - 1} features") if curve else None
+    return Row(pictures, f"What is enough for {fact}?", text, chart, CAPTION)
 
 
-def draw_excerpts(excerpts: Sequence[Excerpt]) -> Figure:
-    """Draw a row for each: the image, the part by itself, where it lies, its features in order, the confidence.
+def draw_excerpts(excerpts: Sequence[Row]) -> Figure:
+    """Draw them below each other.
 
     Args:
         excerpts: What to draw, at least one.
@@ -152,20 +152,6 @@ def draw_excerpts(excerpts: Sequence[Excerpt]) -> Figure:
         The figure, in no window.
 
     Raises:
-        InputError: There is no excerpt, or an image cannot be drawn.
+        InputError: There is no excerpt.
     """
-    chart = 2.2 if any(each.curve for each in excerpts) else 0.0
-    return draw_rows([_excerpt_row(each) for each in excerpts], chart=chart)
-
-
-def _excerpt_row(excerpt: Excerpt) -> Row:
-    pictures = (
-        Picture(excerpt.name, as_rgb(excerpt.image), colour=FAINT),
-        Picture("enough" if excerpt.status == "found" else excerpt.status, as_rgb(excerpt.part)),
-        Picture("the rest dimmed", as_rgb(excerpt.dimmed)),
-        Picture("the first strongest", overlay(excerpt.image, excerpt.ranks, 1.0)),
-    )
-    whole = [excerpt.whole] * len(excerpt.curve)
-    curves = (("whole image", whole, OTHERS, "--"), ("the part", excerpt.curve, FACT, "-"))
-    chart = partial(draw_curves, curves, f"with the first 0 to {len(whole) - 1} features") if whole else None
-    return Row(pictures, f"What is enough for {excerpt.fact}?", excerpt.text, chart, CAPTION)
+    return draw_rows(excerpts, chart=2.2 if any(each.chart for each in excerpts) else 0.0)

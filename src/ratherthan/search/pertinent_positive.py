@@ -15,7 +15,7 @@ from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
-from ratherthan.render.searches import Excerpt, draw_excerpts
+from ratherthan.render.searches import draw_excerpts, excerpt_row
 from ratherthan.result import Shape, picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,
@@ -178,7 +178,7 @@ class PertinentPositive(SearchResult):
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
         return draw_excerpts([
-            Excerpt(
+            excerpt_row(
                 Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
                 picture(each.images[0]), picture(each.example[0]), picture(each.dimmed()[0]), each.ranks()[0].numpy(),
                 each.logits[0].softmax(0)[each.fact].item(),

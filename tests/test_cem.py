@@ -23,7 +23,7 @@ from ratherthan import (
     preserve_state,
 )
 from ratherthan.search.method import lead
-from ratherthan.search.tradeoff import TradeoffSearch
+from ratherthan.search.solver import TradeoffSearch
 
 
 def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:

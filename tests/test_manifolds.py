@@ -21,7 +21,7 @@ from ratherthan.app.cli import app
 from ratherthan.replication.cdeepex import AdversarialRecipe, Adversaries, Generator, critic, dense_vae
 from ratherthan.replication.cem_maf import DIPRecipe, correlation, separation
 from ratherthan.zoo.concepts import effects, garment_of
-from ratherthan.zoo.training.traversals import write_sheets
+from ratherthan.zoo.training.harness import write_sheets
 from ratherthan.zoo.vae import VAE, convolutional_vae, divergence
 
 MANIFOLDS = {name: zoo.get(name, generative=True) for name in zoo.names(generative=True)}

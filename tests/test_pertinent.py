@@ -25,7 +25,7 @@ from ratherthan import (
     segment,
 )
 from ratherthan.render.figure import figure_png
-from ratherthan.search.cem_maf_positive import odds
+from ratherthan.search.cem_maf import odds
 from ratherthan.search.pertinent_positive import rank_correlation
 
 GRID = Superpixels("grid", 12)

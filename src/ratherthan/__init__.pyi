@@ -83,7 +83,7 @@ from .search.cdeepex import CDeepEx as CDeepEx
 from .search.cem import CEM as CEM
 from .search.cem import CEMPositive as CEMPositive
 from .search.cem_maf import CEMMAF as CEMMAF
-from .search.cem_maf_positive import CEMMAFPositive as CEMMAFPositive
+from .search.cem_maf import CEMMAFPositive as CEMMAFPositive
 from .search.complete import CompleteExplanation as CompleteExplanation
 from .search.complete import complete as complete
 from .search.constrained import ConstrainedSearch as ConstrainedSearch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cache
 from typing import ClassVar, Literal
 
 import torch
@@ -41,12 +40,6 @@ class BoundarySearch(OnManifold):
         if self.bank is not None and tuple(self.bank.shape[1:]) != self.generator.latent_shape:
             raise InputError(f"a bank of latents {tuple(self.bank.shape[1:])} for {self.manifold!r}")
 
-    def variables(self, question: SearchQuestion) -> Space:
-        """The latents, and the bank, which is looked at only where it is needed."""
-        space = super().variables(question)
-        space.known["bank"] = cache(lambda: self._classified(question))
-        return space
-
     def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
         """See the class."""
         z, between = super().starts(question, space, rows, numbers), torch.tensor(numbers, device=rows.device) == 1
@@ -63,7 +56,9 @@ class BoundarySearch(OnManifold):
 
     @torch.no_grad()
     def _crossing(self, question: SearchQuestion, space: Space, rows: Tensor) -> Tensor:
-        (bank, classes), origin = space.known["bank"](), space.start[rows]
+        if "bank" not in space.known:  # looked at only where it is needed, and once
+            space.known["bank"] = self._classified(question)
+        (bank, classes), origin = space.known["bank"], space.start[rows]
         fact, foil = question.facts[rows].unsqueeze(1), question.foils[rows].unsqueeze(1)
         far = torch.cdist(origin.flatten(1), bank.flatten(1)).masked_fill(classes != foil, torch.inf)
         some = far.isfinite().any(1).view(-1, *[1] * (origin.ndim - 1))

@@ -30,13 +30,11 @@ from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchMethod,
     SearchQuestion,
-    lead,
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Kept, Status, choose
-from ratherthan.search.tradeoff import TradeoffSearch
+from ratherthan.search.solver import Kept, Status, TradeoffSearch, choose
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
@@ -95,15 +93,6 @@ class ElasticNetSearch(SearchMethod):
             with preserve_state(self.manifold.module), torch.no_grad():
                 self.manifold.encode(images[:1])
 
-    def _solved(self, question: SearchQuestion) -> _Problem:
-        """Search for K questions; what was found, and whether Ctrl-C ended it, is on the problem."""
-        problem = _Problem(self, question)
-        try:
-            (_reference if self.preset == "reference" else _sound)(problem)
-        except KeyboardInterrupt:
-            problem.interrupted = True
-        return problem
-
 
 def box_bounds(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Between which values each pixel may move.
@@ -131,22 +120,23 @@ class _Problem:
     def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
         self.how, self.question, self.keep = how, question, how.keep
         self.images, self.fact = question.asked, question.facts
-        beta, steps = (0.1, 1000) if how.preset == "reference" else (how.sound_beta, 40)
+        self.sound = how.preset == "sound"
+        beta, steps = (how.sound_beta, 40) if self.sound else (0.1, 1000)
         self.beta = beta if how.beta is None else how.beta
         self.steps = steps if how.iterations is None else how.iterations
-        self.target = self.fact if self.keep else question.foils  # the class that is to win, -1 for any but the fact
         baseline = baseline_within(self.images, how.baseline)
         self.centre = baseline if self.keep else self.images
         self.low, self.high = box_bounds(self.images, baseline, self.keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
         self.kept, self.interrupted = Kept(self.centre), False
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
-        self.rows = torch.arange(len(self.fact), device=self.fact.device)
+        self.rows, self.start = question.rows, (self.images if self.sound else self.centre).clone()
+        self.reached = partial(question.reached, kappa=how.kappa)
 
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
         logits = self.question.look(v)
-        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, *self.judged(logits.detach(), rows))
+        self.kept.see(rows, v.detach(), self.elastic(v, rows) + more, *self.reached(logits.detach(), rows))
         return logits
 
     def elastic(self, v: Tensor, rows: Tensor) -> Tensor:
@@ -160,11 +150,6 @@ class _Problem:
         if manifold is None or self.how.gamma == 0:
             return v.new_zeros(len(v))
         return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
-
-    def judged(self, logits: Tensor, rows: Tensor, slack: float = 0.0) -> tuple[Tensor, Tensor]:
-        """By how many logits the margin is missed, and whether the class wins, (m,) each; without a margin no tie."""
-        ahead = lead(logits, self.fact[rows], self.target[rows])
-        return (self.how.kappa - ahead).clamp_min(0), (ahead >= self.how.kappa - slack) & (ahead > 0)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
@@ -188,11 +173,35 @@ class _Problem:
         tried = f"{self.how.binary_search_steps} rounds of {self.steps} steps"
         return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
-    def open(self) -> Tensor:
-        """Numbers of the rows that there is something to search for."""
-        with torch.no_grad():
-            self.scores(self.centre, self.rows)
-        return self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
+    def solve(self) -> _Problem:
+        """Rounds of steps, each with the weight c of the class that the last one asks for; returns itself.
+
+        A round is a success where the class was right: at its end, or as published at any of its steps. With c above
+        the multiplier of that constraint the sound penalty is exact, so rows leave as soon as a further round betters
+        their answer by less than a hundredth. Ctrl-C ends it.
+        """
+        try:
+            with torch.no_grad():
+                self.scores(self.centre, self.rows)
+            rows = self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
+            tradeoff = TradeoffSearch.start(torch.full_like(self.kept.least[rows], self.how.c))
+            if not self.sound and self.keep and len(rows):
+                # a network without biases is flat at black: from the image, where there is no slope
+                flat = _slope(self, self.centre[rows], rows, torch.ones_like(tradeoff.c)).flatten(1).eq(0).all(1)
+                self.start[rows] = choose(flat, self.images[rows], self.centre[rows])
+            for number in range(self.how.binary_search_steps):
+                before = self.kept.least[rows]
+                success = (_proximal if self.sound else _published)(self, rows, tradeoff.c)
+                found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
+                go_on = ~(self.broken[rows] | (found & ~better & self.sound))
+                tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
+                done = (number + 1) / self.how.binary_search_steps
+                self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
+                if not len(rows):
+                    break
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -201,28 +210,19 @@ def _shrunk(change: Tensor, by: float) -> Tensor:
     return change.sign() * (change.abs() - by).clamp_min(0)
 
 
-def _reference(problem: _Problem) -> None:
-    """FISTA as published: thresholds at beta whatever the step, momentum k / (k + 3), step 0.01 sqrt(1 - k / K)."""
-    how, rows = problem.how, problem.open()
-    start = problem.centre[rows]
-    if problem.keep and len(rows):  # a network without biases is flat at black: from the image, where there is no slope
-        flat = _slope(problem, start, rows, torch.ones_like(problem.kept.least[rows])).flatten(1).eq(0).all(1)
-        start = choose(flat, problem.images[rows], start)
-    tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
-    for number in range(how.binary_search_steps):
-        v, y, success = start, start, torch.zeros_like(rows, dtype=torch.bool)
-        for k in range(problem.steps):
-            moved = y - 0.01 * math.sqrt(1 - k / problem.steps) * _slope(problem, y, rows, tradeoff.c)
-            centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
-            last, v = v, torch.clamp(centre + _shrunk(moved - centre, problem.beta), low, high)
-            y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
-            with torch.no_grad():
-                logits = problem.scores(v, rows)
-            success |= problem.judged(logits, rows)[1]
-        sound = v.flatten(1).isfinite().all(1)
-        problem.broken[rows] = ~sound
-        tradeoff, rows, start = tradeoff.update(success).take(sound), rows[sound], start[sound]
-        problem.question.report((number + 1) / how.binary_search_steps)
+def _published(problem: _Problem, rows: Tensor, c: Tensor) -> Tensor:
+    """FISTA with the weights c: thresholds at beta whatever the step, 0.01 sqrt(1 - k / K); momentum k / (k + 3)."""
+    v = y = problem.start[rows]
+    success = torch.zeros_like(rows, dtype=torch.bool)
+    centre, low, high = problem.centre[rows], problem.low[rows], problem.high[rows]
+    for k in range(problem.steps):
+        moved = y - 0.01 * math.sqrt(1 - k / problem.steps) * _slope(problem, y, rows, c)
+        last, v = v, torch.clamp(centre + _shrunk(moved - centre, problem.beta), low, high)
+        y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
+        with torch.no_grad():
+            success |= problem.reached(problem.scores(v, rows), rows)[1]
+    problem.broken[rows] = ~v.flatten(1).isfinite().all(1)
+    return success
 
 
 def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
-        missed, _ = problem.judged(problem.question.look(leaf), rows)
+        missed, _ = problem.reached(problem.question.look(leaf), rows)
         loss = c * missed + change + problem.unnatural(leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
@@ -266,28 +266,9 @@ class _State:
         return _State(*(choose(which, getattr(to, f.name), getattr(self, f.name)) for f in fields(self)))
 
 
-def _sound(problem: _Problem) -> None:
-    """Rounds of prox-linear steps, each with the weight c of the class that the last one asks for.
-
-    A round is a success where it ends with the class right. With c above the multiplier of that constraint the penalty
-    is exact, so rows leave as soon as a further round betters their answer by less than a hundredth.
-    """
-    how, rows = problem.how, problem.open()
-    tradeoff = TradeoffSearch.start(torch.full_like(problem.kept.least[rows], how.c))
-    for _ in range(how.binary_search_steps):
-        if not len(rows):
-            break
-        before = problem.kept.least[rows]
-        start = choose(problem.kept.found[rows], problem.kept.best[rows], problem.images[rows])
-        success = _round(problem, rows, start, tradeoff.c)
-        improved = problem.kept.least[rows] < (1 - _SETTLED) * before
-        go_on = (improved | ~problem.kept.found[rows]) & ~problem.broken[rows]
-        tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
-        problem.question.report(1 - len(rows) / len(problem.images))
-
-
-def _round(problem: _Problem, rows: Tensor, start: Tensor, c: Tensor) -> Tensor:
-    """Minimise with the weights c; (m,) bool where it ends with the class right."""
+def _proximal(problem: _Problem, rows: Tensor, c: Tensor) -> Tensor:
+    """Minimise with the weights c by prox-linear steps; (m,) bool where it ends with the class right."""
+    start = choose(problem.kept.found[rows], problem.kept.best[rows], problem.start[rows])
     kappa, success = problem.how.kappa, torch.zeros_like(rows, dtype=torch.bool)
     aim = kappa + _INSIDE * (1 + kappa)
     place = torch.arange(len(rows), device=rows.device)
@@ -338,7 +319,7 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The class that is to win, (m, 1), and the strongest that it must beat, (m, J)."""
-    fact, target = problem.fact[rows], problem.target[rows]
+    fact, target = problem.fact[rows], problem.question.target[rows]
     anywhere = (target == ANY).unsqueeze(1)
     winner = torch.where(target == ANY, rival(logits, fact), target).unsqueeze(1)
     if bool(anywhere.all()):
@@ -414,12 +395,12 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        problem = self._solved(question)
-        examples, rows = problem.kept.points, problem.rows
-        found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)]
-        distance = problem.elastic(examples, rows).unsqueeze(1)
-        check = partial(problem.judged, rows=rows.unsqueeze(1), slack=_ROUNDING)
-        return Counterfactual.of(self, question, *found, distance, check=check, interrupted=problem.interrupted)
+        problem = _Problem(self, question).solve()
+        examples = problem.kept.points
+        distance = problem.elastic(examples, problem.rows).unsqueeze(1)
+        found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)], distance
+        check = partial(problem.reached, slack=_ROUNDING)
+        return Counterfactual.of(self, question, *found, check=check, interrupted=problem.interrupted)
 
 
 @register_pertinent_positive_method
@@ -436,12 +417,9 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        problem = self._solved(question)
+        problem = _Problem(self, question).solve()
         examples, whole = problem.kept.points, (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
-        found = examples, problem.ends(examples), kept.amax(1).clamp_max(1)
-
-        def check(logits: Tensor) -> Tensor:
-            return problem.judged(logits, problem.rows, _ROUNDING)[1]
-
-        return PertinentPositive.of(self, question, *found, check=check, interrupted=problem.interrupted)
+        more: dict[str, Any] = {"mask": kept.amax(1).clamp_max(1), "interrupted": problem.interrupted}
+        more["check"] = lambda logits: problem.reached(logits, slack=_ROUNDING)[1]
+        return PertinentPositive.of(self, question, examples, problem.ends(examples), **more)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
-from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
-from ratherthan.search.solver import Schedule, Status, Terms, noise, search
+from ratherthan.search.method import CounterfactualMethod, Report, SearchQuestion, lead
+from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
@@ -66,6 +66,9 @@ class Point:
         images: (M, C, H, W) what they decode to.
         logits: (M, classes) of the images.
         turn: How often the search has been begun anew, 0 at first.
+        start: (M, ...) the variables of the image asked about.
+        fact: (M,) class indices.
+        foil: (M,) class indices, -1 for any other class.
     """
 
     question: SearchQuestion
@@ -76,25 +79,14 @@ class Point:
     logits: Tensor
     turn: int = 0
 
-    @property
-    def start(self) -> Tensor:
-        """(M, ...) the variables of the image asked about."""
-        return self.space.start[self.rows]
+    def __post_init__(self) -> None:
+        self.start, self.fact = self.space.start[self.rows], self.question.facts[self.rows]
+        self.foil = self.question.foils[self.rows]
 
     @property
     def asked(self) -> Tensor:
         """(M, C, H, W) the image asked about."""
         return self.question.asked[self.rows]
-
-    @property
-    def fact(self) -> Tensor:
-        """(M,) class indices."""
-        return self.question.facts[self.rows]
-
-    @property
-    def foil(self) -> Tensor:
-        """(M,) class indices, -1 for any other class."""
-        return self.question.foils[self.rows]
 
     @cached_property
     def lead(self) -> Tensor:
@@ -137,6 +129,10 @@ class ConstrainedSearch(CounterfactualMethod):
                 z[row] += self.spread * noise(z.shape[1:], self.seed, [position], number)[0].to(z)
         return z
 
+    def solved(self, problem: Problem, start: Tensor, report: Report) -> Outcome:
+        """Solve a batch of such problems; a search whose terms are not constraints has a way of its own."""
+        return search(problem, start, self.schedule, report)
+
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """By how much the worst constraint is missed in a fresh pass, and whether an answer holds, (M,) each."""
         violation = self.terms(at).violation()
@@ -152,7 +148,7 @@ class ConstrainedSearch(CounterfactualMethod):
 
 
 class Searches:
-    """The searches for K questions, R answers each; what `solve` finds is verified, ranked and shown.
+    """The searches for K questions, R answers each; what is found is verified, ranked and shown.
 
     Attributes:
         rows: (K,) numbers of the questions.
@@ -164,9 +160,8 @@ class Searches:
     """
 
     def __init__(self, how: ConstrainedSearch, question: SearchQuestion) -> None:
-        self.how, self.question, self.space = how, question, how.variables(question)
+        self.how, self.question, self.space, self.rows = how, question, how.variables(question), question.rows
         count, restarts = len(self.space.start), how.restarts
-        self.rows = torch.arange(count, device=self.space.start.device)
         self.z = self.space.start.unsqueeze(1).repeat_interleave(restarts, 1)
         self.way = self.z.unsqueeze(2).repeat_interleave(FRAMES - 2, 2)
         self.interrupted = self.space.interrupted
@@ -176,56 +171,44 @@ class Searches:
         self.slots = [(k, r) for k in range(count) for r in range(restarts) if k not in excluded]
 
     def result(self) -> Counterfactual:
-        """Search, and look at everything once more."""
-        if not self.interrupted:
-            self.solve()
-        examples = self.space.images(self.z, self.rows)
-        moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
-        checked = {"check": partial(self._check, examples), "answers": self.how.fields(self.space, self.z, examples)}
-        more: dict[str, Any] = checked | {"way": self._on_the_way, "interrupted": self.interrupted}
-        return Counterfactual.of(self.how, self.question, examples, self.ends, moved, **more, **self.space.fields)
-
-    def solve(self) -> None:
-        """Turn after turn, until everything is found or retries run out."""
+        """Search turn after turn, until everything is found or retries run out, and look at everything once more."""
         for turn in range(self.how.retries + 1):
             if self.slots and not self.interrupted:
                 self._turn(turn)
+        examples = self.space.images(self.z, self.rows)
+        moved = (self.z - self.space.start.unsqueeze(1)).flatten(2).norm(dim=2)
+        more: dict[str, Any] = {"check": partial(self._check, examples), "interrupted": self.interrupted}
+        more["way"] = lambda best: self.space.images(self.way[self.rows, best], self.rows)
+        more["answers"] = self.how.fields(self.space, self.z, examples)
+        return Counterfactual.of(self.how, self.question, examples, self.ends, moved, **more, **self.space.fields)
 
     def _turn(self, turn: int) -> None:
         """Search for what is not found yet; a retry counts only where it finds something."""
         how, rows = self.how, torch.tensor([k for k, _ in self.slots], device=self.rows.device)
-        last = [self.point(self.space.start[:0], rows[:0], turn)]
+        last = list[Point]()
 
         def problem(z: Tensor, of: Tensor) -> Terms:
-            last[0] = self.point(z, rows[of], turn)
+            images = self.space.decode(z, rows[of])
+            last[:] = [Point(self.question, self.space, rows[of], z, images, self.question.look(images), turn)]
             return how.terms(last[0])
 
         starts = how.starts(self.question, self.space, rows, [r + turn * how.restarts for _, r in self.slots])
-        outcome = search(problem, starts, how.schedule, self.question.report)
+        outcome = how.solved(problem, starts, self.question.report)
         self.interrupted = outcome.interrupted
-        # the solver ends with a fresh pass over its answers; a method may ask more of them than its terms do
+        # it ends with a fresh pass over the answers; a method may ask more of them than its terms do
         holds, top = how.verified(last[0])[1].tolist(), last[0].logits.argmax(1).tolist()
         slots, self.slots, rounds = self.slots, [], outcome.rounds.tolist()
-        for row, (k, r) in enumerate(slots):
-            end = outcome.status[row], outcome.reason[row]
+        for row, ((k, r), end) in enumerate(zip(slots, outcome.ends, strict=True)):
             if end[0] is Status.FOUND and not holds[row]:
                 end = Status.NOT_FOUND, f"at its best the class is {top[row]}, which is not what was asked for"
             if turn == 0 or end[0] is Status.FOUND:
                 self.ends[k][r], self.z[k, r] = end, outcome.z[row]
                 # evenly over its own way: in a larger batch the others may have gone on
-                last = rounds[row] * (outcome.path.shape[1] - 1) // max(1, *rounds)
-                steps = torch.linspace(0, last, FRAMES - 1).round().long()[:-1]
+                far = rounds[row] * (outcome.path.shape[1] - 1) // max(1, *rounds)
+                steps = torch.linspace(0, far, FRAMES - 1).round().long()[:-1]
                 self.way[k, r] = outcome.path[row, steps.to(rows.device)]
             if end[0] is not Status.FOUND:
                 self.slots.append((k, r))
-
-    def point(self, z: Tensor, rows: Tensor, turn: int = 0) -> Point:
-        """Look at variables (M, ...) of questions `rows` (M,)."""
-        images = self.space.decode(z, rows)
-        return Point(self.question, self.space, rows, z, images, self.question.look(images), turn)
-
-    def _on_the_way(self, best: Tensor) -> Tensor:
-        return self.space.images(self.way[self.rows, best], self.rows)
 
     def _check(self, examples: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         restarts = examples.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -24,7 +23,6 @@ from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 FRAMES = 16
 """Points of a path that are kept, the image and the answer among them."""
@@ -113,9 +111,11 @@ class Counterfactual(SearchResult):
         each = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
         ranked = {key: values[at] for key, values in (each | (answers or {})).items()}
         best, best_logits = ranked["examples"][:, :1], ranked["example_logits"][:, :1]
-        between = _straight(question.asked, best[:, 0]) if way is None else way(order[:, 0]).clamp(0, 1)
+        evenly = torch.linspace(0, 1, FRAMES)[1:-1].to(best).view(1, -1, 1, 1, 1)
+        start = question.asked.unsqueeze(1)
+        between = torch.lerp(start, best, evenly) if way is None else way(order[:, 0]).clamp(0, 1)
         seen = [question.logits[question.image].unsqueeze(1), question.fresh(between), best_logits]
-        path = {"path": torch.cat([question.asked.unsqueeze(1), between, best], 1), "path_logits": torch.cat(seen, 1)}
+        path = {"path": torch.cat([start, between, best], 1), "path_logits": torch.cat(seen, 1)}
         more |= {key: question.by_question(values) for key, values in (ranked | path).items()}
         return cls.answering(how, question, ranked_ends, holds[at], **more)
 
@@ -172,22 +172,13 @@ class Counterfactual(SearchResult):
         least = self.attribute_thresholds or (_GROWN,) * len(growth)
         return list(dict.fromkeys(self.attribute_names[k] for k in order if growth[k] >= least[k]))
 
-    def to_frame(self) -> DataFrame:
-        """One row per image, foil and answer."""
-        import pandas as pd
-
-        places = product(range(len(self)), range(self.questions), range(self.distance.shape[-1]))
-        return pd.DataFrame([self._row(*each) for each in places])
-
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
-        fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.foil, i, q))
-        reached, p = int(self.best(self.reached, i, q)[r]), self.best(self.example_logits, i, q)[r].softmax(0)
+        foil, reached = int(self.best(self.foil, i, q)), int(self.best(self.reached, i, q)[r])
         change = self.best(self.examples, i, q)[r] - self.images[i]
-        row = {
-            "sample": self.names[i], "fact": self.class_label(fact), "foil": self._foil(foil, "any"),
-            "method": self.method, "answer": r, "status": self.best(self.statuses, i, q)[r],
-            "reason": self.best(self.reasons, i, q)[r], "p_fact": p[fact].item(), "p_foil": p[reached].item(),
-            "top": self.class_label(int(p.argmax())), "distance": self.best(self.distance, i, q)[r].item(),
+        row = super()._row(i, q, r) | {
+            "foil": self._foil(foil, "any"), "answer": r,
+            "p_foil": self.best(self.example_logits, i, q)[r].softmax(0)[reached].item(),
+            "distance": self.best(self.distance, i, q)[r].item(),
             "violation": self.best(self.violation, i, q)[r].item(), "l1": change.abs().sum().item(),
             "l2": change.square().sum().sqrt().item(),
         }  # fmt: skip
@@ -234,12 +225,6 @@ class Counterfactual(SearchResult):
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
         return write_page(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
-
-
-def _straight(start: Tensor, end: Tensor) -> Tensor:
-    """The FRAMES - 2 points between two images, evenly: (K, C, H, W) twice to (K, T, C, H, W)."""
-    share = torch.linspace(0, 1, FRAMES, device=end.device, dtype=end.dtype)[1:-1].view(1, -1, 1, 1, 1)
-    return torch.lerp(start.unsqueeze(1), end.unsqueeze(1), share)
 
 
 def counterfactual(

@@ -278,7 +278,7 @@ def _with_class(problem: Problem, manifold: Manifold, lead: Lead, z: Tensor, sch
     if not len(rows):
         return z, False
     held = search(lambda z, of: problem(z, rows[of]), z[rows], schedule)
-    kept = torch.tensor([status is Status.FOUND for status in held.status], device=z.device)
+    kept = torch.tensor([status is Status.FOUND for status, _ in held.ends], device=z.device)
     return z.index_put((rows[kept],), held.z[kept]), held.interrupted
 
 

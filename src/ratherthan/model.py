@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from ratherthan.words import told_apart
 _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError)
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 _OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
+_READS_LEAF: WeakSet[nn.Module] = WeakSet()  # networks that were seen to
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -86,6 +89,7 @@ class Model:
         self.layer = layer
         self.forward = forward
         self.name = name or type(self.module).__name__
+        self.class_names = self.class_names or self.output.names(self)
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
@@ -141,7 +145,24 @@ class Model:
         Raises:
             InputError: If something is no image, or the sizes differ and the model has no `size`.
         """
-        return self.inputs.batch(images).to(self.device, torch.float32 if self.dtype in HALF else self.dtype)
+        batch = self.inputs.batch(images).to(self.device)
+        real = torch.float32 if self.dtype in HALF else self.dtype
+        return batch.to(real) if isinstance(self.inputs, Images) else batch
+
+    def leaf(self, images: Tensor) -> Tensor:
+        """What gradients are taken of: a batch itself, or what the embedding makes of token ids.
+
+        Raises:
+            ModelError: If the network reads the ids in another way beside.
+        """
+        leaf = self.inputs.leaf(self.module, images)
+        if leaf is not images and self.module not in _READS_LEAF:
+            with torch.no_grad():
+                ours, theirs = self.logits(leaf), self.logits(images)
+            if not torch.allclose(ours, theirs, 1e-3, 1e-3 * float(theirs.abs().max())):
+                raise ModelError(f"{self.name} reads token ids in another way than by their embedding: not supported")
+            _READS_LEAF.add(self.module)
+        return leaf
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in image space as the network sees them."""
@@ -154,7 +175,8 @@ class Model:
         Raises:
             ModelError: If it fails, or returns something else than promised.
         """
-        seen = normalised.to(self.dtype) if self.dtype in HALF else normalised
+        halved = self.dtype in HALF and normalised.is_floating_point()
+        seen = normalised.to(self.dtype) if halved else normalised
         try:
             with forward_of(self.module, self.name), differentiable():
                 returned = self._run(seen)
@@ -166,7 +188,10 @@ class Model:
         return self.output.scores(returned, len(normalised), self.name)
 
     def _run(self, seen: Tensor) -> Any:
-        return self.module(seen) if self.forward is None else self.forward(self.module, seen)
+        def call(batch: Tensor) -> Any:
+            return self.module(batch) if self.forward is None else self.forward(self.module, batch)
+
+        return self.output.run(partial(self.inputs.run, self.module, call), seen, self)
 
     def _advice(self, seen: Tensor, error: Exception) -> str:
         """What to do about a network that fails, where that can be found out."""

@@ -32,7 +32,7 @@ PRINTED = 5
 _FORMAT = 4
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
 _FINITE = ("images", "logits", "attribution", "score", "examples", "example_logits")
-_BY_SAMPLE = ("names", "diagnostics")  # fields by sample that are neither tensors nor lists
+_BY_SAMPLE = ("names", "tokens", "diagnostics")  # fields by sample that are neither tensors nor lists
 
 
 class Shape(str):
@@ -51,7 +51,7 @@ class Result(ABC):
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
         leading: Which of many questions `likeliest` puts first.
-        images: (N, C, H, W) in image space.
+        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter.
         logits: (N, classes) of the images; (N, 1) values for a regressor.
         fact: (N, [Q]) class indices.
         axis: Which of the two varies along Q: "fact", "foil", or None.
@@ -60,6 +60,7 @@ class Result(ABC):
         output: What the model gives, the name of an `Output`.
         class_names: Where the model has them.
         names: What to call the samples, e.g. their paths.
+        tokens: Of texts, what the tokens of each read, see `Text.tokens`; empty for all else.
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
     """
@@ -75,6 +76,7 @@ class Result(ABC):
     output: str = "logits"
     class_names: Annotated[tuple[str, ...], Shape("K")] | None = None
     names: Annotated[tuple[str, ...], Shape("N")] = ()
+    tokens: tuple[tuple[str, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
     preprocessing: str = ""
 
@@ -261,6 +263,9 @@ def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
         for value in values if shape else ():
             if isinstance(value, Tensor) or (value is not None and value is found[key]):
                 _check_shape(key, [each for each in shape.split() if each != "Q" or found.get("axis")], value, sizes)
+    read = found.get("tokens", ())
+    if read and (len(read) != sizes["N"] or max(map(len, read)) > found["images"].shape[-1]):
+        raise InputError("tokens are those of other texts")
     classes = OUTPUTS.find(found.get("output", "logits")).of_classes
     for key, low in {"fact": 0, "foil": -1}.items():
         given = found.get(key)

@@ -97,8 +97,8 @@ def check_value(what: str, hint: Any, value: Any) -> Any:
     """
     if _fits(hint, value):
         return value
-    if isinstance(value, list) and _fits(hint, tuple(value)):
-        return tuple(value)
+    if isinstance(value, list) and _fits(hint, frozen := _frozen(value)):
+        return frozen
     words = _words(hint)
     others = [each for each in get_args(hint) if get_origin(each) is Annotated or each in (int, float)]
     if words and not others and isinstance(value, str):
@@ -157,6 +157,11 @@ def _fits(hint: Any, value: Any) -> bool:
     if kind is Sequence and isinstance(value, (list, tuple)):
         return all(_fits(args[0], each) for each in value)
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, those inside too."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _finite(value: Any) -> bool:

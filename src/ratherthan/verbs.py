@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ class Samples:
     def __getitem__(self, rows: slice) -> Samples:
         """Some of the samples."""
         fact, foil = (spec[rows] if _per_sample(spec) else spec for spec in (self.fact, self.foil))
-        return Samples(self.images[rows], self.names[rows], fact, foil, self.positions[rows].start)
+        images = self.images[rows]
+        if images.dtype == torch.int64:  # token ids, filled up to the longest of all
+            images = images[:, : int(_lengths(images).max())]
+        return Samples(images, self.names[rows], fact, foil, self.positions[rows].start)
 
     def sharing(self, report: Callable[[int, int], object], total: int) -> Callable[[float], None]:
         """What to tell the share that is done of a batch; it never goes back, and leaves the last step to `batches`."""
@@ -88,15 +92,22 @@ class Samples:
         return told
 
     def batches(self, size: int, report: Callable[[int, int], object]) -> Iterator[Samples]:
-        """Cut them into batches, and report (samples done, samples in all) after each.
+        """Cut them into batches, texts also by their length, and report (samples done, samples in all) after each.
 
         Raises:
             InputError: If the size is none.
         """
         check_value("batch_size", AtLeastOne, size)
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
-            report(min(start + size, len(self)), len(self))
+        start, lengths = 0, _lengths(self.images).tolist() if self.images.dtype == torch.int64 else [0] * len(self)
+        while start < len(self):
+            end = start + sum(1 for _ in takewhile(lengths[start].__eq__, lengths[start : start + size]))
+            yield self[start:end]
+            report(end, len(self))
+            start = end
+
+
+def _lengths(ids: Tensor) -> Tensor:
+    return (ids >= 0).sum(1)
 
 
 def _per_sample(spec: Any) -> bool:

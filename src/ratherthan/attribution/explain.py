@@ -203,11 +203,12 @@ def explanation_of(
         return values.squeeze(1) if question.axis is None and isinstance(values, Tensor) else values
 
     return Explanation(
-        images=forward_pass.images, logits=forward_pass.logits, names=names, output=output.name,
+        images=forward_pass.given, logits=forward_pass.logits, names=names, output=output.name,
         preprocessing=forward_pass.model.inputs.describe(),
         class_names=forward_pass.model.class_names if output.of_classes else None,
+        tokens=forward_pass.model.inputs.read(forward_pass.given),
         axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(question.sets),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),
-        attribution=lead(found.values.detach()), layer=found.layer,
+        attribution=lead(forward_pass.model.inputs.map_of(found.values.detach())), layer=found.layer,
         diagnostics={key: lead(value) for key, value in found.diagnostics.items()},
     )  # fmt: skip

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ratherthan.contrast import contrasts, foil_sets, get_contrast
 from ratherthan.errors import InputError
+from ratherthan.inputs.text import words_of
 from ratherthan.registry import unique_name
 from ratherthan.result import Result, Shape, picture
 from ratherthan.settings import check_value
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 Preset = Literal["prabhushankar2020"] | None
 SHOWN = 20
 """Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
-_SHOWN_CLASSES = 6
+_SHOWN_CLASSES, _SHOWN_WORDS = 6, 4
 _BY_QUESTION = ("attribution", "fact", "foil", "sets", "score", "diagnostics")
 
 
@@ -108,7 +110,30 @@ class Explanation(Result):
     @classmethod
     def joined(cls, parts: Sequence[Explanation]) -> Explanation:
         """Explanations of consecutive samples as one."""
-        return super().joined(_alike(parts))
+        whole = super().joined(_alike(parts))
+        if not whole.tokens:
+            return whole
+        # behind the end of a shorter text there is no relevance
+        return dataclasses.replace(whole, attribution=whole.attribution.nan_to_num(0.0))
+
+    def words(self, sample: int, q: int = 0) -> list[tuple[str, float]]:
+        """The words of a text, each with the relevance of its tokens together.
+
+        Args:
+            sample: Which text.
+            q: Which question about it.
+
+        Raises:
+            InputError: If what is explained is no text.
+        """
+        if not self.tokens:
+            raise InputError("these are no texts, and have no words")
+        values = self.by_question(self.attribution)[sample, q].tolist()
+        found = list[tuple[str, float]]()
+        for number, token, value in zip(words_of(self.tokens[sample]), self.tokens[sample], values, strict=False):
+            before, total = found.pop() if number < len(found) else ("", 0.0)
+            found.append((before + token.strip(" "), total + value))
+        return found
 
     def _foils(self, sample: int, q: int) -> Tensor:
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
@@ -153,7 +178,16 @@ class Explanation(Result):
             fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
             compared = self.contrast != "none" and foil >= 0 and foil != fact
             odds = percent(row["p_fact"]) + (f" against {percent(row['p_foil'])}; " if compared else "; ")
-        return f"{self.question(sample, q)} {odds}{self.contrast} {row['score']:+.2f}; {share}."
+        told = f"{self.question(sample, q)} {odds}{self.contrast} {row['score']:+.2f}; {share}."
+        if not self.tokens:
+            return told
+        ranked = sorted(self.words(sample, q), key=lambda each: -each[1])
+        strongest = (
+            [each for each in ranked[:_SHOWN_WORDS] if each[1] > 0],
+            [each for each in ranked[:-3:-1] if each[1] < 0],
+        )
+        sides = (", ".join(f"{word} {value:+.2f}" for word, value in side) for side in strongest)
+        return told + "".join(f" {name}: {said}." for name, said in zip(("For", "Against"), sides, strict=True) if said)
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
@@ -262,6 +296,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         InputError: If they are not about the same samples.
     """
     from ratherthan.render.panel import Heatmap, Panel
+    from ratherthan.render.text import lay_out
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -274,7 +309,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     methods = {each.method for each in explanations}
     cases = []
     for sample in range(len(first)):
-        image = picture(first.images[sample])
+        image, owner = lay_out(first.tokens[sample]) if first.tokens else (picture(first.images[sample]), None)
         for group in range(first.questions if first.axis == "fact" else 1):
             views: dict[str, dict[str, Heatmap]] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
@@ -285,6 +320,8 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
                         foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
                     values = each.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
+                    if owner is not None:
+                        values = np.append(values[0], 0.0)[owner]
                     seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)

@@ -77,7 +77,7 @@ class Graph:
         return gradient
 
     def _seeds_at_once(self, budget: int) -> int:
-        if self.layer is None:
+        if self.layer is None and self.leaf.ndim == 4:
             return 1  # below the first layer, batching over seeds costs memory and gains no time
         # the backward pass holds about four tensors of the leaf's size per seed
         return max(1, budget // (4 * self.leaf.numel() * self.leaf.element_size()))
@@ -88,7 +88,8 @@ class ForwardPass:
 
     Args:
         model: The model.
-        images: (N, C, H, W) in image space.
+        images: (N, C, H, W) in image space; or token ids (N, T), of whose embedding (N, T, E) `images` is then made,
+            with the words that the tokens belong to as `parts`, (N, T).
         budget: Bytes that pulling back may take at once.
         report: Told the share that is done by methods that take long.
     """
@@ -101,7 +102,9 @@ class ForwardPass:
         report: Callable[[float], object] = lambda share: None,
     ) -> None:
         self.model, self.budget, self.report = model, budget, report
-        self.images = images.detach().clone() if images.is_inference() else images.detach()
+        self.given = images.detach().clone() if images.is_inference() else images.detach()
+        self.images = model.leaf(self.given)
+        self.parts = model.inputs.parts(self.given) if self.images is not self.given else None
         self._graphs: dict[str | None, Graph] = {}
         self._logits: Tensor | None = None
         self._made: dict[int, tuple[object, Any]] = {}
@@ -135,6 +138,10 @@ class ForwardPass:
         """Logits of altered images, without a graph: (M, C, H, W) to (M, classes)."""
         with torch.no_grad():
             return torch.cat([self.model.logits(part.clone()) for part in torch.split(images, batch_size)])
+
+    def nothing(self, baseline: Any) -> Tensor:
+        """What stands for nothing in `images`, of their shape; see `Inputs.nothing`."""
+        return self.model.inputs.nothing(self.model.module, baseline, self.images)
 
     def once(self, owner: object, make: Callable[[], T]) -> T:
         """What `make` returns, made once for each owner, e.g. a method; it is gone with the forward pass."""

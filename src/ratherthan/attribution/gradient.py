@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, Method, register_method
-from ratherthan.baselines import baseline_images
 from ratherthan.contrast import FoilWeights, Target
 from ratherthan.settings import AtLeastOne, NotNegative, Seed
 
@@ -121,7 +120,7 @@ class IntegratedGradients(Method):
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): (x - x0) * mean gradient; all questions share the forward passes."""
         images = forward_pass.images
-        baseline = baseline_images(images, self.baseline)
+        baseline = forward_pass.nothing(self.baseline)
         path, at_once = images - baseline, self.internal_batch_size or len(images)
         positions, weights = (torch.from_numpy(row).to(images) for row in _quadrature(self.quadrature, self.n_steps))
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, register_method
 from ratherthan.attribution.perturbation import Perturbation, steps
-from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
 from ratherthan.errors import InputError
 from ratherthan.settings import Interval, NotNegative, Positive, Seed
@@ -38,7 +37,7 @@ class Lime(Perturbation):
             map (H, W).
         samples: Altered images per image, each superpixel shown with probability 1/2; "all": every mask there is, for
             up to 16 superpixels.
-        baseline: What hides a superpixel, see `baseline_images`.
+        baseline: What hides a superpixel, see `baseline_images`; None: the mean colour; of a text the blank token.
         alpha: Strength of the ridge penalty; 0: plain least squares.
         distance: "cosine" or "euclidean", between images in image space.
         kernel_width: Width of the similarity kernel.
@@ -46,9 +45,10 @@ class Lime(Perturbation):
     """
 
     name = "lime"
+    parted = True
     superpixels: Kind | Superpixels | Tensor | np.ndarray[Any, Any] = "slic"
     samples: Annotated[int, Interval(2)] | Literal["all"] = 1000
-    baseline: Any = "mean"
+    baseline: Any = None
     alpha: NotNegative = 1.0
     distance: Literal["cosine", "euclidean"] = "cosine"
     kernel_width: Positive = 1.0
@@ -70,25 +70,33 @@ class Lime(Perturbation):
     def respond(self, forward_pass: ForwardPass) -> list[tuple[Tensor, ...]]:
         """Of each image: superpixels (H, W), masks (M, superpixels), similarity (M,) and logits (M, classes)."""
         images, answers = forward_pass.images, []
-        off, labels = baseline_images(images, self.baseline), segment(images, self.superpixels)
+        channels = 1 if forward_pass.parts is None else -1  # where they stand
+        off, labels = forward_pass.nothing(self.baseline), self.parts(forward_pass)
         masks = [self.masks(int(each.max()) + 1).to(images.device) for each in labels]
         parts = [(n, part) for n, each in enumerate(masks) for part in torch.split(each, self.batch_size)]
         for n, part in steps(forward_pass, parts):
-            altered = torch.where(part[:, labels[n]].unsqueeze(1) > 0, images[n], off[n])
+            altered = torch.where(part[:, labels[n]].unsqueeze(channels) > 0, images[n], off[n])
             answers.append((n, self.similarity(images[n], altered), self.forward(forward_pass, altered)))
         found = ([each[1:] for each in answers if each[0] == n] for n in range(len(images)))
         return [(labels[n], masks[n], *map(torch.cat, zip(*each, strict=True))) for n, each in enumerate(found)]
 
+    def parts(self, forward_pass: ForwardPass) -> Tensor:
+        """What is shown and hidden as one: superpixels (N, H, W), or the words of texts (N, T)."""
+        return segment(forward_pass.images, self.superpixels) if forward_pass.parts is None else forward_pass.parts
+
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
-        """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel."""
+        """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel; words share theirs, (N, Q, T)."""
         maps, qualities = [], []
         for n, (labels, masks, similarity, logits) in enumerate(self.answers(forward_pass)):
             one = Target(target.logits[n : n + 1], target.question[n : n + 1], target.contrast)
             targets = self.scores(forward_pass, one, logits.unsqueeze(1))[:, 0]
             coefficients, quality = ridge(masks, targets, similarity, self.alpha)
-            maps.append(coefficients[labels].movedim(-1, 0))
+            shared = 1 if forward_pass.parts is None else labels.bincount().to(coefficients).unsqueeze(1)
+            maps.append((coefficients / shared)[labels].movedim(-1, 0))
             qualities.append(quality)
-        return Attribution(torch.stack(maps).unsqueeze(2), diagnostics={"r2": torch.stack(qualities)})
+        values = torch.stack(maps)
+        values = values.unsqueeze(2) if forward_pass.parts is None else values
+        return Attribution(values, diagnostics={"r2": torch.stack(qualities)})
 
     def similarity(self, image: Tensor, altered: Tensor) -> Tensor:
         """exp(-d^2 / (2 width^2)) with the distance d of an image (C, H, W) from altered ones (M, C, H, W): (M,)."""

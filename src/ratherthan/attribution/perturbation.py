@@ -35,6 +35,8 @@ class Perturbation(Method):
         batch_size: Altered images per forward pass; bounds the memory, changes no result.
     """
 
+    parted: ClassVar[bool] = False
+    """Whether it can also alter the parts that the kind of input has of its own, as words."""
     foil_weights: FoilWeights = "frozen"
     batch_size: AtLeastOne = 32
 
@@ -44,7 +46,7 @@ class Perturbation(Method):
         Raises:
             InputError: If these are no images.
         """
-        if forward_pass.images.ndim != 4:
+        if forward_pass.images.ndim != 4 and not (self.parted and forward_pass.parts is not None):
             shape = tuple(forward_pass.images.shape)
             what = f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}"
             raise InputError(f"{what}: use ixg or ig")
@@ -106,7 +108,7 @@ class Windows(Perturbation):
         return covers[0], covers[1]
 
     @abstractmethod
-    def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+    def altering(self, forward_pass: ForwardPass) -> Callable[[int, Tensor, Tensor], Tensor]:
         """What alters a window: its number, rows (H,) and columns (W,) to copies of the images, (S, N, C, H, W)."""
 
     def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class Windows(Perturbation):
     def respond(self, forward_pass: ForwardPass) -> Tensor:
         """(windows, N, classes): the mean answer with each window altered."""
         images, means = forward_pass.images, []
-        alter = self.altering(images)
+        alter = self.altering(forward_pass)
         windows = list(enumerate(product(*(side.to(images.device) for side in self.windows(*images.shape[-2:])))))
         at_once = max(1, self.batch_size // (getattr(self, "samples", 1) * len(images)))
         for start in steps(forward_pass, range(0, len(windows), at_once)):

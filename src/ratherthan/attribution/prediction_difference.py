@@ -200,8 +200,9 @@ class PredictionDifference(Windows):
         """As given, for all images."""
         return (self.window, self.window), (self.stride, self.stride)
 
-    def altering(self, images: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+    def altering(self, forward_pass: ForwardPass) -> Callable[[int, Tensor, Tensor], Tensor]:
         """Draws a window anew; its number keys the noise."""
+        images = forward_pass.images
         marginal = self.sampling == "marginal" or self.patches is None
         draw = self._draw_marginal if marginal else self._draw_conditional
 

@@ -14,7 +14,6 @@ from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.lrp_rules import LRP_RULES, alpha1_beta0_rule, epsilon_rule, gamma_rule
 from ratherthan.attribution.method import Attribution, Method, register_method
 from ratherthan.attribution.operations import ByOperation, Rule
-from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Target
 from ratherthan.errors import UnsupportedError, told_as
 from ratherthan.model import HALF, Model
@@ -164,7 +163,7 @@ class DeepLift(Method):
         """
         model, images = forward_pass.model, forward_pass.images
         _refuse(model, "DeepLift")
-        baseline = baseline_images(images, self.baseline)
+        baseline = forward_pass.nothing(self.baseline)
         leaf = images.clone().requires_grad_()
         mode = ByOperation("DeepLIFT", DEEPLIFT_RULES, model.module, leaf)
         with torch.enable_grad(), mode:

@@ -2,5 +2,6 @@
 
 from ratherthan.inputs.images import PREPROCESSING, Images
 from ratherthan.inputs.method import Inputs
+from ratherthan.inputs.text import Text
 
-__all__ = ["PREPROCESSING", "Images", "Inputs"]
+__all__ = ["PREPROCESSING", "Images", "Inputs", "Text"]

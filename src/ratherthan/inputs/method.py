@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ratherthan.baselines import baseline_images
 from ratherthan.errors import InputError
 from ratherthan.settings import Settings
 
@@ -34,6 +36,34 @@ class Inputs(Settings, ABC):
     @abstractmethod
     def normalise(self, batch: Tensor) -> Tensor:
         """A batch as the network sees it."""
+
+    def leaf(self, module: nn.Module, batch: Tensor) -> Tensor:
+        """What gradients are taken of and methods alter: a batch itself, or what stands for it inside the network."""
+        return batch
+
+    def read(self, batch: Tensor) -> tuple[tuple[str, ...], ...]:
+        """What the positions of each of a batch read, where they read anything."""
+        return ()
+
+    def parts(self, batch: Tensor) -> Tensor | None:
+        """The part that each position belongs to, (N, ...) from 0, where the kind has parts of its own, as words."""
+        return None
+
+    def nothing(self, module: nn.Module, baseline: Any, leaf: Tensor) -> Tensor:
+        """What stands in a leaf (N, ...) where a part is taken away; None: what is usual for the kind.
+
+        Raises:
+            InputError: If the baseline is none of this kind.
+        """
+        return baseline_images(leaf, "mean" if baseline is None else baseline)
+
+    def map_of(self, values: Tensor) -> Tensor:
+        """Relevance of a leaf, (N, Q, ...), as it is shown."""
+        return values
+
+    def run(self, module: nn.Module, call: Callable[[Tensor], Any], seen: Tensor) -> Any:
+        """Run the network, by `call`, on a batch as it sees it or on its leaf."""
+        return call(seen)
 
     def describe(self) -> str:
         """How raw things become what the network sees, in words; empty where there is nothing to say."""

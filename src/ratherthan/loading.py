@@ -21,8 +21,9 @@ from torch import nn
 
 from ratherthan.errors import InputError, ModelError, first_line, told_as, unknown
 from ratherthan.files import read_text
-from ratherthan.inputs import Images
+from ratherthan.inputs import Images, Text
 from ratherthan.model import Model
+from ratherthan.outputs import NextToken
 from ratherthan.weights import describe, fit_weights
 
 _ALIKE = 2 / 255  # mean difference, in image space, of two ways to prepare noise that are called the same
@@ -41,8 +42,10 @@ def load(
     """Load a model by name.
 
     Args:
-        spec: "zoo:NAME"; "hf:NAME or folder" (transformers), or the folder by itself; "torchvision:NAME"; "timm:NAME",
-            also "timm:hf-hub:NAME" and "timm:local-dir:FOLDER"; a ".pt2" exported program; or "file.py:factory", a
+        spec: "zoo:NAME"; "hf:NAME or folder" (transformers), or the folder by itself; "hf-text:NAME or folder" (a text
+            classifier), "hf-lm:NAME or folder" (a causal language model), "gguf:FILE" (the same); "torchvision:NAME";
+            "timm:NAME", also "timm:hf-hub:NAME" and "timm:local-dir:FOLDER"; a ".pt2" exported program; or
+            "file.py:factory", a
             function without arguments that returns the module. PyTorch unpickles parts of a ".pt2", so opening one can
             run code hidden in it: only open those you trust.
         weights: A safetensors file, or a state dict that PyTorch saved (read with `weights_only=True`, which runs no
@@ -197,6 +200,34 @@ def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
             raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
 
 
+def _load_hf_text(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
+    transformers = _extra("transformers", "hf")
+    with told_as(ModelError, f"hf-text:{name}", OSError, ValueError, KeyError):
+        module = transformers.AutoModelForSequenceClassification.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    labels = module.config.id2label
+    return module, {"class_names": [str(labels[i]) for i in sorted(labels)], "inputs": Text(tokenizer)}
+
+
+def _load_hf_lm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
+    return _language_model(f"hf-lm:{name}", name)
+
+
+def _load_gguf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
+    if not Path(name).is_file():
+        raise ModelError(f"there is no file {name!r}")
+    _extra("gguf", "lm")
+    return _language_model(f"gguf:{name}", str(Path(name).parent), gguf_file=Path(name).name)
+
+
+def _language_model(spec: str, name: str, **more: Any) -> _Loaded:
+    transformers = _extra("transformers", "hf")
+    with told_as(ModelError, spec, OSError, ValueError, KeyError, ImportError):
+        module = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **more)
+    return module, {"inputs": Text(tokenizer), "output": NextToken()}
+
+
 def _load_torchvision(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     models = _extra("torchvision", "hub").models
     if name not in models.list_models(module=models):
@@ -260,4 +291,7 @@ def _extra(package: str, extra: str) -> Any:
         return importlib.import_module(package)
 
 
-_LOADERS = {"zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm}
+_LOADERS = {
+    "zoo": _load_zoo, "hf": _load_hf, "hf-text": _load_hf_text, "hf-lm": _load_hf_lm, "gguf": _load_gguf,
+    "torchvision": _load_torchvision, "timm": _load_timm,
+}  # fmt: skip

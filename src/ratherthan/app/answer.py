@@ -18,6 +18,7 @@ from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import write_atomically
+from ratherthan.outputs import Continuations
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
@@ -66,7 +67,8 @@ def classes(text: str | None, model: rt.Model) -> Any:
     """
     if text is None or text in (model.class_names or ()):
         return text
-    parts = words(text)
+    known = model.class_names or ()
+    parts = [part if part in known else part.strip() for part in text.split(",") if part.strip()]
     if not model.output.of_classes:
         with told_as(InputError, f"this model gives a value: ask with numbers, e.g. 0.75, not {text!r}", ValueError):
             values = [float(part) for part in parts]
@@ -136,6 +138,8 @@ def answer(
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
     output, model = given.checked(verb.folder), given.load()
+    if given.continuation:
+        model = model.replace(output=Continuations(tuple(given.continuation)), class_names=None)
     ask = prepared(model)
     asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
     samples, failures = gather(given, model)
@@ -143,8 +147,9 @@ def answer(
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)
 
-    def put(read: list[tuple[torch.Tensor, str]]) -> None:
-        images = torch.stack([image for image, _ in read])
+    def put(read: list[tuple[Any, str]]) -> None:
+        images: Any = [image for image, _ in read]
+        images = images if isinstance(images[0], str) else torch.stack(images)
         try:
             answers = ask(model, images, **asked, progress=None if at_once else report)
         except RatherThanError as error:
@@ -168,7 +173,7 @@ def answer(
             for start in range(0, total, size):
                 assert samples is not None
                 if read := read_all(samples, range(total)[start : start + size], model, failures, shape):
-                    shape = read[0][0].shape
+                    shape = getattr(read[0][0], "shape", None)
                     put(read)
                 report(min(start + size, total), total)
         except KeyboardInterrupt:

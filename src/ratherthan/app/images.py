@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratherthan.app.options import AskOptions
 from ratherthan.data import Dataset, FileReader, batches, match_labels
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
+from ratherthan.files import read_text
 from ratherthan.inference import preserve_state
+from ratherthan.inputs import Text
 from ratherthan.model import Model
-from ratherthan.words import printable
+from ratherthan.words import printable, shorten
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
 
 
-def gather(given: AskOptions, model: Model) -> tuple[Dataset | None, list[tuple[str, str]]]:
-    """The images that a command was given: files, folders and globs, or a set of labelled images.
+def gather(given: AskOptions, model: Model) -> tuple[Dataset | tuple[str, ...] | None, list[tuple[str, str]]]:
+    """The images that a command was given: files, folders and globs, or a set of labelled images; texts as they are.
 
     Args:
         given: What to `find`; or the set, and which of it: those that the model gets wrong or right, and so many.
@@ -34,6 +37,10 @@ def gather(given: AskOptions, model: Model) -> tuple[Dataset | None, list[tuple[
     Raises:
         InputError: Neither or both are given, or the set cannot be opened.
     """
+    if isinstance(model.inputs, Text):
+        return _texts(given), []
+    if given.text or given.continuation:
+        raise InputError(f"{model.name} takes images: leave --text and --continuation out")
     if bool(given.images) == bool(given.data):
         raise InputError("give images, or a set of them by --data")
     if given.data is None:
@@ -45,6 +52,22 @@ def gather(given: AskOptions, model: Model) -> tuple[Dataset | None, list[tuple[
     data = match_labels(given.dataset(), model.class_names, given.label_map, bool(given.only))
     data = data.with_transform(model.inputs.prepare)
     return (_judged(data, model, given.only == "wrong") if given.only else data).spread(given.limit), []
+
+
+def _texts(given: AskOptions) -> tuple[str, ...]:
+    """The texts that a command was given, a line each of files and of what comes in."""
+    if given.data or bool(given.images) == bool(given.text):
+        raise InputError("this model takes text: give --text, or files of a text a line; - reads what comes in")
+    lines = list[str]()
+    for each in given.images or given.text or ():
+        if each == "-":
+            lines += sys.stdin.read().splitlines()
+        else:
+            lines += read_text(Path(each)).splitlines() if given.images else [each]
+    texts = tuple(line for line in lines if line.strip())
+    if not texts:
+        raise InputError("there is no text in what was given")
+    return texts
 
 
 def _judged(data: Dataset, model: Model, wrong: bool) -> Dataset:
@@ -93,25 +116,27 @@ def _others_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_all(
-    data: Dataset,
+    data: Dataset | tuple[str, ...],
     indices: Iterable[int],
     model: Model,
     failures: list[tuple[str, str]],
     shape: Sequence[int] | None = None,
-) -> list[tuple[Tensor, str]]:
+) -> list[tuple[Any, str]]:
     """Decode what can be decoded; the rest is added to the failures.
 
     Args:
-        data: The images.
+        data: The images, or texts.
         indices: Which of them.
         model: Who says which size.
         failures: What could not be read before, and why.
         shape: The shape that all must have, (C, H, W); None: that of the first.
 
     Returns:
-        The images, (C, H, W) each, all of one shape, with their names.
+        The images, (C, H, W) each, all of one shape, or texts, with their names.
     """
-    found = list[tuple[Tensor, str]]()
+    if isinstance(data, tuple):
+        return [(data[index], shorten(data[index], 60)) for index in indices]
+    found = list[tuple[Any, str]]()
     opened = data.with_transform(data.transform or model.inputs.prepare)
     for index in indices:
         name = data.ids[index]

@@ -144,7 +144,18 @@ class AskOptions(SetOptions, OutputOptions, ModelOptions):
 
     data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
     only: Annotated[Literal["wrong", "right"] | None, about_data("Those that the model gets wrong, or right.")] = None
-    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, globs.")] = None
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, folders, globs; for a model of text, files of a text a line."
+        ),
+    ] = None
+    text: Annotated[
+        list[str] | None, question("For a model of text: the text, instead of files; may be repeated; - reads lines.")
+    ] = None
+    continuation: Annotated[
+        list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
+    ] = None
     fact: Annotated[
         str | None,
         question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one."),

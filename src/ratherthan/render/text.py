@@ -41,9 +41,9 @@ def lay_out(tokens: Sequence[str]) -> tuple[Bytes, np.ndarray[Any, Any]]:
     for number, row, left, text in places:
         x, y = _MARGIN + left * _WIDTH, _MARGIN + row * _HEIGHT
         for i, letter in enumerate(text):
-            draw.text((x + i * _WIDTH, y + 3), letter, "#24292f", _font())
+            draw.text((x + i * _WIDTH, y), letter, "#24292f", _font())
         spaces = len(text) - len(text.lstrip())
-        owner[y : y + _HEIGHT - 4, x + spaces * _WIDTH : x + len(text) * _WIDTH] = number
+        owner[y : y + _HEIGHT - 2, x + spaces * _WIDTH : x + len(text) * _WIDTH] = number
     return np.asarray(picture), owner
 
 

@@ -13,7 +13,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from ratherthan.errors import InputError, first_line, told_as
+from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.evaluation.experiment import Rows
 from ratherthan.files import locked, write_atomically
 from ratherthan.settings import AtLeastOne, Seed, check_value
@@ -27,7 +27,7 @@ _NEEDED = {"experiment.name": str, "data.name": str, "data.samples": Seed, "shar
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
-class BadShard(Exception):
+class BadShard(RatherThanError):
     """A shard that cannot be used, and why."""
 
 
@@ -142,7 +142,7 @@ class Shards:
         path = self.path(number)
         if not path.is_file():
             raise BadShard(f"{path.name} is missing")
-        try:
+        with told_as(BadShard, f"{path.name} is truncated or damaged", pa.ArrowException, *_DAMAGE):
             content = path.read_bytes()
             file = pq.ParquetFile(pa.BufferReader(content))
             table, marks = file.read(), file.metadata.metadata or {}
@@ -155,8 +155,6 @@ class Shards:
                 raise InputError("its checksum is another")
             check_value("rows", Literal[len(table)], note["rows"])
             skipped = check_value("skipped", tuple[tuple[str, str], ...], tuple(map(tuple, note["skipped"])))
-        except (pa.ArrowException, *_DAMAGE) as error:
-            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         return table, list(skipped)
 
     @property

@@ -509,7 +509,7 @@ ASK, CHANGE, KEEP = (
         ),
         (ASK, "given=3", "unknown setting of gradcam 'given'"),
         (ASK, "self=3", "unknown setting of gradcam 'self'"),
-        (ASK, "layer=3", "unknown layer '3'"),
+        (ASK, "layer=3", "layer of gradcam is text or a Module or None, not 3"),
         ((*ASK, "--method", "ig"), "n_steps={[]: 1}", "n_steps of ig"),
         ((*ASK, "--method", "occlusion"), "size=abc", "size of occlusion"),
         ((*ASK, "--method", "occlusion"), "size=(3,)", "size of occlusion"),

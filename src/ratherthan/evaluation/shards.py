@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.evaluation.experiment import Rows
-from ratherthan.files import locked, write_atomically
+from ratherthan.files import locked, read_text, write_atomically
 from ratherthan.settings import AtLeastOne, Seed, check_value
 
 MANIFEST = "manifest.json"
@@ -50,11 +50,8 @@ class Shards:
         Raises:
             InputError: If there is none.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read")
-        with told_as(InputError, f"{path} is damaged", *_DAMAGE):
-            settings = check_value("settings", Mapping[str, Any], json.loads(path.read_bytes())["settings"])
+        with told_as(InputError, f"{folder} holds no run: its {MANIFEST} cannot be used", *_DAMAGE):
+            settings = check_value("settings", Mapping[str, Any], json.loads(read_text(folder / MANIFEST))["settings"])
             for place, hint in _NEEDED.items():
                 check_value(place, hint, reduce(getitem, place.split("."), settings))
         return cls(folder, settings)

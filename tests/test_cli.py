@@ -442,6 +442,7 @@ def fails(): raise RuntimeError("no luck\\ntoday")
         (["-m", "zoo:mnist", "--method", "ig", "--set", "n_steps=many"], "n_steps of ig is a whole number"),
         (["-m", "zoo:mnist", "--mean", "0.5,x"], "mean of images is a tuple of a number or None, not"),
         (["-m", "zoo:mnist", "--std", "nan"], "std of images is a tuple of a number or None, not"),
+        (["-m", "zoo:mnist", "--std", "[[1, 2], [3]]"], "std of images is no row of numbers"),
         (["-m", "zoo:mnist", "--std", "0"], "std must be positive"),
         (["-m", "zoo:mnist", "--size", "0"], "--size takes one number or HEIGHTxWIDTH"),
         (["-m", "zoo:mnist", "--output", "somewhere"], "unknown output 'somewhere'"),

@@ -189,7 +189,7 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
 def value(text: str | None) -> Any:
     """Read a Python literal (50, 0.1, True, None), a list as a tuple; anything else is text."""
     try:
-        read = ast.literal_eval(text or "None")
+        read = ast.literal_eval("None" if text is None else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return tuple(read) if isinstance(read, list) else read

@@ -427,6 +427,10 @@ def test_what_cannot_be_done_is_said(model: rt.Model, tmp_path: Path) -> None:
         run(model, tmp_path, "sign-perturbation")
     with pytest.raises(rt.InputError, match="regions"):
         run(model, tmp_path, "localisation")
+    for damaged in (b"[" * 100_000, b"\xff", b"{"):
+        (tmp_path / "regions.json").write_bytes(damaged)
+        with pytest.raises(rt.InputError, match="regions: cannot read"):
+            rt.Localisation(tmp_path / "regions.json")
     nobody = run(model, tmp_path, "mask", threshold=0.9)
     with pytest.raises(rt.InputError, match="not one sample took part"):
         nobody.summary()

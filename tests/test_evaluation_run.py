@@ -342,6 +342,14 @@ def test_functions_that_the_numbers_hang_on_are_told_apart(tmp_path: Path) -> No
     go(tmp_path / "contrast", contrasts=[gap(1)], limit=4, resume=True)
 
 
+def test_tensors_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    go(tmp_path, data=TensorDataset(images, labels))
+    go(tmp_path, data=TensorDataset(images.clone(), labels), resume=True)
+    with pytest.raises(rt.InputError, match=r"another data\.fingerprint"):
+        go(tmp_path, data=TensorDataset(1 - images, labels), resume=True)
+
+
 @pytest.mark.parametrize(
     "given", [[(torch.rand(1, 8, 8), 0)] * 200, ["a.png"], {"a": 1}, None, 3, torch.rand(2, 1, 8, 8)]
 )

@@ -20,8 +20,8 @@ from ratherthan.render.text import lay_out
 
 transformers = pytest.importorskip("transformers", reason="texts need transformers")
 
-WORDS = """[PAD] [UNK] [MASK] the dog cat ran sat down ##ning quick ##ly from home now then
-""".split()
+_VOCABULARY = "[PAD] [UNK] [MASK] the dog cat ran sat down ##ning quick ##ly from home now then"
+WORDS = _VOCABULARY.split()
 SENTENCES = ["the dog sat", "the cat ran quick ##ly home", "quick ##ly down now", "dog ran from home"]
 
 

@@ -13,11 +13,11 @@ import torch
 
 import ratherthan as rt
 from ratherthan.app.images import gather, read_all
-from ratherthan.app.options import KINDS, AskOptions, OutputOptions, words
+from ratherthan.app.options import KINDS, AskOptions, words
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.errors import InputError, RatherThanError, told_as
-from ratherthan.files import write_atomically
+from ratherthan.files import check_place, write_atomically
 from ratherthan.outputs import Continuations
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
@@ -134,10 +134,13 @@ def answer(
         **question: The foil as it is named on the command line, where there is one.
 
     Raises:
-        InputError: If images could not be read, at the end.
+        InputError: If answers cannot be written where the user says; if images could not be read, at the end.
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
-    output, model = given.checked(verb.folder), given.load()
+    out = given.out or (None if given.as_json else Path(verb.folder))
+    if given.out is not None:
+        check_place(given.out, KINDS)
+    model = given.load()
     if given.continuation:
         model = model.replace(output=Continuations(tuple(given.continuation)), class_names=None)
     ask = prepared(model)
@@ -179,8 +182,8 @@ def answer(
         except KeyboardInterrupt:
             stopped = True
     found = [verb.result.joined(column) for column in zip(*batches, strict=True)]
-    files = _write_all(verb, found, output) if found and output.out is not None else []
-    if output.as_json:
+    files = _write_all(verb, found, out) if found and out is not None else []
+    if given.as_json:
         say(_as_json(model, verb, found, failures, files))
     elif found:
         told = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
@@ -196,12 +199,11 @@ def answer(
 
 
 # --------------------------------------------------------------------------------------------- what is written
-def _write_all(verb: Verb, found: list[Any], output: OutputOptions) -> list[Path]:
+def _write_all(verb: Verb, found: list[Any], out: Path) -> list[Path]:
     """Write the results, one per contrast, to one file; or into a folder, with a figure of each image."""
-    assert output.out is not None
-    if output.one_file:
-        return _write(found, output.out)
-    files = _write(found, output.out / f"{verb.numbers}.safetensors") + _write(found, output.out / f"{verb.page}.html")
+    if out.suffix in KINDS and not out.is_dir():
+        return _write(found, out)
+    files = _write(found, out / f"{verb.numbers}.safetensors") + _write(found, out / f"{verb.page}.html")
     figures, taken = list[Path](), set[str]()
     with reporter(True, "drawing") as report:
         for i, name in enumerate(found[0].names):
@@ -209,7 +211,7 @@ def _write_all(verb: Verb, found: list[Any], output: OutputOptions) -> list[Path
             short = Path(name).stem.encode()[:_LONGEST].decode(errors="ignore")
             stem = unique_name(short, lambda each: each.casefold() in taken, "{}-{}")
             taken.add(stem.casefold())
-            figures += _write([each[i] for each in found], output.out / f"{stem}.{verb.page}.png")
+            figures += _write([each[i] for each in found], out / f"{stem}.{verb.page}.png")
             report(i + 1, len(found[0]))
     return figures + files
 

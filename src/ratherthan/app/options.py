@@ -5,21 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+import ratherthan as rt
 from ratherthan.errors import InputError
-from ratherthan.files import check_place
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from ratherthan.data import Dataset
-    from ratherthan.model import Model
 
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
@@ -64,15 +58,13 @@ class SetOptions:
     ] = None
     limit: Annotated[int | None, about_data("Use so many samples, evenly spread.", min=1)] = None
 
-    def dataset(self) -> Dataset:
+    def dataset(self) -> rt.Dataset:
         """The set.
 
         Raises:
             InputError: If it cannot be opened.
         """
-        from ratherthan.data import load
-
-        return load(self.data or "", self.data_root, self.split)
+        return rt.data.load(self.data or "", self.data_root, self.split)
 
 
 @dataclass(frozen=True)
@@ -97,15 +89,13 @@ class ModelOptions:
     output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
     device: Device = "cpu"
 
-    def load(self) -> Model:
+    def load(self) -> rt.Model:
         """The model.
 
         Raises:
             RatherThanError: If there is none, or something said about it does not fit.
         """
-        from ratherthan.loading import load
-
-        return load(
+        return rt.load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
@@ -113,33 +103,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """Where answers go."""
-
-    out: Annotated[
-        Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
-    ] = None
-    as_json: AsJson = False
-
-    def checked(self, usual: str) -> Self:
-        """The same with the usual folder where no place was named and no JSON is asked for.
-
-        Raises:
-            InputError: If the place is a file of another kind, or a folder that is a file or lies below one.
-        """
-        if self.out is None:
-            return self if self.as_json else replace(self, out=Path(usual))
-        check_place(self.out, KINDS)
-        return self
-
-    @property
-    def one_file(self) -> bool:
-        """Whether a file is named to write to, of one of `KINDS`, and not a folder."""
-        return self.out is not None and self.out.suffix in KINDS and not self.out.is_dir()
-
-
-@dataclass(frozen=True)
-class AskOptions(SetOptions, OutputOptions, ModelOptions):
+class AskOptions(SetOptions, ModelOptions):
     """What all take that ask about images: these or a set of them, the model, where answers go, and the fact."""
 
     data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
@@ -156,6 +120,10 @@ class AskOptions(SetOptions, OutputOptions, ModelOptions):
     continuation: Annotated[
         list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
     ] = None
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
+    ] = None
+    as_json: AsJson = False
     fact: Annotated[
         str | None,
         question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one."),
@@ -232,7 +200,7 @@ def pairs(texts: Sequence[str] | None, **options: Any) -> dict[str, Any]:
 def value(text: str | None) -> Any:
     """Read a Python literal (50, 0.1, True, None), a list as a tuple; anything else is text."""
     try:
-        read = ast.literal_eval(text or "None")
+        read = ast.literal_eval("None" if text is None else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return tuple(read) if isinstance(read, list) else read

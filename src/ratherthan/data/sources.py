@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import TensorDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
@@ -82,7 +83,7 @@ class FileReader:
 
 @dataclass(frozen=True)
 class _ItemReader:
-    """The images of anything that can be indexed, a torch set or a hub one; nothing is known without decoding."""
+    """The images of anything that can be indexed, torch sets, hub ones; of most nothing is known without decoding."""
 
     items: Any
     key: int | str
@@ -97,7 +98,10 @@ class _ItemReader:
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
     def stamp(self, index: int) -> str:
-        return ""
+        if not isinstance(self.items, TensorDataset):  # others would decode all images for it
+            return ""
+        image: Any = self.read(index)
+        return ArrayReader(image.detach().cpu().numpy()[None]).stamp(0)
 
 
 def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | None = None) -> Dataset:

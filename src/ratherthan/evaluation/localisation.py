@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ratherthan.errors import InputError, told_as
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.files import read_text
 from ratherthan.search.method import COUNTERFACTUAL_METHODS
 from ratherthan.settings import Interval
 
@@ -58,8 +59,8 @@ class Localisation(Experiment):
         """
         super().__post_init__()
         if isinstance(self.regions, (str, Path)):
-            with told_as(InputError, f"regions: cannot read {str(self.regions)!r}", OSError, ValueError):
-                object.__setattr__(self, "regions", json.loads(Path(self.regions).read_text(encoding="utf-8")))
+            with told_as(InputError, f"regions: cannot read {str(self.regions)!r}", ValueError, RecursionError):
+                object.__setattr__(self, "regions", json.loads(read_text(self.regions)))
         if not isinstance(self.regions, Mapping) or not self.regions:
             raise InputError("localisation needs regions={sample name: boxes or mask}, or a JSON file of boxes")
 

@@ -93,8 +93,8 @@ def evaluate(
     if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
     check_value("shard_size", AtLeastOne, shard_size)
-    for what, given in (("batch_size", batch_size), ("limit", limit)):
-        check_value(what, AtLeastOne | None, given)
+    check_value("batch_size", AtLeastOne | None, batch_size)
+    check_value("limit", AtLeastOne | None, limit)
     check_value("seed", Seed, seed)
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}

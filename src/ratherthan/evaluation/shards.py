@@ -13,9 +13,9 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from ratherthan.errors import InputError, first_line, told_as
+from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.evaluation.experiment import Rows
-from ratherthan.files import locked, write_atomically
+from ratherthan.files import locked, read_text, write_atomically
 from ratherthan.settings import AtLeastOne, Seed, check_value
 
 MANIFEST = "manifest.json"
@@ -27,7 +27,7 @@ _NEEDED = {"experiment.name": str, "data.name": str, "data.samples": Seed, "shar
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
-class BadShard(Exception):
+class BadShard(RatherThanError):
     """A shard that cannot be used, and why."""
 
 
@@ -50,11 +50,8 @@ class Shards:
         Raises:
             InputError: If there is none.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise InputError(f"{folder} holds no run: there is no {MANIFEST} that can be read")
-        with told_as(InputError, f"{path} is damaged", *_DAMAGE):
-            settings = check_value("settings", Mapping[str, Any], json.loads(path.read_bytes())["settings"])
+        with told_as(InputError, f"{folder} holds no run: its {MANIFEST} cannot be used", *_DAMAGE):
+            settings = check_value("settings", Mapping[str, Any], json.loads(read_text(folder / MANIFEST))["settings"])
             for place, hint in _NEEDED.items():
                 check_value(place, hint, reduce(getitem, place.split("."), settings))
         return cls(folder, settings)
@@ -142,7 +139,7 @@ class Shards:
         path = self.path(number)
         if not path.is_file():
             raise BadShard(f"{path.name} is missing")
-        try:
+        with told_as(BadShard, f"{path.name} is truncated or damaged", pa.ArrowException, *_DAMAGE):
             content = path.read_bytes()
             file = pq.ParquetFile(pa.BufferReader(content))
             table, marks = file.read(), file.metadata.metadata or {}
@@ -155,8 +152,6 @@ class Shards:
                 raise InputError("its checksum is another")
             check_value("rows", Literal[len(table)], note["rows"])
             skipped = check_value("skipped", tuple[tuple[str, str], ...], tuple(map(tuple, note["skipped"])))
-        except (pa.ArrowException, *_DAMAGE) as error:
-            raise BadShard(f"{path.name} is truncated or damaged ({first_line(error)})") from error
         return table, list(skipped)
 
     @property

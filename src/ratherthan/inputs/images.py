@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ratherthan.data.images import checked, fit_image, fit_tensor, open_image, plain, to_tensor
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, told_as
 from ratherthan.inputs.method import Inputs
 from ratherthan.settings import AtLeastOne, Interval
 
@@ -74,7 +74,8 @@ class Images(Inputs):
                 object.__setattr__(self, key, value)
         for key in ("mean", "std", "size"):  # a number, a list or an array becomes a tuple
             if (value := getattr(self, key)) is not None:
-                row = tuple(np.ravel(value).tolist())
+                with told_as(InputError, f"{key} of images is no row of numbers", ValueError):  # of unequal lists
+                    row = tuple(np.ravel(value).tolist())
                 object.__setattr__(self, key, 2 * row if key == "size" and len(row) == 1 else row)
         super().__post_init__()
         for key, values in (("mean", self.mean), ("std", self.std)):

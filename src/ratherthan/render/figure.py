@@ -76,28 +76,6 @@ class Row:
         return cell * min(max(tallest, 0.55 if self.chart else 0.0), 1.5)
 
 
-class Canvas:
-    """A figure measured in inches from its upper left corner; in no window."""
-
-    def __init__(self, width: float, height: float) -> None:
-        from matplotlib.figure import Figure
-
-        dpi = min(150, int(_LARGEST / max(width, height)))
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """A place to draw in."""
-        below = self.height - top - height
-        box = (left / self.width, below / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(box)
-
-    def text(self, left: float, top: float, words: str, **style: Any) -> None:
-        """Words as they are: a dollar sign begins no formula."""
-        place = (left / self.width, 1 - top / self.height)
-        self.figure.text(*place, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
-
-
 def draw_rows(
     rows: Sequence[Row], *, cell: float = _CELL, chart: float = 0.0, sides: tuple[str, str] | None = None
 ) -> Figure:
@@ -115,21 +93,23 @@ def draw_rows(
     Raises:
         InputError: There is no row, or a picture cannot be drawn.
     """
+    from matplotlib.figure import Figure
+
     if not rows:
         raise InputError("a figure needs at least one image; got none")
     charts_at = _MARGIN + max(len(row.pictures) for row in rows) * (cell + _GAP) + _LABELLED
     width = charts_at + chart + _MARGIN if chart else charts_at - _LABELLED - _GAP + _MARGIN
     heights = [row.above + row.height(cell) + row.below for row in rows]
-    canvas = Canvas(max(width, 5.4 if sides else 0), sum(heights) + (_LEGEND if sides else _GAP))
-    top = 0.0
+    size = (max(width, 5.4 if sides else 0), sum(heights) + (_LEGEND if sides else _GAP))
+    drawn, top = Figure(size, dpi=min(150, int(_LARGEST / max(size))), facecolor="white"), 0.0
     for row, height in zip(rows, heights, strict=True):
-        _draw_row(canvas, row, top, cell)
+        _draw_row(drawn, row, top, cell)
         if row.chart is not None:
-            row.chart(canvas.axes(charts_at, top + row.above, chart, row.height(cell)))
+            row.chart(_axes(drawn, charts_at, top + row.above, chart, row.height(cell)))
         top += height
     if sides:
-        _draw_colour_bar(canvas, top + 0.18, sides)
-    return canvas.figure
+        _draw_colour_bar(drawn, top + 0.18, sides)
+    return drawn
 
 
 def figure(panels: Sequence[Panel], *, max_maps: int = 6) -> Figure:
@@ -211,20 +191,33 @@ def draw_curves(curves: Sequence[tuple[str, Sequence[float], str, str]], across:
 
 
 # ------------------------------------------------------------------------------------------------- the parts of a row
-def _draw_row(canvas: Canvas, row: Row, top: float, cell: float) -> None:
-    canvas.text(_MARGIN, top + _HEADING, shorten(row.heading, int(canvas.width * 9)), size=11, weight="bold")
-    note = shorten(row.note, int(canvas.width * 15))
-    canvas.text(_MARGIN, top + _HEADING + _NOTE, note, size=8.5, color=FAINT)
+def _axes(drawn: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """A place to draw in, in inches from the upper left corner."""
+    across, down = drawn.get_size_inches()
+    return drawn.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def _text(drawn: Figure, left: float, top: float, words: str, **style: Any) -> None:
+    """Words as they are: a dollar sign begins no formula."""
+    across, down = drawn.get_size_inches()
+    drawn.text(left / across, 1 - top / down, words, parse_math=False, **{"color": INK, "va": "baseline", **style})
+
+
+def _draw_row(drawn: Figure, row: Row, top: float, cell: float) -> None:
+    width = drawn.get_figwidth()
+    _text(drawn, _MARGIN, top + _HEADING, shorten(row.heading, int(width * 9)), size=11, weight="bold")
+    note = shorten(row.note, int(width * 15))
+    _text(drawn, _MARGIN, top + _HEADING + _NOTE, note, size=8.5, color=FAINT)
     for column, picture in enumerate(row.pictures):
         left = _MARGIN + column * (cell + _GAP)
-        axes = canvas.axes(left, top + row.above, cell, row.height(cell))
+        axes = _axes(drawn, left, top + row.above, cell, row.height(cell))
         axes.imshow(picture.image, interpolation="nearest" if max(picture.image.shape) < 200 else "antialiased")
         title = "\n".join(shorten(line, int(cell * 15)) for line in picture.title.split("\n"))
         axes.set_title(title, fontsize=8, color=picture.colour, pad=4, parse_math=False)
         _frame(axes)
         captioned = top + row.above + row.height(cell) + _LINE
         for (words, colour), step, side in zip(picture.captions, (-0.06, 0.06), ("right", "left"), strict=False):
-            canvas.text(left + cell / 2 + step, captioned, words, size=7.5, color=colour, ha=side)
+            _text(drawn, left + cell / 2 + step, captioned, words, size=7.5, color=colour, ha=side)
 
 
 def _panel_row(panel: Panel, shown: Sequence[Heatmap], names: float) -> Row:
@@ -261,16 +254,16 @@ def _draw_bars(panel: Panel, names: float, axes: Axes) -> None:
     axes.set_axis_off()
 
 
-def _draw_colour_bar(canvas: Canvas, top: float, sides: tuple[str, str]) -> None:
+def _draw_colour_bar(drawn: Figure, top: float, sides: tuple[str, str]) -> None:
     width = 1.6
-    left = (canvas.width - width) / 2
-    axes = canvas.axes(left, top, width, 0.13)
+    left = (drawn.get_figwidth() - width) / 2
+    axes = _axes(drawn, left, top, width, 0.13)
     axes.imshow(diverging(np.linspace(-1, 1, 255)[None], 1.0), aspect="auto")
     _frame(axes)
     said = "one scale per row and contrast, shared by the foils compared"
     axes.set_xlabel(said, fontsize=7.5, color=FAINT, labelpad=5)
-    canvas.text(left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
-    canvas.text(left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
+    _text(drawn, left - 0.1, top + 0.11, sides[0], size=8, ha="right", color=AGAINST)
+    _text(drawn, left + width + 0.1, top + 0.11, sides[1], size=8, ha="left", color=FOR)
 
 
 def _frame(axes: Axes) -> None:

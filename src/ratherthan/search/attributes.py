@@ -172,11 +172,6 @@ def described(
     return tuple(names), tuple(thresholds)
 
 
-def modules(attributes: Attributes) -> list[nn.Module]:
-    """The networks that attribute functions compute with."""
-    return [each.module for each in map(_attribute, attributes) if each.module is not None]
-
-
 def _attribute(given: Any) -> Attribute:
     if isinstance(given, Attribute):
         return given

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import rival
@@ -75,10 +75,6 @@ class ElasticNetSearch(SearchMethod):
 
     sound_beta: ClassVar[float]
     keep: ClassVar[bool]
-
-    def modules(self) -> list[nn.Module]:
-        """The autoencoder's."""
-        return [] if self.manifold is None else [self.manifold.module]
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse a baseline or a manifold that does not fit images (N, C, H, W).

@@ -19,18 +19,17 @@ from torch import Tensor, nn
 from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import Question, Weighted, margin
 from ratherthan.model import Model
-from ratherthan.search.attributes import Attributes, described, measure, modules, worded
+from ratherthan.search.attributes import Attributes, described, measure, worded
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.counterfactual import FRAMES
 from ratherthan.search.method import (
     PertinentPositiveMethod,
-    Report,
     SearchQuestion,
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import End, Kept, Outcome, Problem, Schedule, Status, Terms, TradeoffSearch
+from ratherthan.search.solver import End, Kept, Outcome, Problem, Report, Schedule, Status, Terms, descend
 from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import Division, SegmentedImages, default_baseline, default_superpixels, segment
 
@@ -106,10 +105,6 @@ class CEMMAF(OnManifold):
         filled = replace(super().prepared(model), **usual)
         return filled if self.attributes is not None else replace(filled, attributes=worded(model, filled.generator))
 
-    def modules(self) -> list[nn.Module]:
-        """The manifold's and the attributes'."""
-        return [*super().modules(), *modules(self.attributes or ())]
-
     @property
     def with_residual(self) -> bool:
         """As the settings have it."""
@@ -164,18 +159,15 @@ class CEMMAF(OnManifold):
         if self.preset == "sound":
             return super().solved(problem, start, report)
         rows, kept, interrupted = torch.arange(len(start), device=start.device), Kept(start), False
-        tradeoff = TradeoffSearch.start(start.new_ones(len(rows)), "halve")
+
+        def step(z: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            gradient, missing = self._subgradient(problem, z, rows, c)
+            kept.see(rows, z, (z - start).flatten(1).norm(dim=1), missing, missing < 0)
+            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
+            return z - self.step / (k + 1) ** 0.5 * gradient / length, missing < 0
+
         try:
-            for number in range(self.binary_search_steps):
-                z, success = start, torch.zeros_like(rows, dtype=torch.bool)
-                for k in range(self.iterations):
-                    gradient, missing = self._subgradient(problem, z, rows, tradeoff.c)
-                    kept.see(rows, z, (z - start).flatten(1).norm(dim=1), missing, missing < 0)
-                    success |= missing < 0
-                    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
-                    z = z - self.step / (k + 1) ** 0.5 * gradient / length
-                tradeoff = tradeoff.update(success)
-                report((number + 1) / self.binary_search_steps)
+            descend(start, step, self.binary_search_steps, self.iterations, report)
         except KeyboardInterrupt:
             interrupted = True
         return self._outcome(problem(kept.points, rows), kept, start, interrupted)
@@ -264,16 +256,15 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
-    def modules(self) -> list[nn.Module]:
-        """The attributes'."""
-        return modules(self.attributes)
-
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        images = question.images
+        images, how, samples = question.images, self.superpixels, list(question.positions)
+        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
+            how = how[samples]
         with torch.no_grad():
             baseline = default_baseline(images) if self.baseline is None else self.baseline
-            labels = self._labels(images, question.positions)
+            how = default_superpixels(images, how) if how is None or isinstance(how, str) else how
+            labels = segment(images, how)
             scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
         order, interrupted = [list(range(count)) for count in scorer.counts], False
         try:
@@ -285,14 +276,6 @@ class CEMMAFPositive(PertinentPositiveMethod):
         except KeyboardInterrupt:
             interrupted = True  # what the stages before have left is enough, too
         return scorer.result(order, interrupted)
-
-    def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = self.superpixels
-        if how is None or isinstance(how, str):
-            return segment(images, default_superpixels(images, how))
-        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
-            how = how[list(samples)]
-        return segment(images, how)
 
 
 Labels = list[int]
@@ -429,18 +412,16 @@ def odds(logits: Tensor, fact: Tensor) -> Tensor:
 def _relaxed(scorer: SupersetScorer) -> list[Labels]:
     """Rank the features by the best relaxed masks of ISTA: least |m|_1 that lead by kappa, else that keep the fact."""
     how, present = scorer.how, scorer.parts.present.to(scorer.parts.images)
-    tradeoff, kept = TradeoffSearch.start(present.new_ones(len(present)), "halve"), Kept(present)
-    large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
-    for _ in range(how.binary_search_steps):
-        m, success = present, torch.zeros_like(scorer.kept)
-        for _ in range(how.iterations):
-            gradient, logits = scorer.slopes(m, scorer.rows, partial(_hinge, scorer, tradeoff.c))
-            leads = margin(logits, scorer.fact)
-            success |= leads >= scorer.kappa
-            size = m.sum(1) + large * (leads < scorer.kappa)
-            kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
-            m = (m + how.step * (gradient - how.beta)).clamp(0, 1) * present
-        tradeoff = tradeoff.update(success)
+    large, kept = 2.0 * present.shape[1], Kept(present)  # sets a mask that only keeps the fact behind all that lead
+
+    def step(m: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        gradient, logits = scorer.slopes(m, scorer.rows, partial(_hinge, scorer, c))
+        leads = margin(logits, scorer.fact)
+        size = m.sum(1) + large * (leads < scorer.kappa)
+        kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
+        return (m + how.step * (gradient - how.beta)).clamp(0, 1) * present, leads >= scorer.kappa
+
+    descend(present, step, how.binary_search_steps, how.iterations, scorer.question.report)
     ranked = kept.best.masked_fill(present == 0, -1).argsort(dim=1, descending=True, stable=True).tolist()
     return [labels[:count] for labels, count in zip(ranked, scorer.counts, strict=True)]
 

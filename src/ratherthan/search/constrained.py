@@ -13,13 +13,13 @@ from functools import cached_property, partial
 from typing import Annotated, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
-from ratherthan.search.method import CounterfactualMethod, Report, SearchQuestion, lead
-from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
+from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
+from ratherthan.search.solver import Outcome, Problem, Report, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
@@ -245,10 +245,6 @@ class OnManifold(ConstrainedSearch):
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse images of another shape than the manifold makes."""
         self.generator.to(images).check(images)
-
-    def modules(self) -> list[nn.Module]:
-        """The manifold's."""
-        return [self.generator.module]
 
     def variables(self, question: SearchQuestion) -> Space:
         """The latents; images are G(z) + r, clipped to [0, 1], with r = I - G(z0) or none."""

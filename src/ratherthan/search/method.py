@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
@@ -20,7 +20,7 @@ from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
 from ratherthan.result import Result, Shape
-from ratherthan.search.solver import Ends, Status
+from ratherthan.search.solver import Ends, Report, Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 ANY = -1
 """The foil "any other class than the fact"."""
-Report = Callable[[float], object]
-"""Told the share of a batch that is done now and then."""
 _AT_ONCE = 256  # images of a fresh pass
 
 
@@ -308,8 +306,11 @@ class SearchMethod(Settings, ABC):
         """
 
     def modules(self) -> list[nn.Module]:
-        """The networks that it runs beside the model; they are in evaluation mode while it searches."""
-        return []
+        """The networks that it runs beside the model, those of its settings; they are in evaluation mode meanwhile."""
+        given = [getattr(self, each.name) for each in fields(self)]  # type: ignore[arg-type]  # a subclass is a dataclass
+        flat = [each for value in given for each in (value if isinstance(value, (list, tuple)) else [value])]
+        found = [getattr(each, "module", each) for each in flat]
+        return [each for each in found if isinstance(each, nn.Module)]
 
     @abstractmethod
     def search(self, question: SearchQuestion) -> SearchResult:

@@ -70,6 +70,8 @@ class Terms:
         return torch.cat([nothing, self.zero.abs(), self.below.clamp_min(0)], 1).amax(1)
 
 
+Report = Callable[[float], object]
+"""Told the share of a batch that is done now and then."""
 Problem = Callable[[Tensor, Tensor], Terms]
 """Variables (M, ...) and the numbers (M,) of the rows they belong to, to the terms; differentiable."""
 
@@ -133,7 +135,7 @@ def search(
     problem: Problem,
     start: Tensor,
     schedule: Schedule | None = None,
-    report: Callable[[float], object] = lambda share: None,
+    report: Report = lambda share: None,
 ) -> Outcome:
     """Solve a batch of constrained problems.
 
@@ -419,3 +421,26 @@ class TradeoffSearch:
     def take(self, rows: Tensor) -> TradeoffSearch:
         """Some of the rows, by number or by a mask (M,)."""
         return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])
+
+
+def descend(
+    start: Tensor, step: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], rounds: int, steps: int, report: Report
+) -> None:
+    """Rounds of steps from the same start, with weights from 1 on that are halved where one moved the class.
+
+    Args:
+        start: (M, ...).
+        step: Where rows are, their weights (M,) and the number of the step, to where they go, and whether the class had
+            moved, (M,) bool.
+        rounds: Weights to try.
+        steps: Steps for each.
+        report: Told the share that is done.
+    """
+    tradeoff = TradeoffSearch.start(start.new_ones(len(start)), "halve")
+    for number in range(rounds):
+        at, success = start, torch.zeros_like(tradeoff.c, dtype=torch.bool)
+        for k in range(steps):
+            at, moved = step(at, tradeoff.c, k)
+            success |= moved
+        tradeoff = tradeoff.update(success)
+        report((number + 1) / rounds)

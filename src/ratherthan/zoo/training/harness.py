@@ -203,9 +203,7 @@ class _Training:
 
     def held_out(self, count: int) -> Tensor:
         """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
-        whole = self._split(self.recipe.tests[0])
-        chosen = whole.subset(range(0, len(whole), max(1, len(whole) // count))[:count])
-        return next(iter(data.batches(chosen, count)))[1]
+        return next(iter(data.batches(self._split(self.recipe.tests[0]).spread(count), count)))[1]
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""

@@ -190,8 +190,7 @@ class Adversaries(Learner):
         return torch.cat([self.critic(images), self.critic(self._draw(images))], 1)
 
     def _draw(self, like: Tensor) -> Tensor:
-        drawn: Tensor = self.network(torch.randn(len(like), self.network.latents, device=like.device))
-        return drawn
+        return self.network(torch.randn(len(like), self.network.latents, device=like.device))  # type: ignore[no-any-return]
 
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)

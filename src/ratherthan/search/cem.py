@@ -34,7 +34,7 @@ from ratherthan.search.method import (
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Kept, Status, TradeoffSearch, choose
+from ratherthan.search.solver import Kept, Status, bisected, choose
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
@@ -180,17 +180,17 @@ class _Problem:
             with torch.no_grad():
                 self.scores(self.centre, self.rows)
             rows = self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
-            tradeoff = TradeoffSearch.start(torch.full_like(self.kept.least[rows], self.how.c))
+            weights = [torch.full_like(self.kept.least[rows], each) for each in (self.how.c, 0, torch.inf)]
             if not self.sound and self.keep and len(rows):
                 # a network without biases is flat at black: from the image, where there is no slope
-                flat = _slope(self, self.centre[rows], rows, torch.ones_like(tradeoff.c)).flatten(1).eq(0).all(1)
+                flat = _slope(self, self.centre[rows], rows, torch.ones_like(weights[0])).flatten(1).eq(0).all(1)
                 self.start[rows] = choose(flat, self.images[rows], self.centre[rows])
             for number in range(self.how.binary_search_steps):
                 before = self.kept.least[rows]
-                success = (_proximal if self.sound else _published)(self, rows, tradeoff.c)
+                success = (_proximal if self.sound else _published)(self, rows, weights[0])
                 found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
                 go_on = ~(self.broken[rows] | (found & ~better & self.sound))
-                tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
+                weights, rows = [each[go_on] for each in bisected(weights, success)], rows[go_on]
                 done = (number + 1) / self.how.binary_search_steps
                 self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
                 if not len(rows):

@@ -143,7 +143,7 @@ class CEMMAF(OnManifold):
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """Another class, whatever the tolerance, and nothing lost; the paper's search only weighs that."""
         if self.preset == "paper":
-            return (-at.lead).clamp_min(0), at.lead > 0
+            return at.question.reached(at.logits, at.rows)
         violation, holds = super().verified(at)
         return violation, holds & (at.lead > 0)
 
@@ -161,7 +161,13 @@ class CEMMAF(OnManifold):
         rows, kept, interrupted = torch.arange(len(start), device=start.device), Kept(start), False
 
         def step(z: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
-            gradient, missing = self._subgradient(problem, z, rows, c)
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                terms = problem(leaf, rows)
+                short, lost = terms.below[:, 0], terms.below[:, 1:].clamp_min(0).sum(1)
+                loss = terms.objective + self.gamma * lost + c * short.clamp_min(0)
+                (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            missing = short.detach() - (self.kappa or 0.0)  # logits
             kept.see(rows, z, (z - start).flatten(1).norm(dim=1), missing, missing < 0)
             length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
             return z - self.step / (k + 1) ** 0.5 * gradient / length, missing < 0
@@ -171,16 +177,6 @@ class CEMMAF(OnManifold):
         except KeyboardInterrupt:
             interrupted = True
         return self._outcome(problem(kept.points, rows), kept, start, interrupted)
-
-    def _subgradient(self, problem: Problem, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Of eq. 1 with the weight c of the hinge, and by how many logits the class is still missed."""
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            terms = problem(leaf, rows)
-            short, lost = terms.below[:, 0], terms.below[:, 1:]
-            loss = terms.objective + self.gamma * lost.clamp_min(0).sum(1) + c * short.clamp_min(0)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        return gradient, short.detach() - (self.kappa or 0.0)
 
     def _outcome(self, terms: Terms, kept: Kept, start: Tensor, interrupted: bool) -> Outcome:
         tried = f"no iterate of {self.binary_search_steps} x {self.iterations} has the class; the best misses it by"

@@ -91,7 +91,7 @@ class Manifold:
         entry = zoo.get(name, generative=True)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
-        told = zoo.effects(entry, weights)
+        told = zoo.written(entry, weights, "effects", {})
         made.effects = {name: Effect(*torch.tensor(rows, dtype=torch.float64)) for name, rows in told.items()}
         return made
 

@@ -217,6 +217,14 @@ class SearchResult(Result):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
 
+    @staticmethod
+    def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
+        """The fields that a question answers by itself; the other ones are the method's."""
+        asked = ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
+        made = {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
+        model = {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
+        return {key: getattr(question, key) for key in asked} | made | model
+
     @classmethod
     def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
         """The result of a method, whose claims stand where a fresh pass confirms them.
@@ -232,13 +240,8 @@ class SearchResult(Result):
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
-        more |= {
-            key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
-        }
-        more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
-        more |= {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
-        more |= {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
-        return cls(**more)
+        told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        return cls(**cls.fields_of(how, question), **told, **more)
 
     @classmethod
     def sought(

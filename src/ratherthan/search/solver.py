@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError
-from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings, check_value
+from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings
 
 _EXPLODED = 1e6  # variables beyond this belong to no image; terms may be its square
 _STUCK = 3  # rounds without progress at the largest penalty
@@ -369,64 +368,32 @@ def noise(shape: Sequence[int], seed: int, samples: Sequence[int], restart: int)
 
 
 # --------------------------------------------------------------------------------------------- weights of the class
-Rule = Literal["bisect", "halve"]
-
-
-@dataclass(frozen=True, eq=False)
-class TradeoffSearch:
-    """How hard the class counts: weights c of M rows and the bounds between which each is sought.
+def bisected(weights: Sequence[Tensor], success: Tensor) -> list[Tensor]:
+    """How hard the class is to count next, row by row, and the bounds between which that is sought.
 
     It comes from CEM (Dhurandhar et al. 2018, "Explanations based on the missing", section 3), which took it from
     Carlini and Wagner (2017): the smallest weight that just moves the class leaves the most room for all other terms.
 
-    Attributes:
-        c: (M,) the weights to try now.
-        lower: (M,) the largest weight that failed, 0 before any did.
-        upper: (M,) the smallest weight that succeeded, inf before any did.
-        rule: "bisect" (CEM): the midpoint of the bounds, or 10 c while there is no upper one. "halve" (CEM-MAF,
-            supplement): c / 2 after a success, 10 c after a failure.
+    Args:
+        weights: (M,) each: the weights c that were tried, positive; the largest that failed, 0 before any did; the
+            smallest that succeeded, inf before any did.
+        success: (M,) bool: whether they moved the class.
+
+    Returns:
+        The same: c is the midpoint of the bounds, or ten times what it was while there is no upper one.
     """
-
-    c: Tensor
-    lower: Tensor
-    upper: Tensor
-    rule: Rule = "bisect"
-
-    @classmethod
-    def start(cls, c: Tensor, rule: Rule = "bisect") -> TradeoffSearch:
-        """Begin a search.
-
-        Args:
-            c: (M,) the first weights, positive.
-            rule: "bisect" or "halve".
-
-        Raises:
-            InputError: If there is no such rule or a weight is not positive.
-        """
-        check_value("rule of weighing", Rule, rule)
-        if not (c > 0).all():
-            raise InputError(f"a weight of the class term is positive, not {c.min().item():g}")
-        return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf), rule)
-
-    def update(self, success: Tensor) -> TradeoffSearch:
-        """The weights to try next, knowing which of these moved the class: (M,) bool."""
-        lower = torch.where(success, self.lower, torch.maximum(self.lower, self.c))
-        upper = torch.where(success, torch.minimum(self.upper, self.c), self.upper)
-        if self.rule == "bisect":
-            c = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * self.c)
-        else:
-            c = torch.where(success, self.c / 2, 10 * self.c)
-        return replace(self, c=c, lower=lower, upper=upper)
-
-    def take(self, rows: Tensor) -> TradeoffSearch:
-        """Some of the rows, by number or by a mask (M,)."""
-        return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])
+    c, lower, upper = weights
+    lower = torch.where(success, lower, torch.maximum(lower, c))
+    upper = torch.where(success, torch.minimum(upper, c), upper)
+    return [torch.where(upper.isfinite(), (lower + upper) / 2, 10 * c), lower, upper]
 
 
 def descend(
     start: Tensor, step: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], rounds: int, steps: int, report: Report
 ) -> None:
-    """Rounds of steps from the same start, with weights from 1 on that are halved where one moved the class.
+    """Rounds of steps from the same start; the class counts with a weight that starts at 1 (CEM-MAF, supplement).
+
+    After a round in which it moved the weight is halved, after one in which it did not it grows tenfold.
 
     Args:
         start: (M, ...).
@@ -436,11 +403,11 @@ def descend(
         steps: Steps for each.
         report: Told the share that is done.
     """
-    tradeoff = TradeoffSearch.start(start.new_ones(len(start)), "halve")
+    c = start.new_ones(len(start))
     for number in range(rounds):
-        at, success = start, torch.zeros_like(tradeoff.c, dtype=torch.bool)
+        at, success = start, torch.zeros_like(c, dtype=torch.bool)
         for k in range(steps):
-            at, moved = step(at, tradeoff.c, k)
+            at, moved = step(at, c, k)
             success |= moved
-        tradeoff = tradeoff.update(success)
+        c = torch.where(success, c / 2, 10 * c)
         report((number + 1) / rounds)

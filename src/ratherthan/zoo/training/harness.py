@@ -280,13 +280,11 @@ Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]}
 
 def _told(effects: dict[str, list[list[float]]]) -> str:
     """The coordinates that move each concept most."""
-    if not effects:
-        return ""
     lines = ["What its latents move, in standard deviations of the concept per unit (and their correlation):\n"]
     for name, (correlations, strengths) in effects.items():
         first = sorted(range(len(strengths)), key=lambda i: -abs(strengths[i]))[:3]
         lines.append(f"- {name}: " + ", ".join(f"z{i} {strengths[i]:+.2f} ({correlations[i]:+.2f})" for i in first))
-    return "\n".join(lines) + "\n\n"
+    return "\n".join([*lines, "", ""]) if effects else ""
 
 
 def _figure(metric: str, value: float) -> str:

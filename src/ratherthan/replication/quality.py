@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
 from ratherthan.attribution.method import get_method
-from ratherthan.errors import unknown
 from ratherthan.progress import Progress, reporter
+from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,9 +129,7 @@ def places(length: int, patch: int, stride: int, border: Border) -> list[int]:
         raise InputError(f"images of at least {patch} x {patch} pixels are needed, not {length}")
     last = length - patch
     begin = {"inside": [*range(0, last, stride), last], "black": [*range(0, length - stride, stride)]}
-    if border not in begin:
-        raise InputError(unknown("border", border, begin))
-    return begin[border]
+    return begin[check_value("border", Border, border)]
 
 
 def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figure:

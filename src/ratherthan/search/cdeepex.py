@@ -47,14 +47,12 @@ class BoundarySearch(OnManifold):
             z[between] = self._crossing(question, space, rows[between])
         return z
 
-    @torch.no_grad()
     def _classified(self, question: SearchQuestion) -> tuple[Tensor, Tensor]:
         shape = self.generator.latent_shape
         bank = (noise(shape, self.seed, range(_BANK), 1) if self.bank is None else self.bank).to(question.images)
         made = (self.generator.decode(part).clamp(0, 1) for part in torch.split(bank, 64))
         return bank, torch.cat([question.look(each).argmax(1) for each in made])
 
-    @torch.no_grad()
     def _crossing(self, question: SearchQuestion, space: Space, rows: Tensor) -> Tensor:
         if "bank" not in space.known:  # looked at only where it is needed, and once
             space.known["bank"] = self._classified(question)

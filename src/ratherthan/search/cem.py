@@ -169,6 +169,7 @@ class _Problem:
         tried = f"{self.how.binary_search_steps} rounds of {self.steps} steps"
         return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
+    @torch.no_grad()
     def solve(self) -> _Problem:
         """Rounds of steps, each with the weight c of the class that the last one asks for; returns itself.
 
@@ -177,8 +178,7 @@ class _Problem:
         their answer by less than a hundredth. Ctrl-C ends it.
         """
         try:
-            with torch.no_grad():
-                self.scores(self.centre, self.rows)
+            self.scores(self.centre, self.rows)
             rows = self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
             weights = [torch.full_like(self.kept.least[rows], each) for each in (self.how.c, 0, torch.inf)]
             if not self.sound and self.keep and len(rows):
@@ -215,8 +215,7 @@ def _published(problem: _Problem, rows: Tensor, c: Tensor) -> Tensor:
         moved = y - 0.01 * math.sqrt(1 - k / problem.steps) * _slope(problem, y, rows, c)
         last, v = v, torch.clamp(centre + _shrunk(moved - centre, problem.beta), low, high)
         y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
-        with torch.no_grad():
-            success |= problem.reached(problem.scores(v, rows), rows)[1]
+        success |= problem.reached(problem.scores(v, rows), rows)[1]
     problem.broken[rows] = ~v.flatten(1).isfinite().all(1)
     return success
 

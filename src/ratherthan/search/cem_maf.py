@@ -115,8 +115,7 @@ class CEMMAF(OnManifold):
         """The latents, and the attributes of the images."""
         space, attributes = super().variables(question), self.attributes or ()
         latents = space.start[:: question.questions]
-        with torch.no_grad():
-            before = self.measured(question.images, latents)
+        before = self.measured(question.images, latents)
         names, thresholds = described(attributes, question.images[:1], latents[:1], self.generator)
         if names:
             space.fields.update(attributes_before=before, attribute_names=names, attribute_thresholds=thresholds)
@@ -147,7 +146,6 @@ class CEMMAF(OnManifold):
         violation, holds = super().verified(at)
         return violation, holds & (at.lead > 0)
 
-    @torch.no_grad()
     def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie, and their attributes."""
         g = self.measured(images.flatten(0, 1), z.flatten(0, 1)).view(*z.shape[:2], -1)
@@ -252,16 +250,16 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
+    @torch.no_grad()
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
         images, how, samples = question.images, self.superpixels, list(question.positions)
         if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
             how = how[samples]
-        with torch.no_grad():
-            baseline = default_baseline(images) if self.baseline is None else self.baseline
-            how = default_superpixels(images, how) if how is None or isinstance(how, str) else how
-            labels = segment(images, how)
-            scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
+        baseline = default_baseline(images) if self.baseline is None else self.baseline
+        how = default_superpixels(images, how) if how is None or isinstance(how, str) else how
+        labels = segment(images, how)
+        scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
         order, interrupted = [list(range(count)) for count in scorer.counts], False
         try:
             if self.preset == "paper":
@@ -327,13 +325,11 @@ class SupersetScorer:
             mask[labels] = 1
         return masks.to(self.parts.images), torch.tensor([row for row, _ in pairs], device=self.rows.device).long()
 
-    @torch.no_grad()
     def logits(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of parts, (M, S) of images `rows` (M,) to (M, classes)."""
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
         return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
 
-    @torch.no_grad()
     def scores(self, masks: Tensor, rows: Tensor) -> Tensor:
         """The lead, -inf for what the sound search does not take; the log-odds less what rose; the log-odds: (M, 3)."""
         logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
@@ -368,7 +364,6 @@ class SupersetScorer:
             logits.append(y.detach())
         return torch.cat(gradients), torch.cat(logits)
 
-    @torch.no_grad()
     def result(self, order: list[Labels], interrupted: bool) -> PertinentPositive:
         """Write down the sets, with the confidence that each further feature brings."""
         masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})

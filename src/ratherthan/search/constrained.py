@@ -45,7 +45,6 @@ class Space:
     known: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
 
-    @torch.no_grad()
     def images(self, z: Tensor, rows: Tensor) -> Tensor:
         """Images of variables (M, T, ...), as (M, T, C, H, W)."""
         flat, of = z.flatten(0, 1), rows.repeat_interleave(z.shape[1])
@@ -142,6 +141,7 @@ class ConstrainedSearch(CounterfactualMethod):
         """Further fields of the result by answer, (K, R, ...), of variables (K, R, ...) and their images."""
         return {}
 
+    @torch.no_grad()
     def search(self, question: SearchQuestion) -> Counterfactual:
         """Search from all starts, again where nothing was found, and verify."""
         return Searches(self, question).result()
@@ -214,8 +214,7 @@ class Searches:
         restarts = examples.shape[1]
         rows, z = self.rows.repeat_interleave(restarts), self.z.flatten(0, 1)
         at = Point(self.question, self.space, rows, z, examples.flatten(0, 1), logits.flatten(0, 1))
-        with torch.no_grad():
-            violation, holds = self.how.verified(at)
+        violation, holds = self.how.verified(at)
         return violation.view(-1, restarts), holds.view(-1, restarts)
 
 

@@ -130,6 +130,7 @@ class Outcome:
     interrupted: bool
 
 
+@torch.no_grad()
 def search(
     problem: Problem,
     start: Tensor,
@@ -267,7 +268,7 @@ class _Run:
 
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""
-        terms = self._look(self.all)
+        terms = self._look(self.all, self.all.z)
         self.all.zero_multipliers = torch.zeros_like(terms.zero)
         self.all.below_multipliers = torch.zeros_like(terms.below)
 
@@ -277,7 +278,7 @@ class _Run:
         rows.rounds.fill_(number + 1)
         try:
             self._minimise(rows, number)
-            rows.adjust(self._look(rows), self.schedule)
+            rows.adjust(self._look(rows, rows.z), self.schedule)
         finally:
             self.all.put(rows)
         found = self.kept.found[rows.number]
@@ -301,23 +302,16 @@ class _Run:
     def _gradient(self, rows: _Rows) -> Tensor:
         with torch.enable_grad():
             leaf = rows.z.detach().requires_grad_()
-            terms = self.problem(leaf, rows.number)
-            (gradient,) = torch.autograd.grad(rows.lagrangian(terms).sum(), leaf)
-        self._keep(rows, terms)
+            (gradient,) = torch.autograd.grad(rows.lagrangian(self._look(rows, leaf)).sum(), leaf)
         return gradient
 
-    def _keep(self, rows: _Rows, terms: Terms) -> None:
+    def _look(self, rows: _Rows, z: Tensor) -> Terms:
+        terms = self.problem(z, rows.number)
         violation = terms.violation().detach()
         holds = violation <= _SLACK * self.schedule.feasibility_tol
         self.kept.see(rows.number, rows.z, terms.objective.detach(), violation, holds)
-
-    @torch.no_grad()
-    def _look(self, rows: _Rows) -> Terms:
-        terms = self.problem(rows.z, rows.number)
-        self._keep(rows, terms)
         return terms
 
-    @torch.no_grad()
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
         z = self.kept.points

@@ -196,8 +196,7 @@ class Adversaries(Learner):
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
-        length: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
-        return (length - 1).square().mean()
+        return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------- what they are called

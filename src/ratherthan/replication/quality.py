@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
 from ratherthan.attribution.method import get_method
 from ratherthan.progress import Progress, reporter
+from ratherthan.render.colours import FADED, diverging, sequential, shared_limit
+from ratherthan.render.figure import grid
 from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
@@ -144,9 +146,6 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
     Returns:
         The figure.
     """
-    from ratherthan.render.colours import shared_limit
-    from ratherthan.render.figure import grid
-
     panels: list[tuple[str, Any]] = []
     for why, rather in explained:
         image = why.images[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
@@ -162,8 +161,6 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
 
 def _tinted(image: Any, values: Any, limit: float, side: Side) -> Any:
     """The pale grey image multiplied by the colours of a map."""
-    from ratherthan.render.colours import FADED, diverging, sequential
-
     grey = 1 - FADED * (1 - image @ np.array([0.299, 0.587, 0.114]))
     colours = sequential(values, limit) if side == "below" else diverging(values, limit)
     return grey[..., None] * colours / 255

@@ -117,7 +117,6 @@ class XGEM(BoundarySearch):
     objective: Literal["boundary", "penalty"] = "boundary"
     weight: Positive = 1.0
 
-    @property
     def with_residual(self) -> bool:
         """Only on the boundary."""
         return self.objective == "boundary"

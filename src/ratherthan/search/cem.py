@@ -53,7 +53,8 @@ class ElasticNetSearch(SearchMethod):
 
     Attributes:
         kappa: By how many logits the class must win, in the loss and for an answer to count.
-        beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse.
+        beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse: 0.3 where
+            something is kept, 1 where it is added.
         gamma: Weight of the autoencoder's error; without a manifold there is no such term.
         manifold: decode(encode(x)) is the autoencoder.
         baseline: "No information", see `baselines.baseline_images`; in [0, 1].
@@ -72,9 +73,6 @@ class ElasticNetSearch(SearchMethod):
     binary_search_steps: AtLeastOne = 9
     iterations: Annotated[int, Interval(1)] | None = None
     c: Positive = 10.0
-
-    sound_beta: ClassVar[float]
-    keep: ClassVar[bool]
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse a baseline or a manifold that does not fit images (N, C, H, W).
@@ -114,10 +112,10 @@ class _Problem:
     """K rows: the terms, the box, and the best point that each has been seen at."""
 
     def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
-        self.how, self.question, self.keep = how, question, how.keep
+        self.how, self.question, self.keep = how, question, question.foil is None
         self.images, self.fact = question.asked, question.facts
         self.sound = how.preset == "sound"
-        beta, steps = (how.sound_beta, 40) if self.sound else (0.1, 1000)
+        beta, steps = (0.3 if self.keep else 1.0, 40) if self.sound else (0.1, 1000)
         self.beta = beta if how.beta is None else how.beta
         self.steps = steps if how.iterations is None else how.iterations
         baseline = baseline_within(self.images, how.baseline)
@@ -385,8 +383,6 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
     name: ClassVar[str] = "cem"
     default_foil: ClassVar[Any] = "any"
     any_foil: ClassVar[bool] = True
-    sound_beta: ClassVar[float] = 1.0
-    keep: ClassVar[bool] = False
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
@@ -407,8 +403,6 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
     """
 
     name: ClassVar[str] = "cem"
-    sound_beta: ClassVar[float] = 0.3
-    keep: ClassVar[bool] = True
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""

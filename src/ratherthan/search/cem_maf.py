@@ -105,7 +105,6 @@ class CEMMAF(OnManifold):
         filled = replace(super().prepared(model), **usual)
         return filled if self.attributes is not None else replace(filled, attributes=worded(model, filled.generator))
 
-    @property
     def with_residual(self) -> bool:
         """As the settings have it."""
         return bool(self.residual)

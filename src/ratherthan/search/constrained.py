@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Annotated, Any, Self
 
 import torch
@@ -66,8 +66,10 @@ class Point:
         logits: (M, classes) of the images.
         turn: How often the search has been begun anew, 0 at first.
         start: (M, ...) the variables of the image asked about.
+        asked: (M, C, H, W) the image asked about.
         fact: (M,) class indices.
         foil: (M,) class indices, -1 for any other class.
+        lead: (M,) by how many logits the foil leads, or for -1 the best other class the fact.
     """
 
     question: SearchQuestion
@@ -79,18 +81,9 @@ class Point:
     turn: int = 0
 
     def __post_init__(self) -> None:
-        self.start, self.fact = self.space.start[self.rows], self.question.facts[self.rows]
-        self.foil = self.question.foils[self.rows]
-
-    @property
-    def asked(self) -> Tensor:
-        """(M, C, H, W) the image asked about."""
-        return self.question.asked[self.rows]
-
-    @cached_property
-    def lead(self) -> Tensor:
-        """(M,): by how many logits the foil leads, or for -1 the best other class the fact."""
-        return lead(self.logits, self.fact, self.foil)
+        self.start, self.asked = self.space.start[self.rows], self.question.asked[self.rows]
+        self.fact, self.foil = self.question.facts[self.rows], self.question.foils[self.rows]
+        self.lead = lead(self.logits, self.fact, self.foil)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +225,6 @@ class OnManifold(ConstrainedSearch):
     _: KW_ONLY
     inversion: Inversion = field(default_factory=Inversion)
 
-    @property
     def with_residual(self) -> bool:
         """Whether what the manifold cannot make of the image is added to all that it makes."""
         return True
@@ -250,7 +242,7 @@ class OnManifold(ConstrainedSearch):
         manifold, at = self.generator, question.image
         facts = question.facts[:: question.questions]
         inverted = invert(manifold, question.images, question.model, facts, self.inversion, self.seed)
-        residual = inverted.residual[at] * self.with_residual
+        residual = inverted.residual[at] * self.with_residual()
         error = inverted.error[at]
         failed = ~(error <= self.inversion.largest_error)  # NaN has failed too
         why = "the manifold makes no such image: its best reconstruction is off by {:.3f}"

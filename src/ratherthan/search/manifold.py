@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
-
-if TYPE_CHECKING:
-    from ratherthan.zoo.concepts import Effect
+from ratherthan.zoo import registry as zoo
+from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
 Lead = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +38,7 @@ class Manifold:
         name: What to call it in results.
 
     Attributes:
+        can_encode: Whether there is an encoder.
         effects: What its latents do, by concept (see `zoo.concepts`); empty where nobody has measured it.
 
     Raises:
@@ -69,6 +69,7 @@ class Manifold:
         self.effects: Mapping[str, Effect] = {}
         self._decode: Callable[[Tensor], Any] = getattr(decoder, "decode", decoder)
         self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
+        self.can_encode = self._encode is not None
 
     def __repr__(self) -> str:
         return f"{self.name} ({' x '.join(map(str, self.latent_shape))} latents)"
@@ -85,9 +86,6 @@ class Manifold:
             InputError: If there is none of this name.
             ModelError: If its weights cannot be read.
         """
-        from ratherthan.zoo import registry as zoo
-        from ratherthan.zoo.concepts import Effect
-
         entry = zoo.get(name, generative=True)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
@@ -107,18 +105,11 @@ class Manifold:
             InputError: If it names none.
             ModelError: If its weights cannot be read.
         """
-        from ratherthan.zoo import registry as zoo
-
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
             remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
             raise InputError(f"{model.name} names no manifold: {remedy}")
         return cls.load(entry.manifold, weights)
-
-    @property
-    def can_encode(self) -> bool:
-        """Whether there is an encoder."""
-        return self._encode is not None
 
     def to(self, like: Tensor) -> Manifold:
         """Move it to the device and dtype of a tensor; returns itself."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from ratherthan.errors import ModelError, told_as
 from ratherthan.inputs import PREPROCESSING, Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
-
-if TYPE_CHECKING:
-    from ratherthan.zoo.concepts import Measure
-    from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.concepts import Measure
+from ratherthan.zoo.training.recipes import Recipe
 
 SHIPPED = Path(__file__).parent / "weights"
 

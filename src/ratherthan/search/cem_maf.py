@@ -275,6 +275,8 @@ Labels = list[int]
 """Features that are kept, in the order they came in."""
 Ask = Callable[[Tensor, Tensor], Tensor]
 """What the network is asked about masks (M, S) of images (M,); a number for each, or a row of numbers."""
+Term = Callable[[Tensor, Tensor], Tensor]
+"""Logits (M, classes) of parts of images (M,) to what is to be large, (M,)."""
 Stage = Generator[tuple[Ask, list[Labels]], Any, Labels]
 """A part of the search for one image: asks about sets of features, is sent what was asked, and ends with some."""
 
@@ -351,7 +353,7 @@ class SupersetScorer:
         gradient = gradient.masked_fill(~present | (masks > 0), -torch.inf)
         return gradient.argsort(dim=1, descending=True, stable=True)
 
-    def slopes(self, masks: Tensor, rows: Tensor, term: Ask) -> tuple[Tensor, Tensor]:
+    def slopes(self, masks: Tensor, rows: Tensor, term: Term) -> tuple[Tensor, Tensor]:
         """Gradient (M, S) of a term of the logits (and of `rows`) less gamma times what rose, and the logits."""
         gradients, logits = list[Tensor](), list[Tensor]()
         for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
@@ -310,9 +310,10 @@ class SearchMethod(Settings, ABC):
 
     def modules(self) -> list[nn.Module]:
         """The networks that it runs beside the model, those of its settings; they are in evaluation mode meanwhile."""
-        given = [getattr(self, each.name) for each in fields(self)]  # type: ignore[arg-type]  # a subclass is a dataclass
-        flat = [each for value in given for each in (value if isinstance(value, (list, tuple)) else [value])]
-        found = [getattr(each, "module", each) for each in flat]
+        given = (value if isinstance(value, (list, tuple)) else [value] for value in vars(self).values())
+        found = [
+            each if isinstance(each, nn.Module) else getattr(each, "module", None) for some in given for each in some
+        ]
         return [each for each in found if isinstance(each, nn.Module)]
 
     @abstractmethod

@@ -184,6 +184,8 @@ class _Problem:
                 flat = _slope(self, self.centre[rows], rows, torch.ones_like(weights[0])).flatten(1).eq(0).all(1)
                 self.start[rows] = choose(flat, self.images[rows], self.centre[rows])
             for number in range(self.how.binary_search_steps):
+                if not len(rows):
+                    break
                 before = self.kept.least[rows]
                 success = (_proximal if self.sound else _published)(self, rows, weights[0])
                 found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
@@ -191,8 +193,6 @@ class _Problem:
                 weights, rows = [each[go_on] for each in bisected(weights, success)], rows[go_on]
                 done = (number + 1) / self.how.binary_search_steps
                 self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
-                if not len(rows):
-                    break
         except KeyboardInterrupt:
             self.interrupted = True
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from ratherthan.errors import InputError, unknown
 from ratherthan.model import Model
 from ratherthan.search.manifold import Manifold
 from ratherthan.settings import to_jsonable, type_name
-from ratherthan.zoo import registry as zoo
-from ratherthan.zoo.concepts import Effect
+
+if TYPE_CHECKING:
+    from ratherthan.zoo.concepts import Effect
 
 _THRESHOLD = 0.1
 _FELT = 0.1  # standard deviations per unit of a coordinate, below which its effect is not worth a name
@@ -229,6 +230,8 @@ def worded(model: Model, manifold: Manifold) -> tuple[LatentCoordinate, ...]:
         model: The model; one that is not of the zoo has no words.
         manifold: The manifold.
     """
+    from ratherthan.zoo import registry as zoo
+
     entry = zoo.entry_of(model.name)
     words = {} if entry is None else entry.words
     known = {concept: word for concept, word in words.items() if concept.removeprefix("-") in manifold.effects}

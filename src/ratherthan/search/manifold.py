@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Positive, Settings, type_name
-from ratherthan.zoo import registry as zoo
-from ratherthan.zoo.concepts import Effect
+
+if TYPE_CHECKING:
+    from ratherthan.zoo.concepts import Effect
 
 _BANK = 256  # images drawn from the prior that an inversion without an encoder may start from
 Lead = Callable[[Tensor, Tensor], Tensor]
@@ -86,6 +87,9 @@ class Manifold:
             InputError: If there is none of this name.
             ModelError: If its weights cannot be read.
         """
+        from ratherthan.zoo import registry as zoo
+        from ratherthan.zoo.concepts import Effect
+
         entry = zoo.get(name, generative=True)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
@@ -105,6 +109,8 @@ class Manifold:
             InputError: If it names none.
             ModelError: If its weights cannot be read.
         """
+        from ratherthan.zoo import registry as zoo
+
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
             remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"

@@ -23,10 +23,10 @@ from ratherthan import (
     preserve_state,
 )
 from ratherthan.search.method import lead
-from ratherthan.search.solver import TradeoffSearch
+from ratherthan.search.solver import bisected
 
 
-def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
+def _by_hand(outcomes: list[bool], c: float) -> list[float]:
     """The rule for one image, as a plain loop."""
     tried, lower, upper = [], 0.0, math.inf
     for success in outcomes:
@@ -35,34 +35,26 @@ def _by_hand(outcomes: list[bool], rule: str, c: float) -> list[float]:
             upper = min(upper, c)
         else:
             lower = max(lower, c)
-        if rule == "halve":
-            c = c / 2 if success else c * 10
-        elif upper < math.inf:
-            c = (lower + upper) / 2
-        else:
-            c = c * 10
+        c = (lower + upper) / 2 if upper < math.inf else c * 10
     return [*tried, c]
 
 
-@pytest.mark.parametrize("rule", ["bisect", "halve"])
-def test_the_weight_of_every_row_follows_the_rule_of_one_image(rule: str) -> None:
-    outcomes = torch.rand(64, 9) < 0.4
-    weighing = TradeoffSearch.start(torch.full((64,), 10.0, dtype=torch.float64), rule)
-    tried = [weighing.c]
+def test_the_weight_of_every_row_follows_the_rule_of_one_image() -> None:
+    outcomes, weights = (
+        torch.rand(64, 9) < 0.4,
+        [torch.full((64,), each, dtype=torch.float64) for each in (10, 0, math.inf)],
+    )
+    tried = [weights[0]]
     for column in outcomes.T:
-        weighing = weighing.update(column)
-        tried.append(weighing.c)
-    expected = [_by_hand(row, rule, 10.0) for row in outcomes.tolist()]
+        weights = bisected(weights, column)
+        tried.append(weights[0])
+    expected = [_by_hand(row, 10.0) for row in outcomes.tolist()]
     torch.testing.assert_close(torch.stack(tried, 1), torch.tensor(expected, dtype=torch.float64))
-    some = torch.tensor([5, 1])
-    assert torch.equal(weighing.take(some).update(outcomes[some, 0]).c, weighing.update(outcomes[:, 0]).c[some])
 
 
-def test_weighing_refuses_what_is_no_weight_or_rule() -> None:
-    with pytest.raises(InputError, match="positive"):
-        TradeoffSearch.start(torch.tensor([1.0, 0.0]))
-    with pytest.raises(InputError, match="bisect"):
-        TradeoffSearch.start(torch.ones(1), "bisekt")
+def test_a_weight_is_positive() -> None:
+    with pytest.raises(InputError, match="c of cem is a number above 0, not 0"):
+        CEM(c=0.0)
 
 
 def test_the_lead_equals_the_formula_row_by_row() -> None:

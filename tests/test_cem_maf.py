@@ -26,7 +26,7 @@ from ratherthan import (
     counterfactual,
     load,
 )
-from ratherthan.search.attributes import modules, named, worded
+from ratherthan.search.attributes import measure, named, worded
 from ratherthan.zoo.concepts import Effect, effects, garment_of, shape_of
 from stopping import Stopped
 
@@ -391,9 +391,10 @@ def test_settings_tell_attribute_functions_apart() -> None:
         assert str(first) != str(second)
         assert str(first) == str(again)
         assert "0x" not in str(first), "an address changes every time"
-    assert modules([model.module]) == [model.module]
+    how = _how(manifold, attributes=(model.module, LatentCoordinate(manifold=manifold, index=0)))
+    assert how.modules() == [manifold.module, model.module, manifold.module]
     with pytest.raises(InputError, match="an attribute function is a callable"):
-        modules([3])  # type: ignore[list-item]
+        measure([3], torch.zeros(1, 1, 8, 8))  # type: ignore[list-item]
 
 
 def test_a_garment_is_measured() -> None:

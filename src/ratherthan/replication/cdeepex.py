@@ -190,15 +190,13 @@ class Adversaries(Learner):
         return torch.cat([self.critic(images), self.critic(self._draw(images))], 1)
 
     def _draw(self, like: Tensor) -> Tensor:
-        drawn: Tensor = self.network(torch.randn(len(like), self.network.latents, device=like.device))
-        return drawn
+        return self.network(torch.randn(len(like), self.network.latents, device=like.device))  # type: ignore[no-any-return]
 
     def _steepness(self, images: Tensor, made: Tensor) -> Tensor:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         between = (share * images + (1 - share) * made).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
-        length: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
-        return (length - 1).square().mean()
+        return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------- what they are called

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ratherthan import Explanation, InputError, LayerMethod, Method, Model, ModelError, explain
 from ratherthan.attribution.method import get_method
-from ratherthan.errors import unknown
 from ratherthan.progress import Progress, reporter
+from ratherthan.render.colours import FADED, diverging, sequential, shared_limit
+from ratherthan.render.figure import grid
+from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,9 +131,7 @@ def places(length: int, patch: int, stride: int, border: Border) -> list[int]:
         raise InputError(f"images of at least {patch} x {patch} pixels are needed, not {length}")
     last = length - patch
     begin = {"inside": [*range(0, last, stride), last], "black": [*range(0, length - stride, stride)]}
-    if border not in begin:
-        raise InputError(unknown("border", border, begin))
-    return begin[border]
+    return begin[check_value("border", Border, border)]
 
 
 def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figure:
@@ -146,9 +146,6 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
     Returns:
         The figure.
     """
-    from ratherthan.render.colours import shared_limit
-    from ratherthan.render.figure import grid
-
     panels: list[tuple[str, Any]] = []
     for why, rather in explained:
         image = why.images[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
@@ -164,8 +161,6 @@ def quality_figure(explained: Sequence[tuple[Explanation, Explanation]]) -> Figu
 
 def _tinted(image: Any, values: Any, limit: float, side: Side) -> Any:
     """The pale grey image multiplied by the colours of a map."""
-    from ratherthan.render.colours import FADED, diverging, sequential
-
     grey = 1 - FADED * (1 - image @ np.array([0.299, 0.587, 0.114]))
     colours = sequential(values, limit) if side == "below" else diverging(values, limit)
     return grey[..., None] * colours / 255

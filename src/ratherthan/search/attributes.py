@@ -164,17 +164,11 @@ def described(
     """Names and thresholds of all attributes, numbered where they have none; learnt from one image, (1, C, H, W)."""
     names, thresholds = list[str](), list[float]()
     for each in map(_attribute, attributes):
-        with torch.no_grad():
-            count = each.measure(image, latent, manifold).shape[1]
+        count = each.measure(image, latent, manifold).shape[1]
         names += each.names or [f"attribute {len(names) + k}" for k in range(count)]
         given = each.thresholds
         thresholds += list(given) if isinstance(given, tuple) else [given] * count
     return tuple(names), tuple(thresholds)
-
-
-def modules(attributes: Attributes) -> list[nn.Module]:
-    """The networks that attribute functions compute with."""
-    return [each.module for each in map(_attribute, attributes) if each.module is not None]
 
 
 def _attribute(given: Any) -> Attribute:
@@ -211,16 +205,12 @@ def named(
     Raises:
         InputError: If a concept was not measured.
     """
-    for concept in words:
-        if concept.removeprefix("-") not in effects:
-            raise InputError(unknown("concept", concept.removeprefix("-"), effects))
-    if not words:
-        return ()
-    strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
-    own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
     found: list[LatentCoordinate] = []
     for worded, word in words.items():
-        concept = worded.removeprefix("-")
+        if (concept := worded.removeprefix("-")) not in effects:
+            raise InputError(unknown("concept", concept, effects))
+        strengths = torch.stack([each.strength.nan_to_num(0).abs() for each in effects.values()])
+        own = strengths.argmax(0)  # (L,): which concept each coordinate moves most
         row, effect = list(effects).index(concept), effects[concept]
         steady = (effect.correlation.abs() >= least) & (effect.correlation * effect.strength > 0)
         mine = (own == row) & steady & (strengths[row] >= _FELT)

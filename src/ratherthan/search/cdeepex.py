@@ -47,14 +47,12 @@ class BoundarySearch(OnManifold):
             z[between] = self._crossing(question, space, rows[between])
         return z
 
-    @torch.no_grad()
     def _classified(self, question: SearchQuestion) -> tuple[Tensor, Tensor]:
         shape = self.generator.latent_shape
         bank = (noise(shape, self.seed, range(_BANK), 1) if self.bank is None else self.bank).to(question.images)
         made = (self.generator.decode(part).clamp(0, 1) for part in torch.split(bank, 64))
         return bank, torch.cat([question.look(each).argmax(1) for each in made])
 
-    @torch.no_grad()
     def _crossing(self, question: SearchQuestion, space: Space, rows: Tensor) -> Tensor:
         if "bank" not in space.known:  # looked at only where it is needed, and once
             space.known["bank"] = self._classified(question)
@@ -119,7 +117,6 @@ class XGEM(BoundarySearch):
     objective: Literal["boundary", "penalty"] = "boundary"
     weight: Positive = 1.0
 
-    @property
     def with_residual(self) -> bool:
         """Only on the boundary."""
         return self.objective == "boundary"
@@ -140,9 +137,7 @@ class XGEM(BoundarySearch):
 
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """With a penalty, the foil is to be the likeliest class."""
-        if self.objective == "boundary":
-            return super().verified(at)
-        return (-at.lead).clamp_min(0), at.logits.argmax(1) == at.foil
+        return super().verified(at) if self.objective == "boundary" else at.question.reached(at.logits, at.rows)
 
 
 def _moved(at: Point) -> Tensor:

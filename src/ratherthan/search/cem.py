@@ -16,7 +16,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import rival
@@ -34,7 +34,7 @@ from ratherthan.search.method import (
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Kept, Status, TradeoffSearch, choose
+from ratherthan.search.solver import Kept, Status, bisected, choose
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
@@ -53,7 +53,8 @@ class ElasticNetSearch(SearchMethod):
 
     Attributes:
         kappa: By how many logits the class must win, in the loss and for an answer to count.
-        beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse.
+        beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse: 0.3 where
+            something is kept, 1 where it is added.
         gamma: Weight of the autoencoder's error; without a manifold there is no such term.
         manifold: decode(encode(x)) is the autoencoder.
         baseline: "No information", see `baselines.baseline_images`; in [0, 1].
@@ -72,13 +73,6 @@ class ElasticNetSearch(SearchMethod):
     binary_search_steps: AtLeastOne = 9
     iterations: Annotated[int, Interval(1)] | None = None
     c: Positive = 10.0
-
-    sound_beta: ClassVar[float]
-    keep: ClassVar[bool]
-
-    def modules(self) -> list[nn.Module]:
-        """The autoencoder's."""
-        return [] if self.manifold is None else [self.manifold.module]
 
     def check(self, model: Model, images: Tensor) -> None:
         """Refuse a baseline or a manifold that does not fit images (N, C, H, W).
@@ -118,10 +112,10 @@ class _Problem:
     """K rows: the terms, the box, and the best point that each has been seen at."""
 
     def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
-        self.how, self.question, self.keep = how, question, how.keep
+        self.how, self.question, self.keep = how, question, question.foil is None
         self.images, self.fact = question.asked, question.facts
         self.sound = how.preset == "sound"
-        beta, steps = (how.sound_beta, 40) if self.sound else (0.1, 1000)
+        beta, steps = (0.3 if self.keep else 1.0, 40) if self.sound else (0.1, 1000)
         self.beta = beta if how.beta is None else how.beta
         self.steps = steps if how.iterations is None else how.iterations
         baseline = baseline_within(self.images, how.baseline)
@@ -173,6 +167,7 @@ class _Problem:
         tried = f"{self.how.binary_search_steps} rounds of {self.steps} steps"
         return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
+    @torch.no_grad()
     def solve(self) -> _Problem:
         """Rounds of steps, each with the weight c of the class that the last one asks for; returns itself.
 
@@ -181,24 +176,23 @@ class _Problem:
         their answer by less than a hundredth. Ctrl-C ends it.
         """
         try:
-            with torch.no_grad():
-                self.scores(self.centre, self.rows)
+            self.scores(self.centre, self.rows)
             rows = self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
-            tradeoff = TradeoffSearch.start(torch.full_like(self.kept.least[rows], self.how.c))
+            weights = [torch.full_like(self.kept.least[rows], each) for each in (self.how.c, 0, torch.inf)]
             if not self.sound and self.keep and len(rows):
                 # a network without biases is flat at black: from the image, where there is no slope
-                flat = _slope(self, self.centre[rows], rows, torch.ones_like(tradeoff.c)).flatten(1).eq(0).all(1)
+                flat = _slope(self, self.centre[rows], rows, torch.ones_like(weights[0])).flatten(1).eq(0).all(1)
                 self.start[rows] = choose(flat, self.images[rows], self.centre[rows])
             for number in range(self.how.binary_search_steps):
-                before = self.kept.least[rows]
-                success = (_proximal if self.sound else _published)(self, rows, tradeoff.c)
-                found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
-                go_on = ~(self.broken[rows] | (found & ~better & self.sound))
-                tradeoff, rows = tradeoff.update(success).take(go_on), rows[go_on]
-                done = (number + 1) / self.how.binary_search_steps
-                self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
                 if not len(rows):
                     break
+                before = self.kept.least[rows]
+                success = (_proximal if self.sound else _published)(self, rows, weights[0])
+                found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
+                go_on = ~(self.broken[rows] | (found & ~better & self.sound))
+                weights, rows = [each[go_on] for each in bisected(weights, success)], rows[go_on]
+                done = (number + 1) / self.how.binary_search_steps
+                self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
         except KeyboardInterrupt:
             self.interrupted = True
         return self
@@ -219,8 +213,7 @@ def _published(problem: _Problem, rows: Tensor, c: Tensor) -> Tensor:
         moved = y - 0.01 * math.sqrt(1 - k / problem.steps) * _slope(problem, y, rows, c)
         last, v = v, torch.clamp(centre + _shrunk(moved - centre, problem.beta), low, high)
         y = torch.clamp(v + (k + 1) / (k + 4) * (v - last), low, high)
-        with torch.no_grad():
-            success |= problem.reached(problem.scores(v, rows), rows)[1]
+        success |= problem.reached(problem.scores(v, rows), rows)[1]
     problem.broken[rows] = ~v.flatten(1).isfinite().all(1)
     return success
 
@@ -390,8 +383,6 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
     name: ClassVar[str] = "cem"
     default_foil: ClassVar[Any] = "any"
     any_foil: ClassVar[bool] = True
-    sound_beta: ClassVar[float] = 1.0
-    keep: ClassVar[bool] = False
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
@@ -412,8 +403,6 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
     """
 
     name: ClassVar[str] = "cem"
-    sound_beta: ClassVar[float] = 0.3
-    keep: ClassVar[bool] = True
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""

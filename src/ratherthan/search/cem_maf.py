@@ -19,18 +19,17 @@ from torch import Tensor, nn
 from ratherthan.baselines import Baseline, baseline_within
 from ratherthan.contrast import Question, Weighted, margin
 from ratherthan.model import Model
-from ratherthan.search.attributes import Attributes, described, measure, modules, worded
+from ratherthan.search.attributes import Attributes, described, measure, worded
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.counterfactual import FRAMES
 from ratherthan.search.method import (
     PertinentPositiveMethod,
-    Report,
     SearchQuestion,
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import End, Kept, Outcome, Problem, Schedule, Status, Terms, TradeoffSearch
+from ratherthan.search.solver import End, Kept, Outcome, Problem, Report, Schedule, Status, Terms, descend
 from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import Division, SegmentedImages, default_baseline, default_superpixels, segment
 
@@ -106,11 +105,6 @@ class CEMMAF(OnManifold):
         filled = replace(super().prepared(model), **usual)
         return filled if self.attributes is not None else replace(filled, attributes=worded(model, filled.generator))
 
-    def modules(self) -> list[nn.Module]:
-        """The manifold's and the attributes'."""
-        return [*super().modules(), *modules(self.attributes or ())]
-
-    @property
     def with_residual(self) -> bool:
         """As the settings have it."""
         return bool(self.residual)
@@ -120,8 +114,7 @@ class CEMMAF(OnManifold):
         """The latents, and the attributes of the images."""
         space, attributes = super().variables(question), self.attributes or ()
         latents = space.start[:: question.questions]
-        with torch.no_grad():
-            before = self.measured(question.images, latents)
+        before = self.measured(question.images, latents)
         names, thresholds = described(attributes, question.images[:1], latents[:1], self.generator)
         if names:
             space.fields.update(attributes_before=before, attribute_names=names, attribute_thresholds=thresholds)
@@ -148,11 +141,10 @@ class CEMMAF(OnManifold):
     def verified(self, at: Point) -> tuple[Tensor, Tensor]:
         """Another class, whatever the tolerance, and nothing lost; the paper's search only weighs that."""
         if self.preset == "paper":
-            return (-at.lead).clamp_min(0), at.lead > 0
+            return at.question.reached(at.logits, at.rows)
         violation, holds = super().verified(at)
         return violation, holds & (at.lead > 0)
 
-    @torch.no_grad()
     def fields(self, space: Space, z: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Where the answers lie, and their attributes."""
         g = self.measured(images.flatten(0, 1), z.flatten(0, 1)).view(*z.shape[:2], -1)
@@ -164,31 +156,24 @@ class CEMMAF(OnManifold):
         if self.preset == "sound":
             return super().solved(problem, start, report)
         rows, kept, interrupted = torch.arange(len(start), device=start.device), Kept(start), False
-        tradeoff = TradeoffSearch.start(start.new_ones(len(rows)), "halve")
+
+        def step(z: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                terms = problem(leaf, rows)
+                short, lost = terms.below[:, 0], terms.below[:, 1:].clamp_min(0).sum(1)
+                loss = terms.objective + self.gamma * lost + c * short.clamp_min(0)
+                (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            missing = short.detach() - (self.kappa or 0.0)  # logits
+            kept.see(rows, z, (z - start).flatten(1).norm(dim=1), missing, missing < 0)
+            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
+            return z - self.step / (k + 1) ** 0.5 * gradient / length, missing < 0
+
         try:
-            for number in range(self.binary_search_steps):
-                z, success = start, torch.zeros_like(rows, dtype=torch.bool)
-                for k in range(self.iterations):
-                    gradient, missing = self._subgradient(problem, z, rows, tradeoff.c)
-                    kept.see(rows, z, (z - start).flatten(1).norm(dim=1), missing, missing < 0)
-                    success |= missing < 0
-                    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (z.ndim - 1))
-                    z = z - self.step / (k + 1) ** 0.5 * gradient / length
-                tradeoff = tradeoff.update(success)
-                report((number + 1) / self.binary_search_steps)
+            descend(start, step, self.binary_search_steps, self.iterations, report)
         except KeyboardInterrupt:
             interrupted = True
         return self._outcome(problem(kept.points, rows), kept, start, interrupted)
-
-    def _subgradient(self, problem: Problem, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Of eq. 1 with the weight c of the hinge, and by how many logits the class is still missed."""
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            terms = problem(leaf, rows)
-            short, lost = terms.below[:, 0], terms.below[:, 1:]
-            loss = terms.objective + self.gamma * lost.clamp_min(0).sum(1) + c * short.clamp_min(0)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        return gradient, short.detach() - (self.kappa or 0.0)
 
     def _outcome(self, terms: Terms, kept: Kept, start: Tensor, interrupted: bool) -> Outcome:
         tried = f"no iterate of {self.binary_search_steps} x {self.iterations} has the class; the best misses it by"
@@ -264,17 +249,16 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
-    def modules(self) -> list[nn.Module]:
-        """The attributes'."""
-        return modules(self.attributes)
-
+    @torch.no_grad()
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        images = question.images
-        with torch.no_grad():
-            baseline = default_baseline(images) if self.baseline is None else self.baseline
-            labels = self._labels(images, question.positions)
-            scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
+        images, how, samples = question.images, self.superpixels, list(question.positions)
+        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
+            how = how[samples]
+        baseline = default_baseline(images) if self.baseline is None else self.baseline
+        how = default_superpixels(images, how) if how is None or isinstance(how, str) else how
+        labels = segment(images, how)
+        scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
         order, interrupted = [list(range(count)) for count in scorer.counts], False
         try:
             if self.preset == "paper":
@@ -286,19 +270,13 @@ class CEMMAFPositive(PertinentPositiveMethod):
             interrupted = True  # what the stages before have left is enough, too
         return scorer.result(order, interrupted)
 
-    def _labels(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        how = self.superpixels
-        if how is None or isinstance(how, str):
-            return segment(images, default_superpixels(images, how))
-        if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
-            how = how[list(samples)]
-        return segment(images, how)
-
 
 Labels = list[int]
 """Features that are kept, in the order they came in."""
 Ask = Callable[[Tensor, Tensor], Tensor]
 """What the network is asked about masks (M, S) of images (M,); a number for each, or a row of numbers."""
+Term = Callable[[Tensor, Tensor], Tensor]
+"""Logits (M, classes) of parts of images (M,) to what is to be large, (M,)."""
 Stage = Generator[tuple[Ask, list[Labels]], Any, Labels]
 """A part of the search for one image: asks about sets of features, is sent what was asked, and ends with some."""
 
@@ -348,13 +326,11 @@ class SupersetScorer:
             mask[labels] = 1
         return masks.to(self.parts.images), torch.tensor([row for row, _ in pairs], device=self.rows.device).long()
 
-    @torch.no_grad()
     def logits(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Of parts, (M, S) of images `rows` (M,) to (M, classes)."""
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
         return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
 
-    @torch.no_grad()
     def scores(self, masks: Tensor, rows: Tensor) -> Tensor:
         """The lead, -inf for what the sound search does not take; the log-odds less what rose; the log-odds: (M, 3)."""
         logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
@@ -377,7 +353,7 @@ class SupersetScorer:
         gradient = gradient.masked_fill(~present | (masks > 0), -torch.inf)
         return gradient.argsort(dim=1, descending=True, stable=True)
 
-    def slopes(self, masks: Tensor, rows: Tensor, term: Ask) -> tuple[Tensor, Tensor]:
+    def slopes(self, masks: Tensor, rows: Tensor, term: Term) -> tuple[Tensor, Tensor]:
         """Gradient (M, S) of a term of the logits (and of `rows`) less gamma times what rose, and the logits."""
         gradients, logits = list[Tensor](), list[Tensor]()
         for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):
@@ -389,7 +365,6 @@ class SupersetScorer:
             logits.append(y.detach())
         return torch.cat(gradients), torch.cat(logits)
 
-    @torch.no_grad()
     def result(self, order: list[Labels], interrupted: bool) -> PertinentPositive:
         """Write down the sets, with the confidence that each further feature brings."""
         masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})
@@ -429,18 +404,16 @@ def odds(logits: Tensor, fact: Tensor) -> Tensor:
 def _relaxed(scorer: SupersetScorer) -> list[Labels]:
     """Rank the features by the best relaxed masks of ISTA: least |m|_1 that lead by kappa, else that keep the fact."""
     how, present = scorer.how, scorer.parts.present.to(scorer.parts.images)
-    tradeoff, kept = TradeoffSearch.start(present.new_ones(len(present)), "halve"), Kept(present)
-    large = 2.0 * present.shape[1]  # sets a mask that only keeps the fact behind all that lead by kappa
-    for _ in range(how.binary_search_steps):
-        m, success = present, torch.zeros_like(scorer.kept)
-        for _ in range(how.iterations):
-            gradient, logits = scorer.slopes(m, scorer.rows, partial(_hinge, scorer, tradeoff.c))
-            leads = margin(logits, scorer.fact)
-            success |= leads >= scorer.kappa
-            size = m.sum(1) + large * (leads < scorer.kappa)
-            kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
-            m = (m + how.step * (gradient - how.beta)).clamp(0, 1) * present
-        tradeoff = tradeoff.update(success)
+    large, kept = 2.0 * present.shape[1], Kept(present)  # sets a mask that only keeps the fact behind all that lead
+
+    def step(m: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        gradient, logits = scorer.slopes(m, scorer.rows, partial(_hinge, scorer, c))
+        leads = margin(logits, scorer.fact)
+        size = m.sum(1) + large * (leads < scorer.kappa)
+        kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
+        return (m + how.step * (gradient - how.beta)).clamp(0, 1) * present, leads >= scorer.kappa
+
+    descend(present, step, how.binary_search_steps, how.iterations, scorer.question.report)
     ranked = kept.best.masked_fill(present == 0, -1).argsort(dim=1, descending=True, stable=True).tolist()
     return [labels[:count] for labels, count in zip(ranked, scorer.counts, strict=True)]
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Annotated, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
-from ratherthan.search.method import CounterfactualMethod, Report, SearchQuestion, lead
-from ratherthan.search.solver import Outcome, Problem, Schedule, Status, Terms, noise, search
+from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
+from ratherthan.search.solver import Outcome, Problem, Report, Schedule, Status, Terms, noise, search
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
@@ -45,7 +45,6 @@ class Space:
     known: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
 
-    @torch.no_grad()
     def images(self, z: Tensor, rows: Tensor) -> Tensor:
         """Images of variables (M, T, ...), as (M, T, C, H, W)."""
         flat, of = z.flatten(0, 1), rows.repeat_interleave(z.shape[1])
@@ -67,8 +66,10 @@ class Point:
         logits: (M, classes) of the images.
         turn: How often the search has been begun anew, 0 at first.
         start: (M, ...) the variables of the image asked about.
+        asked: (M, C, H, W) the image asked about.
         fact: (M,) class indices.
         foil: (M,) class indices, -1 for any other class.
+        lead: (M,) by how many logits the foil leads, or for -1 the best other class the fact.
     """
 
     question: SearchQuestion
@@ -80,18 +81,9 @@ class Point:
     turn: int = 0
 
     def __post_init__(self) -> None:
-        self.start, self.fact = self.space.start[self.rows], self.question.facts[self.rows]
-        self.foil = self.question.foils[self.rows]
-
-    @property
-    def asked(self) -> Tensor:
-        """(M, C, H, W) the image asked about."""
-        return self.question.asked[self.rows]
-
-    @cached_property
-    def lead(self) -> Tensor:
-        """(M,): by how many logits the foil leads, or for -1 the best other class the fact."""
-        return lead(self.logits, self.fact, self.foil)
+        self.start, self.asked = self.space.start[self.rows], self.question.asked[self.rows]
+        self.fact, self.foil = self.question.facts[self.rows], self.question.foils[self.rows]
+        self.lead = lead(self.logits, self.fact, self.foil)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +134,7 @@ class ConstrainedSearch(CounterfactualMethod):
         """Further fields of the result by answer, (K, R, ...), of variables (K, R, ...) and their images."""
         return {}
 
+    @torch.no_grad()
     def search(self, question: SearchQuestion) -> Counterfactual:
         """Search from all starts, again where nothing was found, and verify."""
         return Searches(self, question).result()
@@ -214,8 +207,7 @@ class Searches:
         restarts = examples.shape[1]
         rows, z = self.rows.repeat_interleave(restarts), self.z.flatten(0, 1)
         at = Point(self.question, self.space, rows, z, examples.flatten(0, 1), logits.flatten(0, 1))
-        with torch.no_grad():
-            violation, holds = self.how.verified(at)
+        violation, holds = self.how.verified(at)
         return violation.view(-1, restarts), holds.view(-1, restarts)
 
 
@@ -233,7 +225,6 @@ class OnManifold(ConstrainedSearch):
     _: KW_ONLY
     inversion: Inversion = field(default_factory=Inversion)
 
-    @property
     def with_residual(self) -> bool:
         """Whether what the manifold cannot make of the image is added to all that it makes."""
         return True
@@ -246,16 +237,12 @@ class OnManifold(ConstrainedSearch):
         """Refuse images of another shape than the manifold makes."""
         self.generator.to(images).check(images)
 
-    def modules(self) -> list[nn.Module]:
-        """The manifold's."""
-        return [self.generator.module]
-
     def variables(self, question: SearchQuestion) -> Space:
         """The latents; images are G(z) + r, clipped to [0, 1], with r = I - G(z0) or none."""
         manifold, at = self.generator, question.image
         facts = question.facts[:: question.questions]
         inverted = invert(manifold, question.images, question.model, facts, self.inversion, self.seed)
-        residual = inverted.residual[at] * self.with_residual
+        residual = inverted.residual[at] * self.with_residual()
         error = inverted.error[at]
         failed = ~(error <= self.inversion.largest_error)  # NaN has failed too
         why = "the manifold makes no such image: its best reconstruction is off by {:.3f}"

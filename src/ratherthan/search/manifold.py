@@ -39,6 +39,7 @@ class Manifold:
         name: What to call it in results.
 
     Attributes:
+        can_encode: Whether there is an encoder.
         effects: What its latents do, by concept (see `zoo.concepts`); empty where nobody has measured it.
 
     Raises:
@@ -69,6 +70,7 @@ class Manifold:
         self.effects: Mapping[str, Effect] = {}
         self._decode: Callable[[Tensor], Any] = getattr(decoder, "decode", decoder)
         self._encode: Callable[[Tensor], Any] | None = encoder or getattr(decoder, "encode", None)
+        self.can_encode = self._encode is not None
 
     def __repr__(self) -> str:
         return f"{self.name} ({' x '.join(map(str, self.latent_shape))} latents)"
@@ -91,7 +93,7 @@ class Manifold:
         entry = zoo.get(name, generative=True)
         module = zoo.load_weights(entry, weights)
         made = cls(module, module.latents, scale=entry.scale, name=f"zoo:{entry.name}")  # type: ignore[arg-type]
-        told = zoo.effects(entry, weights)
+        told = zoo.written(entry, weights, "effects", {})
         made.effects = {name: Effect(*torch.tensor(rows, dtype=torch.float64)) for name, rows in told.items()}
         return made
 
@@ -114,11 +116,6 @@ class Manifold:
             remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
             raise InputError(f"{model.name} names no manifold: {remedy}")
         return cls.load(entry.manifold, weights)
-
-    @property
-    def can_encode(self) -> bool:
-        """Whether there is an encoder."""
-        return self._encode is not None
 
     def to(self, like: Tensor) -> Manifold:
         """Move it to the device and dtype of a tensor; returns itself."""
@@ -231,7 +228,8 @@ def invert(
     """
     settings, model = settings or Inversion(), None if model is None else Model.wrap(model)
     manifold.to(images).check(images)
-    with preserve_state(nn.ModuleList([manifold.module, *([] if model is None else [model.module])])):
+    watched = nn.ModuleList([each.module for each in (manifold, model) if each is not None])
+    with preserve_state(watched), torch.no_grad():
         lead = None if model is None else _lead(model, images, fact)
         problem = _problem(manifold, images)
         nearest = search(problem, _starts(manifold, images, settings.restarts, seed), settings.schedule)
@@ -242,23 +240,18 @@ def invert(
 
 
 def _lead(model: Model, images: Tensor, fact: Tensor | None) -> Lead:
-    if fact is None:
-        with torch.no_grad():
-            fact = model.logits(images).argmax(1)
+    fact = model.logits(images).argmax(1) if fact is None else fact
     return lambda made, rows: margin(model.logits(made), fact[rows % len(fact)])
 
 
 def _starts(manifold: Manifold, images: Tensor, restarts: int, seed: int) -> Tensor:
     """(restarts * N, *latent_shape), all images for the first start, then all for the second."""
-    found = []
-    with torch.no_grad():
-        if manifold.can_encode:
-            found.append(manifold.encode(images))
-        if (wanted := restarts - len(found)) > 0:
-            bank = noise(manifold.latent_shape, seed, range(_BANK), 0).to(images)
-            distance = torch.cdist(images.flatten(1), manifold.decode(bank).flatten(1))
-            nearest = distance.topk(wanted, dim=1, largest=False).indices
-            found += [bank[column] for column in nearest.T]
+    found = [manifold.encode(images)] if manifold.can_encode else []
+    if (wanted := restarts - len(found)) > 0:
+        bank = noise(manifold.latent_shape, seed, range(_BANK), 0).to(images)
+        distance = torch.cdist(images.flatten(1), manifold.decode(bank).flatten(1))
+        nearest = distance.topk(wanted, dim=1, largest=False).indices
+        found += [bank[column] for column in nearest.T]
     return torch.cat(found[:restarts])
 
 
@@ -273,8 +266,7 @@ def _problem(manifold: Manifold, images: Tensor, lead: Lead | None = None) -> Pr
 
 def _with_class(problem: Problem, manifold: Manifold, lead: Lead, z: Tensor, schedule: Schedule) -> tuple[Tensor, bool]:
     """Search on from z where the reconstruction has another class; kept is what has it then."""
-    with torch.no_grad():
-        rows = (lead(manifold.decode(z), torch.arange(len(z), device=z.device)) <= 0).nonzero().flatten()
+    rows = (lead(manifold.decode(z), torch.arange(len(z), device=z.device)) <= 0).nonzero().flatten()
     if not len(rows):
         return z, False
     held = search(lambda z, of: problem(z, rows[of]), z[rows], schedule)
@@ -282,7 +274,6 @@ def _with_class(problem: Problem, manifold: Manifold, lead: Lead, z: Tensor, sch
     return z.index_put((rows[kept],), held.z[kept]), held.interrupted
 
 
-@torch.no_grad()
 def _best(manifold: Manifold, images: Tensor, lead: Lead | None, z: Tensor) -> Inverted:
     made, rows = manifold.decode(z), torch.arange(len(z), device=z.device)
     error = (made - images[rows % len(images)]).square().flatten(1).mean(1).sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -20,7 +20,7 @@ from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.registry import Classes
 from ratherthan.result import Result, Shape
-from ratherthan.search.solver import Ends, Status
+from ratherthan.search.solver import Ends, Report, Status
 from ratherthan.settings import Settings
 from ratherthan.verbs import Samples
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 ANY = -1
 """The foil "any other class than the fact"."""
-Report = Callable[[float], object]
-"""Told the share of a batch that is done now and then."""
 _AT_ONCE = 256  # images of a fresh pass
 
 
@@ -219,6 +217,14 @@ class SearchResult(Result):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method}, {int(self.found.sum())} of {self.found.numel()} found)"
 
+    @staticmethod
+    def fields_of(how: SearchMethod, question: SearchQuestion) -> dict[str, Any]:
+        """The fields that a question answers by itself; the other ones are the method's."""
+        asked = ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
+        made = {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
+        model = {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
+        return {key: getattr(question, key) for key in asked} | made | model
+
     @classmethod
     def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
         """The result of a method, whose claims stand where a fresh pass confirms them.
@@ -234,13 +240,8 @@ class SearchResult(Result):
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
         confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
-        more |= {
-            key: getattr(question, key) for key in ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
-        }
-        more |= {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
-        more |= {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
-        more |= {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
-        return cls(**more)
+        told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
+        return cls(**cls.fields_of(how, question), **told, **more)
 
     @classmethod
     def sought(
@@ -308,8 +309,12 @@ class SearchMethod(Settings, ABC):
         """
 
     def modules(self) -> list[nn.Module]:
-        """The networks that it runs beside the model; they are in evaluation mode while it searches."""
-        return []
+        """The networks that it runs beside the model, those of its settings; they are in evaluation mode meanwhile."""
+        given = (value if isinstance(value, (list, tuple)) else [value] for value in vars(self).values())
+        found = [
+            each if isinstance(each, nn.Module) else getattr(each, "module", None) for some in given for each in some
+        ]
+        return [each for each in found if isinstance(each, nn.Module)]
 
     @abstractmethod
     def search(self, question: SearchQuestion) -> SearchResult:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ratherthan.errors import InputError
-from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings, check_value
+from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Settings
 
 _EXPLODED = 1e6  # variables beyond this belong to no image; terms may be its square
 _STUCK = 3  # rounds without progress at the largest penalty
@@ -70,6 +69,8 @@ class Terms:
         return torch.cat([nothing, self.zero.abs(), self.below.clamp_min(0)], 1).amax(1)
 
 
+Report = Callable[[float], object]
+"""Told the share of a batch that is done now and then."""
 Problem = Callable[[Tensor, Tensor], Terms]
 """Variables (M, ...) and the numbers (M,) of the rows they belong to, to the terms; differentiable."""
 
@@ -129,11 +130,12 @@ class Outcome:
     interrupted: bool
 
 
+@torch.no_grad()
 def search(
     problem: Problem,
     start: Tensor,
     schedule: Schedule | None = None,
-    report: Callable[[float], object] = lambda share: None,
+    report: Report = lambda share: None,
 ) -> Outcome:
     """Solve a batch of constrained problems.
 
@@ -266,7 +268,7 @@ class _Run:
 
     def begin(self) -> None:
         """Look at the start; how many constraints there are shows here."""
-        terms = self._look(self.all)
+        terms = self._look(self.all, self.all.z)
         self.all.zero_multipliers = torch.zeros_like(terms.zero)
         self.all.below_multipliers = torch.zeros_like(terms.below)
 
@@ -276,7 +278,7 @@ class _Run:
         rows.rounds.fill_(number + 1)
         try:
             self._minimise(rows, number)
-            rows.adjust(self._look(rows), self.schedule)
+            rows.adjust(self._look(rows, rows.z), self.schedule)
         finally:
             self.all.put(rows)
         found = self.kept.found[rows.number]
@@ -300,23 +302,16 @@ class _Run:
     def _gradient(self, rows: _Rows) -> Tensor:
         with torch.enable_grad():
             leaf = rows.z.detach().requires_grad_()
-            terms = self.problem(leaf, rows.number)
-            (gradient,) = torch.autograd.grad(rows.lagrangian(terms).sum(), leaf)
-        self._keep(rows, terms)
+            (gradient,) = torch.autograd.grad(rows.lagrangian(self._look(rows, leaf)).sum(), leaf)
         return gradient
 
-    def _keep(self, rows: _Rows, terms: Terms) -> None:
+    def _look(self, rows: _Rows, z: Tensor) -> Terms:
+        terms = self.problem(z, rows.number)
         violation = terms.violation().detach()
         holds = violation <= _SLACK * self.schedule.feasibility_tol
         self.kept.see(rows.number, rows.z, terms.objective.detach(), violation, holds)
-
-    @torch.no_grad()
-    def _look(self, rows: _Rows) -> Terms:
-        terms = self.problem(rows.z, rows.number)
-        self._keep(rows, terms)
         return terms
 
-    @torch.no_grad()
     def outcome(self, interrupted: bool) -> Outcome:
         """Look again at what was kept, and say how each row ended."""
         z = self.kept.points
@@ -367,55 +362,46 @@ def noise(shape: Sequence[int], seed: int, samples: Sequence[int], restart: int)
 
 
 # --------------------------------------------------------------------------------------------- weights of the class
-Rule = Literal["bisect", "halve"]
-
-
-@dataclass(frozen=True, eq=False)
-class TradeoffSearch:
-    """How hard the class counts: weights c of M rows and the bounds between which each is sought.
+def bisected(weights: Sequence[Tensor], success: Tensor) -> list[Tensor]:
+    """How hard the class is to count next, row by row, and the bounds between which that is sought.
 
     It comes from CEM (Dhurandhar et al. 2018, "Explanations based on the missing", section 3), which took it from
     Carlini and Wagner (2017): the smallest weight that just moves the class leaves the most room for all other terms.
 
-    Attributes:
-        c: (M,) the weights to try now.
-        lower: (M,) the largest weight that failed, 0 before any did.
-        upper: (M,) the smallest weight that succeeded, inf before any did.
-        rule: "bisect" (CEM): the midpoint of the bounds, or 10 c while there is no upper one. "halve" (CEM-MAF,
-            supplement): c / 2 after a success, 10 c after a failure.
+    Args:
+        weights: (M,) each: the weights c that were tried, positive; the largest that failed, 0 before any did; the
+            smallest that succeeded, inf before any did.
+        success: (M,) bool: whether they moved the class.
+
+    Returns:
+        The same: c is the midpoint of the bounds, or ten times what it was while there is no upper one.
     """
+    c, lower, upper = weights
+    lower = torch.where(success, lower, torch.maximum(lower, c))
+    upper = torch.where(success, torch.minimum(upper, c), upper)
+    return [torch.where(upper.isfinite(), (lower + upper) / 2, 10 * c), lower, upper]
 
-    c: Tensor
-    lower: Tensor
-    upper: Tensor
-    rule: Rule = "bisect"
 
-    @classmethod
-    def start(cls, c: Tensor, rule: Rule = "bisect") -> TradeoffSearch:
-        """Begin a search.
+def descend(
+    start: Tensor, step: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], rounds: int, steps: int, report: Report
+) -> None:
+    """Rounds of steps from the same start; the class counts with a weight that starts at 1 (CEM-MAF, supplement).
 
-        Args:
-            c: (M,) the first weights, positive.
-            rule: "bisect" or "halve".
+    After a round in which it moved the weight is halved, after one in which it did not it grows tenfold.
 
-        Raises:
-            InputError: If there is no such rule or a weight is not positive.
-        """
-        check_value("rule of weighing", Rule, rule)
-        if not (c > 0).all():
-            raise InputError(f"a weight of the class term is positive, not {c.min().item():g}")
-        return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf), rule)
-
-    def update(self, success: Tensor) -> TradeoffSearch:
-        """The weights to try next, knowing which of these moved the class: (M,) bool."""
-        lower = torch.where(success, self.lower, torch.maximum(self.lower, self.c))
-        upper = torch.where(success, torch.minimum(self.upper, self.c), self.upper)
-        if self.rule == "bisect":
-            c = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * self.c)
-        else:
-            c = torch.where(success, self.c / 2, 10 * self.c)
-        return replace(self, c=c, lower=lower, upper=upper)
-
-    def take(self, rows: Tensor) -> TradeoffSearch:
-        """Some of the rows, by number or by a mask (M,)."""
-        return replace(self, c=self.c[rows], lower=self.lower[rows], upper=self.upper[rows])
+    Args:
+        start: (M, ...).
+        step: Where rows are, their weights (M,) and the number of the step, to where they go, and whether the class had
+            moved, (M,) bool.
+        rounds: Weights to try.
+        steps: Steps for each.
+        report: Told the share that is done.
+    """
+    c = start.new_ones(len(start))
+    for number in range(rounds):
+        at, success = start, torch.zeros_like(c, dtype=torch.bool)
+        for k in range(steps):
+            at, moved = step(at, c, k)
+            success |= moved
+        c = torch.where(success, c / 2, 10 * c)
+        report((number + 1) / rounds)

@@ -101,8 +101,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape (N, channels, h, w)."""
-        change: Tensor = self.second(self.first(x))
-        return x + change
+        return x + self.second(self.first(x))  # type: ignore[no-any-return]
 
 
 class Fire(nn.Module):

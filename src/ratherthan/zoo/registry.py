@@ -9,19 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError, ModelError, told_as, unknown
+from ratherthan.errors import ModelError, told_as
 from ratherthan.inputs import PREPROCESSING, Images
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
-
-if TYPE_CHECKING:
-    from ratherthan.zoo.concepts import Measure
-    from ratherthan.zoo.training.recipes import Recipe
+from ratherthan.zoo.concepts import Measure
+from ratherthan.zoo.training.recipes import Recipe
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -158,10 +156,8 @@ def get(name: str, generative: bool | None = False) -> ZooEntry:
     """
     name = name.removeprefix("zoo:")
     some = ZOO if name in ZOO else ZOO.names()  # what is known needs no plug-in
-    known = {key: ZOO[key] for key in some if generative in (None, ZOO[key].generative)}
-    if name not in known:
-        raise InputError(unknown("manifold of the zoo" if generative else "zoo model", name, known))
-    return known[name]
+    known = [(key, ZOO[key]) for key in some if generative in (None, ZOO[key].generative)]
+    return Registry("manifold of the zoo" if generative else "zoo model", known).find(name)
 
 
 def entry_of(model: str) -> ZooEntry | None:
@@ -212,27 +208,25 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
     Raises:
         ModelError: What is written there are no names.
     """
-    names = _written(entry, path, "class_names", [])
+    names = written(entry, path, "class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{path}: the class names written in it are no list of names; give class_names=")
     return tuple(names)
 
 
-def effects(entry: ZooEntry, path: str | Path | None = None) -> dict[str, list[list[float]]]:
-    """What was measured of the latents of a generative model, as written in its weights.
+def written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
+    """What is written in weights beside the tensors.
 
     Args:
-        entry: The model.
-        path: Its weights; by default those that ship in the package.
+        entry: The network.
+        path: Its weights; None: those that ship in the package.
+        key: What is asked for, e.g. "effects": for each concept two lists over the latents of a generative model,
+            correlations and strengths (see `zoo.concepts.Effect`).
+        default: What is returned where nothing is.
 
-    Returns:
-        For each concept two lists over the latents, correlations and strengths (see `zoo.concepts.Effect`); empty where
-        nothing was measured.
+    Raises:
+        ModelError: If it cannot be read.
     """
-    return dict(_written(entry, path, "effects", {}))
-
-
-def _written(entry: ZooEntry, path: str | Path | None, key: str, default: Any) -> Any:
     written = read_metadata(source) if (source := path or entry.weights) else {}
     with told_as(ModelError, f"{source}: {key!r}, written in it, is no JSON", ValueError, RecursionError):
         return json.loads(written[key]) if key in written else default

@@ -203,9 +203,7 @@ class _Training:
 
     def held_out(self, count: int) -> Tensor:
         """Images of a split that was not trained on, evenly spread; (N, C, H, W) in [0, 1]."""
-        whole = self._split(self.recipe.tests[0])
-        chosen = whole.subset(range(0, len(whole), max(1, len(whole) // count))[:count])
-        return next(iter(data.batches(chosen, count)))[1]
+        return next(iter(data.batches(self._split(self.recipe.tests[0]).spread(count), count)))[1]
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
@@ -282,13 +280,11 @@ Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]}
 
 def _told(effects: dict[str, list[list[float]]]) -> str:
     """The coordinates that move each concept most."""
-    if not effects:
-        return ""
     lines = ["What its latents move, in standard deviations of the concept per unit (and their correlation):\n"]
     for name, (correlations, strengths) in effects.items():
         first = sorted(range(len(strengths)), key=lambda i: -abs(strengths[i]))[:3]
         lines.append(f"- {name}: " + ", ".join(f"z{i} {strengths[i]:+.2f} ({correlations[i]:+.2f})" for i in first))
-    return "\n".join(lines) + "\n\n"
+    return "\n".join([*lines, "", ""]) if effects else ""
 
 
 def _figure(metric: str, value: float) -> str:

@@ -177,8 +177,7 @@ class Learner:
 
     def outputs(self, images: Tensor) -> Tensor:
         """What the recipe's metrics judge, for normalised images."""
-        outputs: Tensor = self.network(images)
-        return outputs
+        return self.network(images)  # type: ignore[no-any-return]
 
     def _descend(self, loss: Tensor, optimiser: str) -> None:
         self.parts[optimiser].zero_grad()

@@ -23,7 +23,7 @@ from .attribution.method import Method as Method
 from .attribution.method import get_method as get_method
 from .attribution.method import methods as methods
 from .attribution.method import register_method as register_method
-from .attribution.occlusion import Occlusion as Occlusion
+from .attribution.perturbation import Occlusion as Occlusion
 from .attribution.prediction_difference import PatchGaussian as PatchGaussian
 from .attribution.prediction_difference import PredictionDifference as PredictionDifference
 from .attribution.rules import LRP as LRP

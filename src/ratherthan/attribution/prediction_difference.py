@@ -214,14 +214,11 @@ class PredictionDifference(Windows):
 
     def _draw_conditional(self, images: Tensor, top: int, left: int, noise: np.random.Generator) -> Tensor:
         """(S, N, C, k, k) from the normal distribution given the surround."""
-        size = self.window + 2 * self.pad
-        if min(images.shape[-2:]) < size:
-            raise InputError(f"window + 2 pad is {size}, more than images of {tuple(images.shape[-2:])} hold")
+        size, sides = self.window + 2 * self.pad, images.shape[-2:]
+        if min(sides) < size:
+            raise InputError(f"window + 2 pad is {size}, more than images of {tuple(sides)} hold")
         # `pad` before the window, less or more near the border
-        y, x = (
-            min(max(start - self.pad, 0), length - size)
-            for start, length in zip((top, left), images.shape[-2:], strict=True)
-        )
+        y, x = (min(max(at - self.pad, 0), side - size) for at, side in zip((top, left), sides, strict=True))
         known = (self.gaussian.mean, self.gaussian.low, self.gaussian.high, *self._conditionals[top - y, left - x])
         mean, low, high, inside, gain, root = (each.to(images.device) for each in known)
         if len(mean) != images.shape[1]:

@@ -169,7 +169,7 @@ class DeepLift(Method):
         mode = ByOperation("DeepLIFT", DEEPLIFT_RULES, model.module, leaf)
         with torch.enable_grad(), mode:
             start = model.logits(leaf.clone() - leaf.detach() + baseline).detach()
-            mode.meet_baseline()
+            mode.at_baseline = False
             scores = model.logits(leaf.clone())
         seeds = target.seeds
         values = (images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0]

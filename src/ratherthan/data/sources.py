@@ -26,8 +26,7 @@ from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
 from ratherthan.errors import InputError, first_line, told_as, unknown
 from ratherthan.files import read_text, regular
-from ratherthan.plugins import load_plugins
-from ratherthan.registry import Registry
+from ratherthan.registry import Registry, load_plugins
 
 Root = str | Path | None
 Opener = Callable[..., TorchDataset[Any]]

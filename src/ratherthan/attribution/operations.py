@@ -2,7 +2,7 @@
 
 `ByOperation`, a `TorchFunctionMode`, sees every operation on what depends on the images, whether a module or a function
 called it. What is made of constants alone passes. One forward pass serves any number of seeds, and the network is not
-touched. The rules of LRP are in `lrp_rules`, those of DeepLIFT in `deeplift_rules`; this file has what both share.
+touched. The rules of LRP and DeepLIFT are in `rules`; this file has what both share.
 
 LRP: where g is the replaced gradient, the relevance of x is R = x g. A rule conserves relevance if the sum of x g over
 its inputs is the operation's output. What cannot be an input's (a bias, epsilon, f(0)) is handed to `one`, a constant 1

@@ -22,8 +22,8 @@ from .attribution.method import methods as methods
 from .attribution.method import register_method as register_method
 from .attribution.perturbation import Lime as Lime
 from .attribution.perturbation import Occlusion as Occlusion
-from .attribution.prediction_difference import PatchGaussian as PatchGaussian
-from .attribution.prediction_difference import PredictionDifference as PredictionDifference
+from .attribution.perturbation import PatchGaussian as PatchGaussian
+from .attribution.perturbation import PredictionDifference as PredictionDifference
 from .attribution.rules import LRP as LRP
 from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule

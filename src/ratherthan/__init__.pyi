@@ -24,11 +24,11 @@ from .attribution.perturbation import Lime as Lime
 from .attribution.perturbation import Occlusion as Occlusion
 from .attribution.perturbation import PatchGaussian as PatchGaussian
 from .attribution.perturbation import PredictionDifference as PredictionDifference
+from .attribution.perturbation import Scan as Scan
 from .attribution.rules import LRP as LRP
 from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.rules import register_lrp_rule as register_lrp_rule
-from .attribution.scan import Scan as Scan
 from .baselines import baseline_images as baseline_images
 from .contrast import Contrast as Contrast
 from .contrast import Question as Question

@@ -358,8 +358,7 @@ class LRP(Method):
             UnsupportedError: If the network runs an operation that LRP has no rule for (the message names it), if
                 relevance is lost, or if constants absorb all of it.
         """
-        model = forward_pass.model
-        seeds = target.seeds
+        model, seeds = forward_pass.model, target.seeds
         scores, values, constants = self.propagate(model, forward_pass.images, seeds)
         _check_same(scores, target.logits, model)
         start = torch.einsum("nqc,nc->q", seeds, target.logits)

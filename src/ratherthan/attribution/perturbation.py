@@ -25,7 +25,7 @@ from ratherthan.attribution.forward import ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method, register_method
 from ratherthan.baselines import baseline_images
 from ratherthan.contrast import Contrast, FoilWeights, Plain, Question, Target, Weighted
-from ratherthan.errors import InputError, ModelError
+from ratherthan.errors import InputError, ModelError, told_as
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive, Seed
 from ratherthan.superpixels import Kind, Superpixels, segment
 
@@ -344,10 +344,8 @@ class PredictionDifference(Windows):
     @cached_property
     def pool(self) -> Tensor:
         """(M, C, H, W): the images that marginal windows are taken from."""
-        images = list(_images_of(self.patches))
-        if len({image.shape for image in images}) != 1:
-            raise InputError("marginal sampling takes windows from images of one size; give at least one, all alike")
-        return torch.stack(images)
+        with told_as(InputError, "marginal sampling takes windows from images of one size, at least one", RuntimeError):
+            return torch.stack(list(_images_of(self.patches)))
 
     def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
         """Probabilities of classes, or values."""

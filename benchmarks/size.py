@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "ratherthan"
-RULES = ("operations", "lrp_rules", "deeplift_rules", "rules")
+RULES = ("operations", "rules")
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

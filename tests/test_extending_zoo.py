@@ -56,7 +56,7 @@ FOUND_BY_ENTRY_POINT = f"""
 import sys
 import ratherthan as rt
 from ratherthan import data, zoo
-import ratherthan.plugins as plugins
+import ratherthan.registry as plugins
 
 class Point:
     value = "ratherthan.replication"

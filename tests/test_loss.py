@@ -140,3 +140,5 @@ def test_default_stays_signed_and_unknown_presets_are_refused() -> None:
     assert why.heatmap().min() < 0 < why.heatmap().max()
     with pytest.raises(InputError, match="did you mean 'prabhushankar2020'"):
         why.heatmap(preset="prabhushankar")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="did you mean 'prabhushankar2020'"):
+        why.over_foils(preset="prabhushankar")  # type: ignore[arg-type]

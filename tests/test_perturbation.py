@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from nets import Counter, Dense, Linear, Pooled, images, make
 from ratherthan import PatchGaussian, Superpixels, get_contrast, resolve, segment
-from ratherthan.attribution.lime import ridge
+from ratherthan.attribution.perturbation import ridge
 
 CLASSES = 5
 WEIGHTS = [step / 200 for step in range(1, 401)]  # .005, .010 ... 2.000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ratherthan.plugins import load_plugins
+from ratherthan.registry import load_plugins
 
 
 def install(folder: Path, name: str, code: str) -> None:
@@ -22,7 +22,7 @@ def install(folder: Path, name: str, code: str) -> None:
 def test_plugins_are_imported_once_and_may_look_up_names_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "plugin_that_counts", "from ratherthan.plugins import load_plugins\nload_plugins()\ncount = 0\n")
+    install(tmp_path, "plugin_that_counts", "from ratherthan.registry import load_plugins\nload_plugins()\ncount = 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     load_plugins()
     sys.modules["plugin_that_counts"].count += 1

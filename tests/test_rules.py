@@ -21,8 +21,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from nets import CONVOLUTIONAL, Dense, images, make
 from ratherthan import get_contrast, resolve
-from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
-from ratherthan.attribution.lrp_rules import LRP_RULES
+from ratherthan.attribution.rules import DEEPLIFT_RULES, LRP_RULES
 from ratherthan.zoo.architectures import ResNet9, SqueezeNet
 from test_pullback import State
 

@@ -1,17 +1,22 @@
-"""Things known by name: methods, contrasts, searches, experiments, networks, data sets."""
+"""Things known by name: methods, contrasts, searches, networks, data sets; plug-ins that register more of them."""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
-from ratherthan.errors import InputError, unknown
-from ratherthan.plugins import load_plugins
+from ratherthan.errors import InputError, first_line, unknown
 from ratherthan.settings import check_names, type_name
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
+PLUGINS = "ratherthan.plugins"
+_LOCK = RLock()  # another thread waits until all are there; a plug-in that looks up a name itself does not
+_seen = set[str]()
 
 
 class Registry(dict[str, T]):
@@ -100,3 +105,18 @@ def unique_name(name: str, taken: Callable[[str], bool], numbered: str) -> str:
     """
     names = itertools.chain([name], (numbered.format(name, number) for number in itertools.count(2)))
     return next(each for each in names if not taken(each))
+
+
+def load_plugins() -> None:
+    """Import every package that names itself in the entry points `ratherthan.plugins`, each once.
+
+    Called when a name is not known, or when names are listed. A plug-in that cannot be imported is warned about, once.
+    """
+    with _LOCK:
+        for each in entry_points(group=PLUGINS):
+            if each.value not in _seen:
+                _seen.add(each.value)
+                try:
+                    each.load()
+                except Exception as error:  # whatever a stranger's module does when it is imported
+                    warnings.warn(f"plug-in {each.value} cannot be loaded: {first_line(error)}", stacklevel=2)

@@ -135,8 +135,8 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
-    if hint is Any and isinstance(value, (list, tuple)):
-        return all(_fits(Any, each) for each in value)
+    if isinstance(value, (list, tuple)) and (hint is Any or origin is Sequence):
+        return all(_fits(args[0] if args else Any, each) for each in value)
     if hint is Any:
         return not isinstance(value, Real) or _finite(value)
     if origin is Annotated:
@@ -154,8 +154,6 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(args[0], k) and _fits(args[1], v) for k, v in value.items())
     kind = origin or hint
-    if kind is Sequence and isinstance(value, (list, tuple)):
-        return all(_fits(args[0], each) for each in value)
     return not isinstance(kind, type) or (isinstance(value, kind) and not (isinstance(value, str) and kind is not str))
 
 
@@ -180,10 +178,8 @@ def _wanted(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return " ".join([_wanted(args[0]), *map(str, args[1:])])
-    if origin in (Union, UnionType):
-        return " or ".join(_wanted(each) for each in args)
-    if origin is Literal:
-        return " or ".join(map(repr, args))
+    if origin in (Union, UnionType, Literal):
+        return " or ".join(repr(each) if origin is Literal else _wanted(each) for each in args)
     if origin is Mapping:
         return f"a mapping of {_wanted(args[0])} to {_wanted(args[1])}"
     if origin is tuple:

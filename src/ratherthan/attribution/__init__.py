@@ -1,3 +1,3 @@
 """WHERE: attribution methods and the verb that runs them; each module of methods registers its own."""
 
-from ratherthan.attribution import activation, gradient, lime, occlusion, prediction_difference, rules, scan  # noqa: F401
+from ratherthan.attribution import activation, gradient, perturbation, rules  # noqa: F401

@@ -78,14 +78,10 @@ class SmoothGrad(Method):
         shares = images.new_full((self.samples,), 1 / self.samples)
 
         def noisy(draw: Tensor, rows: Tensor) -> Tensor:
-            return images + sigma * self._pattern(int(draw[0]), images)
+            keyed = np.random.default_rng([self.seed, int(draw[0])]).standard_normal(images.shape[1:])
+            return images + sigma * torch.from_numpy(keyed).to(images)  # the same on every device
 
         return Attribution(_summed(forward_pass, target, self.foil_weights, shares, noisy))
-
-    def _pattern(self, draw: int, images: Tensor) -> Tensor:
-        """Standard normal noise of one image's shape, on whatever device the images are."""
-        keyed = np.random.default_rng([self.seed, draw]).standard_normal(images.shape[1:])
-        return torch.from_numpy(keyed).to(images)
 
 
 @register_method

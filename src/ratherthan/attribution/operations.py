@@ -2,7 +2,7 @@
 
 `ByOperation`, a `TorchFunctionMode`, sees every operation on what depends on the images, whether a module or a function
 called it. What is made of constants alone passes. One forward pass serves any number of seeds, and the network is not
-touched. The rules of LRP are in `lrp_rules`, those of DeepLIFT in `deeplift_rules`; this file has what both share.
+touched. The rules of LRP and DeepLIFT are in `rules`; this file has what both share.
 
 LRP: where g is the replaced gradient, the relevance of x is R = x g. A rule conserves relevance if the sum of x g over
 its inputs is the operation's output. What cannot be an input's (a bias, epsilon, f(0)) is handed to `one`, a constant 1
@@ -15,7 +15,8 @@ network runs at the baseline first, where what each operation is given is noted;
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FrameType, FunctionType
@@ -49,6 +50,7 @@ class ByOperation(TorchFunctionMode):
 
     Attributes:
         one: The constant that absorbs relevance (LRP).
+        at_baseline: Whether the network runs at the baseline, before it does at the image (DeepLIFT).
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class ByOperation(TorchFunctionMode):
         self.one = torch.ones((), dtype=leaf.dtype, device=leaf.device, requires_grad=True)
         self._open: list[Any] = []
         self._names: dict[int, str] = {id(module): name for name, module in network.named_modules()}
-        self._noted: list[tuple[str, list[Any]]] = []
-        self._to_meet: Iterator[tuple[str, list[Any]]] | None = None
+        self._noted = deque[tuple[str, list[Any]]]()
+        self.at_baseline = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let pass what does not depend on the images; run the rest by its rule."""
@@ -126,16 +128,12 @@ class ByOperation(TorchFunctionMode):
                 name = each.grad_fn.name().split("::")[-1].removesuffix("Backward")
                 raise self.refusal(name, " (what it runs cannot be seen)")
 
-    def meet_baseline(self) -> None:
-        """Say that the network ran at the baseline, and that the image is next (DeepLIFT)."""
-        self._to_meet = iter(self._noted)
-
     def meet(self, name: str, given: Any) -> list[Any] | None:
         """What an operation was given at the baseline, flat; None while that is the run, which is noted."""
-        if self._to_meet is None:
+        if self.at_baseline:
             self._noted.append((name, tree_leaves(tree_map(detached, given))))
             return None
-        noted, start = next(self._to_meet, ("", []))
+        noted, start = self._noted.popleft() if self._noted else ("", [])
         if noted != name:
             raise self.refusal(name, " (the network runs otherwise at the baseline than at the image)")
         return start

@@ -1,4 +1,7 @@
-"""Methods that hand relevance down by rules of their own instead of gradients: LRP and DeepLift."""
+"""Methods that hand relevance down by rules of their own instead of gradients, and their rules: LRP and DeepLift.
+
+See `operations` for what a rule is, how relevance is read from gradients, and how a rule gets to know the baseline.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-from ratherthan.attribution.deeplift_rules import DEEPLIFT_RULES
+from ratherthan.attribution import operations as of
 from ratherthan.attribution.forward import ForwardPass
-from ratherthan.attribution.lrp_rules import LRP_RULES, alpha1_beta0_rule, epsilon_rule, gamma_rule
 from ratherthan.attribution.method import Attribution, Method, register_method
-from ratherthan.attribution.operations import ByOperation, Rule
+from ratherthan.attribution.operations import ByOperation, Operation, Rule
 from ratherthan.contrast import Target
 from ratherthan.errors import UnsupportedError, told_as
 from ratherthan.model import HALF, Model
+from ratherthan.registry import Registry
 from ratherthan.settings import NotNegative
 
 LayerRule = Literal["epsilon", "z", "gamma", "alpha1-beta0"]
@@ -25,8 +29,279 @@ TOLERANCE = 1e-3
 """How much the sum of a map may miss: see `LRP` and `DeepLift` for what it is a share of."""
 
 _ABSORBED = 1 - 1e-9  # a map in which no more is left is one of zeros; in float32 this is 1
+_AWAY = 1e-12  # keeps a quotient finite where all contributions are 0 and so all shares of it
+_NEAR = 1e-10  # changes below are not divided by
 
 
+# --------------------------------------------------------------------------------------------- rules of LRP
+def summed(op: Operation, *args: Any, **kwargs: Any) -> Any:
+    """Each summand has its own; that of a constant is absorbed."""
+    return op(*tree_map(op.lift, args), **kwargs)
+
+
+def joined(op: Operation, *args: Any, **kwargs: Any) -> Any:
+    """As `summed`, of tensors only: numbers are places here."""
+    return op(*tree_map(lambda x: op.lift(x) if isinstance(x, Tensor) else x, args), **kwargs)
+
+
+def product(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
+    """An equal part for every factor that depends on the image (Achtibat et al. 2024, uniform rule)."""
+    made: Tensor = op(*args, **kwargs)
+    factors = sum(map(of.is_attached, tree_leaves((args, kwargs))))
+    return made if factors < 2 else of.with_value(made / factors, made)
+
+
+def quotient(op: Operation, x: Any, divisor: Any, **kwargs: Any) -> Tensor:
+    """All to the dividend, as a norm counts as constant; to the divisor if only that depends on the image."""
+    if not of.is_attached(x):
+        return elementwise(op, x, divisor, **kwargs)
+    return op(x, of.detached(divisor), **kwargs)  # type: ignore[no-any-return]
+
+
+def elementwise(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
+    """All to the input; f(0), where finite, is absorbed: g = (f(x) - f(0)) / x, and f'(x) where x is 0."""
+    x, _, run = op.of_one(args, kwargs)
+    with torch.no_grad():
+        value, start = run(x), run(torch.zeros_like(x)).nan_to_num(0.0, 0.0, 0.0)
+        slope = of.slope(value - start, x, torch.finfo(x.dtype).tiny ** 0.5, lambda: of.derivative(run, x))
+    return op.absorb(x * slope, value)
+
+
+def power(op: Operation, x: Any, exponent: Any, **kwargs: Any) -> Any:
+    """As `elementwise`; a negative exponent makes a norm, which counts as constant."""
+    norm = isinstance(exponent, (int, float)) and exponent < 0
+    return (of.constant if norm else elementwise)(op, x, exponent, **kwargs)
+
+
+def softmax(op: Operation, *args: Any, **kwargs: Any) -> Tensor:
+    """The gradient: R_i = x_i (R_i - s_i sum_j R_j) (Achtibat et al. 2024, proposition 3.1); s - J x is absorbed."""
+    x, _, run = op.of_one(args, kwargs)
+    made: Tensor = run(x)
+    dim = args[1] if len(args) > 1 else kwargs["dim"]
+    share = made.detach()
+    given = torch.where(share > 0, x.detach().to(share.dtype), 0)  # masked values are infinite
+    taken = share * (given - (share * given).sum(dim, keepdim=True))
+    return made + (share - taken) * (op.mode.one - 1)
+
+
+def padded(op: Operation, x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    """Each value has its own; padding with a number is absorbed."""
+    shares: Tensor = op(x, pad, mode, None)
+    return shares + op.lift(op(torch.zeros_like(x), pad, mode, value)) if value else shares
+
+
+# --------------------------------------------------------------------------------------------- layers with weights
+def layer(
+    op: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kwargs: Any
+) -> Tensor:
+    """By the rule that is chosen for the layer; a product if its weights depend on the image."""
+    bias = weight.new_zeros(()) if bias is None else bias.view(-1, *[1] * (weight.ndim - 2))
+    if of.is_attached(weight) or of.is_attached(bias):
+        return product(op, input, weight, None, *rest, **kwargs) + op.lift(bias)  # type: ignore[no-any-return]
+    rule = op.mode.layer_rule(op.mode.place)
+    made: Tensor = rule(op, lambda x, weight: op(x, weight, None, *rest, **kwargs), input, weight, bias)
+    return made
+
+
+def epsilon_rule(epsilon: float) -> Rule:
+    """z_ij / (z_j + epsilon sign z_j), z_ij = x_i w_ij; with epsilon 0, LRP-0 (Bach et al. 2015)."""
+
+    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        shares: Tensor = run(x, weight)
+        if not epsilon:
+            return shares + bias * op.mode.one
+        value = shares.detach() + bias
+        return _in_proportion(op, shares, value, value, epsilon)
+
+    return rule
+
+
+def gamma_rule(gamma: float) -> Rule:
+    """Weights w + gamma w^+ (Montavon et al. 2019)."""
+
+    def rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        shares = run(x, weight + gamma * weight.clamp(min=0))
+        return _in_proportion(op, shares, shares.detach() + bias, run(x.detach(), weight) + bias)
+
+    return rule
+
+
+def alpha1_beta0_rule(op: Operation, run: Rule, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Positive contributions only, (x_i w_ij)^+ / (sum_i (x_i w_ij)^+ + b_j^+) (Bach et al. 2015)."""
+    positive = (x.detach() > 0).to(x.dtype)
+    shares = run(x * positive, weight.clamp(min=0)) + run(x * (1 - positive), weight.clamp(max=0))
+    return _in_proportion(op, shares, shares.detach() + bias.clamp(min=0), run(x.detach(), weight) + bias)
+
+
+def _in_proportion(op: Operation, shares: Tensor, whole: Tensor, value: Tensor, epsilon: float = _AWAY) -> Tensor:
+    """`value`, handed on as shares of a whole that is kept away from zero."""
+    return op.absorb(shares * (value / torch.where(whole < 0, whole - epsilon, whole + epsilon)), value)
+
+
+_LRP_TABLE: dict[str, Rule] = {
+    **dict.fromkeys([*of.ADDING, *of.CHOICES, *of.RAMPS, *of.NORMS, "maximum", "minimum", "topk"], of.plain),
+    **dict.fromkeys(of.SUMS, summed),
+    **dict.fromkeys(of.JOINS, joined),
+    **dict.fromkeys(of.PRODUCTS, product),
+    **dict.fromkeys(of.LAYERS, layer),
+    **dict.fromkeys(of.QUOTIENTS, quotient),
+    **dict.fromkeys(of.CURVES, elementwise),
+    "rsqrt": of.constant,
+    "pow": power,
+    "pad": padded,
+    "softmax": softmax,
+    **of.COMPOSED,
+}
+LRP_RULES = Registry("operation", _LRP_TABLE.items())
+
+
+def register_lrp_rule(operation: str | Callable[..., Any], rule: str | Rule) -> None:
+    """Give LRP a rule for an operation, or another one.
+
+    Args:
+        operation: Its name, as a refusal has it, or the function that is called.
+        rule: The name of an operation that has the rule, e.g. "gelu" for a further activation; or a function
+            rule(op, *args, **kwargs) that returns the value of `op(*args, **kwargs)` with another gradient g, such that
+            the relevance of an input x is x g.
+
+    Raises:
+        InputError: If no operation of that name has a rule.
+
+    Example:
+        >>> register_lrp_rule("logit", "tanh")
+    """
+    of.register(LRP_RULES, operation, rule)
+
+
+# --------------------------------------------------------------------------------------------- rules of DeepLIFT
+def against_baseline(rule: Rule) -> Rule:
+    """A rule that is also handed what there was at the baseline, flat: rule(op, start, *args, **kwargs)."""
+
+    def run(op: Operation, *args: Any, **kwargs: Any) -> Any:
+        start = op.mode.meet(op.name, (args, kwargs))
+        return op(*args, **kwargs) if start is None else rule(op, start, *args, **kwargs)
+
+    return run
+
+
+@against_baseline
+def rescaled(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tensor:
+    """The rescale rule (Shrikumar et al. 2017): (f(x) - f(x0)) / (x - x0), and f'(x) where x is x0."""
+    x, place, run = op.of_one(args, kwargs)
+    x0 = start[place]
+    with torch.no_grad():
+        value: Tensor = run(x)
+        slope = of.slope(value - run(x0), x - x0, _NEAR, lambda: of.derivative(run, x))
+    return of.with_value(x * slope, value)
+
+
+@against_baseline
+def midpoint(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tensor:
+    """Of a product, complete: a b - a0 b0 = (a - a0) (b + b0) / 2 + (b - b0) (a + a0) / 2."""
+    factors, run = op.attached(args, kwargs)
+    value: Tensor = run({})
+    if len(factors) == 1:
+        return value
+    if len(factors) > 2:
+        raise op.mode.refusal(op.name, " where more than two factors depend on the image")
+    left, right = (run({place: (factor.detach() + start[place]) / 2}) for place, factor in factors.items())
+    return of.with_value(left + right, value)
+
+
+@against_baseline
+def chosen(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Any:
+    """Maxima: for t and t0, those at the image and at the baseline, and u = max(t, t0), t - t0 is split in two parts.
+
+    u - t0 belongs to the place of t and t - u to that of t0, each divided by the change of the value there.
+    """
+    x, place, run = op.of_one(args, kwargs)
+    x0, made = start[place], run(x)
+
+    def maxima(x: Tensor) -> Tensor:
+        found = run(x)
+        return found if isinstance(found, Tensor) else found[0]
+
+    with torch.no_grad():
+        top, top0 = maxima(x), maxima(x0)
+        both = torch.maximum(top, top0)
+        near = (x - x0).abs() < _NEAR
+        inverse = torch.where(near, 0, 1 / torch.where(near, 1, x - x0))
+    shares = maxima(of.with_value(x * inverse, x)) * (both - top0) + maxima(of.with_value(x * inverse, x0)) * (
+        top - both
+    )
+    if near.any():
+        shares = shares + maxima(of.with_value(x * near, x))
+    found = of.with_value(shares, top)
+    return found if isinstance(made, Tensor) else type(made)((found, *made[1:]))
+
+
+@against_baseline
+def softmax_rescaled(op: Operation, start: list[Any], *args: Any, **kwargs: Any) -> Tensor:
+    """As exp(x - log(sum(exp x))), each part by the rescale rule: complete, and finite however far x is from x0."""
+    x, place, run = op.of_one(args, kwargs)
+    dim = args[1] if len(args) > 1 else kwargs["dim"]
+    with torch.no_grad():
+        value, value0 = run(x), run(start[place])
+        shown = x.isfinite() & start[place].isfinite()  # what is masked takes no part
+        x1, x0 = (torch.where(shown, each.to(value.dtype), -torch.inf) for each in (x, start[place]))
+        top = torch.maximum(x1, x0).amax(dim, keepdim=True)
+        power1, power0 = (x1 - top).exp(), (x0 - top).exp()
+        total1, total0 = power1.sum(dim, keepdim=True), power0.sum(dim, keepdim=True)
+        rise = x1.logsumexp(dim, keepdim=True) - x0.logsumexp(dim, keepdim=True)
+        change = torch.where(shown, x1 - x0, 0)
+        weights = of.slope(power1 - power0, change, _NEAR, lambda: power1)
+        weights = weights * of.slope(rise, total1 - total0, _NEAR, lambda: 1 / total1)
+        slope = of.slope(value - value0, change - rise, _NEAR, lambda: value)
+    shares = torch.where(shown, x, 0)
+    return of.with_value(slope * (shares - (weights * shares).sum(dim, keepdim=True)), value)
+
+
+def product_of_reciprocal(op: Operation, x: Any, divisor: Any, **kwargs: Any) -> Any:
+    """A product with the reciprocal."""
+    if not of.is_attached(divisor):
+        return op(x, divisor, **kwargs)
+    with op.mode:
+        return divisor.reciprocal() * x
+
+
+def _norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    return x.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
+
+
+_DEEPLIFT_TABLE: dict[str, Rule] = {
+    **dict.fromkeys([*of.ADDING, *of.SUMS, *of.JOINS, "pad"], of.plain),
+    **dict.fromkeys([*of.PRODUCTS, *of.LAYERS], midpoint),
+    **dict.fromkeys(of.CHOICES, chosen),
+    **dict.fromkeys([*of.CURVES, *of.RAMPS, "rsqrt", "log", "pow"], rescaled),
+    **dict.fromkeys(of.QUOTIENTS, product_of_reciprocal),
+    **dict.fromkeys(of.NORMS, of.composed(_norm)),
+    "maximum": of.composed(lambda x, y: y + (x - y).relu()),
+    "minimum": of.composed(lambda x, y: x - (x - y).relu()),
+    "softmax": softmax_rescaled,
+    **of.COMPOSED,
+}
+DEEPLIFT_RULES = Registry("operation", _DEEPLIFT_TABLE.items())
+
+
+def register_deeplift_rule(operation: str | Callable[..., Any], rule: str | Rule) -> None:
+    """Give DeepLIFT a rule for an operation, or another one.
+
+    Args:
+        operation: Its name, as a refusal has it, or the function that is called.
+        rule: The name of an operation that has the rule, e.g. "gelu" for a further elementwise function; or a function
+            rule(op, *args, **kwargs) that returns the value of `op(*args, **kwargs)` with multipliers for a gradient.
+
+    Raises:
+        InputError: If no operation of that name has a rule.
+
+    Example:
+        >>> register_deeplift_rule("logit", "tanh")
+    """
+    of.register(DEEPLIFT_RULES, operation, rule)
+
+
+# --------------------------------------------------------------------------------------------- the methods
 @register_method
 @dataclass(frozen=True)
 class LRP(Method):
@@ -82,8 +357,7 @@ class LRP(Method):
             UnsupportedError: If the network runs an operation that LRP has no rule for (the message names it), if
                 relevance is lost, or if constants absorb all of it.
         """
-        model = forward_pass.model
-        seeds = target.seeds
+        model, seeds = forward_pass.model, target.seeds
         scores, values, constants = self.propagate(model, forward_pass.images, seeds)
         _check_same(scores, target.logits, model)
         start = torch.einsum("nqc,nc->q", seeds, target.logits)
@@ -168,7 +442,7 @@ class DeepLift(Method):
         mode = ByOperation("DeepLIFT", DEEPLIFT_RULES, model.module, leaf)
         with torch.enable_grad(), mode:
             start = model.logits(leaf.clone() - leaf.detach() + baseline).detach()
-            mode.meet_baseline()
+            mode.at_baseline = False
             scores = model.logits(leaf.clone())
         seeds = target.seeds
         values = (images - baseline).unsqueeze(1) * _pull(scores, mode, seeds)[0]

@@ -186,10 +186,9 @@ def class_index(given: Any, classes: int, names: Sequence[str] | None = None) ->
         InputError: If there is no such class, or if several bear the name.
     """
     if isinstance(given, str):
-        if names and given in names:  # a token of a vocabulary: " the" is not "The"
-            return list(names).index(given)
         wanted, known = given.strip().casefold(), [name.casefold() for name in names or ()]
-        exact = [i for i, name in enumerate(known) if name == wanted]
+        exact = [i for i, name in enumerate(names or ()) if name == given]  # tokens differ by case and spaces alone
+        exact = exact or [i for i, name in enumerate(known) if name == wanted]
         matches = exact or [i for i, name in enumerate(known) if wanted in map(str.strip, name.split(","))]
         if len(matches) > 1:
             raise InputError(f"{given!r} names classes {' and '.join(map(str, matches))}; give the index instead")
@@ -619,8 +618,7 @@ class Target:
         Returns:
             (..., N, Q).
         """
-        if foil_weights == "live" or (
-            self.question.single and isinstance(self.contrast, Difference)
-        ):  # which is linear
+        linear = self.question.single and type(self.contrast).scalar is Difference.scalar
+        if linear or foil_weights == "live":
             return self.contrast.scalar(logits, self.question)
         return torch.einsum("...nc,nqc->...nq", logits, self.seeds)

@@ -227,8 +227,8 @@ def test_a_folder_by_itself_and_its_own_weights_under_old_names(tmp_path: Path) 
 def test_labels_and_values_by_their_config(tmp_path: Path) -> None:
     x = torch.rand(1, 3, 32, 32)
     labels = vit(tmp_path / "labels", num_labels=3, problem_type="multi_label_classification")
-    with pytest.raises(ModelError, match="independent labels"):
-        rt.explain(rt.load(tmp_path / "labels"), x)
+    why = rt.explain(rt.load(tmp_path / "labels"), x, 2)
+    assert torch.allclose(why.score, labels(why.images * 2 - 1).logits[:, 2], atol=1e-6)
     one = rt.load(
         tmp_path / "labels", output="logits", class_names=["no", "yes"], forward=lambda m, x: m(x).logits[:, [2]]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ import transformers
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan import Model, ModelError
+from ratherthan import InputError, Model, ModelError
+from ratherthan.outputs import Labels, Value
 
-LABELS = "independent labels, not classes. Ask about one at a time: Model"
+LABELS = "independent labels, not classes. Say so: Model(net, output=Labels('probabilities'))"
 PROBABILITIES = "returns probabilities: hand in its logits, or give output='probabilities'"
 
 
@@ -153,8 +155,98 @@ def test_probabilities_have_a_sum_of_one(then: Callable[[Tensor], Tensor], right
         p = then(model.module.net(x)).float()  # type: ignore[operator, union-attr]
         assert torch.allclose(why.score, (p[:, 0] / p[:, 1]).log(), atol=0.02)
     else:
-        with pytest.raises(ModelError, match=LABELS):
+        with pytest.raises(ModelError, match=re.escape(LABELS)):
             rt.explain(model, x, 0, 1, "ixg")
+
+
+class Linear(nn.Module):
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.map = nn.Linear(12, labels).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x.flatten(1))
+
+
+FOILS: list[tuple[Any, Callable[[Tensor], Tensor]]] = [  # what is asked, and the weight of each label in the contrast
+    (None, lambda y: torch.tensor([0, 1, 0, 0.0])),
+    (3, lambda y: torch.tensor([0, 1, 0, -1.0])),
+    ({0, 3}, lambda y: torch.tensor([-y[0].exp(), 0, 0, -y[3].exp()]) / (y[0].exp() + y[3].exp()) + torch.eye(4)[1]),
+]
+
+
+@pytest.mark.parametrize("given", ["logits", "probabilities"])
+@pytest.mark.parametrize("method", ["ixg", "gradient", "lrp", "ig", "deeplift"])
+@pytest.mark.parametrize("asked", range(3))
+def test_a_linear_model_of_labels_has_closed_forms(given: Any, method: Any, asked: int) -> None:
+    if given == "probabilities" and method in ("lrp", "ig", "deeplift"):
+        method = "ixg"  # not linear any more
+    net, (foil, weigh) = Linear(4), FOILS[asked]
+    x = torch.rand(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    forward = None if given == "logits" else lambda m, x: m(x).sigmoid()
+    model = Model(net, ["a", "b", "c", "d"], output=Labels(given), forward=forward)
+    why = rt.explain(model, x, "b", foil, method if method != "lrp" else rt.LRP("z"))
+    for i, y in enumerate(net(x).detach()):
+        weights = weigh(y).double()
+        score = y[1] - y[[0, 3]].logsumexp(0) if foil == {0, 3} else weights @ y
+        torch.testing.assert_close(why.score[i], score, atol=1e-6, rtol=1e-6)
+        slope = (weights @ net.map.weight.detach()).view(3, 2, 2)
+        expected = slope if method == "gradient" else slope * x[i]
+        torch.testing.assert_close(why.attribution[i], expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(why.probabilities()[i, :4], y.sigmoid(), atol=1e-6, rtol=1e-6)
+    row = why.to_frame().iloc[0]
+    p = net(x)[0].sigmoid()
+    assert row["fact"] == "b"
+    assert row["p_fact"] == pytest.approx(p[1].item(), abs=1e-6)
+    wanted = {0: ("not b", 1 - p[1]), 1: ("d", p[3]), 2: ("a or d", p[0] + p[3])}[asked]
+    assert row["foil"] == wanted[0]
+    assert row["p_foil"] == pytest.approx(wanted[1].item(), abs=1e-6)
+
+
+def test_labels_that_hold_are_an_axis() -> None:
+    net = Linear(4)
+    x = torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        net.map.weight.zero_()
+        net.map.bias.copy_(torch.tensor([1.0, -1.0, 2.0, -3.0]))
+    model = Model(net, ["a", "b", "c", "d"], output="labels")
+    why = rt.explain(model, x, "positive", method="ixg")
+    assert why.axis == "fact"
+    assert why.fact.tolist() == [[2, 0], [2, 0]]
+    assert torch.equal(why.score, torch.tensor([[2.0, 1.0]] * 2, dtype=torch.float64))
+    assert why.question(0, 1) == "Why a, rather than not a?"
+    assert rt.explain(model, x, method="ixg").fact.tolist() == [2, 2]
+    assert rt.explain(model, x, foil="runner-up", method="ixg").foil.tolist() == [0, 0]
+    assert rt.explain(model, x, foil="each", method="ixg").foil.tolist() == [[0, 1, 2, 3]] * 2
+    assert rt.explain(model, x, foil="top3", method="ixg").foil.tolist() == [[0, 1, 3]] * 2
+
+
+def test_what_cannot_be_asked_of_labels_is_refused(tmp_path: Any) -> None:
+    model, x = Model(Linear(3), ["a", "b", "c"], output="labels"), torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    for given, message in (
+        ({"foil": "others"}, "there are no 'others'"),
+        ({"fact": "(none)"}, "unknown class"),
+        ({"fact": 3}, "classes 0 to 2"),
+        ({"contrast": "loss", "foil": 1}, "contrast 'loss' is about classes of which one holds"),
+        ({"method": "pda"}, "pda is about classes of which one holds"),
+        ({"method": "scan", "foil": 1}, "scan is about classes of which one holds"),
+    ):
+        with pytest.raises(rt.RatherThanError, match=message):
+            rt.explain(model, x, **{"method": "ixg", **given})
+    with pytest.raises(ModelError, match="ask about one label"):
+        rt.pertinent_positive(model, x)
+    with pytest.raises(ModelError, match="they are not all in"):
+        rt.explain(Model(Linear(3), output=Labels("probabilities")), 9 * x, method="ixg")
+    sigmoids = Model(Then(torch.sigmoid), output="labels")
+    with pytest.raises(ModelError, match="the labels are probabilities"):
+        rt.explain(sigmoids, photos(), method="ixg")
+    with torch.no_grad():
+        model.module.map.bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
+        model.module.map.weight.zero_()
+        model.module.map.weight[1, 0] = 100.0
+    with pytest.raises(InputError, match="here are 1 and 2: ask one by one"):
+        rt.explain(model, torch.stack([0 * x[0], 0 * x[0] + 1]), "positive", method="ixg")
 
 
 def test_one_label_as_the_refusal_says() -> None:
@@ -179,15 +271,18 @@ def transformer(**config: Any) -> nn.Module:
 
 def test_a_config_that_says_labels_or_several_values() -> None:
     x = torch.rand(2, 3, 32, 32)
-    for problem, what in (("multi_label_classification", "independent labels"), ("regression", "several values")):
-        net = transformer(num_labels=3, problem_type=problem)
-        with pytest.raises(ModelError, match=rf"gives {what}, by its config, .*forward=lambda m, x: m\(x\).logits"):
-            rt.explain(net, x)
-        with pytest.raises(ModelError, match=what):
-            rt.counterfactual(net, x, method="cem")
+    several = transformer(num_labels=3, problem_type="regression")
+    for refused in (lambda: rt.explain(several, x), lambda: rt.counterfactual(several, x, method="cem")):
+        with pytest.raises(ModelError, match=r"gives several values, by its config: .*output=Value\(0\)"):
+            refused()
+    why = rt.explain(Model(several, output=Value(2)), x, method="ixg")
+    assert torch.equal(why.score, several(x).logits[:, 2])
+    with pytest.raises(ModelError, match="gives 3 values; there is no value 3"):
+        rt.explain(Model(several, output=Value(3)), x, method="ixg")
     labels = transformer(num_labels=3, problem_type="multi_label_classification")
-    model = Model(labels, ["not A", "A"], output="logits", forward=lambda m, x: m(x).logits[:, [1]])
-    assert torch.allclose(rt.explain(model, x, "A", "not A").score, labels(x).logits[:, 1])
+    assert torch.allclose(rt.explain(labels, x, 1).score, labels(x).logits[:, 1])
+    with pytest.raises(ModelError, match="ask about one label"):
+        rt.counterfactual(labels, x, method="cem")
     classes = transformer(num_labels=3, problem_type="single_label_classification")
     assert torch.equal(rt.explain(classes, x, method="ixg").logits, classes(x).logits)
 

@@ -97,7 +97,12 @@ def resolve(logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[
 
 
 def resolve_in_parts(
-    logits: Tensor, fact: Any = None, foil: Any = None, names: Sequence[str] | None = None, at_once: int = 2**62
+    logits: Tensor,
+    fact: Any = None,
+    foil: Any = None,
+    names: Sequence[str] | None = None,
+    at_once: int = 2**62,
+    exclusive: bool = True,
 ) -> Iterator[Question]:
     """The same, cut along the axis: of 20,000 classes each against each, the foils alone would fill 400 MB.
 
@@ -107,8 +112,11 @@ def resolve_in_parts(
         foil: As in `resolve`.
         names: As in `resolve`.
         at_once: Questions about each sample in one part.
+        exclusive: Whether one of the classes is the answer. If not, they are labels, and the last stands for none: no
+            fact can be that, and it is the foil unless one says otherwise. The fact may then be "positive": an axis of
+            the labels whose log-odds are above 0, which must be as many for all samples.
     """
-    resolver = _Resolver(logits.detach(), names)
+    resolver = (_Resolver if exclusive else _LabelResolver)(logits.detach(), names)
     facts, fact_is_axis = resolver.facts(fact)
     given, foil_is_axis = resolver.foils(foil, facts)
     if fact_is_axis and foil_is_axis:
@@ -116,8 +124,11 @@ def resolve_in_parts(
     axis: Literal["fact", "foil"] | None = "fact" if fact_is_axis else "foil" if foil_is_axis else None
     for start in range(0, max(facts.shape[1], given.shape[1]), at_once):
         ours, theirs = (e if e.shape[1] == 1 else e[:, start : start + at_once] for e in (facts, given))
+        theirs = (
+            torch.nn.functional.pad(theirs, (0, logits.shape[1] - theirs.shape[-1])) if theirs.ndim == 3 else theirs
+        )
         foil, sets = _told(ours, theirs) if theirs.dtype == torch.bool else (theirs, None)
-        if logits.shape[1] == 2:  # all others are one
+        if logits.shape[1] == 2 and exclusive:  # all others are one
             foil = torch.where(foil < 0, 1 - ours, foil)
         foil = foil.expand(-1, max(ours.shape[1], foil.shape[1]))
         yield Question(ours.expand_as(foil), foil, logits.shape[1], axis, sets)
@@ -289,6 +300,31 @@ class _Resolver:
         if match and not 1 <= count <= available:
             raise InputError(f"{word!r}: there are only {available} classes to choose from; give at least 'top1'")
         return count
+
+
+class _LabelResolver(_Resolver):
+    """The same for independent labels, behind which stands what is none of them."""
+
+    def __init__(self, logits: Tensor, names: Sequence[str] | None) -> None:
+        super().__init__(logits[:, :-1], None if names is None else names[:-1])
+
+    def facts(self, fact: Any) -> tuple[Tensor, bool]:
+        if self._word(fact) != "positive":
+            return super().facts(fact)
+        counts = sorted(set((self.logits > 0).sum(1).tolist()))
+        if len(counts) != 1 or not counts[0]:
+            found = " and ".join(map(str, counts))
+            raise InputError(
+                f"'positive' is an axis of the labels above their threshold; here are {found}: ask one by one"
+            )
+        return self.logits.topk(counts[0], dim=1).indices, True
+
+    def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:
+        if foil is None:
+            return torch.full_like(facts[:, :1], self.classes), False
+        if self._word(foil) in ("others", "all", "any"):
+            raise InputError(f"labels are independent, there are no {foil!r}: leave the foil out, or give a label")
+        return super().foils(foil, facts)
 
 
 # --------------------------------------------------------------------------------------------- the contrasts

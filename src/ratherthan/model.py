@@ -28,6 +28,8 @@ _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attri
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 _OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
 _READS_LEAF: WeakSet[nn.Module] = WeakSet()  # networks that were seen to
+NONE = "(none)"
+"""What stands behind independent labels is called so."""
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -90,6 +92,8 @@ class Model:
         self.forward = forward
         self.name = name or type(self.module).__name__
         self.class_names = self.class_names or self.output.names(self)
+        if self.class_names and not self.output.exclusive and self.class_names[-1] != NONE:
+            self.class_names += (NONE,)
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
@@ -279,6 +283,32 @@ class Model:
             if "use_reentrant" in str(error):
                 why = "a part is checkpointed by re-entering: give torch.utils.checkpoint use_reentrant=False"
             raise ModelError(f"no gradient of {self.name} can be taken: {why}; or use 'occlusion' or 'lime'") from error
+
+    def check_images(self, who: str) -> None:
+        """Refuse what `explain` alone takes.
+
+        Args:
+            who: What is about images, and classes of which one holds.
+
+        Raises:
+            ModelError: If the network takes other inputs, or gives independent labels.
+        """
+        self.check_exclusive(who)
+        if not isinstance(self.inputs, Images):
+            raise ModelError(f"{who} is about images; {self.name} takes {self.inputs.name}: use explain")
+
+    def check_exclusive(self, who: str) -> None:
+        """Refuse independent labels.
+
+        Args:
+            who: What is about one class among others.
+
+        Raises:
+            ModelError: If the network gives them.
+        """
+        if not self.output.exclusive:
+            one = "Model(net, ['not A', 'A'], forward=lambda m, x: m(x)[:, [0]])"
+            raise ModelError(f"{who} is about classes of which one holds, not labels: ask about one label, {one}")
 
     def check_open(self) -> None:
         """Refuse a module that cannot be looked into.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ratherthan.errors import InputError, ModelError
 from ratherthan.registry import Classes
-from ratherthan.settings import NotEmpty, Settings
+from ratherthan.settings import Interval, NotEmpty, Settings
 from ratherthan.words import told_apart
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ class Output(Settings):
 
     Attributes:
         of_classes: Whether the scores are logits of K classes; if not, one value per sample.
+        exclusive: Whether one of the classes is the answer; if not, each may be, and the last of the logits is that of
+            none.
     """
 
     of_classes: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def scores(self, returned: Any, samples: int, who: str) -> Tensor:
         """The tensor in what a module returned, (N, K), unchanged; (N,) is (N, 1) where each sample has one value.
@@ -65,6 +68,11 @@ class Output(Settings):
             ModelError: If they are not what this output promises.
         """
         return _both_sides(scores) if self.of_classes else scores
+
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
+        """(..., K) of logits."""
+        return logits.softmax(-1)
 
     def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
         """Refuse logits that show that the network gives something else.
@@ -133,11 +141,74 @@ class Probabilities(Output):
 
 
 @OUTPUTS.register
+@dataclass(frozen=True)
 class Value(Output):
-    """One number per sample: a regressor."""
+    """One number per sample: a regressor.
+
+    Attributes:
+        index: Which of several it gives; None: there is one.
+    """
+
+    index: Annotated[int, Interval(0)] | None = None
 
     name = "value"
     of_classes = False
+
+    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
+        """(N, 1).
+
+        Raises:
+            ModelError: If there is no such value.
+        """
+        if self.index is None:
+            return super().scores(returned, samples, who)
+        found = Logits().scores(returned, samples, who)
+        if self.index >= found.shape[1]:
+            raise ModelError(f"{who} gives {found.shape[1]} values; there is no value {self.index}")
+        return found[:, [self.index]]
+
+
+@OUTPUTS.register
+@dataclass(frozen=True)
+class Labels(Output):
+    """Independent labels, any number of which may hold: the score of each is its log-odds, its probability a sigmoid.
+
+    Behind the K labels stands the logit 0 of what is none of them. Asked without a foil, the question about label A is
+    "why A, rather than not A?", and every contrast is its log-odds y_A; with a label B as the foil it is y_A - y_B.
+
+    Attributes:
+        given: What the network gives, "logits" or "probabilities" (then y = log p / (1 - p)).
+    """
+
+    given: Literal["logits", "probabilities"] = "logits"
+
+    name = "labels"
+    exclusive = False
+
+    def logits(self, scores: Tensor, who: str) -> Tensor:
+        """(N, K) log-odds, and 0 behind them: (N, K + 1)."""
+        if self.given == "probabilities":
+            if scores.min() < 0 or scores.max() > 1:
+                raise ModelError(f"{who} should return probabilities of labels, but they are not all in [0, 1]")
+            scores = torch.logit(scores, torch.finfo(scores.dtype).eps)
+        return torch.nn.functional.pad(scores, (0, 1))
+
+    def check(self, logits: Tensor, ending: Callable[[], str]) -> None:
+        """Refuse probabilities where log-odds are promised.
+
+        Raises:
+            ModelError: If they come from a sigmoid.
+        """
+        scores = logits[:, :-1]
+        if self.given == "logits" and ((scores >= 0) & (scores <= 1)).all() and ending() == "sigmoid":
+            raise ModelError(
+                "the labels are probabilities: hand in their logits, or give output=Labels('probabilities')"
+            )
+
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
+        """Sigmoids; 0 for what is none."""
+        return torch.nn.functional.pad(logits[..., :-1].sigmoid(), (0, 1))
 
 
 @OUTPUTS.register
@@ -215,8 +286,8 @@ def _tokenizer(output: Output, model: Model) -> Any:
 
 _ROUNDING, _COARSE = 2**-21, 2**-5  # by which probabilities miss a sum of 1: per class in float32; in all in bfloat16
 _LABELS = (
-    "the {} outputs are probabilities whose sum is not 1: independent labels, not classes. Ask about one at a time: "
-    "Model(net, ['not A', 'A'], output='probabilities', forward=lambda m, x: m(x)[:, [0]])"
+    "the {} outputs are probabilities whose sum is not 1: independent labels, not classes. "
+    "Say so: Model(net, output=Labels('probabilities'))"
 )
 
 
@@ -230,17 +301,9 @@ def _misses_one(scores: Tensor) -> float:
 
 
 class Several(Output):
-    """What is neither classes nor a value, and refused until one says which of its numbers are meant.
-
-    Args:
-        what: What they are.
-        one: How one of them is asked about.
-    """
+    """Several values, refused until one says which is meant."""
 
     name = "several"
-
-    def __init__(self, what: str, one: str) -> None:
-        self.what, self.one = what, one
 
     def scores(self, returned: Any, samples: int, who: str) -> Tensor:
         """None.
@@ -248,8 +311,7 @@ class Several(Output):
         Raises:
             ModelError: Always.
         """
-        one = f"Model(net, {self.one}, forward=lambda m, x: m(x).logits[:, [0]])"
-        raise ModelError(f"{who} gives {self.what}, by its config, not classes: ask about one at a time, {one}")
+        raise ModelError(f"{who} gives several values, by its config: say which, Model(net, output=Value(0))")
 
 
 def output_of(module: nn.Module) -> Output:
@@ -258,9 +320,9 @@ def output_of(module: nn.Module) -> Output:
     said, labels = getattr(config, "problem_type", None), getattr(config, "id2label", None)
     several = isinstance(labels, dict) and len(labels) > 1
     if said == "multi_label_classification" and several:
-        return Several("independent labels", "['not A', 'A'], output='logits'")
+        return Labels()
     if said == "regression":
-        return Several("several values", "output='value'") if several else Value()
+        return Several() if several else Value()
     return Logits()
 
 

@@ -141,14 +141,14 @@ class Result(ABC):
         return self.class_names[index] if self.class_names else f"class {index}"
 
     def probabilities(self) -> Tensor:
-        """(N, classes) softmax probabilities of the images.
+        """(N, classes) probabilities of the images: a softmax, or of labels sigmoids, with 0 for none of them.
 
         Raises:
             InputError: If the model gives a value.
         """
         if self.output == "value":
             raise InputError("this model gives a value, not class probabilities")
-        return self.logits.softmax(1)
+        return OUTPUTS.find(self.output).probabilities(self.logits)
 
     def __str__(self) -> str:
         return "\n".join([*self.lines(), f"({self.made_by()})"])

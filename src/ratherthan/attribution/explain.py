@@ -152,9 +152,11 @@ def targets_of(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contra
         InputError: If the question does not fit the model.
     """
     model, logits = forward_pass.model, forward_pass.logits
+    if contrast is not None and contrast.name == "loss":
+        model.check_exclusive("contrast 'loss'")
     if model.output.of_classes:
         at_once = max(1, forward_pass.budget // (_BYTES * logits.numel()))
-        for question in resolve_in_parts(logits, fact, foil, model.class_names, at_once):
+        for question in resolve_in_parts(logits, fact, foil, model.class_names, at_once, model.output.exclusive):
             yield Target(logits, question, contrast or get_contrast("weighted"))
         return
     if fact is not None:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from ratherthan.contrast import contrasts, foil_sets, get_contrast
 from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
+from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
 from ratherthan.result import Result, Shape, picture
 from ratherthan.settings import check_value
@@ -141,6 +142,11 @@ class Explanation(Result):
             return foil_sets(fact, foil, self.logits.shape[1])
         return self.by_question(self.sets)[sample, q]
 
+    def _against_none(self, sample: int, q: int) -> bool:
+        """Whether a label is asked about by itself: rather than not it."""
+        none = self.logits.shape[1] - 1
+        return not OUTPUTS.find(self.output).exclusive and bool(self.by_question(self.foil)[sample, q] == none)
+
     def question(self, sample: int, q: int = 0) -> str:
         """The question about one sample in words."""
         fact, foil = self.fact_name(sample, q), self.foil_name(sample, q)
@@ -162,6 +168,8 @@ class Explanation(Result):
             return f"{self.by_question(self.foil)[sample, q].item():.3g}" if self.contrast != "none" else ""
         if self.contrast == "none":
             return ""
+        if self._against_none(sample, q):
+            return f"not {self.fact_name(sample, q)}"
         members = self._foils(sample, q).nonzero().flatten().tolist()
         if len(members) == self.logits.shape[1] - 1 and len(members) > 1:
             return f"any of the {len(members)} others"
@@ -266,8 +274,9 @@ class Explanation(Result):
         }
         if self.output != "value":
             p = self.probabilities()[sample]
-            row["p_fact"] = p[self.by_question(self.fact)[sample, q]].item()
-            row["p_foil"] = p[self._foils(sample, q)].sum().item()
+            fact = p[self.by_question(self.fact)[sample, q]]
+            foil = 1 - fact if self._against_none(sample, q) else p[self._foils(sample, q)].sum()
+            row |= {"p_fact": fact.item(), "p_foil": foil.item()}
         return row
 
 
@@ -356,9 +365,12 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
     if explanation.output == "value":
         return ()
     p = explanation.probabilities()[sample]
+    p = p if OUTPUTS.find(explanation.output).exclusive else p[:-1]
     top = p.topk(min(_SHOWN_CLASSES, len(p))).indices.tolist()
     fact = int(explanation.by_question(explanation.fact)[sample, q])
-    asked = [foil for foil in explanation.by_question(explanation.foil)[sample].tolist() if foil >= 0][:_SHOWN_CLASSES]
+    asked = [foil for foil in explanation.by_question(explanation.foil)[sample].tolist() if 0 <= foil < len(p)][
+        :_SHOWN_CLASSES
+    ]
     return tuple((explanation.class_label(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
 
 

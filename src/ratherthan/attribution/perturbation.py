@@ -373,6 +373,16 @@ class PredictionDifference(Windows):
         with told_as(InputError, "marginal sampling takes windows from images of one size, at least one", RuntimeError):
             return torch.stack(list(_images_of(self.patches)))
 
+    def prepare(self, forward_pass: ForwardPass) -> None:
+        """Refuse what is no image, or labels.
+
+        Raises:
+            InputError: If these are no images.
+            ModelError: If the classes are labels.
+        """
+        super().prepare(forward_pass)
+        forward_pass.model.check_exclusive(self.name)
+
     def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
         """Probabilities of classes, or values."""
         return logits.softmax(-1) if forward_pass.model.output.of_classes else logits
@@ -604,7 +614,12 @@ class Scan(Method):
         return {"method": own if isinstance(own, str) else {"name": own.name, **own.settings()}}
 
     def prepare(self, forward_pass: ForwardPass) -> None:
-        """Make the forward pass of the method."""
+        """Make the forward pass of the method.
+
+        Raises:
+            ModelError: If these are no images, or the classes are labels.
+        """
+        forward_pass.model.check_images(self.name)
         get_method(self.method).prepare(forward_pass)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:

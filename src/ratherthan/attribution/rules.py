@@ -394,7 +394,7 @@ class LRP(Method):
         leaf = model.normalise(images).detach().requires_grad_()
         mode = ByOperation("LRP", LRP_RULES, model.module, leaf, self._layer_rule)
         with torch.enable_grad(), mode:
-            scores = model.scores(leaf.clone())
+            scores = model.output.logits(model.scores(leaf.clone()), model.name)
         gradients, constants = _pull(scores, mode, seeds)
         return scores.detach(), leaf.detach().unsqueeze(1) * gradients, constants
 
@@ -458,8 +458,6 @@ class DeepLift(Method):
 
 def _pull(scores: Tensor, mode: ByOperation, seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Seeds (N, Q, C) pulled back: to the images, (N, Q, C, H, W), and to the constant, summed over images, (Q,)."""
-    if scores.shape[1] == 1 and seeds.shape[2] == 2:  # the two logits of a sigmoid classifier are -y/2 and y/2
-        seeds = (seeds[..., 1:] - seeds[..., :1]) / 2
     mode.check_seen(scores)
     scores = scores if scores.requires_grad else scores * mode.one  # a constant: nothing reaches the images
     with told_as(UnsupportedError, f"{mode.method} cannot go back through the network", RuntimeError):
@@ -490,9 +488,8 @@ def _refuse(model: Model, method: str) -> None:
 
 def _check_same(scores: Tensor, logits: Tensor, model: Model) -> None:
     """Refuse a network that computes something else when it is watched: random, or in place where nobody looks."""
-    expected = logits if scores.shape == logits.shape else 2 * logits[:, 1:]
-    scale = expected.abs().amax() + _tiny(logits)
-    if not (scores - expected).abs().amax() <= 1e4 * torch.finfo(scores.dtype).eps * scale:
+    scale = logits.abs().amax() + _tiny(logits)
+    if not (scores - logits).abs().amax() <= 1e4 * torch.finfo(scores.dtype).eps * scale:
         raise UnsupportedError(f"LRP cannot follow what {model.name} computes; use a gradient method, e.g. 'ixg'")
 
 

@@ -92,6 +92,7 @@ def evaluate(
     chosen, model = get_experiment(experiment, **settings), Model.wrap(model)
     if not model.output.of_classes:
         raise UnsupportedError(f"{chosen.name} compares classes; this model gives a value")
+    model.check_images(chosen.name)
     check_value("shard_size", AtLeastOne, shard_size)
     check_value("batch_size", AtLeastOne | None, batch_size)
     check_value("limit", AtLeastOne | None, limit)

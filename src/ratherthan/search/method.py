@@ -355,6 +355,7 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
     with torch.no_grad():
         logits = model.logits(batch.images)
     model.check(logits, batch.images, batch.start)
+    model.check_images(how.name)
     asked = resolve(logits, batch.fact, batch.foil, model.class_names)
     if asked.axis == "fact":
         raise InputError("a search starts from one class: give one fact, or one per image; foils may be a list")

@@ -67,10 +67,14 @@ from .evaluation.tables import Run as Run
 from .inference import preserve_state as preserve_state
 from .inputs.images import Images as Images
 from .inputs.method import Inputs as Inputs
+from .inputs.text import Text as Text
 from .loading import load as load
 from .loading import read_class_names as read_class_names
 from .model import Model as Model
+from .outputs import Continuations as Continuations
+from .outputs import Labels as Labels
 from .outputs import Logits as Logits
+from .outputs import NextToken as NextToken
 from .outputs import Output as Output
 from .outputs import Probabilities as Probabilities
 from .outputs import Value as Value

@@ -153,6 +153,11 @@ class Model:
         real = torch.float32 if self.dtype in HALF else self.dtype
         return batch.to(real) if isinstance(self.inputs, Images) else batch
 
+    def about(self, samples: Sequence[int]) -> Model:
+        """The model that some samples are asked of, by their positions in a call: each may have a region of its own."""
+        output = self.output.of(samples)
+        return self if output is self.output else self.replace(output=output)
+
     def leaf(self, images: Tensor) -> Tensor:
         """What gradients are taken of: a batch itself, or what the embedding makes of token ids.
 
@@ -294,6 +299,8 @@ class Model:
             ModelError: If the network takes other inputs, or gives independent labels.
         """
         self.check_exclusive(who)
+        if self.output.one_by_one:
+            raise ModelError(f"{who} asks about many images; give one region for all of them")
         if not isinstance(self.inputs, Images):
             raise ModelError(f"{who} is about images; {self.name} takes {self.inputs.name}: use explain")
 

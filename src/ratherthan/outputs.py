@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -52,6 +52,17 @@ class Output(Settings):
             given, wanted = tuple(found.shape), "classes" if self.of_classes else "1"
             raise ModelError(f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed")
         return found
+
+    one_by_one: bool = False
+    """Whether it is another for each sample, so that they are asked about one by one."""
+
+    def pools(self, maps: Tensor, image: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What the scores may be made of maps of them, (N, K, h, w), of images (H, W): (N, K) each."""
+        return maps.mean((2, 3)), maps.amax((2, 3)), maps.sum((2, 3)), maps.logsumexp((2, 3))
+
+    def of(self, samples: Sequence[int]) -> Output:
+        """The output that some samples have, by their positions in the call."""
+        return self
 
     def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Any:
         """What the module returns for what it sees; an output may ask it about more."""

@@ -117,8 +117,9 @@ def compare(
     samples = Samples.of(model, images, fact, foil, names)
     parts: list[list[Explanation]] = []
     with preserve_state(model.module), model.differentiated(), reporter(progress, "explaining") as report:
-        for batch in samples.batches(batch_size, report):
-            forward_pass = ForwardPass(model, batch.images, memory_budget, batch.sharing(report, len(samples)))
+        for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
+            about = model.about(batch.positions)
+            forward_pass = ForwardPass(about, batch.images, memory_budget, batch.sharing(report, len(samples)))
             parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
     return [Explanation.joined(column) for column in zip(*parts, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +29,7 @@ _LEARNT = {
     "rnn_tanh",
     "unseen",
 }
-_FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size], tuple[str, Grid]]] = (
+_FOUND: WeakKeyDictionary[nn.Module | Model, dict[tuple[str | None, torch.Size, str], tuple[str, Grid]]] = (
     WeakKeyDictionary()
 )
 
@@ -83,7 +84,7 @@ def located(forward_pass: ForwardPass, layer: str | None) -> tuple[str, Grid]:
     """
     model = forward_pass.model
     found = _FOUND.setdefault(model.module if model.forward is None else model, {})  # a network may be run in many ways
-    key = (layer, forward_pass.images.shape[1:])
+    key = (layer, forward_pass.images.shape[1:], model.output.name)
     if key in found and _still_there(forward_pass, *found[key]):
         return found[key]
     found[key] = _searched(forward_pass) if layer is None else (layer, _named(forward_pass, layer))
@@ -135,7 +136,7 @@ def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
         raise ModelError(f"{model.name} detaches its output from its input: no gradient can be taken")
     if not logits.isfinite().all():
         model.check(logits, images[: len(logits)])  # which says so
-    search = _Search(logits, end, (images.shape[-2], images.shape[-1]))
+    search = _Search(logits, end, (images.shape[-2], images.shape[-1]), model.output.pools)
     node = search.last(model.name)
     grid = search.grid(node)
     assert grid is not None
@@ -153,10 +154,17 @@ class _Search:
         logits: (N, classes), with a graph of everything.
         end: Their node.
         image: (H, W).
+        pools: What may make scores of a map of them, see `Output`.
     """
 
-    def __init__(self, logits: Tensor, end: Node, image: tuple[int, int]) -> None:
-        self.logits, self.image, self.places = logits, image, Places()
+    def __init__(
+        self,
+        logits: Tensor,
+        end: Node,
+        image: tuple[int, int],
+        pools: Callable[[Tensor, tuple[int, int]], tuple[Tensor, ...]],
+    ) -> None:
+        self.logits, self.image, self.places, self.pools = logits, image, Places(), pools
         generator = torch.Generator().manual_seed(0)
         self.seed = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         needed, todo = {end}, [end]
@@ -240,8 +248,8 @@ class _Search:
         if maps.shape[1] != scores.shape[1]:
             return False
         near = 1e-2 if node.tensor.element_size() < 4 else 1e-4
-        pooled = (maps.mean((2, 3)), maps.amax((2, 3)), maps.sum((2, 3)), maps.logsumexp((2, 3)))
-        return any(torch.allclose(each, scores, near, near * float(scores.abs().amax())) for each in pooled)
+        atol = near * float(scores.abs().amax())
+        return any(torch.allclose(each, scores, near, atol) for each in self.pools(maps, self.image))
 
     def _normalised(self, node: Node, gradient: Tensor) -> Node:
         """What an elementwise operation or norm makes of a value, if the logits know nothing of it but through that."""
@@ -271,9 +279,10 @@ class _Search:
 
 
 def _before(node: Node) -> set[Node]:
-    """A value and what it was made of element by element."""
+    """A value and what it was made of element by element, or by resizing."""
     found = {node}
-    while node.operation in STAYING and len(node.inputs) == 1:
+    resized = ("interpolate", "upsample")
+    while (node.operation in STAYING or node.operation.startswith(resized)) and len(node.inputs) == 1:
         node = node.inputs[0]
         found.add(node)
     return found

@@ -273,7 +273,7 @@ class SearchResult(Result):
                 # how many foils there are shows only when they are resolved
                 batch_size = max(1, batch_size // (_question(model, samples[:1], how).questions * how.restarts))
             try:
-                for batch in samples.batches(batch_size, report):
+                for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
                     question = _question(model, batch, how)
                     question.report = batch.sharing(report, len(samples))
                     parts.append(cast(Self, how.search(question)))
@@ -355,6 +355,7 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
     with torch.no_grad():
         logits = model.logits(batch.images)
     model.check(logits, batch.images, batch.start)
+    model = model.about(batch.positions)
     model.check_images(how.name)
     asked = resolve(logits, batch.fact, batch.foil, model.class_names)
     if asked.axis == "fact":

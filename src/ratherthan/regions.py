@@ -1,0 +1,173 @@
+"""What a network says about a part of an image: segmentation in a mask, a box or at a point; one detection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError, ModelError
+from ratherthan.outputs import OUTPUTS, Output
+from ratherthan.settings import Interval
+
+if TYPE_CHECKING:
+    from ratherthan.model import Model
+
+
+@OUTPUTS.register
+@dataclass(frozen=True)
+class Region(Output):
+    """What a segmentation network says within a region: its scores (N, K, h, w), averaged there.
+
+    With w(i, j) the share of the region in a cell of the scores, y_k = sum_ij w(i, j) s_k(i, j) / sum_ij w(i, j).
+
+    Attributes:
+        where: A point (x, y), a box (left, top, right, bottom), both in pixels of what the network sees, or a mask of
+            its rows and columns (H, W), True inside. A list of N of them: one for each image that is asked about.
+
+    Example:
+        >>> explain(Model(network, names, output=Region((120, 200))), image, "road", "pavement")
+    """
+
+    where: Any
+
+    name = "region"
+
+    def __post_init__(self) -> None:
+        """Check the regions.
+
+        Raises:
+            InputError: If one is none of these.
+        """
+        super().__post_init__()
+        for each in self.where if self._several else [self.where]:
+            shape = np.shape(each)
+            if shape not in ((2,), (4,)) and len(shape) != 2:
+                given = f"shape {shape}" if shape else repr(each)
+                raise InputError(f"a region is a point (x, y), a box (left, top, right, bottom) or a mask, not {given}")
+
+    @property
+    def _several(self) -> bool:
+        return isinstance(self.where, list) or np.ndim(self.where) == 3
+
+    def of(self, samples: Sequence[int]) -> Region:
+        """That of some samples, which must be one where each has its own.
+
+        Raises:
+            InputError: If there is none for it.
+        """
+        if not self._several:
+            return self
+        (sample,) = samples
+        if sample >= len(self.where):
+            raise InputError(f"{len(self.where)} regions for more images: give one, or one per image")
+        return Region(self.where[sample])
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each sample has its own."""
+        return self._several
+
+    def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Tensor:
+        """The scores in the region, (N, K)."""
+        scores = _dense(run(seen), len(seen), model.name)
+        return self._within(scores, self._mask(seen.shape[-2], seen.shape[-1]))
+
+    def pools(self, maps: Tensor, image: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Their mean in the region, (N, K)."""
+        return (self._within(maps, self._mask(*image)),)
+
+    @staticmethod
+    def _within(scores: Tensor, mask: Tensor) -> Tensor:
+        weights = torch.nn.functional.adaptive_avg_pool2d(mask[None].to(scores), scores.shape[-2:])[0]
+        return torch.einsum("nkhw,hw->nk", scores, weights) / weights.sum()
+
+    def _mask(self, height: int, width: int) -> Tensor:
+        given = torch.as_tensor(np.asarray(self.where) if not isinstance(self.where, Tensor) else self.where)
+        if given.ndim == 2:
+            if tuple(given.shape) != (height, width):
+                raise InputError(
+                    f"a mask of {tuple(given.shape)} for images of {height} x {width}: give one of their size"
+                )
+            mask = given.bool()
+        else:
+            left, top, right, bottom = given.tolist() if len(given) == 4 else [*given.tolist(), *(given + 1).tolist()]
+            across, down = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+            mask = ((top <= down) & (down < bottom)).unsqueeze(1) & (left <= across) & (across < right)
+        if not mask.any():
+            raise InputError(f"the region {self.where} holds no pixel of images of {height} x {width}")
+        return mask
+
+
+@OUTPUTS.register
+@dataclass(frozen=True)
+class Detection(Output):
+    """What a detector says about one of the things it may find: the scores of one query, anchor or box, (N, K).
+
+    Taken are networks that return `logits` (N, Q, K), with `pred_boxes` (N, Q, 4) where `overlapping` is asked, as
+    those of transformers do (DETR, YOLOS); the last class is "nothing" there. Of others, `Model(forward=...)` picks
+    such scores.
+
+    Attributes:
+        index: Which of the Q.
+    """
+
+    index: Annotated[int, Interval(0)]
+
+    name = "detection"
+
+    @staticmethod
+    def overlapping(model: Model, image: Tensor, box: Sequence[float]) -> Detection:
+        """The detection of an image whose box fits one that is given best.
+
+        Args:
+            model: Its network returns `pred_boxes`, as (centre x, centre y, width, height), shares of the image's.
+            image: (C, H, W) or (1, C, H, W), in image space.
+            box: (left, top, right, bottom) in pixels.
+
+        Raises:
+            ModelError: If the network returns no boxes.
+            InputError: If no detection overlaps it.
+        """
+        batch = model.preprocess(image)
+        with torch.no_grad():
+            returned = model.module(model.normalise(batch))
+        if getattr(returned, "pred_boxes", None) is None:
+            raise ModelError(f"{model.name} returns no pred_boxes: give the index of the detection")
+        height, width = batch.shape[-2:]
+        middle, size = returned.pred_boxes[0].split(2, -1)
+        found = torch.cat([middle - size / 2, middle + size / 2], -1) * middle.new_tensor([width, height] * 2)
+        wanted = found.new_tensor(list(box))
+        shared = (torch.minimum(found, wanted)[:, 2:] - torch.maximum(found, wanted)[:, :2]).clamp_min(0).prod(-1)
+        areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (found, wanted)]
+        overlap = shared / (areas[0] + areas[1] - shared)
+        if not overlap.max() > 0:
+            raise InputError(f"no detection overlaps the box {tuple(box)}")
+        return Detection(int(overlap.argmax()))
+
+    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
+        """(N, K).
+
+        Raises:
+            ModelError: If there are no such scores.
+        """
+        found = getattr(returned, "logits", returned)
+        if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != samples:
+            raise ModelError(f"{who} returns no scores (N, detections, classes): pick them by Model(..., forward=...)")
+        if self.index >= found.shape[1]:
+            raise ModelError(f"{who} gives {found.shape[1]} detections; there is no {self.index}")
+        return found[:, self.index]
+
+
+def _dense(returned: Any, samples: int, who: str) -> Tensor:
+    """The scores of every place, (N, K, h, w), in what a segmentation network returns."""
+    named = returned if isinstance(returned, dict) else {}
+    found = named.get("out", getattr(returned, "logits", returned))  # torchvision; transformers
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != samples:
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{who} returns {given}; a region is about scores (N, K, h, w): pick them by forward=")
+    return found

@@ -352,10 +352,10 @@ pertinent_positive_methods = PERTINENT_POSITIVE_METHODS.names
 
 # --------------------------------------------------------------------------------------------- the loop of both verbs
 def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion:
+    model = model.about(batch.positions)
     with torch.no_grad():
         logits = model.logits(batch.images)
     model.check(logits, batch.images, batch.start)
-    model = model.about(batch.positions)
     model.check_images(how.name)
     asked = resolve(logits, batch.fact, batch.foil, model.class_names)
     if asked.axis == "fact":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, ModelError
-from ratherthan.outputs import OUTPUTS, Output
+from ratherthan.outputs.classes import OUTPUTS, Output
 from ratherthan.settings import Interval
 
 if TYPE_CHECKING:
@@ -44,14 +44,15 @@ class Region(Output):
             InputError: If one is none of these.
         """
         super().__post_init__()
-        for each in self.where if self._several else [self.where]:
+        for each in self.where if self.one_by_one else [self.where]:
             shape = np.shape(each)
             if shape not in ((2,), (4,)) and len(shape) != 2:
                 given = f"shape {shape}" if shape else repr(each)
                 raise InputError(f"a region is a point (x, y), a box (left, top, right, bottom) or a mask, not {given}")
 
     @property
-    def _several(self) -> bool:
+    def one_by_one(self) -> bool:
+        """Whether each sample has its own."""
         return isinstance(self.where, list) or np.ndim(self.where) == 3
 
     def of(self, samples: Sequence[int]) -> Region:
@@ -60,17 +61,12 @@ class Region(Output):
         Raises:
             InputError: If there is none for it.
         """
-        if not self._several:
+        if not self.one_by_one:
             return self
         (sample,) = samples
         if sample >= len(self.where):
             raise InputError(f"{len(self.where)} regions for more images: give one, or one per image")
         return Region(self.where[sample])
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether each sample has its own."""
-        return self._several
 
     def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Tensor:
         """The scores in the region, (N, K)."""
@@ -83,7 +79,9 @@ class Region(Output):
 
     @staticmethod
     def _within(scores: Tensor, mask: Tensor) -> Tensor:
-        weights = torch.nn.functional.adaptive_avg_pool2d(mask[None].to(scores), scores.shape[-2:])[0]
+        weights = torch.nn.functional.adaptive_avg_pool2d(mask[None].to(scores), (scores.shape[-2], scores.shape[-1]))[
+            0
+        ]
         return torch.einsum("nkhw,hw->nk", scores, weights) / weights.sum()
 
     def _mask(self, height: int, width: int) -> Tensor:
@@ -106,19 +104,32 @@ class Region(Output):
 @OUTPUTS.register
 @dataclass(frozen=True)
 class Detection(Output):
-    """What a detector says about one of the things it may find: the scores of one query, anchor or box, (N, K).
+    """What a detector says about one of the things it may find: the scores of a query, an anchor or a box, (N, K).
 
-    Taken are networks that return `logits` (N, Q, K), with `pred_boxes` (N, Q, 4) where `overlapping` is asked, as
-    those of transformers do (DETR, YOLOS); the last class is "nothing" there. Of others, `Model(forward=...)` picks
-    such scores.
+    Networks that return `logits` (N, Q, K), as those of transformers do (DETR, YOLOS; their last class is "nothing"),
+    are asked about one of the Q; so are others if `Model(forward=...)` picks such scores, e.g. of torchvision's SSD
+    `forward=lambda net, x: net.head(list(net.backbone(x).values()))["cls_logits"]`. Networks of torchvision with two
+    stages (Faster R-CNN, Mask R-CNN; their first class is "nothing") are asked what is in a box.
 
     Attributes:
-        index: Which of the Q.
+        index: Which of the Q; see `overlapping`.
+        box: (left, top, right, bottom) in pixels of the images.
     """
 
-    index: Annotated[int, Interval(0)]
+    index: Annotated[int, Interval(0)] | None = None
+    box: tuple[float, float, float, float] | None = None
 
     name = "detection"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            InputError: If not one of the two is given.
+        """
+        super().__post_init__()
+        if (self.index is None) == (self.box is None):
+            raise InputError("a detection is one of those that the network returns, by its index, or a box: give one")
 
     @staticmethod
     def overlapping(model: Model, image: Tensor, box: Sequence[float]) -> Detection:
@@ -149,12 +160,34 @@ class Detection(Output):
             raise InputError(f"no detection overlaps the box {tuple(box)}")
         return Detection(int(overlap.argmax()))
 
+    def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Any:
+        """What the network returns; of a box, the scores (N, K) that its second stage gives it.
+
+        Raises:
+            ModelError: If it has none.
+        """
+        if self.box is None:
+            return run(seen)
+        network: Any = model.module
+        heads = getattr(network, "roi_heads", None)
+        if heads is None:
+            raise ModelError(f"{model.name} has no second stage to look into a box: give the index of a detection")
+        images, _ = network.transform(list(seen))
+        features = network.backbone(images.tensors)
+        features = {"0": features} if isinstance(features, Tensor) else features
+        (height, width), scaled = seen.shape[-2:], images.image_sizes
+        boxes = [seen.new_tensor([self.box]) * seen.new_tensor([w / width, h / height] * 2) for h, w in scaled]
+        found: Tensor = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, boxes, scaled)))[0]
+        return found
+
     def scores(self, returned: Any, samples: int, who: str) -> Tensor:
         """(N, K).
 
         Raises:
             ModelError: If there are no such scores.
         """
+        if self.index is None:
+            return super().scores(returned, samples, who)
         found = getattr(returned, "logits", returned)
         if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != samples:
             raise ModelError(f"{who} returns no scores (N, detections, classes): pick them by Model(..., forward=...)")

@@ -1,0 +1,91 @@
+"""What a causal language model says: which token comes next, or which of several texts goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ratherthan.errors import InputError, ModelError
+from ratherthan.outputs.classes import OUTPUTS, Output
+from ratherthan.settings import NotEmpty
+from ratherthan.words import told_apart
+
+if TYPE_CHECKING:
+    from ratherthan.model import Model
+
+
+@OUTPUTS.register
+class NextToken(Output):
+    """What a causal language model says comes next: a class is a token of its vocabulary, e.g. " barking"."""
+
+    name = "next-token"
+
+    def scores(self, returned: Any, samples: int, who: str) -> Tensor:
+        """The logits behind the last token, (N, vocabulary).
+
+        Raises:
+            ModelError: If there are none.
+        """
+        return _behind_tokens(returned, samples, who)[:, -1]
+
+    def names(self, model: Model) -> tuple[str, ...] | None:
+        """What the tokens read."""
+        head = getattr(model.module, "get_output_embeddings", lambda: None)()
+        tokenizer = _tokenizer(self, model)
+        count = len(tokenizer) if head is None else len(head.weight)
+        return told_apart([str(text) for text in tokenizer.batch_decode([[index] for index in range(count)])])
+
+
+@OUTPUTS.register
+@dataclass(frozen=True)
+class Continuations(Output):
+    """How likely a causal language model finds texts that may go on from what it sees, one class each.
+
+    The score of a continuation c is log p(c | text) = sum_i log p(c_i | text, c_1 .. c_{i-1}). All are computed in one
+    teacher-forced pass; they may be of different lengths. A softmax over the classes shares out among them.
+
+    Attributes:
+        texts: As they go on, mostly with a space in front: (" barking", " crying all night").
+    """
+
+    texts: Annotated[tuple[str, ...], NotEmpty()]
+
+    name = "continuations"
+
+    def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Any:
+        """The scores, (N, K), of token ids (N, T) or their embedding (N, T, E)."""
+        tokenizer, samples, length = _tokenizer(self, model), len(seen), seen.shape[1]
+        rows = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in self.texts]
+        longest = max(map(len, rows))
+        ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row)), value=-1) for row in rows])
+        ids = ids.to(seen.device)
+        goes_on = model.inputs.leaf(model.module, ids.clamp_min(0)) if seen.is_floating_point() else ids.clamp_min(0)
+        # what is filled up stands behind all that is read: a causal network does not look there
+        whole = torch.cat([seen.repeat_interleave(len(rows), 0), goes_on.repeat(samples, *[1] * (seen.ndim - 1))], 1)
+        logits = _behind_tokens(run(whole), len(whole), model.name)[:, length - 1 : -1].log_softmax(-1)
+        wanted = ids.repeat(samples, 1)
+        found = logits.gather(-1, wanted.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(wanted < 0, 0.0)
+        return found.sum(1).view(samples, -1)
+
+    def names(self, model: Model) -> tuple[str, ...] | None:
+        """The texts."""
+        return told_apart(list(self.texts))
+
+
+def _behind_tokens(returned: Any, samples: int, who: str) -> Tensor:
+    found = getattr(returned, "logits", returned)
+    if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != samples:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{who} returns {given}: a causal language model gives logits (N, T, vocabulary)")
+    return found
+
+
+def _tokenizer(output: Output, model: Model) -> Any:
+    tokenizer = getattr(model.inputs, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError(f"output {output.name!r} is about text: give inputs=Text(tokenizer)")
+    return tokenizer

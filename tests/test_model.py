@@ -310,7 +310,7 @@ def test_weights_fit_or_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", "give one of zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME"),
+        ("resnet18", "give one of zoo:NAME, hf:NAME, .*torchvision:NAME, timm:NAME"),
         ("zoo:", "give one of"),
         ("zoo:minst", "did you mean 'mnist'"),
         ("missing.pt2", "there is no file 'missing.pt2'"),

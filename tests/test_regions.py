@@ -87,17 +87,20 @@ class Segmenter(nn.Module):
         return {"out": nn.functional.interpolate(coarse, x.shape[-2:], mode="bilinear")}
 
 
-def test_the_layer_is_below_the_scores_and_grad_cam_is_that_of_autograd() -> None:
+@pytest.mark.parametrize("method", ["gradcam", "la"])
+def test_the_layer_is_below_the_scores_and_maps_are_those_of_autograd(method: str) -> None:
     net, x = Segmenter().double().eval(), photographs(2)
-    why = rt.explain(Model(net, output=Region((1, 2, 4, 6))), x, 1, 3)
+    why = rt.explain(Model(net, output=Region((1, 2, 4, 6))), x, 1, 3, method)
     assert why.layer == "features"
     features = net.features(x).detach().requires_grad_()
     dense = nn.functional.interpolate(net.head(features), (6, 8), mode="bilinear")[:, :, 2:6, 1:4].mean((2, 3))
     (gradient,) = torch.autograd.grad((dense[:, 1] - dense[:, 3]).sum(), features)
-    expected = torch.einsum("nk,nkhw->nhw", gradient.mean((2, 3)), features.detach())
+    weights = gradient.mean((2, 3), keepdim=True) if method == "gradcam" else gradient
+    expected = (weights * features.detach()).sum(1)
     torch.testing.assert_close(why.attribution, expected, atol=1e-10, rtol=1e-8)
-    everywhere = rt.explain(Model(net, forward=lambda m, x: m(x)["out"].mean((2, 3))), x, 1, 3)
-    assert not torch.allclose(everywhere.attribution, why.attribution)
+    everywhere = rt.explain(Model(net, forward=lambda m, x: m(x)["out"].mean((2, 3))), x, 1, 3, method)
+    # Grad-CAM averages the place away: under a head that looks at each cell by itself, all regions have one map
+    assert torch.allclose(everywhere.attribution, why.attribution) == (method == "gradcam")
 
 
 @pytest.mark.parametrize(

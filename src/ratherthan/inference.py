@@ -115,7 +115,7 @@ class SingleNorms(TorchFunctionMode):
         made = func(args[0].contiguous() if single and not laid_out else args[0], *args[1:], **kwargs)
         with torch._C.DisableTorchFunction():
             if single and made.requires_grad:
-                made.register_hook(Tensor.contiguous)
+                made.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
         return made
 
 

@@ -25,6 +25,9 @@ class Region(Output):
 
     With w(i, j) the share of the region in a cell of the scores, y_k = sum_ij w(i, j) s_k(i, j) / sum_ij w(i, j).
 
+    Explain regions by `la`, or by a method that explains the image: `gradcam` averages the gradient over all places, so
+    that under a head of 1 x 1 convolutions every region has the same map.
+
     Attributes:
         where: A point (x, y), a box (left, top, right, bottom), both in pixels of what the network sees, or a mask of
             its rows and columns (H, W), True inside. A list of N of them: one for each image that is asked about.

@@ -78,6 +78,7 @@ from .outputs import Logits as Logits
 from .outputs import NextToken as NextToken
 from .outputs import Output as Output
 from .outputs import Probabilities as Probabilities
+from .outputs import Prompts as Prompts
 from .outputs import Region as Region
 from .outputs import Value as Value
 from .result import Result as Result

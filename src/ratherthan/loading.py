@@ -23,7 +23,7 @@ from ratherthan.errors import InputError, ModelError, first_line, told_as, unkno
 from ratherthan.files import read_text
 from ratherthan.inputs import Images, Text
 from ratherthan.model import Model
-from ratherthan.outputs import NextToken
+from ratherthan.outputs import NextToken, Prompts
 from ratherthan.weights import describe, fit_weights
 
 _ALIKE = 2 / 255  # mean difference, in image space, of two ways to prepare noise that are called the same
@@ -42,12 +42,12 @@ def load(
     """Load a model by name.
 
     Args:
-        spec: "zoo:NAME"; "hf:NAME or folder" (transformers), or the folder by itself; "hf-text:NAME or folder" (a text
-            classifier), "hf-lm:NAME or folder" (a causal language model), "gguf:FILE" (the same); "torchvision:NAME";
-            "timm:NAME", also "timm:hf-hub:NAME" and "timm:local-dir:FOLDER"; a ".pt2" exported program; or
-            "file.py:factory", a
-            function without arguments that returns the module. PyTorch unpickles parts of a ".pt2", so opening one can
-            run code hidden in it: only open those you trust.
+        spec: "zoo:NAME"; "hf:NAME or folder" (transformers), or the folder by itself; "torchvision:NAME"; "timm:NAME",
+            also "timm:hf-hub:NAME" and "timm:local-dir:FOLDER"; "hf-clip:NAME or folder" (images and descriptions,
+            which are the `class_names`); "hf-text:NAME or folder" (a classifier of texts); "hf-lm:NAME or folder" or
+            "gguf:FILE" (a causal language model); a ".pt2" exported program; or "file.py:factory", a function without
+            arguments that returns the module. PyTorch unpickles parts of a ".pt2", so opening one can run code hidden
+            in it: only open those you trust.
         weights: A safetensors file, or a state dict that PyTorch saved (read with `weights_only=True`, which runs no
             code); None: those published under the name. For a file, torchvision and timm networks are built with one
             output per name in `class_names`, if given.
@@ -75,6 +75,10 @@ def load(
         blank, what = {} if names is None else {"num_classes": len(names)}, f"{spec}: its weights cannot be fetched"
         with told_as(ModelError, what, OSError, RuntimeError, then="; give weights=FILE"):
             module, known = _LOADERS[kind](name, weights, blank)
+        if tokenizer := known.pop("tokenizer", None):
+            if names is None:
+                raise InputError(f"{spec} has no classes of its own: give descriptions as class_names")
+            known["output"], names = Prompts(tuple(names), tokenizer), None
         model = Model(module, **known)
     elif spec.endswith(".pt2"):
         model = _load_exported(Path(spec), weights)
@@ -200,6 +204,16 @@ def _check_prepares_alike(inputs: Images, processor: Any, name: str) -> None:
             raise ModelError(f"{what}; hand its network to Model(...) and explain tensors")
 
 
+def _load_hf_clip(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
+    transformers = _extra("transformers", "hf")
+    with told_as(ModelError, f"hf-clip:{name}", OSError, ValueError, KeyError):
+        module = transformers.AutoModel.from_pretrained(name)
+        processor = transformers.AutoProcessor.from_pretrained(name)
+    inputs = Images.of(module, **_hf_settings(processor.image_processor.to_dict()))
+    _check_prepares_alike(inputs, processor.image_processor, name)
+    return module, {"inputs": inputs, "tokenizer": processor.tokenizer}
+
+
 def _load_hf_text(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     transformers = _extra("transformers", "hf")
     with told_as(ModelError, f"hf-text:{name}", OSError, ValueError, KeyError):
@@ -292,6 +306,6 @@ def _extra(package: str, extra: str) -> Any:
 
 
 _LOADERS = {
-    "zoo": _load_zoo, "hf": _load_hf, "hf-text": _load_hf_text, "hf-lm": _load_hf_lm, "gguf": _load_gguf,
-    "torchvision": _load_torchvision, "timm": _load_timm,
+    "zoo": _load_zoo, "hf": _load_hf, "torchvision": _load_torchvision, "timm": _load_timm,
+    "hf-clip": _load_hf_clip, "hf-text": _load_hf_text, "hf-lm": _load_hf_lm, "gguf": _load_gguf,
 }  # fmt: skip

@@ -12,9 +12,10 @@ from ratherthan.outputs.classes import (
     plain_ending,
 )
 from ratherthan.outputs.language import Continuations, NextToken
+from ratherthan.outputs.prompts import Prompts
 from ratherthan.outputs.regions import Detection, Region
 
 __all__ = [
     "OUTPUTS", "Continuations", "Detection", "Ending", "Labels", "Logits", "NextToken", "Output", "Probabilities",
-    "Region", "Value", "output_of", "plain_ending",
+    "Prompts", "Region", "Value", "output_of", "plain_ending",
 ]  # fmt: skip

@@ -199,11 +199,15 @@ class Explanation(Result):
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
-        return f"{self.method} on {f'layer {self.layer}' if self.layer else 'the image'}{self._fed}"
+        return f"{self.method} on {f'layer {self.layer}' if self.layer else self._seen}{self._fed}"
+
+    @property
+    def _seen(self) -> str:
+        return "the text" if self.tokens else "the image"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
-        return f"Explanation({self.method} on {self.layer or 'the image'}, {self.contrast}, attribution={shape})"
+        return f"Explanation({self.method} on {self.layer or self._seen}, {self.contrast}, attribution={shape})"
 
     def to_frame(self) -> DataFrame:
         """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""

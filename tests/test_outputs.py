@@ -245,7 +245,7 @@ def test_what_cannot_be_asked_of_labels_is_refused(tmp_path: Any) -> None:
         model.module.map.bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
         model.module.map.weight.zero_()
         model.module.map.weight[1, 0] = 100.0
-    with pytest.raises(InputError, match="here are 1 and 2: ask one by one"):
+    with pytest.raises(InputError, match="here hold 1 and 2: ask about one sample"):
         rt.explain(model, torch.stack([0 * x[0], 0 * x[0] + 1]), "positive", method="ixg")
 
 

@@ -314,9 +314,8 @@ class _LabelResolver(_Resolver):
         counts = sorted(set((self.logits > 0).sum(1).tolist()))
         if len(counts) != 1 or not counts[0]:
             found = " and ".join(map(str, counts))
-            raise InputError(
-                f"'positive' is an axis of the labels above their threshold; here are {found}: ask one by one"
-            )
+            many = f"'positive' is an axis of the labels that hold, as many for each sample; here hold {found}"
+            raise InputError(f"{many}: ask about one sample, or name labels")
         return self.logits.topk(counts[0], dim=1).indices, True
 
     def foils(self, foil: Any, facts: Tensor) -> tuple[Tensor, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import ratherthan as rt
 from nets import Counter
+from ratherthan.app.cli import app
 from ratherthan.inputs import Text
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import Continuations, NextToken
@@ -27,6 +30,10 @@ SENTENCES = ["the dog sat", "the cat ran quick ##ly home", "quick ##ly down now"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
+    return words_tokenizer()
+
+
+def words_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -278,3 +285,84 @@ def test_nothing_is_left_behind(tokenizer: Any) -> None:
     assert all(each.grad is None for each in model.module.parameters())
     for key, value in model.module.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+# --------------------------------------------------------------------------------------------- the command line
+FACTORY = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_text, ratherthan as rt
+
+def language():
+    return test_text.language_model(test_text.words_tokenizer())
+
+def classes():
+    return test_text.classifier(test_text.words_tokenizer())
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "networks.py"
+    path.write_text(FACTORY.format(tests=str(Path(__file__).parent)))
+    return path
+
+
+def ask(*arguments: object, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)], input=stdin)
+
+
+def test_the_command_line_takes_text(tokenizer: Any, factory: Path, tmp_path: Path) -> None:
+    model, spec = language_model(tokenizer), f"{factory}:language"
+    asked = ("--model", spec, "--fact", "home", "--foil", "cat,now", "--method", "ixg")
+    result = ask(*asked, "--text", SENTENCES[0], "--text", SENTENCES[1])
+    assert result.exit_code == 0, result.stderr
+    why = rt.explain(model, SENTENCES[:2], "home", ["cat", "now"], "ixg")
+    for i in range(2):
+        assert f"{SENTENCES[i]}: {why.text(i, 1)}" in result.stdout
+    written = rt.Explanation.load(tmp_path / "explained" / "explanation.safetensors")
+    torch.testing.assert_close(written.attribution, why.attribution)
+    assert written.tokens == why.tokens
+    assert (tmp_path / "explained" / "why.html").is_file()
+    assert len(list((tmp_path / "explained").glob("*.why.png"))) == 2
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(SENTENCES) + "\n\n")
+    from_file = json.loads(ask(*asked, lines, "--json").stdout)
+    from_stdin = json.loads(ask(*asked, "--text", "-", "--json", stdin="\n".join(SENTENCES)).stdout)
+    assert from_file == from_stdin
+    assert [row["sample"] for row in from_file["explanations"]] == [each for each in SENTENCES for _ in range(2)]
+    assert from_file["explanations"][0]["score"] == pytest.approx(float(why.score[0, 0]))
+
+
+def test_the_command_line_takes_continuations(tokenizer: Any, factory: Path) -> None:
+    asked = ("--model", f"{factory}:language", "--text", SENTENCES[0], "--method", "ixg", "--json")
+    result = ask(*asked, "--continuation", "from home now", "--continuation", "down", "--fact", "down")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["explanations"]
+    model = language_model(tokenizer, Continuations(("from home now", "down")))
+    assert row["score"] == pytest.approx(float(rt.explain(model, SENTENCES[0], "down", method="ixg").score[0]))
+    assert (row["fact"], row["foil"]) == ("down", "from home now")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("photo.png", "--text", "the dog"), "this model takes text: give --text, or files"),
+        ((), "this model takes text: give --text, or files"),
+        (("nowhere.txt",), "nowhere.txt"),
+        (("--text", "the dog", "--method", "gradcam"), "no layer on the image's plane"),
+        (("--text", "the dog", "--data", "photos"), "this model takes text"),
+    ],
+)
+def test_the_command_line_says_what_a_model_of_text_does_not_take(factory: Path, given: Any, message: str) -> None:
+    result = ask("--model", f"{factory}:classes", *given)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_model_of_images_takes_no_text() -> None:
+    result = ask("--model", "zoo:mnist", "--text", "the dog")
+    assert result.exit_code == 2
+    assert "zoo:mnist takes images: leave --text and --continuation out" in result.stderr

@@ -115,6 +115,8 @@ from .search.pertinent_positive import pertinent_positive as pertinent_positive
 from .search.solver import Schedule as Schedule
 from .search.solver import Status as Status
 from .search.solver import Terms as Terms
+from .search.words import FewestChanges as FewestChanges
+from .search.words import FewestWords as FewestWords
 from .settings import Interval as Interval
 from .settings import Settings as Settings
 from .superpixels import SegmentedImages as SegmentedImages

@@ -226,8 +226,16 @@ class Model:
         Raises:
             ModelError: If the network fails, or returns something else than promised.
         """
+        if not images.is_floating_point() and (images < 0).any():  # texts of several lengths
+            return self._by_length(images)
         scores = self.scores(self.normalise(images))
         return self.output.logits(scores.float() if scores.dtype in HALF else scores, self.name)
+
+    def _by_length(self, ids: Tensor) -> Tensor:
+        lengths = (ids >= 0).sum(1)
+        rows = [(lengths == length).nonzero().flatten() for length in sorted(set(lengths.tolist()))]
+        parts = [self.logits(ids[some, : int(lengths[some[0]])]) for some in rows]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     @torch.no_grad()
     def check(self, logits: Tensor, images: Tensor, start: int = 0) -> None:

@@ -301,7 +301,7 @@ def _joined(column: list[Any], dim: int) -> Any:
         # rows that end at different lengths are filled up: with NaN, whole numbers with -1
         if first.ndim > 1 and dim == 0:
             widest = max(each.shape[-1] for each in column)
-            empty = torch.nan if first.is_floating_point() else -1
+            empty = torch.nan if first.is_floating_point() else -1 if first.dtype != torch.bool else False
             column = [torch.nn.functional.pad(each, (0, widest - each.shape[-1]), value=empty) for each in column]
         return torch.cat(column, dim)
     if isinstance(first, dict):
@@ -316,6 +316,16 @@ def versions() -> dict[str, str]:
     from ratherthan import __version__
 
     return {"ratherthan": __version__, "torch": torch.__version__}
+
+
+def drawn(result: Result, sample: int, values: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]]:
+    """The picture of a sample, and values of its positions as a map that lies over it: of texts those of tokens."""
+    from ratherthan.render.text import lay_out
+
+    if not result.tokens:
+        return picture(result.images[sample]), values
+    image, owner = lay_out(result.tokens[sample])
+    return image, np.append(values[: len(result.tokens[sample])], 0.0)[owner]
 
 
 def picture(image: Tensor) -> np.ndarray[Any, Any]:

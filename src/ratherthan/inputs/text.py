@@ -199,9 +199,7 @@ class Text(Inputs):
         """
         if baseline is None or isinstance(baseline, str):
             ids = (
-                [self._blank_id]
-                if baseline is None
-                else self.tokenizer(baseline, add_special_tokens=False)["input_ids"]
+                [self.blank_id] if baseline is None else self.tokenizer(baseline, add_special_tokens=False)["input_ids"]
             )
             if len(ids) != 1:
                 raise InputError(f"a baseline is one token, and {baseline!r} is {len(ids)}")
@@ -211,7 +209,12 @@ class Text(Inputs):
         raise InputError(f"a baseline of texts is a token, a number or None, not {baseline!r}")
 
     @cached_property
-    def _blank_id(self) -> int:
+    def blank_id(self) -> int:
+        """The token that stands for nothing.
+
+        Raises:
+            InputError: If there is none.
+        """
         if self.blank is not None:
             return int(self.tokenizer.convert_tokens_to_ids(self.blank))
         known = (getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("mask", "pad", "unk"))

@@ -1,3 +1,3 @@
 """WHAT would have to change, and what is enough: searches for altered images."""
 
-from ratherthan.search import cdeepex, cem, cem_maf  # noqa: F401 (each registers what it holds)
+from ratherthan.search import cdeepex, cem, cem_maf, words  # noqa: F401 (each registers what it holds)

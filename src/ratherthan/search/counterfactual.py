@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import rival
+from ratherthan.inputs.text import words_of
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
+from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
+from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
-from ratherthan.result import Shape, picture
+from ratherthan.result import Shape, drawn, picture
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, SearchResult, get_counterfactual_method
 from ratherthan.search.solver import Ends, Status
 from ratherthan.words import percent
@@ -49,6 +53,7 @@ class Counterfactual(SearchResult):
         attributes: (N, [Q], R, A): attributes of the answers.
         attribute_names: Names of the A attributes.
         attribute_thresholds: From which increase on each counts as added; empty: 0.1 for all.
+        changes: Of texts, N lists, [of Q,] of [number of a word, the word, what stands there instead or None].
     """
 
     kind: ClassVar[str] = "counterfactual"
@@ -66,6 +71,7 @@ class Counterfactual(SearchResult):
     attributes: Annotated[Tensor, Shape("N Q R A")] | None = None
     attribute_names: Annotated[tuple[str, ...], Shape("A")] = ()
     attribute_thresholds: tuple[float, ...] = ()
+    changes: list[Any] | None = None
 
     @classmethod
     def of(
@@ -152,16 +158,23 @@ class Counterfactual(SearchResult):
         fact, foil = int(self.best(self.fact, sample, q)), int(self.best(self.reached, sample, q)[0])
         p = self.best(self.example_logits, sample, q)[0].softmax(0)
         grown = ", ".join(f"+ {name}" for name in self.added(sample, q))
-        change = self.best(self.difference, sample, q)
+        change = self.best(self.difference, sample, q) if self.changes is None else torch.zeros(1)
         added, removed = change.clamp_min(0).mean().item(), (-change).clamp_min(0).mean().item()
         others = int(self.best(self.distinct(), sample, q).sum()) - 1
         more = f"; {others} other answer{'s' * (others > 1)}" if others else ""
         moved = [f"{sign}{share:.2%}" for sign, share in (("+", added), ("-", removed)) if share >= 0.00005]
         how = f"{grown}: then" if grown else f"Brightness {', '.join(moved) or 'hardly changed'}, and"
+        if self.changes is not None:
+            how = f"{self._said(self.best(self.changes, sample, q))}: then"
         sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
         would = f"it {'would' if sure else 'could as well'} be {self.class_label(foil)}"
         odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
         return f"{asked} {how} {would} ({odds}){more}."
+
+    @staticmethod
+    def _said(changes: list[Any]) -> str:
+        told = (f"without {word!r}" if instead is None else f"{instead!r} for {word!r}" for _, word, instead in changes)
+        return ", ".join(told).capitalize()
 
     def added(self, sample: int, q: int = 0) -> list[str]:
         """Names of the attributes that the best answer has more of, the most grown first, each once."""
@@ -174,7 +187,7 @@ class Counterfactual(SearchResult):
 
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
         foil, reached = int(self.best(self.foil, i, q)), int(self.best(self.reached, i, q)[r])
-        change = self.best(self.examples, i, q)[r] - self.images[i]
+        change = self.best(self.examples, i, q)[r] - self.images[i] if self.changes is None else torch.zeros(1)
         row = super()._row(i, q, r) | {
             "foil": self._foil(foil, "any"), "answer": r,
             "p_foil": self.best(self.example_logits, i, q)[r].softmax(0)[reached].item(),
@@ -193,6 +206,22 @@ class Counterfactual(SearchResult):
         return self.class_label(foil) if foil >= 0 else any_other
 
     # ----------------------------------------------------------------------------------------- showing it
+    def panels(self) -> list[Panel]:
+        """Of texts: the words that change, a map for each foil."""
+        return [self._panel(i) for i in range(len(self))]
+
+    def _panel(self, i: int) -> Panel:
+        p, views = self.probabilities()[i], list[Heatmap]()
+        words = words_of(self.tokens[i])
+        for q in range(self.questions):
+            changed = [number for number, _, _ in self.best(self.changes, i, q)]
+            image, values = drawn(self, i, -np.isin(words, changed).astype(float))
+            foil = self._foil(int(self.best(self.foil, i, q)), "anything else")
+            views.append(Heatmap(foil, self.method, values, self.text(i, q)))
+        bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
+        fact = self.class_label(int(self.best(self.fact, i, 0)))
+        return Panel(Path(self.names[i]).name, image, fact, bars, tuple(views), ("would have to change", ""))
+
     def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""
         return [self._trajectory(i, q) for i in range(len(self)) for q in range(self.questions)]
@@ -213,9 +242,13 @@ class Counterfactual(SearchResult):
     def plot(self, frames: int = 4) -> Figure:
         """A film strip per question: image, reconstruction, the way, the answer, what it adds and removes, the curves.
 
+        Of a text, the words that change.
+
         Args:
             frames: How many pictures of the way.
         """
+        if self.changes is not None:
+            return figure(self.panels())
         return draw_trajectories(self.trajectories(), frames)
 
     def plot_path(self, sample: int, q: int = 0) -> Figure:
@@ -224,6 +257,8 @@ class Counterfactual(SearchResult):
 
     def write_page(self, path: Path) -> Path:
         """The page of `save`."""
+        if self.changes is not None:
+            return write_page(self.panels(), path, "What would have to change?", f"Method {self.made_by()}.")
         return write_page(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
 
 

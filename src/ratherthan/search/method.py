@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import margin, resolve
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, ModelError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
@@ -97,9 +97,10 @@ class SearchQuestion:
     @torch.no_grad()
     def fresh(self, images: Tensor) -> Tensor:
         """Logits (..., classes) of images (..., C, H, W), by a pass of their own that is not counted."""
-        flat = images.flatten(0, -4)
+        lead = images.shape[: images.ndim - self.images.ndim + 1]
+        flat = images.reshape(-1, *images.shape[len(lead) :])
         logits = torch.cat([self.model.logits(part) for part in torch.split(flat, _AT_ONCE)])
-        return logits.view(*images.shape[:-3], -1)
+        return logits.view(*lead, -1)
 
     def reached(
         self, logits: Tensor, rows: Tensor | slice = slice(None), kappa: float = 0.0, slack: float = 0.0
@@ -222,8 +223,10 @@ class SearchResult(Result):
         """The fields that a question answers by itself; the other ones are the method's."""
         asked = ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
         made = {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
-        model = {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
-        return {key: getattr(question, key) for key in asked} | made | model
+        inputs = question.model.inputs
+        seen = {"preprocessing": inputs.describe(), "tokens": inputs.read(question.images)}
+        names = {"class_names": question.model.class_names}
+        return {key: getattr(question, key) for key in asked} | made | seen | names
 
     @classmethod
     def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:
@@ -261,9 +264,13 @@ class SearchResult(Result):
         samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
         if not model.output.of_classes:
             raise InputError(f"this model gives a value; a {cls.kind} is about classes")
-        if samples.images.ndim != 4:
+        if how.takes != model.inputs.name:
+            does = sorted(each for each, kind in how.family().items() if kind.takes == model.inputs.name)
+            better = f": use method={does[0]!r}" if does else ""
+            raise ModelError(f"{how.name} is about {how.takes}; {model.name} takes {model.inputs.name}{better}")
+        if how.takes == "images" and samples.images.ndim != 4:
             raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
-        for i, image in enumerate(samples.images):
+        for i, image in enumerate(samples.images if how.takes == "images" else ()):
             if image.min() < -1e-4 or image.max() > 1 + 1e-4:
                 raise InputError(f"image {i} ranges over [{image.min():.3g}, {image.max():.3g}]: hand them in [0, 1]")
         how.check(model, samples.images)
@@ -293,9 +300,16 @@ class SearchMethod(Settings, ABC):
     Attributes:
         name: What it is registered under.
         default_foil: The foil where none is asked for; None: the fact is kept.
+        takes: What kind of input, the name of an `Inputs`.
     """
 
     default_foil: ClassVar[Any] = None
+    takes: ClassVar[str] = "images"
+
+    @classmethod
+    def family(cls) -> dict[str, type[SearchMethod]]:
+        """All methods that answer the same kind of question, by name."""
+        return {}
 
     def prepared(self, model: Model) -> Self:
         """The method with what it lacks filled in from the model, e.g. the manifold that a zoo model names."""
@@ -333,9 +347,19 @@ class CounterfactualMethod(SearchMethod):
     any_foil: ClassVar[bool] = False
     restarts: int = 1
 
+    @classmethod
+    def family(cls) -> dict[str, type[SearchMethod]]:
+        """All that find what would have to change."""
+        return dict(COUNTERFACTUAL_METHODS.items())
+
 
 class PertinentPositiveMethod(SearchMethod):
     """A way to find a part that is enough."""
+
+    @classmethod
+    def family(cls) -> dict[str, type[SearchMethod]]:
+        """All that find what is enough."""
+        return dict(PERTINENT_POSITIVE_METHODS.items())
 
 
 COUNTERFACTUAL_METHODS = Classes[CounterfactualMethod]("counterfactual method", CounterfactualMethod, "CDeepEx()")
@@ -356,7 +380,7 @@ def _question(model: Model, batch: Samples, how: SearchMethod) -> SearchQuestion
     with torch.no_grad():
         logits = model.logits(batch.images)
     model.check(logits, batch.images, batch.start)
-    model.check_images(how.name)
+    model.check_exclusive(how.name)
     asked = resolve(logits, batch.fact, batch.foil, model.class_names)
     if asked.axis == "fact":
         raise InputError("a search starts from one class: give one fact, or one per image; foils may be a list")

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.progress import Progress
+from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import draw_excerpts, excerpt_row
-from ratherthan.result import Shape, picture
+from ratherthan.result import Shape, drawn, picture
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -45,17 +46,18 @@ class PertinentPositive(SearchResult):
         mask: (N, H, W): how much of every pixel is kept, in [0, 1]; bool where pixels are kept or not.
         features: (N,): how many features are kept.
         feature_count: (N,): of how many.
-        superpixels: (N, H, W) labels of the features; None: every pixel is one.
+        superpixels: (N, H, W) labels of the features; None: every pixel is one. Of texts the words, (N, T), like the
+            mask; -1 where there is none.
         order: (N, K) labels of the features kept, the most important first, then -1; None if they have no order.
         curve: (N, K + 1): probability of the fact with the first k of them present, NaN beyond the last; or None.
     """
 
     kind: ClassVar[str] = "pertinent positive"
 
-    mask: Annotated[Tensor, Shape("N H W")]
+    mask: Annotated[Tensor, Shape("N *")]
     features: Annotated[Tensor, Shape("N")]
     feature_count: Annotated[Tensor, Shape("N")]
-    superpixels: Annotated[Tensor, Shape("N H W")] | None = None
+    superpixels: Annotated[Tensor, Shape("N *")] | None = None
     order: Annotated[Tensor, Shape("N F")] | None = None
     curve: Annotated[Tensor, Shape("N P")] | None = None
 
@@ -116,6 +118,7 @@ class PertinentPositive(SearchResult):
         pixels = torch.arange(self.mask[0].numel()).view(self.mask.shape[1:]).expand(self.mask.shape)
         labels = pixels if self.superpixels is None else self.superpixels.cpu()
         last = int(labels.max()) + 1  # a column for the labels -1 that fill up the order
+        labels = labels.where(labels >= 0, last)
         rank = 1 - torch.arange(order.shape[1]) / kept.sum(1, keepdim=True).clamp_min(1)
         drawn = torch.zeros(len(order), last + 1).scatter(1, order.where(kept, last), rank * kept)
         return drawn.gather(1, labels.flatten(1)).view(labels.shape)
@@ -124,6 +127,10 @@ class PertinentPositive(SearchResult):
     def because(self, sample: int) -> str:
         """What is enough, as the end of a sentence: "because of 4 of 180 superpixels (3% of it, upper left)"."""
         kept, count = int(self.features[sample]), int(self.feature_count[sample])
+        if self.tokens and self.superpixels is not None:
+            told = zip(self.tokens[sample], self.mask[sample].tolist(), self.superpixels[sample].tolist(), strict=False)
+            read = "".join(token for token, is_kept, word in told if is_kept and word >= 0).strip()
+            return f"because of {kept} of {count} words: {read!r}"
         what = "pixels" if self.superpixels is None or count == self.mask[sample].numel() else "superpixels"
         mask = self.mask[sample].float().cpu()
         return f"because of {kept} of {count} {what} ({percent(mask.mean().item())} of it, {_place(mask)})"
@@ -135,7 +142,8 @@ class PertinentPositive(SearchResult):
         if self.status[sample] != Status.FOUND:
             return f"What is enough for {name}? {self.status[sample]}: {self.reason[sample]}."
         alone, whole = (each[sample].softmax(0)[fact].item() for each in (self.example_logits[:, 0], self.logits))
-        odds = f"by themselves {percent(alone)} {name}, the whole image {percent(whole)}"
+        what = "text" if self.tokens else "image"
+        odds = f"by themselves {percent(alone)} {name}, the whole {what} {percent(whole)}"
         return f"{name}, {self.because(sample)}: {odds}; {self.reason[sample]}."
 
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
@@ -158,8 +166,9 @@ class PertinentPositive(SearchResult):
     def _panel(self, i: int, rank: np.ndarray[Any, Any]) -> Panel:
         p = self.logits[i].softmax(0)
         bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
-        view, fact = Heatmap("", self.method, rank, self.text(i)), self.class_label(int(self.fact[i]))
-        return Panel(Path(self.names[i]).name, picture(self.images[i]), fact, bars, (view,), _SIDES)
+        image, values = drawn(self, i, rank)
+        view, fact = Heatmap("", self.method, values, self.text(i)), self.class_label(int(self.fact[i]))
+        return Panel(Path(self.names[i]).name, image, fact, bars, (view,), _SIDES)
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
@@ -167,6 +176,8 @@ class PertinentPositive(SearchResult):
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""
+        if self.tokens:
+            return figure(self.panels())
         return draw_excerpts([
             excerpt_row(
                 Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],

@@ -151,7 +151,7 @@ class Model:
         """
         batch = self.inputs.batch(images).to(self.device)
         real = torch.float32 if self.dtype in HALF else self.dtype
-        return batch.to(real) if isinstance(self.inputs, Images) else batch
+        return batch.to(real) if batch.is_floating_point() else batch
 
     def leaf(self, images: Tensor) -> Tensor:
         """What gradients are taken of: a batch itself, or what the embedding makes of token ids.
@@ -187,7 +187,7 @@ class Model:
         except RatherThanError:
             raise
         except _FAILURES as error:
-            what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
+            what = f"{self.name} fails on {self.inputs.name} of shape {tuple(normalised.shape)}: {first_line(error)}"
             raise ModelError(what + (self.inputs.doubt(normalised) or self._advice(seen, error))) from error
         return self.output.scores(returned, len(normalised), self.name)
 

@@ -102,9 +102,9 @@ def _named(forward_pass: ForwardPass, layer: str) -> Grid:
     """How a layer lies that was named."""
     shape = tuple(forward_pass.graph(layer).leaf.shape)
     trace, _ = _trace(forward_pass)
-    images = (forward_pass.images.shape[-2], forward_pass.images.shape[-1])
+    plane = forward_pass.plane
     node = trace.named.get(Address.read(layer))
-    grid = None if node is None else grid_of(Places().of(node), node.shape, images)
+    grid = None if node is None else grid_of(Places(len(plane)).of(node), node.shape, plane)
     if grid is None:
         raise LayerError(
             f"layer {layer!r} gives shape {shape}, which lies on no grid of the image's rows and columns as far as its "
@@ -135,7 +135,7 @@ def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
         raise ModelError(f"{model.name} detaches its output from its input: no gradient can be taken")
     if not logits.isfinite().all():
         model.check(logits, images[: len(logits)])  # which says so
-    search = _Search(logits, end, (images.shape[-2], images.shape[-1]))
+    search = _Search(logits, end, forward_pass.plane)
     node = search.last(model.name)
     grid = search.grid(node)
     assert grid is not None
@@ -152,11 +152,11 @@ class _Search:
     Args:
         logits: (N, classes), with a graph of everything.
         end: Their node.
-        image: (H, W).
+        plane: The sizes of the axes of the plane, (H, W) of images.
     """
 
-    def __init__(self, logits: Tensor, end: Node, image: tuple[int, int]) -> None:
-        self.logits, self.image, self.places = logits, image, Places()
+    def __init__(self, logits: Tensor, end: Node, plane: tuple[int, ...]) -> None:
+        self.logits, self.plane, self.places = logits, plane, Places(len(plane))
         generator = torch.Generator().manual_seed(0)
         self.seed = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         needed, todo = {end}, [end]
@@ -223,9 +223,9 @@ class _Search:
         if node.tensor._version != node.version or not node.tensor.is_floating_point():
             return None
         place = self.places.of(node)
-        if any(not varies(each) and side > 1 for each, side in zip(place, self.image, strict=True)):
+        if not place or any(not varies(each) and side > 1 for each, side in zip(place, self.plane, strict=True)):
             return None
-        return grid_of(place, node.shape, self.image)
+        return grid_of(place, node.shape, self.plane)
 
     def _gradient(self, node: Node) -> Tensor | None:
         (gradient,) = torch.autograd.grad(self.logits, node.tensor, self.seed, retain_graph=True, allow_unused=True)
@@ -240,7 +240,8 @@ class _Search:
         if maps.shape[1] != scores.shape[1]:
             return False
         near = 1e-2 if node.tensor.element_size() < 4 else 1e-4
-        pooled = (maps.mean((2, 3)), maps.amax((2, 3)), maps.sum((2, 3)), maps.logsumexp((2, 3)))
+        cells = maps.flatten(2)
+        pooled = (cells.mean(2), cells.amax(2), cells.sum(2), cells.logsumexp(2))
         return any(torch.allclose(each, scores, near, near * float(scores.abs().amax())) for each in pooled)
 
     def _normalised(self, node: Node, gradient: Tensor) -> Node:

@@ -223,7 +223,7 @@ class SearchResult(Result):
         asked = ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
         made = {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
         model = {"class_names": question.model.class_names, "preprocessing": question.model.inputs.describe()}
-        return {key: getattr(question, key) for key in asked} | made | model
+        return {key: getattr(question, key) for key in asked} | made | model | {"show": question.model.inputs.show}
 
     @classmethod
     def answering(cls, how: SearchMethod, question: SearchQuestion, ends: Ends, holds: Tensor, **more: Any) -> Self:

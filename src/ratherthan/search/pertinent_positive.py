@@ -16,7 +16,7 @@ from ratherthan.progress import Progress
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import draw_excerpts, excerpt_row
-from ratherthan.result import Shape, picture
+from ratherthan.result import Shape
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -159,7 +159,7 @@ class PertinentPositive(SearchResult):
         p = self.logits[i].softmax(0)
         bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
         view, fact = Heatmap("", self.method, rank, self.text(i)), self.class_label(int(self.fact[i]))
-        return Panel(Path(self.names[i]).name, picture(self.images[i]), fact, bars, (view,), _SIDES)
+        return Panel(Path(self.names[i]).name, self.picture(self.images[i]), fact, bars, (view,), _SIDES)
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""
@@ -170,7 +170,8 @@ class PertinentPositive(SearchResult):
         return draw_excerpts([
             excerpt_row(
                 Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
-                picture(each.images[0]), picture(each.example[0]), picture(each.dimmed()[0]), each.ranks()[0].numpy(),
+                each.picture(each.images[0]), each.picture(each.example[0]), each.picture(each.dimmed()[0]),
+                each.ranks()[0].numpy(),
                 each.logits[0].softmax(0)[each.fact].item(),
                 () if each.curve is None else each.curve[~each.curve.isnan()].tolist(),
             )

@@ -142,7 +142,7 @@ def test_what_a_method_does_not_take_is_refused_in_a_line(name: str, kind: str) 
     if (kind, name) in OF_KINDS or name == "scorecam":
         return
     model, x = of_kind(kind, 1)
-    with pytest.raises(rt.RatherThanError, match="on the image's plane|alters parts of images") as refused:
+    with pytest.raises(rt.RatherThanError, match=r"on the image's plane|alters parts of images") as refused:
         rt.explain(model, x, method=method(name))
     assert "\n" not in str(refused.value)
 

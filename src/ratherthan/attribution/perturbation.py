@@ -160,7 +160,7 @@ class Windows(Perturbation):
         """(N, Q, 1, H, W): what the image has more of the contrast than the altered images, in the mean."""
         clean, altered = self.read(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
         drop = self.scores(forward_pass, target, clean) - self.scores(forward_pass, target, altered)
-        sides = [(side / side.sum(0)).to(drop) for side in self.windows(*forward_pass.plane)]
+        sides = [side.to(drop) / side.sum(0).to(drop) for side in self.windows(*forward_pass.plane)]
         values = drop.movedim(0, -1).reshape(*drop.shape[1:], *map(len, sides))
         for side in sides:  # the first axis of windows becomes the last, of pixels
             values = torch.tensordot(values, side, ([2], [0]))

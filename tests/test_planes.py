@@ -18,6 +18,7 @@ from addresses import kept
 from nets import Counter, of_kind
 from ratherthan import ForwardPass, Signals, Table, Volumes
 from ratherthan.attribution.layers import located
+from ratherthan.render.colours import overlay
 from ratherthan.render.kinds import contact_sheet, draw, plot
 
 CLASSES = 4
@@ -356,6 +357,24 @@ def test_every_kind_is_drawn_told_and_saved(kind: str, tmp_path: Path) -> None:
                     continue
                 owner = draw(np.zeros(x.shape[2:]), why.tokens[sample] if why.tokens else (), range(7))[1]
                 np.testing.assert_array_equal(values, np.append(heat, 0.0)[owner].astype(np.float32))
+
+
+def test_a_map_lies_behind_ink(tmp_path: Path) -> None:
+    """Words and lines stay as dark as they are, and paper is coloured as strongly as the map is."""
+    image = np.full((2, 4), 255, np.uint8)
+    image[0] = 36
+    drawn = overlay(image, [[-1.0, 0.0, 0.5, 1.0]] * 2, 1.0, behind=True).astype(int)
+    assert drawn[0].max() <= 36
+    assert (drawn[1, 1] == 255).all()
+    saturation = drawn[1].max(-1) - drawn[1].min(-1)
+    assert saturation[3] > saturation[2] > saturation[1] == 0
+    assert drawn[1, 0].argmax() == 2
+    assert drawn[1, 3].argmax() == 0
+    for kind, paper in (("signals", True), ("table", True), ("text", True), ("volumes", False), ("images", False)):
+        model, x = of_kind(kind, 1)
+        why = rt.explain(model, x, method="ixg")
+        assert why.panels()[0].paper == paper
+        assert ('class="paper"' in why.save(tmp_path / "why.html").read_text()) == paper
 
 
 def test_a_wide_table_shows_the_columns_that_matter() -> None:

@@ -339,7 +339,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
-            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps))
+            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps, paper=first.images.ndim < 4))
     return cases
 
 

@@ -167,6 +167,18 @@ class Turned(nn.Module):
         return self.head(self.mix(self.first(x.permute(0, 1, 4, 2, 3)).relu().permute(0, 3, 2, 4, 1)).mean((1, 2, 3)))
 
 
+class Mixed(nn.Module):
+    """Its slices are mixed before the last convolution, which has rows and columns only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Conv3d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.act(self.first(x)).mean(2)).mean((2, 3)))
+
+
 class Cubes(nn.Module):
     """A transformer of a volume cut into cubes, with a class token behind them."""
 
@@ -199,6 +211,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, tuple[int, 
     "scan": (lambda: scan(*tail(3, 8)), (2, 6, 24, 18), "4", (6, 6, 6)),
     "scan, dense": (lambda: scan(*tail(3, 8, 216)), (2, 6, 24, 18), "4", (6, 6, 6)),
     "turned": (Turned, (2, 4, 6, 5), "mix", (4, 6, 5)),
+    "mixed": (Mixed, (2, 4, 6, 5), "act", (4, 6, 5)),
     "cubes": (Cubes, (2, 6, 16, 12), "block", (3, 4, 3)),
     "steps": (Steps, (2, 32), "steps", (8,)),
 }
@@ -257,6 +270,17 @@ def test_layer_methods_equal_an_autograd_loop(name: str, method: str) -> None:
             torch.testing.assert_close(why.attribution[i, q], expected, rtol=1e-8, atol=1e-12)
 
 
+def test_a_layer_without_depth_is_the_same_in_all_slices() -> None:
+    model, x = built("mixed")
+    why = rt.explain(model, x, 1, 2, layer="last")
+    assert why.attribution.shape == (2, 1, 6, 5)
+    torch.testing.assert_close(why.heatmap(), why.attribution.expand(-1, 4, -1, -1))
+    activation, logits = kept(model.module, "last", lambda: model.module(x.requires_grad_()))
+    (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 2]).sum(), activation)
+    expected = (gradient.mean((2, 3), keepdim=True) * activation.detach()).sum(1, keepdim=True)
+    torch.testing.assert_close(why.attribution, expected)
+
+
 @pytest.mark.parametrize("name", ["heart", "scan"])
 def test_pooled_heads_need_one_pass_back_for_all_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = built(name)
@@ -277,14 +301,21 @@ def test_pooled_heads_need_one_pass_back_for_all_classes(name: str, monkeypatch:
 def test_heatmaps_are_interpolated_along_each_axis(name: str, align_corners: bool) -> None:
     model, x = built(name)
     why = rt.explain(model, x, 1, [0, 2])
-    expected = why.attribution.numpy()
-    for axis, (cells, side) in enumerate(zip(why.attribution.shape[2:], x.shape[2:], strict=True), 2):
-        at = np.linspace(0, cells - 1, side) if align_corners else (np.arange(side) + 0.5) * cells / side - 0.5
-        expected = np.apply_along_axis(lambda row, at=at: np.interp(at, np.arange(len(row)), row), axis, expected)
+
+    def upsampled(maps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        for axis, (cells, side) in enumerate(zip(maps.shape[2:], x.shape[2:], strict=True), 2):
+            at = np.linspace(0, cells - 1, side) if align_corners else (np.arange(side) + 0.5) * cells / side - 0.5
+            maps = np.apply_along_axis(lambda row, at=at: np.interp(at, np.arange(len(row)), row), axis, maps)
+        return maps
+
+    expected = upsampled(why.attribution.numpy())
     np.testing.assert_allclose(why.heatmap(align_corners=align_corners).numpy(), expected, atol=1e-12)
-    stretched = why.heatmap("prabhushankar2020").flatten(2)
-    for low, high in zip(stretched.amin(2).flatten().tolist(), stretched.amax(2).flatten().tolist(), strict=True):
-        assert (low, high) in ((0, 1), (0, 0))
+    rectified = upsampled(why.attribution.clamp_min(0).numpy())
+    plane = tuple(range(2, rectified.ndim))
+    low, high = rectified.min(plane, keepdims=True), rectified.max(plane, keepdims=True)
+    assert (high > low).any()
+    expected = (rectified - low) / np.where(high > low, high - low, 1)
+    np.testing.assert_allclose(why.heatmap("prabhushankar2020", align_corners).numpy(), expected, atol=1e-12)
     frame = why.to_frame()
     where = ["peak_slice", "peak_row", "peak_column"] if name == "scan" else ["peak_step"]
     for row, map_ in zip(frame[where].to_numpy().tolist(), why.heatmap().flatten(0, 1), strict=True):

@@ -48,8 +48,8 @@ def plot(signal: Floats) -> tuple[Bytes, Owner]:
     pen = ImageDraw.Draw(picture)
     x = (np.arange(signal.shape[1]) + 0.5) * wide / signal.shape[1]
     for number, channel in enumerate(signal):
-        top, low, high_ = number * high, channel.min(), channel.max()
-        share = (channel - low) / (high_ - low) if high_ > low else np.full_like(channel, 0.5)
+        top, least, most = number * high, channel.min(), channel.max()
+        share = (channel - least) / (most - least) if most > least else np.full_like(channel, 0.5)
         y = top + high * (0.9 - 0.8 * share)
         if number:
             pen.line((0, top, wide, top), fill=208, width=_FINE)
@@ -67,10 +67,10 @@ def contact_sheet(volume: Floats) -> tuple[Floats, Owner]:
     step = np.array([height * times + _LABEL + _GAP, width * times + _GAP])
     size = step * [-(-len(shown) // columns), columns] - [_GAP, _GAP]
     sheet, owner = Image.new("RGB", tuple(size[::-1].tolist()), "white"), np.full(size, -1)
-    cells = np.arange(volume[..., 0].size if volume.ndim == 4 else volume.size).reshape(depth, height, width)
+    cells = np.arange(depth * height * width).reshape(depth, height, width)
     for place, number in enumerate(shown):
         top, left = step * divmod(place, columns) + [_LABEL, 0]
-        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL), f"slice {number}", "#57606a", font(13))
+        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL), f"slice {number}", "#57606a", font(18))
         grown = [each.repeat(times, 0).repeat(times, 1) for each in (volume[number], cells[number])]
         sheet.paste(Image.fromarray((grown[0] * 255).round().astype(np.uint8)), (int(left), int(top)))
         owner[top : top + height * times, left : left + width * times] = grown[1]

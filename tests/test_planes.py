@@ -346,6 +346,18 @@ def test_a_sheet_shows_evenly_spaced_slices() -> None:
     assert len(np.unique(contact_sheet(np.zeros((4, 6, 6, 3)))[1])) == 4 * 36 + 1
 
 
+def test_slices_are_as_dark_as_they_are_low() -> None:
+    model, x = of_kind("volumes", 1)
+    image = np.asarray(rt.explain(model, x).panels()[0].image)
+    owner = contact_sheet(np.zeros(x.shape[2:]))[1]
+    assert owner is not None
+    grey = (x[0].mean(0) - x.min()) / (x.max() - x.min())
+    expected = np.rint(grey.flatten().numpy()[owner[owner >= 0]] * 255)
+    assert np.abs(image[owner >= 0][:, 0] - expected).max() <= 1
+    empty = rt.explain(model, torch.zeros_like(x)).panels()[0]
+    assert not np.asarray(empty.image)[owner >= 0].any()
+
+
 def test_a_line_follows_its_channel() -> None:
     steps = np.linspace(0, 1, 50)
     drawn, owner = plot(np.stack([steps, -steps, 0 * steps]))

@@ -63,7 +63,7 @@ class Perturbation(Method):
             shape = tuple(forward_pass.images.shape)
             what = f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}"
             table = "; occlusion and lime take rows of a table by Model(net, inputs=Table())"
-            raise InputError(f"{what}: use ixg or ig{table * (len(shape) == 2)}")
+            raise InputError(f"{what}: use ixg or ig{table * (len(shape) == 2 and forward_pass.parts is None)}")
 
     @abstractmethod
     def respond(self, forward_pass: ForwardPass) -> Any:

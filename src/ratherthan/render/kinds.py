@@ -47,13 +47,14 @@ def plot(signal: Floats) -> tuple[Bytes, Owner]:
     picture = Image.new("L", (wide, high * len(signal)), "white")
     pen = ImageDraw.Draw(picture)
     x = (np.arange(signal.shape[1]) + 0.5) * wide / signal.shape[1]
+    ink = 36 if signal.shape[1] <= wide else 140  # of many steps the line fills its strip, and a map shines through
     for number, channel in enumerate(signal):
         top, least, most = number * high, channel.min(), channel.max()
         share = (channel - least) / (most - least) if most > least else np.full_like(channel, 0.5)
         y = top + high * (0.9 - 0.8 * share)
         if number:
             pen.line((0, top, wide, top), fill=208, width=_FINE)
-        pen.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=36, width=2 * _FINE, joint="curve")
+        pen.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=ink, width=2 * _FINE, joint="curve")
     drawn = picture.resize((_WIDTH, _STRIP * len(signal)), Image.Resampling.BOX)
     return np.asarray(drawn), None
 
@@ -70,7 +71,7 @@ def contact_sheet(volume: Floats) -> tuple[Floats, Owner]:
     cells = np.arange(depth * height * width).reshape(depth, height, width)
     for place, number in enumerate(shown):
         top, left = step * divmod(place, columns) + [_LABEL, 0]
-        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL), f"slice {number}", "#57606a", font(18))
+        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL), f"slice {number}", "#57606a", font(16))
         grown = [each.repeat(times, 0).repeat(times, 1) for each in (volume[number], cells[number])]
         sheet.paste(Image.fromarray((grown[0] * 255).round().astype(np.uint8)), (int(left), int(top)))
         owner[top : top + height * times, left : left + width * times] = grown[1]

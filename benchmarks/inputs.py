@@ -93,7 +93,7 @@ def table() -> Explanation:
     return rt.explain(
         rt.Model(net, FLOWERS, inputs=inputs),
         x[[70, 120]],
-        foil=["setosa", "versicolor", "virginica"],
+        foil="each",
         method="occlusion",
     )
 

@@ -140,7 +140,7 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8, uint16 or [0, 1]) or tensor
+            images: What `inputs` takes: of `Images` a path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8, uint16 or [0, 1]) or tensor
                 ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
 
         Returns:

@@ -51,7 +51,8 @@ class Result(ABC):
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
         leading: Which of many questions `likeliest` puts first.
-        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter.
+        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter; (N, C, D, H, W)
+            volumes; (N, C, T) signals; (N, F) rows of a table.
         logits: (N, classes) of the images; (N, 1) values for a regressor.
         fact: (N, [Q]) class indices.
         axis: Which of the two varies along Q: "fact", "foil", or None.
@@ -60,7 +61,8 @@ class Result(ABC):
         output: What the model gives, the name of an `Output`.
         class_names: Where the model has them.
         names: What to call the samples, e.g. their paths.
-        tokens: Of texts, what the tokens of each read, see `Text.tokens`; empty for all else.
+        tokens: Of texts, what the tokens of each read, see `Text.tokens`; of tables names and values of the columns;
+            empty for all else.
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
         show: The channels of images that are drawn, see `Images`; None: all, or their mean.

@@ -13,14 +13,10 @@ from ratherthan.render.text import font, lay_out
 
 Floats = np.ndarray[Any, Any]
 Owner = np.ndarray[Any, Any] | None
-_SLICES, _CELL, _GAP, _LABEL = (
-    9,
-    144,
-    6,
-    18,
-)  # of a sheet at most; px: of a slice at least, between them, for its number
-_WIDTH, _STRIP, _FINE = 640, 120, 2  # px of a signal, of one of its channels; how much finer its line is drawn first
-_CHANNELS = 12
+_SLICES = 9  # of a sheet, at most
+_CELL, _GAP, _LABEL = 144, 6, 26  # px of a slice, at least; between slices; for the number of one
+_WIDTH, _STRIP, _CHANNELS = 640, 120, 12  # px of a signal; of one of its channels; of which so many are drawn
+_FINE = 2  # how much finer a line is drawn first
 
 
 def draw(values: Floats, tokens: Sequence[str] = (), columns: Sequence[int] | None = None) -> tuple[Floats, Owner]:
@@ -71,7 +67,7 @@ def contact_sheet(volume: Floats) -> tuple[Floats, Owner]:
     cells = np.arange(depth * height * width).reshape(depth, height, width)
     for place, number in enumerate(shown):
         top, left = step * divmod(place, columns) + [_LABEL, 0]
-        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL), f"slice {number}", "#57606a", font(16))
+        ImageDraw.Draw(sheet).text((left + 1, top - _LABEL + 3), f"slice {number}", "#57606a", font(16))
         grown = [each.repeat(times, 0).repeat(times, 1) for each in (volume[number], cells[number])]
         sheet.paste(Image.fromarray((grown[0] * 255).round().astype(np.uint8)), (int(left), int(top)))
         owner[top : top + height * times, left : left + width * times] = grown[1]

@@ -51,8 +51,8 @@ class Result(ABC):
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
         leading: Which of many questions `likeliest` puts first.
-        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter; (N, C, D, H, W)
-            volumes; (N, C, T) signals; (N, F) rows of a table.
+        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter; volumes
+            (N, C, D, H, W); signals (N, C, T); rows of a table (N, F).
         logits: (N, classes) of the images; (N, 1) values for a regressor.
         fact: (N, [Q]) class indices.
         axis: Which of the two varies along Q: "fact", "foil", or None.

@@ -43,8 +43,8 @@ class Explanation(Result):
 
     Attributes:
         attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q], h, w) at the resolution of
-            the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised. Of volumes
-            (d, h, w) and (C, D, H, W), of signals (t) and (C, T), of tokens (T), of columns (F).
+            the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised. Of
+            volumes (d, h, w) and (C, D, H, W), of signals (t) and (C, T), of tokens (T), of columns (F).
         foil: (N, [Q]) the class compared with, -1 where several are foils together; a value for a regressor.
         sets: (N, [Q], classes) bool, the foils of each question; None: `foil` tells them, -1 for all but the fact.
         score: (N, [Q]) the contrast itself, e.g. the log-odds.

@@ -140,8 +140,8 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: What `inputs` takes. Of images a path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8,
-                uint16 or [0, 1]) or tensor ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they
+            images: What `inputs` takes. Of images a path, bytes of a file, PIL image, array ((H, W) or (H, W, C),
+                uint8, uint16 or [0, 1]) or tensor ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they
                 are, all else is resized.
 
         Returns:

@@ -141,8 +141,8 @@ class Model:
 
         Args:
             images: What `inputs` takes. Of images a path, bytes of a file, PIL image, array ((H, W) or (H, W, C),
-                uint8, uint16 or [0, 1]) or tensor ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they
-                are, all else is resized.
+                uint8, uint16 or [0, 1]), tensor ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as
+                they are, all else is resized.
 
         Returns:
             (N, C, H, W) on the model's device, in its dtype; float32 for a model in half precision.

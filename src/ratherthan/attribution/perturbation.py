@@ -553,8 +553,8 @@ class Lime(Perturbation):
         """Of each image: superpixels (H, W), masks (M, superpixels), similarity (M,) and logits (M, classes)."""
         images, answers = forward_pass.images, []
         off, labels = forward_pass.nothing(self.baseline), self.parts(forward_pass)
-        channels = (1, *labels.shape[1:])  # of images before the plane, of texts behind the tokens
-        shape = channels if forward_pass.parts is None else (*labels.shape[1:], *[1] * (images.ndim - labels.ndim))
+        one = [1] * (images.ndim - labels.ndim)  # channels stand before the plane, or behind the tokens
+        shape = (*one, *labels.shape[1:]) if forward_pass.parts is None else (*labels.shape[1:], *one)
         masks = [self.masks(int(each.max()) + 1).to(images.device) for each in labels]
         parts = [(n, part) for n, each in enumerate(masks) for part in torch.split(each, self.batch_size)]
         for n, part in steps(forward_pass, parts):

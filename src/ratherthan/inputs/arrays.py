@@ -86,7 +86,7 @@ class Arrays(Inputs):
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(batch - mean) / std, per channel."""
-        return scaled(batch, self.mean, self.std)
+        return scaled(batch, self.mean, self.std, batch.ndim - 2)
 
     def describe(self) -> str:
         """Mean and std, in words."""

@@ -188,7 +188,7 @@ class Images(Inputs):
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(images - mean) / std, per channel."""
-        return scaled(batch, self.mean, self.std)
+        return scaled(batch, self.mean, self.std, 2 if batch.ndim > 2 else 0)
 
 
 def _pictures(image: Any) -> list[Image.Image]:

@@ -113,9 +113,9 @@ def row_of_numbers(what: str, given: Any) -> tuple[float, ...]:
         return tuple(np.ravel(given).tolist())
 
 
-def scaled(batch: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """(batch - mean) / std, one or per channel of (N, C, ...)."""
-    per_channel = (-1, *[1] * (batch.ndim - 2))
+def scaled(batch: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, axes: int) -> Tensor:
+    """(batch - mean) / std, one or per channel, which so many axes follow."""
+    per_channel = (-1, *[1] * axes)
     batch = batch if mean is None else batch - batch.new_tensor(mean).view(per_channel)
     return batch if std is None else batch / batch.new_tensor(std).view(per_channel)
 

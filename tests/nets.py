@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratherthan import Model
+from ratherthan import Inputs, Model, Signals, Table, Text, Volumes
 
 
 class Linear(nn.Module):
@@ -117,6 +117,77 @@ def make(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64, **s
 def images(count: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     """Seeded images (count, 3, 12, 12)."""
     return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+# --------------------------------------------------------------------------------------------- other kinds of input
+class Letters:
+    """The least tokenizer there is: a token is a number, the one for nothing is 0."""
+
+    all_special_ids = (0,)
+    mask_token_id = 0
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self.convert_ids_to_tokens([i])[0]: i for i in range(9)}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"word{i}" for i in ids]
+
+    def batch_decode(self, rows: list[list[int]]) -> list[str]:
+        return [" ".join(self.convert_ids_to_tokens(row)) for row in rows]
+
+
+class Embedded(nn.Module):
+    """Of a text, what its network makes of it behind the embedding."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.embed, self.features = nn.Embedding(9, 6), nn.Linear(6, 8)
+        self.tail = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(7 * 8, 16), nn.ReLU())
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.tail(self.features(self.embed(ids))))
+
+
+def convolutional(axes: int, classes: int = 5) -> nn.Module:
+    """`Dense` for another number of axes, of sides 8."""
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[axes]
+    net = Dense(classes)
+    net.features = nn.Sequential(conv(2, 6, 3), nn.ReLU(inplace=True), conv(6, 8, 3))
+    net.tail = nn.Sequential(
+        nn.ReLU(inplace=True), pool(2), nn.Flatten(), nn.Linear(8 * 2**axes, 16), nn.ReLU(),
+    )  # fmt: skip
+    return net
+
+
+def rows_of_a_table(classes: int = 5) -> nn.Module:
+    net = Dense(classes)
+    net.features, net.tail = nn.Linear(7, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 16), nn.ReLU())
+    return net
+
+
+def of_kind(kind: str, count: int = 3) -> tuple[Model, Tensor]:
+    """A network in float64 that sees this kind of input, and so many inputs."""
+    torch.manual_seed(3)
+    random = torch.Generator().manual_seed(5)
+
+    def numbers(*shape: int) -> Tensor:
+        return 3 * torch.randn(count, *shape, generator=random, dtype=torch.float64) - 1
+
+    if kind == "images":
+        return make(Dense, layer="features"), images(count)
+    if kind == "volumes":
+        inputs: Inputs = Volumes(mean=(0.5, -1.0), std=(2.0, 0.5))
+        return Model(convolutional(3).double().eval(), inputs=inputs, layer="features"), numbers(2, 8, 8, 8)
+    if kind == "signals":
+        inputs = Signals(mean=(0.5, -1.0), std=(2.0, 0.5))
+        return Model(convolutional(1).double().eval(), inputs=inputs, layer="features"), numbers(2, 8)
+    if kind == "table":
+        inputs = Table(mean=range(7), std=2.0)  # type: ignore[arg-type]
+        return Model(rows_of_a_table().double().eval(), inputs=inputs), numbers(7)
+    ids = torch.randint(1, 9, (count, 7), generator=random)
+    return Model(Embedded().double().eval(), inputs=Text(Letters())), ids
 
 
 class Counter:

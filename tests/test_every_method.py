@@ -14,7 +14,7 @@ import outside.contrasts
 import outside.layercam
 import outside.scorecam  # noqa: F401 (each registers what it holds)
 import ratherthan as rt
-from nets import Dense, images, make
+from nets import Dense, images, make, of_kind
 from ratherthan import get_contrast, get_method, resolve
 from test_pullback import State, mixed_flags
 
@@ -31,6 +31,13 @@ SMALL: dict[str, Any] = {
     "lime": rt.Lime(superpixels=QUADRANTS, samples="all", baseline=0.0, alpha=0.0),
 }
 METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of its own choice, see test_scan
+LAYER_METHODS = ("gradcam", "la", "layercam", "scorecam")
+KINDS = ("images", "volumes", "signals", "table", "text")
+REFUSED = {  # and that of these kinds, in one line; scorecam is an example that asks for rows and columns
+    "volumes": ("pda", "lime", "scorecam"), "signals": ("pda", "lime", "scorecam"),
+    "table": ("pda", *LAYER_METHODS), "text": ("pda", *LAYER_METHODS),
+}  # fmt: skip
+OF_KINDS = [(kind, name) for kind in KINDS for name in METHODS if name not in REFUSED.get(kind, ())]
 NOT_LINEAR = ("pda", "layercam", "scorecam")  # pda averages probabilities, then takes odds
 LINEAR_IN_THE_CONTRAST = [name for name in METHODS if name not in NOT_LINEAR]
 PAIRS: dict[str, Any] = {
@@ -48,6 +55,14 @@ PAIRS: dict[str, Any] = {
 def method(name: str) -> Any:
     """A method with settings that keep it quick."""
     return SMALL.get(name, name)
+
+
+def of(kind: str, name: str) -> Any:
+    """The same for a kind of input."""
+    if kind == "images":
+        return method(name)
+    quick = {"occlusion": rt.Occlusion(size=4, stride=3), "lime": rt.Lime(samples=40)}
+    return quick[name] if name in quick else method(name)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:
@@ -108,16 +123,28 @@ def test_linear_models_have_a_closed_form(name: str, contrast: str) -> None:
         close(found, expected)
 
 
-@pytest.mark.parametrize("name", LINEAR_IN_THE_CONTRAST)
-def test_contrasts_are_weighted_sums_of_class_maps(name: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), [each for each in OF_KINDS if each[1] in LINEAR_IN_THE_CONTRAST])
+def test_contrasts_are_weighted_sums_of_class_maps(kind: str, name: str) -> None:
     """Proposition 3."""
-    model, x = make(Dense, layer="features"), images()
-    classes = ask(model, x, "each", None, name, "none")
+    model, x = of_kind(kind)
+    classes = rt.explain(model, x, "each", None, of(kind, name), "none")
+    assert classes.attribution.abs().max() > 0
     for contrast in CONTRASTS[1:]:
-        logits = model.module(x).detach()
+        logits = model.module(model.normalise(x)).detach()
         seeds = get_contrast(contrast).seed(logits, resolve(logits, 2))
-        expected = torch.einsum("nk,nk...->n...", seeds[:, 0], classes)
-        close(ask(model, x, 2, None, name, contrast), expected, 1e-6)
+        expected = torch.einsum("nk,nk...->n...", seeds[:, 0], classes.attribution)
+        close(rt.explain(model, x, 2, None, of(kind, name), contrast).attribution, expected, 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_does_not_take_is_refused_in_a_line(name: str, kind: str) -> None:
+    if (kind, name) in OF_KINDS or name == "scorecam":
+        return
+    model, x = of_kind(kind, 1)
+    with pytest.raises(rt.RatherThanError, match=r"on the image's plane|alters parts of images") as refused:
+        rt.explain(model, x, method=method(name))
+    assert "\n" not in str(refused.value)
 
 
 class Homogeneous(nn.Module):
@@ -160,22 +187,25 @@ def test_two_classes_leave_one_contrast(name: str) -> None:
 
 # --------------------------------------------------------------------------------------------- batches and foils
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_is_its_images_one_by_one(name: str, contrast: str) -> None:
-    model, x = make(Dense, layer="features"), images()
-    x[1, :, :6] = 0  # black areas: activations that are exactly those of a baseline
-    together = ask(model, x, None, None, name, contrast)
-    close(together, torch.cat([ask(model, each[None], None, None, name, contrast) for each in x]))
-    close(together, rt.explain(model, x, None, None, method(name), contrast, batch_size=2).attribution)
+@pytest.mark.parametrize(("kind", "name"), OF_KINDS)
+def test_a_batch_is_its_inputs_one_by_one(kind: str, name: str, contrast: str) -> None:
+    model, x = of_kind(kind)
+    if kind == "images":
+        x[1, :, :6] = 0  # black areas: activations that are exactly those of a baseline
+    asked: Any = (None, None, of(kind, name), contrast)
+    together = rt.explain(model, x, *asked).attribution
+    close(together, torch.cat([rt.explain(model, each[None], *asked).attribution for each in x]))
+    close(together, rt.explain(model, x, *asked, batch_size=2).attribution)
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("name", METHODS)
-def test_many_foils_are_as_many_calls(name: str, contrast: str) -> None:
-    model, x = make(Dense, layer="features"), images(2)
+@pytest.mark.parametrize(("kind", "name"), OF_KINDS)
+def test_many_foils_are_as_many_calls(kind: str, name: str, contrast: str) -> None:
+    model, x = of_kind(kind, 2)
     many = [0, 2, 3, {0, 4}, 4, {2, 3, 4}, {0, 2, 3, 4}]  # more questions than classes
-    each = ask(model, x, 1, many, name, contrast)
-    close(each, torch.stack([ask(model, x, 1, foil, name, contrast) for foil in many], 1))
+    each = rt.explain(model, x, 1, many, of(kind, name), contrast).attribution
+    alone = [rt.explain(model, x, 1, foil, of(kind, name), contrast).attribution for foil in many]
+    close(each, torch.stack(alone, 1))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -214,15 +244,14 @@ def test_methods_of_one_name_are_told_apart(name: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------- nothing left behind
-@pytest.mark.parametrize("name", METHODS)
-def test_nothing_is_left_behind(name: str) -> None:
-    model = make(Dense, layer="features")
-    in_eval = ask(model, images(), None, [0, 1], name, "weighted")
+@pytest.mark.parametrize(("kind", "name"), OF_KINDS)
+def test_nothing_is_left_behind(kind: str, name: str) -> None:
+    model, x = of_kind(kind)
+    in_eval = rt.explain(model, x, None, [0, 1], of(kind, name)).attribution
     mixed_flags(model.module)
-    x = images()
     state, given = State(model.module), x.clone()
     tensors = [each.data_ptr() for each in model.module.state_dict().values()]
-    close(ask(model, x, None, [0, 1], name, "weighted"), in_eval)
+    close(rt.explain(model, x, None, [0, 1], of(kind, name)).attribution, in_eval)
     state.unchanged()
     assert tensors == [each.data_ptr() for each in model.module.state_dict().values()]
     assert torch.equal(x, given)
@@ -300,7 +329,7 @@ class Untied(nn.Module):
         return self.stages(x)
 
 
-IMAGE_METHODS = [name for name in METHODS if name not in ("gradcam", "la", "layercam", "scorecam")]
+IMAGE_METHODS = [name for name in METHODS if name not in LAYER_METHODS]
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

@@ -65,6 +65,9 @@ from .evaluation.sanity import Sanity as Sanity
 from .evaluation.sign_perturbation import SignPerturbation as SignPerturbation
 from .evaluation.tables import Run as Run
 from .inference import preserve_state as preserve_state
+from .inputs.arrays import Signals as Signals
+from .inputs.arrays import Table as Table
+from .inputs.arrays import Volumes as Volumes
 from .inputs.images import Images as Images
 from .inputs.method import Inputs as Inputs
 from .inputs.text import Text as Text

@@ -22,7 +22,7 @@ def baseline_images(
     """An image of nothing for each image.
 
     Args:
-        images: (N, C, H, W) in image space.
+        images: (N, C, H, W) in image space; or (N, C, ...) of any numbers.
         baseline: A number (0.0 is black); one per channel; an image (C, H, W); "mean": each image's own mean colour;
             "blur": the image blurred; "model-mean": the mean that the model subtracts, 0 after its normalisation.
         sigma: Of the blur, see `blur`.
@@ -37,10 +37,14 @@ def baseline_images(
     if isinstance(baseline, str):
         if baseline not in BASELINES:
             raise InputError(f"{unknown('baseline', baseline, BASELINES)}, or give a number or an image")
+        if baseline == "blur" and images.ndim != 4:
+            raise InputError(f"a blur is one of images (N, C, H, W), not of {tuple(images.shape)}: give a number")
         if baseline == "blur":
             return blur(images, sigma)
+        if baseline == "mean" and images.ndim < 3:
+            raise InputError("a row has no mean that stands for nothing: give a number, one per column, or a row")
         if baseline == "mean":
-            return images.mean((-2, -1), keepdim=True).expand_as(images).clone()
+            return images.mean(tuple(range(2, images.ndim)), keepdim=True).expand_as(images).clone()
         baseline = list(model_mean or (0.0,))
     what = f"a baseline is a number, one per channel, an image or a word, not {baseline!r}"
     with told_as(InputError, what, TypeError, ValueError, RuntimeError):

@@ -140,8 +140,9 @@ class Model:
         """Bring images into image space.
 
         Args:
-            images: A path, bytes of a file, PIL image, array ((H, W) or (H, W, C), uint8, uint16 or [0, 1]) or tensor
-                ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as they are, all else is resized.
+            images: What `inputs` takes. Of images a path, bytes of a file, PIL image, array ((H, W) or (H, W, C),
+                uint8, uint16 or [0, 1]), tensor ((C, H, W) or (N, C, H, W)), or a list of these. Tensors are taken as
+                they are, all else is resized.
 
         Returns:
             (N, C, H, W) on the model's device, in its dtype; float32 for a model in half precision.
@@ -151,7 +152,7 @@ class Model:
         """
         batch = self.inputs.batch(images).to(self.device)
         real = torch.float32 if self.dtype in HALF else self.dtype
-        return batch.to(real) if isinstance(self.inputs, Images) else batch
+        return batch.to(real) if batch.is_floating_point() else batch
 
     def about(self, samples: Sequence[int]) -> Model:
         """The model that some samples are asked of, by their positions in a call: each may have a region of its own."""
@@ -192,7 +193,7 @@ class Model:
         except RatherThanError:
             raise
         except _FAILURES as error:
-            what = f"{self.name} fails on images of shape {tuple(normalised.shape)}: {first_line(error)}"
+            what = f"{self.name} fails on {self.inputs.name} of shape {tuple(normalised.shape)}: {first_line(error)}"
             raise ModelError(what + (self.inputs.doubt(normalised) or self._advice(seen, error))) from error
         return self.output.scores(returned, len(normalised), self.name)
 

@@ -51,7 +51,8 @@ class Result(ABC):
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
         leading: Which of many questions `likeliest` puts first.
-        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter.
+        images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter; volumes
+            (N, C, D, H, W); signals (N, C, T); rows of a table (N, F).
         logits: (N, classes) of the images; (N, 1) values for a regressor.
         fact: (N, [Q]) class indices.
         axis: Which of the two varies along Q: "fact", "foil", or None.
@@ -60,9 +61,11 @@ class Result(ABC):
         output: What the model gives, the name of an `Output`.
         class_names: Where the model has them.
         names: What to call the samples, e.g. their paths.
-        tokens: Of texts, what the tokens of each read, see `Text.tokens`; empty for all else.
+        tokens: Of texts, what the tokens of each read, see `Text.tokens`; of tables names and values of the columns;
+            empty for all else.
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
+        show: The channels of images that are drawn, see `Images`; None: all, or their mean.
     """
 
     kind: ClassVar[str]
@@ -79,6 +82,7 @@ class Result(ABC):
     tokens: tuple[tuple[str, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
     preprocessing: str = ""
+    show: tuple[int, ...] | None = None
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -171,6 +175,10 @@ class Result(ABC):
     @property
     def _fed(self) -> str:
         return f"; input {self.preprocessing}" if self.preprocessing else ""
+
+    def picture(self, image: Tensor) -> np.ndarray[Any, Any]:
+        """One of these images, or one like them, (C, H, W), as the rendering takes it; see `picture`."""
+        return picture(image, self.show)
 
     # ----------------------------------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
@@ -323,22 +331,22 @@ def drawn(result: Result, sample: int, values: np.ndarray[Any, Any]) -> tuple[An
     from ratherthan.render.text import lay_out
 
     if not result.tokens:
-        return picture(result.images[sample]), values
+        return result.picture(result.images[sample]), values
     image, owner = lay_out(result.tokens[sample])
     return image, np.append(values[: len(result.tokens[sample])], 0.0)[owner]
 
 
-def picture(image: Tensor) -> np.ndarray[Any, Any]:
+def picture(image: Tensor, show: Sequence[int] | None = None) -> np.ndarray[Any, Any]:
     """An image (C, H, W) as the rendering takes it: floats (H, W, 1 or 3) in [0, 1].
 
-    One channel is grey and three are colours; of any other number the mean is shown.
+    One channel is grey and three are colours; of any other number the mean is shown, or the channels that are named.
 
     Raises:
         InputError: If it has no rows and columns.
     """
     if image.ndim != 3:
         raise InputError(f"what has shape {tuple(image.shape)} is no picture: read to_frame(), or save .safetensors")
-    shown = image.detach().float().cpu()
+    shown = image.detach().float().cpu() if show is None else image.detach().float().cpu()[list(show)]
     shown = shown if len(shown) in (1, 3) else shown.mean(0, keepdim=True)
     array: np.ndarray[Any, Any] = shown.clamp(0, 1).permute(1, 2, 0).numpy()
     return array

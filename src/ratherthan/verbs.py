@@ -60,7 +60,8 @@ class Samples:
                 raise InputError(f"{len(spec)} {what}s for {len(batch)} samples; give one per sample")
         if names is not None and (isinstance(names, str) or len(names) != len(batch)):
             raise InputError(f"names is a list of {len(batch)}, one per sample")
-        return Samples(batch, _names(images, len(batch)) if names is None else tuple(map(str, names)), fact, foil)
+        names = _names(images, len(batch), model.inputs.one) if names is None else names
+        return Samples(batch, tuple(map(str, names)), fact, foil)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,8 +131,8 @@ def _opened(model: Model, images: Any, names: Sequence[str] | None) -> tuple[Any
     return images, names
 
 
-def _names(images: Any, samples: int) -> tuple[str, ...]:
+def _names(images: Any, samples: int, one: str) -> list[str]:
     """Paths where they were given, else numbers."""
     given = images if isinstance(images, (list, tuple)) else [images]
-    named = [str(each) if isinstance(each, (str, Path)) else f"image {i}" for i, each in enumerate(given)]
-    return tuple(named) if len(named) == samples else tuple(f"image {i}" for i in range(samples))
+    named = [str(each) if isinstance(each, (str, Path)) else f"{one} {i}" for i, each in enumerate(given)]
+    return named if len(named) == samples else [f"{one} {i}" for i in range(samples)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from ratherthan.errors import LayerError
 
 @dataclass(frozen=True)
 class LayerMethod(Method):
-    """A method that explains the output of one layer.
+    """A method that explains the output of one layer, of images (h, w); of signals it is (t), of volumes (d, h, w).
 
     Attributes:
         layer: Dotted name, the module itself, or None: the model's own, else found by `find_layer`.
@@ -57,7 +58,7 @@ class LayerMethod(Method):
         activation, seeds = grid.fold(graph.leaf.detach()), target.seeds
         head = pointwise_head(forward_pass, graph, grid) if self.linear and seeds.shape[1] > 2 else None
         if head is not None and (of_classes := self.class_maps(*head)) is not None:
-            maps = torch.einsum("nqc,nchw->nqhw", seeds.to(activation.dtype), of_classes)
+            maps = torch.einsum("nqc,nc...->nq...", seeds.to(activation.dtype), of_classes)
             return Attribution(maps, graph.layer, self.diagnose(forward_pass, seeds, maps))
         maps = activation.new_empty(*seeds.shape[:2], *grid.size)
         for part, gradient in graph.vjp_chunks(seeds, forward_pass.budget):
@@ -99,11 +100,12 @@ class GradCAM(LayerMethod):
 
     def combine(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """Activations weighed by the mean gradient of their channel."""
-        return torch.einsum("nqk,nkhw->nqhw", gradient.mean((-2, -1)), activation.squeeze(1))
+        means = gradient.mean(tuple(range(3, gradient.ndim)))
+        return torch.einsum("nqk,nk...->nq...", means, activation.squeeze(1))
 
     def class_maps(self, scores: Tensor, passing: Tensor) -> Tensor:
         """The share of cells through which a class is reached, times its scores."""
-        return passing.mean((2, 3), keepdim=True) * scores
+        return passing.mean(tuple(range(2, passing.ndim)), keepdim=True) * scores
 
 
 @register_method
@@ -126,11 +128,11 @@ class LinearApproximation(LayerMethod):
             LayerError: If they cancel, as the values do that a norm takes in: scaling them changes nothing.
         """
         activation = activation.squeeze(1)
-        maps = torch.einsum("nqkhw,nkhw->nqhw", gradient, activation)
+        maps = torch.einsum("nqk...,nk...->nq...", gradient, activation)
         largest = maps.abs().amax()
         if largest == 0 or largest > 1e-3 * gradient.abs().amax() * activation.abs().amax():
             return maps
-        if largest > 1e-3 * torch.einsum("nqkhw,nkhw->nqhw", gradient.abs(), activation.abs()).amax():
+        if largest > 1e-3 * torch.einsum("nqk...,nk...->nq...", gradient.abs(), activation.abs()).amax():
             return maps
         what = "values times gradients cancel to under a thousandth, as where a norm follows"
         raise LayerError(f"'la' says nothing at this layer: {what}; choose the norm's output, or use 'gradcam'")
@@ -142,7 +144,7 @@ class LinearApproximation(LayerMethod):
     def diagnose(self, forward_pass: ForwardPass, seeds: Tensor, maps: Tensor) -> dict[str, Any]:
         """The share of the biases, if the maps and it add up to the linear contrast."""
         logits = forward_pass.logits
-        missing = maps.sum((2, 3)) - torch.einsum("nqc,nc->nq", seeds, logits)
+        missing = maps.flatten(2).sum(2) - torch.einsum("nqc,nc->nq", seeds, logits)
         near = 1e3 * torch.finfo(maps.dtype).eps * torch.einsum("nqc,nc->nq", seeds.abs(), logits.abs())
         for _, bias in _linear_maps(forward_pass.model.module, logits.shape[1]):
             share = seeds @ bias.to(seeds.dtype)
@@ -170,7 +172,7 @@ def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple
     if graph.leaf.element_size() < 4:
         return None  # half precision cannot tell an exact gradient from a near one
     activation, classes = grid.fold(graph.leaf.detach()), graph.output.shape[1]
-    samples, channels, cells = len(activation), activation.shape[1], grid.size[0] * grid.size[1]
+    samples, channels, cells = len(activation), activation.shape[1], math.prod(grid.size)
     if 4 * samples * classes * cells * activation.element_size() > forward_pass.budget:
         return None
     candidates = list(_linear_maps(forward_pass.model.module, classes, channels))
@@ -182,15 +184,16 @@ def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple
     if not gradient.any():
         return None
     tolerance = 1e3 * torch.finfo(activation.dtype).eps * gradient.abs().amax()
+    one = [1] * len(grid.size)
     for weight, _ in candidates:
-        of_a_cell = (probe[:, 0] @ weight / cells)[..., None, None]
+        of_a_cell = (probe[:, 0] @ weight / cells).view(samples, channels, *one)
         if (of_a_cell - gradient).abs().amax() <= tolerance:
-            scores = torch.einsum("ck,nkhw->nchw", weight, activation)
+            scores = torch.einsum("ck,nk...->nc...", weight, activation)
             return scores / cells, torch.ones_like(scores)
     for weight, bias in candidates:
-        scores = torch.einsum("ck,nkhw->nchw", weight, activation)
-        passing = (scores + bias.view(-1, 1, 1) > 0).to(scores)
-        predicted = torch.einsum("nc,nchw,ck->nkhw", probe[:, 0], passing / cells, weight)
+        scores = torch.einsum("ck,nk...->nc...", weight, activation)
+        passing = (scores + bias.view(-1, *one) > 0).to(scores)
+        predicted = torch.einsum("nc...,ck->nk...", probe[:, 0].view(samples, classes, *one) * passing / cells, weight)
         if (predicted - gradient).abs().amax() <= tolerance:
             return scores / cells, passing
     return None
@@ -198,7 +201,7 @@ def pointwise_head(forward_pass: ForwardPass, graph: Graph, grid: Grid) -> tuple
 
 def _linear_maps(module: nn.Module, classes: int, channels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     for each in module.modules():
-        if not isinstance(each, (nn.Linear, nn.Conv2d)) or len(each.weight) != classes:
+        if not isinstance(each, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or len(each.weight) != classes:
             continue
         if channels in (None, each.weight[0].numel()):
             weight = each.weight.detach().flatten(1)

@@ -18,7 +18,7 @@ from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, Shape, picture
+from ratherthan.result import Result, Shape
 from ratherthan.settings import check_value
 from ratherthan.words import percent
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 Preset = Literal["prabhushankar2020"] | None
 SHOWN = 20
 """Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
-_SHOWN_CLASSES, _SHOWN_WORDS = 6, 4
+_SHOWN_CLASSES, _SHOWN_WORDS, _SHOWN_COLUMNS = 6, 4, 20
+_AXES = {1: ["step"], 2: ["row", "column"], 3: ["slice", "row", "column"]}
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _BY_QUESTION = ("attribution", "fact", "foil", "sets", "score", "diagnostics")
 
 
@@ -41,7 +43,8 @@ class Explanation(Result):
 
     Attributes:
         attribution: Raw signed relevance, positive where it speaks for the fact: (N, [Q], h, w) at the resolution of
-            the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised.
+            the layer, or (N, [Q], C, H, W) for methods that explain the image. Not rectified, not normalised. Of
+            volumes (d, h, w) and (C, D, H, W), of signals (t) and (C, T), of tokens (T), of columns (F).
         foil: (N, [Q]) the class compared with, -1 where several are foils together; a value for a regressor.
         sets: (N, [Q], classes) bool, the foils of each question; None: `foil` tells them, -1 for all but the fact.
         score: (N, [Q]) the contrast itself, e.g. the log-odds.
@@ -62,7 +65,7 @@ class Explanation(Result):
 
     # ----------------------------------------------------------------------------------------- reading it
     def heatmap(self, preset: Preset = None, align_corners: bool = False) -> Tensor:
-        """The attribution on the plane of the image: channels summed, bilinearly upsampled, nothing else.
+        """The attribution on the plane of the image: channels summed, linearly upsampled on each axis, nothing else.
 
         Args:
             preset: None, or "prabhushankar2020": as the code published with contrastive-gradcam draws its maps. They
@@ -72,7 +75,8 @@ class Explanation(Result):
                 weighted-contrast; else the cells divide the image evenly.
 
         Returns:
-            (N, H, W), or (N, Q, H, W) where facts or foils form an axis.
+            (N, H, W), or (N, Q, H, W) where facts or foils form an axis; of volumes (N, [Q], D, H, W), of signals
+            (N, [Q], T), of tokens and columns (N, [Q], 1, T).
 
         Raises:
             InputError: If there is no such preset.
@@ -199,15 +203,19 @@ class Explanation(Result):
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
-        return f"{self.method} on {f'layer {self.layer}' if self.layer else self._seen}{self._fed}"
+        return f"{self.method} on {self._explained}{self._fed}"
 
     @property
-    def _seen(self) -> str:
-        return "the text" if self.tokens else "the image"
+    def _explained(self) -> str:
+        if self.layer:
+            return f"layer {self.layer}"
+        if not self.images.is_floating_point():
+            return "the text"
+        return "the image" if self.images.ndim == 4 else "the input"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
-        return f"Explanation({self.method} on {self.layer or self._seen}, {self.contrast}, attribution={shape})"
+        return f"Explanation({self.method} on {self.layer or self._explained}, {self.contrast}, attribution={shape})"
 
     def to_frame(self) -> DataFrame:
         """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""
@@ -251,18 +259,20 @@ class Explanation(Result):
     def _drawn(self, maps: Tensor, lead: int, preset: Preset = None, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         check_value("preset", Preset, preset)
-        maps = maps.sum(lead) if maps.ndim - lead == 3 else maps
-        maps = maps.unsqueeze(-2) if maps.ndim - lead == 1 else maps  # of a table: its columns, side by side
+        axes = max(1, self.images.ndim - 2)
+        maps = maps.sum(lead) if maps.ndim - lead > axes else maps
+        maps = maps.unsqueeze(-2) if self.images.ndim == 2 else maps  # tokens or columns, side by side
         if preset is None:
             return on_plane(maps, self.images, align_corners)
         maps = on_plane(maps.clamp_min(0), self.images, align_corners)
-        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+        plane = tuple(range(lead, maps.ndim))
+        low, high = maps.amin(plane, keepdim=True), maps.amax(plane, keepdim=True)
         return torch.where(high > low, (maps - low) / (high - low), 0)
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
         # without the maps of all other questions: a thousand of one image fill 200 MB
         map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0)
-        peak = int(map_.argmax())
+        peak = np.unravel_index(int(map_.argmax()), map_.shape)
         row = {
             "sample": self.names[sample],
             "fact": self.fact_name(sample, q),
@@ -273,9 +283,7 @@ class Explanation(Result):
             "score": self.by_question(self.score)[sample, q].item(),
             "relevance_for": map_.clamp_min(0).sum().item(),
             "relevance_against": (-map_).clamp_min(0).sum().item(),
-            "peak_row": peak // map_.shape[1],
-            "peak_column": peak % map_.shape[1],
-        }
+        } | {f"peak_{axis}": int(at) for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
         if self.output != "value":
             p = self.probabilities()[sample]
             fact = p[self.by_question(self.fact)[sample, q]]
@@ -309,7 +317,6 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         InputError: If they are not about the same samples.
     """
     from ratherthan.render.panel import Heatmap, Panel
-    from ratherthan.render.text import lay_out
 
     if not explanations:
         raise InputError("no explanations were given")
@@ -322,7 +329,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     methods = {each.method for each in explanations}
     cases = []
     for sample in range(len(first)):
-        image, owner = lay_out(first.tokens[sample]) if first.tokens else (picture(first.images[sample]), None)
+        image, owner = _input(first, sample, [each[sample] for each in heatmaps])
         for group in range(first.questions if first.axis == "fact" else 1):
             views: dict[str, dict[str, Heatmap]] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
@@ -333,13 +340,30 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
                         foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
                     values = each.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
-                    if owner is not None:
-                        values = np.append(values[0], 0.0)[owner]
+                    values = np.atleast_2d(values) if owner is None else np.append(values, 0.0)[owner]
                     seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
-            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps))
+            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps, paper=first.images.ndim < 4))
     return cases
+
+
+def _input(explanation: Explanation, sample: int, heatmaps: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], Any]:
+    """The picture of an input, and whose value lies at each of its pixels; None: the map is spread over all of it."""
+    from ratherthan.render.kinds import draw
+
+    values, tokens = explanation.images[sample], explanation.tokens[sample] if explanation.tokens else ()
+    if values.ndim == 3 or (values.ndim == 1 and not tokens):
+        return explanation.picture(values), None
+    if values.ndim == 4:
+        low, high = values.aminmax()
+        values = (values - low) / (high - low) if high > low else torch.zeros_like(values)
+        values = values.movedim(0, -1) if len(values) == 3 else values.mean(0)
+    columns = None
+    if tokens and values.is_floating_point():  # of a wide table the columns that matter most
+        weights = torch.cat([each.abs().reshape(-1, len(tokens)) for each in heatmaps]).amax(0)
+        columns = sorted(weights.topk(min(_SHOWN_COLUMNS, len(tokens))).indices.tolist())
+    return draw(values.detach().float().cpu().numpy(), tokens, columns)
 
 
 def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:
@@ -379,10 +403,11 @@ def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, flo
 
 
 def on_plane(maps: Tensor, images: Tensor, align_corners: bool = False) -> Tensor:
-    """Maps (..., h, w) bilinearly upsampled to the rows and columns of images, (..., H, W)."""
-    size = (images.shape[-2] if images.ndim > 2 else 1, images.shape[-1])
-    if maps.shape[-2:] == size:
+    """Maps (..., h, w) linearly upsampled to the plane of images, (..., H, W), whatever the number of its axes."""
+    size = images.shape[2:] if images.ndim > 2 else torch.Size((1, images.shape[-1]))
+    lead, plane = maps.shape[: -len(size)], maps.shape[-len(size) :]
+    if plane == size:
         return maps
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    upsampled = torch.nn.functional.interpolate(flat, size, mode="bilinear", align_corners=align_corners)
-    return upsampled.reshape(*maps.shape[:-2], *size)
+    flat = maps.reshape(-1, 1, *plane)
+    upsampled = torch.nn.functional.interpolate(flat, size, mode=_MODES[len(size)], align_corners=align_corners)
+    return upsampled.reshape(*lead, *size)

@@ -77,7 +77,7 @@ class Graph:
         return gradient
 
     def _seeds_at_once(self, budget: int) -> int:
-        if self.layer is None and self.leaf.ndim == 4:
+        if self.layer is None and self.leaf.ndim > 3:
             return 1  # below the first layer, batching over seeds costs memory and gains no time
         # the backward pass holds about four tensors of the leaf's size per seed
         return max(1, budget // (4 * self.leaf.numel() * self.leaf.element_size()))
@@ -89,7 +89,7 @@ class ForwardPass:
     Args:
         model: The model.
         images: (N, C, H, W) in image space; or token ids (N, T), of whose embedding (N, T, E) `images` is then made,
-            with the words that the tokens belong to as `parts`, (N, T).
+            with the words that the tokens belong to as `parts`, (N, T), as the columns of a table are, (N, F).
         budget: Bytes that pulling back may take at once.
         report: Told the share that is done by methods that take long.
     """
@@ -104,10 +104,15 @@ class ForwardPass:
         self.model, self.budget, self.report = model, budget, report
         self.given = images.detach().clone() if images.is_inference() else images.detach()
         self.images = model.leaf(self.given)
-        self.parts = model.inputs.parts(self.given) if self.images is not self.given else None
+        self.parts = model.inputs.parts(self.given)
         self._graphs: dict[str | None, Graph] = {}
         self._logits: Tensor | None = None
         self._made: dict[int, tuple[object, Any]] = {}
+
+    @property
+    def plane(self) -> tuple[int, ...]:
+        """The sizes of the axes that maps of layers and windows lie on: (H, W) of images, none of texts and tables."""
+        return tuple(self.images.shape[2:]) if self.images is self.given else ()
 
     @property
     def logits(self) -> Tensor:

@@ -103,9 +103,9 @@ def _named(forward_pass: ForwardPass, layer: str) -> Grid:
     """How a layer lies that was named."""
     shape = tuple(forward_pass.graph(layer).leaf.shape)
     trace, _ = _trace(forward_pass)
-    images = (forward_pass.images.shape[-2], forward_pass.images.shape[-1])
+    plane = forward_pass.plane
     node = trace.named.get(Address.read(layer))
-    grid = None if node is None else grid_of(Places().of(node), node.shape, images)
+    grid = None if node is None else grid_of(Places(len(plane)).of(node), node.shape, plane)
     if grid is None:
         raise LayerError(
             f"layer {layer!r} gives shape {shape}, which lies on no grid of the image's rows and columns as far as its "
@@ -136,7 +136,7 @@ def _searched(forward_pass: ForwardPass) -> tuple[str, Grid]:
         raise ModelError(f"{model.name} detaches its output from its input: no gradient can be taken")
     if not logits.isfinite().all():
         model.check(logits, images[: len(logits)])  # which says so
-    search = _Search(logits, end, (images.shape[-2], images.shape[-1]), model.output.pools)
+    search = _Search(logits, end, forward_pass.plane, model.output.pools)
     node = search.last(model.name)
     grid = search.grid(node)
     assert grid is not None
@@ -153,7 +153,7 @@ class _Search:
     Args:
         logits: (N, classes), with a graph of everything.
         end: Their node.
-        image: (H, W).
+        plane: The sizes of the axes of the plane, (H, W) of images.
         pools: What may make scores of a map of them, see `Output`.
     """
 
@@ -161,10 +161,10 @@ class _Search:
         self,
         logits: Tensor,
         end: Node,
-        image: tuple[int, int],
-        pools: Callable[[Tensor, tuple[int, int]], tuple[Tensor, ...]],
+        plane: tuple[int, ...],
+        pools: Callable[[Tensor, tuple[int, ...]], tuple[Tensor, ...]],
     ) -> None:
-        self.logits, self.image, self.places, self.pools = logits, image, Places(), pools
+        self.logits, self.plane, self.places, self.pools = logits, plane, Places(len(plane)), pools
         generator = torch.Generator().manual_seed(0)
         self.seed = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         needed, todo = {end}, [end]
@@ -231,9 +231,9 @@ class _Search:
         if node.tensor._version != node.version or not node.tensor.is_floating_point():
             return None
         place = self.places.of(node)
-        if any(not varies(each) and side > 1 for each, side in zip(place, self.image, strict=True)):
+        if not place or any(not varies(each) and side > 1 for each, side in zip(place, self.plane, strict=True)):
             return None
-        return grid_of(place, node.shape, self.image)
+        return grid_of(place, node.shape, self.plane)
 
     def _gradient(self, node: Node) -> Tensor | None:
         (gradient,) = torch.autograd.grad(self.logits, node.tensor, self.seed, retain_graph=True, allow_unused=True)
@@ -245,11 +245,13 @@ class _Search:
         maps = grid.fold(node.tensor.detach()).to(logits.dtype)
         single = maps.shape[1] == 1 and logits.shape[1] == 2  # -y/2 and y/2, of one score y
         scores = logits[:, 1:] * 2 if single else logits
+        if maps.shape[1] == logits.shape[1] - 1 and not logits[:, -1].any():  # labels, and 0 for none of them
+            scores = logits[:, :-1]
         if maps.shape[1] != scores.shape[1]:
             return False
         near = 1e-2 if node.tensor.element_size() < 4 else 1e-4
         atol = near * float(scores.abs().amax())
-        return any(torch.allclose(each, scores, near, atol) for each in self.pools(maps, self.image))
+        return any(torch.allclose(each, scores, near, atol) for each in self.pools(maps, self.plane))
 
     def _normalised(self, node: Node, gradient: Tensor) -> Node:
         """What an elementwise operation or norm makes of a value, if the logits know nothing of it but through that."""

@@ -19,7 +19,8 @@ class Attribution:
     """What a method found.
 
     Attributes:
-        values: (N, Q, h, w) at layer resolution, or (N, Q, C, H, W) for methods that explain the images.
+        values: (N, Q, h, w) at layer resolution, or (N, Q, C, H, W) for methods that explain the images; with another
+            number of axes behind N, Q and C where the inputs have another number of them.
         layer: Dotted name of the layer explained, or None for the images.
         diagnostics: Figures about the computation that belong in the result, by name; tensors of shape (N, Q) or text.
     """

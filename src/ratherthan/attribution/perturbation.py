@@ -3,7 +3,8 @@
 Each asks the network once, about all altered images, and keeps the full matrix of answers (alterations x classes).
 Facts, foils and contrasts are read off that matrix, so that all of them cost the forward passes of one.
 
-One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W).
+One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W). Occlusion does the same on the time steps of
+signals and in volumes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -46,6 +47,8 @@ class Perturbation(Method):
 
     parted: ClassVar[bool] = False
     """Whether it can also alter the parts that the kind of input has of its own, as words."""
+    of_planes: ClassVar[bool] = False
+    """Whether it can also alter what has another number of axes than rows and columns."""
     foil_weights: FoilWeights = "frozen"
     batch_size: AtLeastOne = 32
 
@@ -55,10 +58,12 @@ class Perturbation(Method):
         Raises:
             InputError: If these are no images.
         """
-        if forward_pass.images.ndim != 4 and not (self.parted and forward_pass.parts is not None):
+        parts = self.parted and forward_pass.parts is not None
+        if len(forward_pass.plane) != 2 and not parts and not (self.of_planes and forward_pass.plane):
             shape = tuple(forward_pass.images.shape)
             what = f"{self.name} alters parts of images (N, C, H, W), not what has shape {shape}"
-            raise InputError(f"{what}: use ixg or ig")
+            table = "; occlusion and lime take rows of a table by Model(net, inputs=Table())"
+            raise InputError(f"{what}: use ixg or ig{table * (len(shape) == 2 and forward_pass.parts is None)}")
 
     @abstractmethod
     def respond(self, forward_pass: ForwardPass) -> Any:
@@ -102,23 +107,26 @@ def steps(forward_pass: ForwardPass, parts: Sequence[_Step]) -> Iterator[_Step]:
 
 
 class Windows(Perturbation):
-    """A method that alters one window of the image at a time; a pixel's value is the mean over those that hold it."""
+    """A method that alters one window of the image at a time; a pixel's value is the mean over those that hold it.
+
+    The plane may have any number of axes: rows and columns of images, steps of signals, slices before them of volumes.
+    """
 
     cut_off: ClassVar[bool] = False
     """Whether the last windows are cut off at the border; if not, they end there."""
 
     @abstractmethod
-    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of the windows in an image: height and width, steps down and across."""
+    def sides(self, *plane: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the windows in a plane (H, W): height and width, steps down and across."""
 
-    def windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def windows(self, *plane: int) -> list[Tensor]:
         """Rows and columns held by the windows, (positions, H) and (positions, W) bool.
 
         Raises:
             InputError: If windows do not fit in the image, or leave gaps.
         """
         covers = []
-        for length, size, stride in zip((height, width), *self.sides(height, width), strict=True):
+        for length, size, stride in zip(plane, *self.sides(*plane), strict=True):
             if not 1 <= size <= length:
                 raise InputError(f"a window of {size} pixels does not fit in {length}; give a smaller window")
             if not 1 <= stride <= size:
@@ -126,10 +134,10 @@ class Windows(Perturbation):
             starts = range(0, length - size + stride, stride)
             start = torch.tensor(starts).clamp_max(length if self.cut_off else length - size).unsqueeze(1)
             covers.append((start <= torch.arange(length)) & (torch.arange(length) < start + size))
-        return covers[0], covers[1]
+        return covers
 
     @abstractmethod
-    def altering(self, forward_pass: ForwardPass) -> Callable[[int, Tensor, Tensor], Tensor]:
+    def altering(self, forward_pass: ForwardPass) -> Callable[..., Tensor]:
         """What alters a window: its number, rows (H,) and columns (W,) to copies of the images, (S, N, C, H, W)."""
 
     def read(self, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
@@ -140,7 +148,7 @@ class Windows(Perturbation):
         """(windows, N, classes): the mean answer with each window altered."""
         images, means = forward_pass.images, []
         alter = self.altering(forward_pass)
-        windows = list(enumerate(product(*(side.to(images.device) for side in self.windows(*images.shape[-2:])))))
+        windows = list(enumerate(product(*(side.to(images.device) for side in self.windows(*forward_pass.plane)))))
         at_once = max(1, self.batch_size // (getattr(self, "samples", 1) * len(images)))
         for start in steps(forward_pass, range(0, len(windows), at_once)):
             altered = torch.stack([alter(number, *sides) for number, sides in windows[start : start + at_once]])
@@ -152,9 +160,11 @@ class Windows(Perturbation):
         """(N, Q, 1, H, W): what the image has more of the contrast than the altered images, in the mean."""
         clean, altered = self.read(forward_pass, forward_pass.logits)[None], self.answers(forward_pass)
         drop = self.scores(forward_pass, target, clean) - self.scores(forward_pass, target, altered)
-        down, across = ((side / side.sum(0)).to(drop) for side in self.windows(*forward_pass.images.shape[-2:]))
-        grid = drop.movedim(0, -1).reshape(*drop.shape[1:], len(down), len(across))
-        return Attribution((down.T @ grid @ across).unsqueeze(2))
+        sides = [side.to(drop) / side.sum(0).to(drop) for side in self.windows(*forward_pass.plane)]
+        values = drop.movedim(0, -1).reshape(*drop.shape[1:], *map(len, sides))
+        for side in sides:  # the first axis of windows becomes the last, of pixels
+            values = torch.tensordot(values, side, ([2], [0]))
+        return Attribution(values.unsqueeze(2))
 
 
 # --------------------------------------------------------------------------------------------- occlusion
@@ -167,44 +177,56 @@ class Occlusion(Windows):
     it. Windows start at multiples of the stride; the last ones are cut off at the border, so that every pixel is held
     by one. These are Captum's windows, and its values for a single class.
 
+    In volumes and signals a window has as many sides as these have axes; of a table one column is covered at a time.
+
     Attributes:
         size: Height and width of the window in pixels; None: an eighth of the image's.
         stride: Step between windows, at most their size; None: half of it.
-        baseline: What covers it, see `baseline_images`; None: the mean colour; of a text the blank token.
+        baseline: What covers it, see `baseline_images`; None: the mean colour; of a text the blank token; of a table
+            the mean that the model subtracts, or 0.
     """
 
     name = "occlusion"
     parted = True
+    of_planes = True
     cut_off = True
-    size: int | tuple[int, int] | None = None
-    stride: int | tuple[int, int] | None = None
+    size: int | tuple[int, ...] | None = None
+    stride: int | tuple[int, ...] | None = None
     baseline: Any = None
 
-    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """As given, or an eighth of the image by half of that."""
-        sizes = _pair(self.size) or (max(1, height // 8), max(1, width // 8))
-        return sizes, _pair(self.stride) or (max(1, sizes[0] // 2), max(1, sizes[1] // 2))
+    def sides(self, *plane: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """As given, or an eighth of the image by half of that.
 
-    def altering(self, forward_pass: ForwardPass) -> Callable[[int, Tensor, Tensor], Tensor]:
+        Raises:
+            InputError: If there is not a number for each axis.
+        """
+        sizes = _each_side(self.size, plane) or tuple(max(1, length // 8) for length in plane)
+        return sizes, _each_side(self.stride, plane) or tuple(max(1, size // 2) for size in sizes)
+
+    def altering(self, forward_pass: ForwardPass) -> Callable[..., Tensor]:
         """Covers a window."""
         images, off = forward_pass.images, forward_pass.nothing(self.baseline)
-        return lambda _, down, across: torch.where(down.unsqueeze(1) & across, off, images).unsqueeze(0)
+
+        def alter(number: int, *sides: Tensor) -> Tensor:
+            return torch.where(reduce(lambda window, side: window.unsqueeze(-1) & side, sides), off, images)[None]
+
+        return alter
 
     def respond(self, forward_pass: ForwardPass) -> Tensor:
-        """(windows, N, classes), or (words, N, classes): logits with each covered."""
+        """(windows, N, classes), or (words or columns, N, classes): logits with each covered."""
         parts = forward_pass.parts
         if parts is None:
             return super().respond(forward_pass)
         images, off, answers = forward_pass.images, forward_pass.nothing(self.baseline), []
         numbers = torch.arange(int(parts.max()) + 1, device=parts.device)
         for some in steps(forward_pass, torch.split(numbers, max(1, self.batch_size // len(images)))):
-            covered = (parts == some.view(-1, 1, 1)).unsqueeze(-1)
+            covered = (parts == some.view(-1, 1, 1)).view(-1, *parts.shape, *[1] * (images.ndim - parts.ndim))
             altered = torch.where(covered, off, images)
             answers.append(self.forward(forward_pass, altered.flatten(0, 1)).reshape(*altered.shape[:2], -1))
         return torch.cat(answers)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
-        """(N, Q, 1, H, W): see above; the tokens of a word share its drop, (N, Q, T)."""
+        """(N, Q, 1, H, W): see above; the tokens of a word share its drop, (N, Q, T); of columns (N, Q, F)."""
         parts = forward_pass.parts
         if parts is None:
             return super().attribute(forward_pass, target)
@@ -214,8 +236,10 @@ class Occlusion(Windows):
         return Attribution(drop @ (within / within.sum(1, keepdim=True).clamp_min(1)).mT)
 
 
-def _pair(given: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (given, given) if isinstance(given, int) else given
+def _each_side(given: int | tuple[int, ...] | None, plane: tuple[int, ...]) -> tuple[int, ...] | None:
+    if isinstance(given, tuple) and len(given) != len(plane):
+        raise InputError(f"a window has {len(plane)} sides here, not the {len(given)} of {given}")
+    return (given,) * len(plane) if isinstance(given, int) else given
 
 
 # --------------------------------------------------------------------------------------------- prediction difference
@@ -401,11 +425,11 @@ class PredictionDifference(Windows):
         return super().scores(forward_pass, target, log, foil_weights) / math.log(2)
 
     # ------------------------------------------------------------------------------------- windows
-    def sides(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def sides(self, *plane: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """As given, for all images."""
         return (self.window, self.window), (self.stride, self.stride)
 
-    def altering(self, forward_pass: ForwardPass) -> Callable[[int, Tensor, Tensor], Tensor]:
+    def altering(self, forward_pass: ForwardPass) -> Callable[..., Tensor]:
         """Draws a window anew; its number keys the noise."""
         images = forward_pass.images
         marginal = self.sampling == "marginal" or self.patches is None
@@ -528,18 +552,19 @@ class Lime(Perturbation):
     def respond(self, forward_pass: ForwardPass) -> list[tuple[Tensor, ...]]:
         """Of each image: superpixels (H, W), masks (M, superpixels), similarity (M,) and logits (M, classes)."""
         images, answers = forward_pass.images, []
-        channels = 1 if forward_pass.parts is None else -1  # where they stand
         off, labels = forward_pass.nothing(self.baseline), self.parts(forward_pass)
+        one = [1] * (images.ndim - labels.ndim)  # channels stand before the plane, or behind the tokens
+        shape = (*one, *labels.shape[1:]) if forward_pass.parts is None else (*labels.shape[1:], *one)
         masks = [self.masks(int(each.max()) + 1).to(images.device) for each in labels]
         parts = [(n, part) for n, each in enumerate(masks) for part in torch.split(each, self.batch_size)]
         for n, part in steps(forward_pass, parts):
-            altered = torch.where(part[:, labels[n]].unsqueeze(channels) > 0, images[n], off[n])
+            altered = torch.where(part[:, labels[n]].view(-1, *shape) > 0, images[n], off[n])
             answers.append((n, self.similarity(images[n], altered), self.forward(forward_pass, altered)))
         found = ([each[1:] for each in answers if each[0] == n] for n in range(len(images)))
         return [(labels[n], masks[n], *map(torch.cat, zip(*each, strict=True))) for n, each in enumerate(found)]
 
     def parts(self, forward_pass: ForwardPass) -> Tensor:
-        """What is shown and hidden as one: superpixels (N, H, W), or the words of texts (N, T)."""
+        """What is shown and hidden as one: superpixels (N, H, W), words of texts (N, T), columns (N, F)."""
         return segment(forward_pass.images, self.superpixels) if forward_pass.parts is None else forward_pass.parts
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:

@@ -3,14 +3,15 @@
 A `Place` says of every value from which row and which column of the image it comes, where it comes from one: a
 convolution's from the centre of its window, a token's from the patch it was cut from, however it was moved since. What
 mixes all rows has no row. What comes from a constant, such as a class token, is NaN. Operations that are not known here
-make a value without a place: nothing is guessed.
+make a value without a place: nothing is guessed. A signal has one axis, of time steps, a volume slices before its rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,17 +23,10 @@ _NEAR = 1e-3  # pixels by which two places may differ and be one
 _AWAY = 2.0**20  # added while places are moved: an operation that fills up with zeros fills up with what is no place
 
 
-class Place(NamedTuple):
-    """Rows and columns of the image, in pixels, of the size of the value or of 1 where they do not change.
-
-    None: none, as everything is mixed, or nothing is of the image.
-    """
-
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-
-NOWHERE = Place()
+Place = tuple[Tensor | None, ...]
+"""On each axis of the plane, as the rows and the columns of an image, the places in pixels, of the size of the value or
+of 1 where they do not change. None: none, as everything is mixed. No axes: nothing is of the image."""
+NOWHERE: Place = ()
 _Rule = Callable[[Node, Callable[[Any], Place]], Place]
 
 
@@ -44,13 +38,13 @@ class Grid:
     Attributes:
         shape: The value's, but for its first dimension, the batch.
         axes: Those of these dimensions that go over the plane.
-        size: (h, w).
+        size: (h, w); a number for each axis of the plane.
         order: (h * w,) where the cells stand among the positions on these axes, row by row; None: in this order.
     """
 
     shape: torch.Size
     axes: tuple[int, ...]
-    size: tuple[int, int]
+    size: tuple[int, ...]
     order: Tensor | None = None
 
     def fold(self, values: Tensor) -> Tensor:
@@ -63,32 +57,33 @@ class Grid:
         return cells.reshape(*cells.shape[:-1], *self.size)
 
 
-def grid_of(place: Place, shape: torch.Size, image: tuple[int, int]) -> Grid | None:
+def grid_of(place: Place, shape: torch.Size, image: tuple[int, ...]) -> Grid | None:
     """The grid that a value's places make up.
 
     Args:
         place: Its places.
         shape: Its shape.
-        image: (H, W) of the images.
+        image: The sizes of the plane's axes, (H, W) of images.
 
     Returns:
         None if they are no full grid of more than one cell, or the samples of the batch are among its dimensions.
     """
-    if place.rows is None and place.columns is None:
+    if all(each is None for each in place):
         return None
     middle = [torch.full((1,) * len(shape), (side - 1) / 2, dtype=torch.float64) for side in image]
-    rows, columns = (m if each is None else each for each, m in zip(place, middle, strict=True))
-    axes = tuple(i for i in range(len(shape)) if max(rows.shape[i], columns.shape[i]) > 1)
+    known = [m if each is None else each for each, m in zip(place, middle, strict=True)]
+    axes = tuple(i for i in range(len(shape)) if any(each.shape[i] > 1 for each in known))
     if 0 in axes:
         return None
     sizes = [shape[i] if i in axes else 1 for i in range(len(shape))]
-    flat = [each.expand(sizes).flatten() for each in (rows, columns)]
-    cells = (flat[0] + flat[1]).isfinite().nonzero().flatten()
-    (across, row), (down, column) = (_ranks(each[cells]) for each in flat)
-    size = (across, down)
-    if len(cells) < 2 or size[0] * size[1] != len(cells):
+    flat = [each.expand(sizes).flatten() for each in known]
+    cells = torch.stack(flat).isfinite().all(0).nonzero().flatten()
+    size, ranks = zip(*(_ranks(each[cells]) for each in flat), strict=True)
+    if len(cells) < 2 or math.prod(size) != len(cells):
         return None
-    raster = row * size[1] + column
+    raster = torch.zeros_like(cells)
+    for length, rank in zip(size, ranks, strict=True):
+        raster = raster * length + rank
     order = raster.argsort()
     if not torch.equal(raster[order], torch.arange(len(cells))):
         return None
@@ -120,9 +115,14 @@ def _ranks(values: Tensor) -> tuple[int, Tensor]:
 
 # --------------------------------------------------------------------------------------------- following
 class Places:
-    """The places of the nodes of a trace, each found when it is asked for."""
+    """The places of the nodes of a trace, each found when it is asked for.
 
-    def __init__(self) -> None:
+    Args:
+        axes: How many axes the plane of the inputs has; they are their last.
+    """
+
+    def __init__(self, axes: int) -> None:
+        self._axes = axes
         self._known: dict[Node, Place] = {}
 
     def of(self, node: Node) -> Place:
@@ -138,10 +138,10 @@ class Places:
 
     def _follow(self, node: Node) -> Place:
         if node.operation == "images":
-            if len(node.shape) != 4:
-                return NOWHERE
-            down, across = (torch.arange(side, dtype=torch.float64) for side in node.shape[2:])
-            return Place(_tidy(down.view(1, 1, -1, 1)), _tidy(across.view(1, 1, 1, -1)))
+            axes = range(len(node.shape) - self._axes, len(node.shape))
+            shapes = ([-1 if i == axis else 1 for i in range(len(node.shape))] for axis in axes)
+            sides = (torch.arange(node.shape[axis], dtype=torch.float64) for axis in axes)
+            return tuple(_tidy(side.view(shape)) for side, shape in zip(sides, shapes, strict=True))
         rule = PLACES.get(node.operation)
         return NOWHERE if rule is None else rule(node, self._look_up)
 
@@ -183,12 +183,13 @@ def _narrow(places: Tensor) -> Tensor:
 
 
 def _first(node: Node, places: Iterable[Place]) -> Place:
-    """Of several that meet, the first whose rows, and the first whose columns change, or else that has any.
+    """Of several that meet, on each axis of the plane the first whose places change, or else that has any.
 
     No more are found than are needed.
     """
-    found: list[Tensor | None] = [None, None]
+    found: list[Tensor | None] = []
     for place in places:
+        found += [None] * (len(place) - len(found))
         for which, each in enumerate(place):
             if varies(found[which]) or each is None or each.ndim > len(node.shape):
                 continue
@@ -196,9 +197,9 @@ def _first(node: Node, places: Iterable[Place]) -> Place:
             fits = all(a in (1, b) for a, b in zip(grown.shape, node.shape, strict=True))
             if fits and (found[which] is None or varies(each)):
                 found[which] = grown
-        if all(map(varies, found)):
+        if found and all(map(varies, found)):
             break
-    return Place(*found)
+    return tuple(found)
 
 
 def varies(places: Tensor | None) -> bool:
@@ -207,7 +208,7 @@ def varies(places: Tensor | None) -> bool:
 
 
 def _each(change: Callable[[Tensor], Tensor | None], place: Place) -> Place:
-    return Place(*(None if each is None else _tidy(change(each)) for each in place))
+    return tuple(None if each is None else _tidy(change(each)) for each in place)
 
 
 # --------------------------------------------------------------------------------------------- rules
@@ -222,14 +223,15 @@ def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
     places = {each: look(each) for each in node.inputs}
 
     def moved(which: int) -> Tensor | None:
-        if all(each[which] is None for each in places.values()):
+        on_axis = {each: place[which] for each, place in places.items() if place and place[which] is not None}
+        if not on_axis:
             return None
 
         def full(value: Any) -> Any:
             real = isinstance(value, Tensor) and value.is_floating_point()
             if not isinstance(value, Node) and not real:
                 return value
-            found = places[value][which] if isinstance(value, Node) else None
+            found = on_axis.get(value) if isinstance(value, Node) else None
             found = torch.full((1,), torch.nan, dtype=torch.float64) if found is None else found + _AWAY
             return found.expand(value.shape)
 
@@ -244,7 +246,7 @@ def _moves(node: Node, look: Callable[[Any], Place]) -> Place:
         made = _narrow(made) if made.shape == node.shape else made.new_zeros(1)
         return _tidy(torch.where(made == 0, torch.nan, made - _AWAY))
 
-    return Place(moved(0), moved(1))
+    return tuple(moved(which) for which in range(max(map(len, places.values()), default=0)))
 
 
 def _argument(node: Node, place: int, *names: str) -> Any:

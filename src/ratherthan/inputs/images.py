@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ratherthan.data.images import checked, fit_image, fit_tensor, open_image, plain, to_tensor
-from ratherthan.errors import InputError, told_as
-from ratherthan.inputs.method import Inputs
+from ratherthan.errors import InputError
+from ratherthan.inputs.method import Inputs, row_of_numbers, scaled, told_scale
 from ratherthan.settings import AtLeastOne, Interval
 
 _OUTSIDE = 1e-4  # by which values may leave [0, 1]
@@ -49,9 +49,11 @@ class Images(Inputs):
             pixels from the middle, mean and std; "half" is mean and std 0.5; "none": [0, 1] is what the network wants.
         certain: Whether `channels` is known. If it is only read off the first convolution that a module lists, tensors
             of another number are left for the network to judge.
+        show: Of more channels than can be drawn, the one or three that are, as in (3, 2, 1); None: their mean.
     """
 
     name: ClassVar[str] = "images"
+    remedy: ClassVar[str] = "give the model a size, e.g. size=224"
     channels: AtLeastOne = 3
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -62,6 +64,7 @@ class Images(Inputs):
     planes: bool = True
     preprocessing: Literal["imagenet", "clip", "half", "none"] | None = None
     certain: bool = True
+    show: tuple[Annotated[int, Interval(0)], ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -74,14 +77,17 @@ class Images(Inputs):
                 object.__setattr__(self, key, value)
         for key in ("mean", "std", "size"):  # a number, a list or an array becomes a tuple
             if (value := getattr(self, key)) is not None:
-                with told_as(InputError, f"{key} of images is no row of numbers", ValueError):  # of unequal lists
-                    row = tuple(np.ravel(value).tolist())
+                row = row_of_numbers(f"{key} of images", value)
                 object.__setattr__(self, key, 2 * row if key == "size" and len(row) == 1 else row)
         super().__post_init__()
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
                 more = "; channels= says how many the network takes" * (not self.certain)
                 raise InputError(f"{key} has {len(values)} values for images of {self.channels} channels{more}")
+        if self.show is not None and (len(self.show) not in (1, 3) or max(self.show) >= self.channels):
+            raise InputError(
+                f"show={self.show} is to name one or three of {self.channels} channels; channels= adds more"
+            )
         if self.std is not None and min(self.std) <= 0:
             raise InputError(f"std must be positive, not {self.std}")
 
@@ -103,9 +109,7 @@ class Images(Inputs):
     def describe(self) -> str:
         """What files become before the network sees them, in words."""
         size = "" if self.size is None else f"{self.size[0]} x {self.size[1]} ({self.fit}), "
-        scaled = (("mean", self.mean), ("std", self.std))
-        told = ", ".join(f"{key} {' '.join(f'{value:.4g}' for value in row)}" for key, row in scaled if row)
-        return size + (told or "as it is, in [0, 1]")
+        return size + (told_scale(self.mean, self.std) or "as it is, in [0, 1]")
 
     def doubt(self, batch: Tensor) -> str:
         """That the number of channels may be why a network fails on a batch, where it is not known."""
@@ -165,6 +169,8 @@ class Images(Inputs):
         if images.ndim not in ((4,) if self.planes else (2, 4)) or images.numel() == 0:
             table = "" if self.planes else ", or rows of a table (N, F)"
             more = "; one image is images[None]" * (images.ndim == 3)
+            kind = {5: "Volumes", 3: "" if self.planes else "Signals"}.get(images.ndim)
+            more += f"; of {kind.lower()} say Model(net, inputs={kind}())" if kind else ""
             raise InputError(f"images of shape {tuple(batch.shape)}: (N, C, H, W) with N >= 1 is needed{table}{more}")
         if self.planes and surely and images.shape[1] != self.channels:
             what = f"images of {images.shape[1]} channels; the model takes {self.channels}"
@@ -173,7 +179,7 @@ class Images(Inputs):
             raise InputError("the images hold NaN or infinite values; image space is [0, 1]")
         low, high = float(images.min()), float(images.max())
         if low >= -_OUTSIDE and high <= 1 + _OUTSIDE:
-            return images
+            return images if images.is_floating_point() else images.float()
         if not images.is_floating_point():
             raise InputError(f"images hold whole numbers from {low:.0f} to {high:.0f}: hand in images / 255, in [0, 1]")
         if self.mean or self.std:
@@ -182,9 +188,7 @@ class Images(Inputs):
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(images - mean) / std, per channel."""
-        if self.mean is not None:
-            batch = batch - batch.new_tensor(self.mean).view(-1, 1, 1)
-        return batch if self.std is None else batch / batch.new_tensor(self.std).view(-1, 1, 1)
+        return scaled(batch, self.mean, self.std, 2 if batch.ndim > 2 else 0)
 
 
 def _pictures(image: Any) -> list[Image.Image]:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ratherthan.baselines import baseline_images
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, told_as
 from ratherthan.settings import Settings
 
 
 class Inputs(Settings, ABC):
-    """How raw things become the tensors that a user hands in and gets back, and these what the network sees."""
+    """How raw things become the tensors that a user hands in and gets back, and these what the network sees.
+
+    Attributes:
+        name: What several are called.
+        one: What one is called.
+        show: The channels that are drawn, where not all are.
+    """
+
+    one: ClassVar[str] = "image"
+    show: tuple[int, ...] | None = None
+    remedy: ClassVar[str] = "ask one at a time"
+    """What to do about different sizes."""
 
     @abstractmethod
     def prepare(self, raw: Any) -> Tensor:
@@ -83,9 +95,32 @@ class Inputs(Settings, ABC):
             return self.check(raw)
         given = raw if isinstance(raw, (list, tuple)) else [raw]
         if not given:
-            raise InputError("no images were given")
+            raise InputError(f"no {self.name} were given")
         parts = [self.check(each if isinstance(each, Tensor) else self.prepare(each).unsqueeze(0)) for each in given]
         shapes = {tuple(part.shape[1:]) for part in parts}
         if len(shapes) > 1:
-            raise InputError(f"images of different sizes {sorted(shapes)}: give the model a size, e.g. size=224")
+            raise InputError(f"{self.name} of different sizes {sorted(shapes)}: {self.remedy}")
         return torch.cat(parts)
+
+
+def row_of_numbers(what: str, given: Any) -> tuple[float, ...]:
+    """A number, a list or an array as a tuple.
+
+    Raises:
+        InputError: If it is none of these.
+    """
+    with told_as(InputError, f"{what} is no row of numbers", ValueError):  # of unequal lists
+        return tuple(np.ravel(given).tolist())
+
+
+def scaled(batch: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, axes: int) -> Tensor:
+    """(batch - mean) / std, one or per channel, which so many axes follow."""
+    per_channel = (-1, *[1] * axes)
+    batch = batch if mean is None else batch - batch.new_tensor(mean).view(per_channel)
+    return batch if std is None else batch / batch.new_tensor(std).view(per_channel)
+
+
+def told_scale(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
+    """Mean and std in words; empty where there is neither."""
+    rows = (("mean", mean), ("std", std))
+    return ", ".join(f"{key} {' '.join(f'{value:.4g}' for value in row)}" for key, row in rows if row)

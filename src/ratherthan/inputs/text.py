@@ -41,6 +41,7 @@ class Text(Inputs):
     special: bool = True
 
     name: ClassVar[str] = "text"
+    one: ClassVar[str] = "text"
 
     # ----------------------------------------------------------------------------------------- in
     def prepare(self, raw: Any) -> Tensor:
@@ -182,8 +183,10 @@ class Text(Inputs):
         """Whether the tokenizer marks what begins a word, not what goes on with one."""
         return any(piece.startswith(_SPACES) for piece in self.tokenizer.get_vocab())
 
-    def parts(self, batch: Tensor) -> Tensor:
-        """The word that each token belongs to, (N, T), from 0."""
+    def parts(self, batch: Tensor) -> Tensor | None:
+        """The word that each token belongs to, (N, T), from 0; none of embeddings."""
+        if batch.is_floating_point():
+            return None
         rows = [words_of(self.tokens(row)) for row in batch]
         return join([torch.tensor(row) for row in rows]).to(batch.device)
 

@@ -57,9 +57,10 @@ class Output(Settings):
         """Whether it is another for each sample, so that they are asked about one by one."""
         return False
 
-    def pools(self, maps: Tensor, image: tuple[int, int]) -> tuple[Tensor, ...]:
-        """What the scores may be made of maps of them, (N, K, h, w), of images (H, W): (N, K) each."""
-        return maps.mean((2, 3)), maps.amax((2, 3)), maps.sum((2, 3)), maps.logsumexp((2, 3))
+    def pools(self, maps: Tensor, plane: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """What the scores may be made of maps of them, (N, K, h, w), of images of a plane (H, W): (N, K) each."""
+        cells = maps.flatten(2)
+        return cells.mean(2), cells.amax(2), cells.sum(2), cells.logsumexp(2)
 
     def of(self, samples: Sequence[int]) -> Output:
         """The output that some samples have, by their positions in the call."""

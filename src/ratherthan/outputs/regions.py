@@ -76,9 +76,9 @@ class Region(Output):
         scores = _dense(run(seen), len(seen), model.name)
         return self._within(scores, self._mask(seen.shape[-2], seen.shape[-1]))
 
-    def pools(self, maps: Tensor, image: tuple[int, int]) -> tuple[Tensor, ...]:
+    def pools(self, maps: Tensor, plane: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Their mean in the region, (N, K)."""
-        return (self._within(maps, self._mask(*image)),)
+        return (self._within(maps, self._mask(plane[0], plane[1])),)
 
     @staticmethod
     def _within(scores: Tensor, mask: Tensor) -> Tensor:

@@ -45,13 +45,14 @@ def sequential(values: ArrayLike, limit: float) -> Bytes:
     return _interpolate(np.maximum(_scaled(values, limit), 0.0), _UNSIGNED)
 
 
-def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
+def overlay(image: ArrayLike, values: ArrayLike, limit: float, behind: bool = False) -> Bytes:
     """Tint the pale grey version of an image with a signed map; opacity grows with the absolute value.
 
     Args:
         image: (H, W), (H, W, 1) or (H, W, 3); floats in [0, 1] or uint8.
         values: (h, w), resampled bilinearly to the image where the sizes differ.
         limit: As in `diverging`.
+        behind: Whether the image is ink on white paper, which takes the map's colours and stays as dark as it is.
 
     Returns:
         RGB, uint8 (H, W, 3): the pale grey image itself where the map is zero.
@@ -60,6 +61,9 @@ def overlay(image: ArrayLike, values: ArrayLike, limit: float) -> Bytes:
         InputError: The image has another shape, or as `diverging`.
     """
     rgb = as_rgb(image)
+    if behind:
+        pale = 255 - FADED * (255.0 - diverging(resample(values, rgb.shape[:2]), limit))
+        return _bytes(rgb / 255.0 * pale)
     grey = 255 - FADED * (255 - rgb @ np.array([0.299, 0.587, 0.114]))
     coloured = tint(resample(values, rgb.shape[:2]), limit).astype(np.float64)
     opacity = coloured[..., 3:] / 255 * TINT_STRENGTH

@@ -232,7 +232,7 @@ def _panel_row(panel: Panel, shown: Sequence[Heatmap], names: float) -> Row:
     for view in shown:
         words = [view.foil and f"rather than {view.foil}"] * (len(foils) > 1)
         words += [view.contrast] * (len(contrasts) > 1 or len(foils) < 2)
-        drawn = overlay(panel.image, view.values, limits[view.contrast])
+        drawn = overlay(panel.image, view.values, limits[view.contrast], panel.paper)
         pictures.append(Picture(" · ".join(filter(None, words)), drawn))
     return Row(pictures, heading, chart=partial(_draw_bars, panel, names) if panel.probabilities else None)
 

@@ -43,6 +43,7 @@ class Panel:
         probabilities: Class names with their probabilities, any order, as many as are worth showing; may be empty.
         maps: The maps; the first is the one shown first.
         sides: What blue and what red-orange mean; a figure and a page take the words of their first panel.
+        paper: Whether the image is ink on white paper, as words and lines are, behind which a map is laid.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Panel:
     probabilities: tuple[tuple[str, float], ...]
     maps: tuple[Heatmap, ...]
     sides: tuple[str, str] = ("against the fact, for the foil", "for the fact")
+    paper: bool = False
 
     @property
     def foils(self) -> tuple[str, ...]:

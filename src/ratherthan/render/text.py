@@ -13,21 +13,23 @@ from ratherthan.render.colours import Bytes
 from ratherthan.words import printable
 
 _WIDTH, _HEIGHT, _COLUMNS, _MARGIN = 13, 30, 24, 8  # px of a letter; letters of a line; px
+_LETTERS = 21
 
 
-def lay_out(tokens: Sequence[str]) -> tuple[Bytes, np.ndarray[Any, Any]]:
+def lay_out(tokens: Sequence[str], lines: Sequence[int] | None = None) -> tuple[Bytes, np.ndarray[Any, Any]]:
     """Write tokens in lines.
 
     Args:
         tokens: What they read; those that begin a word begin with a space. A word that fits on no line is broken.
+        lines: The tokens that are written, each on a line of its own; None: all, as many as fit on a line.
 
     Returns:
         A picture (H, W, 3), uint8, and the token that each pixel belongs to, (H, W), -1 where there is none.
     """
     places, line, column = list[tuple[int, int, int, str]](), 0, 0
-    for number, token in enumerate(tokens):
-        text = printable(token)
-        if column and column + len(text.rstrip()) > _COLUMNS:
+    for number in range(len(tokens)) if lines is None else lines:
+        text = printable(tokens[number] if lines is None else tokens[number].strip())
+        if column and (lines is not None or column + len(text.rstrip()) > _COLUMNS):
             line, column, text = line + 1, 0, text.lstrip()
         for start in range(0, max(1, len(text)), _COLUMNS):
             part = text[start : start + _COLUMNS]
@@ -41,14 +43,15 @@ def lay_out(tokens: Sequence[str]) -> tuple[Bytes, np.ndarray[Any, Any]]:
     for number, row, left, text in places:
         x, y = _MARGIN + left * _WIDTH, _MARGIN + row * _HEIGHT
         for i, letter in enumerate(text):
-            draw.text((x + i * _WIDTH, y), letter, "#24292f", _font())
+            draw.text((x + i * _WIDTH, y), letter, "#24292f", font(_LETTERS))
         spaces = len(text) - len(text.lstrip())
         owner[y : y + _HEIGHT - 2, x + spaces * _WIDTH : x + len(text) * _WIDTH] = number
     return np.asarray(picture), owner
 
 
 @cache
-def _font() -> Any:
+def font(size: int) -> Any:
+    """Letters of one width, so many px high."""
     from matplotlib.font_manager import findfont
 
-    return ImageFont.truetype(findfont("DejaVu Sans Mono"), 21)
+    return ImageFont.truetype(findfont("DejaVu Sans Mono"), size)

@@ -20,7 +20,7 @@ from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
-from ratherthan.result import Shape, drawn, picture
+from ratherthan.result import Shape, drawn
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, SearchResult, get_counterfactual_method
 from ratherthan.search.solver import Ends, Status
 from ratherthan.words import percent
@@ -232,9 +232,10 @@ class Counterfactual(SearchResult):
         others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
         return Trajectory(
             name=Path(self.names[i]).name, question=self.question(i, q), status=self.best(self.status, i, q),
-            text=self.text(i, q).removeprefix(self.question(i, q)).strip(), image=picture(self.images[i]),
-            reconstruction=None if self.reconstruction is None else picture(self.reconstruction[i]),
-            path=[picture(each) for each in self.best(self.path, i, q)], answer=picture(self.best(self.example, i, q)),
+            text=self.text(i, q).removeprefix(self.question(i, q)).strip(), image=self.picture(self.images[i]),
+            reconstruction=None if self.reconstruction is None else self.picture(self.reconstruction[i]),
+            path=[self.picture(each) for each in self.best(self.path, i, q)],
+            answer=self.picture(self.best(self.example, i, q)),
             fact=(self.class_label(fact), p[:, fact].tolist()), foil=(self.class_label(foil), p[:, foil].tolist()),
             others=others.tolist(),
         )  # fmt: skip

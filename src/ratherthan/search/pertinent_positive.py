@@ -17,7 +17,7 @@ from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import draw_excerpts, excerpt_row
-from ratherthan.result import Shape, drawn, picture
+from ratherthan.result import Shape, drawn
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -181,7 +181,8 @@ class PertinentPositive(SearchResult):
         return draw_excerpts([
             excerpt_row(
                 Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
-                picture(each.images[0]), picture(each.example[0]), picture(each.dimmed()[0]), each.ranks()[0].numpy(),
+                each.picture(each.images[0]), each.picture(each.example[0]), each.picture(each.dimmed()[0]),
+                each.ranks()[0].numpy(),
                 each.logits[0].softmax(0)[each.fact].item(),
                 () if each.curve is None else each.curve[~each.curve.isnan()].tolist(),
             )

@@ -161,6 +161,45 @@ def test_a_word_is_covered_by_the_blank_token(tokenizer: Any) -> None:
         torch.testing.assert_close(torch.tensor(why.words(0)[word][1]).double(), drop, atol=1e-6, rtol=1e-6)
 
 
+def test_where_no_token_stands_for_nothing_the_mean_of_the_embeddings_does(tokenizer: Any) -> None:
+    unmasked = copy.deepcopy(tokenizer)
+    unmasked.mask_token = None
+    module = made("llama")
+    model = rt.Model(module, inputs=Text(unmasked), output=NextToken())
+    why = rt.explain(model, "the cat ran", "home", "now", "occlusion")
+    embed, head = module.get_input_embeddings(), [WORDS.index("home"), WORDS.index("now")]
+    clean = embed(model.inputs.prepare("the cat ran")[None]).detach()
+    for word in range(3):
+        covered = clean.clone()
+        covered[0, word] = embed.weight.detach().sum(0) / len(WORDS)
+        logits = module(inputs_embeds=torch.cat([clean, covered])).logits[:, -1, head].detach()
+        drop = (logits[0] - logits[1])[0] - (logits[0] - logits[1])[1]
+        torch.testing.assert_close(torch.tensor(why.words(0)[word][1]).double(), drop, atol=1e-6, rtol=1e-5)
+    named = rt.explain(
+        rt.Model(module, inputs=Text(unmasked, blank="dog"), output=NextToken()), "the cat", "home", "now", "occlusion"
+    )
+    same = rt.explain(model, "the cat", "home", "now", rt.Occlusion(baseline="dog"))
+    torch.testing.assert_close(named.attribution, same.attribution)
+
+
+def test_a_token_that_reads_as_a_word_of_questions_does_not_hide_it() -> None:
+    class Tokens:
+        all_special_ids = ()
+        texts = ("dog", "each", " each", "any", "all")
+
+        def __len__(self) -> int:
+            return len(self.texts)
+
+        def batch_decode(self, rows: list[list[int]]) -> list[str]:
+            return [self.texts[index] for (index,) in rows]
+
+    model = rt.Model(nn.Identity(), inputs=Text(Tokens()), output=NextToken())
+    assert model.class_names == ("dog", "each (1)", " each", "any (3)", "all (4)")
+    logits = torch.arange(5.0)[None]
+    for foil, expected in (("each", [0, 1, 2, 3, 4]), ("any", [-1]), (" each", [2]), ("each (1)", [1])):
+        assert rt.resolve(logits, 0, foil, model.class_names).foil.tolist() == [expected]
+
+
 # --------------------------------------------------------------------------------------------- few passes
 def test_all_foils_cost_the_passes_of_one(tokenizer: Any) -> None:
     model = language_model(tokenizer)

@@ -200,6 +200,28 @@ def test_a_token_that_reads_as_a_word_of_questions_does_not_hide_it() -> None:
         assert rt.resolve(logits, 0, foil, model.class_names).foil.tolist() == [expected]
 
 
+class Around(nn.Module):
+    """A classifier of one's own around networks of transformers."""
+
+    def __init__(self, *encoders: nn.Module) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return sum(each(ids).logits for each in self.encoders)
+
+
+def test_the_embedding_of_a_network_inside_is_found(tokenizer: Any) -> None:
+    inner = made("bert")
+    found = rt.explain(rt.Model(Around(inner), inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg")
+    torch.testing.assert_close(
+        found.attribution, rt.explain(rt.Model(inner, inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg").attribution
+    )
+    first = "encoders.0.bert.embeddings.word_embeddings"
+    with pytest.raises(rt.LayerError, match=f"has 2 embeddings: name one, Text.*{first}"):
+        rt.explain(rt.Model(Around(inner, made("bert")), inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg")
+
+
 # --------------------------------------------------------------------------------------------- few passes
 def test_all_foils_cost_the_passes_of_one(tokenizer: Any) -> None:
     model = language_model(tokenizer)

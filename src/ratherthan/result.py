@@ -137,8 +137,9 @@ class Result(ABC):
 
     # ----------------------------------------------------------------------------------------- words
     def class_label(self, index: int) -> str:
-        """What to call a class."""
-        return self.class_names[index] if self.class_names else f"class {index}"
+        """What to call a class; in quotes where its name is more than can be seen, as that of the token " dog"."""
+        name = self.class_names[index] if self.class_names else f"class {index}"
+        return name if name.strip() == name and name else f'"{printable(name)}"'
 
     def probabilities(self) -> Tensor:
         """(N, classes) probabilities of the images: a softmax, or of labels sigmoids, with 0 for none of them.
@@ -150,6 +151,11 @@ class Result(ABC):
             raise InputError("this model gives a value, not class probabilities")
         return OUTPUTS.find(self.output).probabilities(self.logits)
 
+    @property
+    def seen(self) -> str:
+        """What is asked about."""
+        return "text" if self.tokens else "image"
+
     def __str__(self) -> str:
         return "\n".join([*self.lines(), f"({self.made_by()})"])
 
@@ -157,7 +163,7 @@ class Result(ABC):
         """A line for each sample and question; of many questions a few."""
         few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
         told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(self.names) for q in range(shown)]
-        which = f"({shown} of {self.questions} questions about each image, the {self.leading})"
+        which = f"({shown} of {self.questions} questions about each {self.seen}, the {self.leading})"
         return told + [which] * (shown < self.questions)
 
     def likeliest(self, count: int) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -137,10 +138,15 @@ class Explanation(Result):
         return found
 
     def _foils(self, sample: int, q: int) -> Tensor:
+        """The classes compared with, (foils,): one of a vocabulary of 50,000 is found without listing them all."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
-        if self.sets is None:
-            return foil_sets(fact, foil, self.logits.shape[1])
-        return self.by_question(self.sets)[sample, q]
+        if self.sets is not None:
+            return self.by_question(self.sets)[sample, q].nonzero().flatten()
+        return foil.view(1) if foil >= 0 else foil_sets(fact, foil, self.logits.shape[1]).nonzero().flatten()
+
+    @cached_property
+    def _p(self) -> Tensor:
+        return self.probabilities()
 
     def _against_none(self, sample: int, q: int) -> bool:
         """Whether a label is asked about by itself: rather than not it."""
@@ -170,7 +176,7 @@ class Explanation(Result):
             return ""
         if self._against_none(sample, q):
             return f"not {self.fact_name(sample, q)}"
-        members = self._foils(sample, q).nonzero().flatten().tolist()
+        members = self._foils(sample, q).tolist()
         if len(members) == self.logits.shape[1] - 1 and len(members) > 1:
             return f"any of the {len(members)} others"
         shown = [self.class_label(member) for member in members[:4]]
@@ -199,11 +205,11 @@ class Explanation(Result):
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
-        return f"{self.method} on {f'layer {self.layer}' if self.layer else 'the image'}{self._fed}"
+        return f"{self.method} on {f'layer {self.layer}' if self.layer else f'the {self.seen}'}{self._fed}"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
-        return f"Explanation({self.method} on {self.layer or 'the image'}, {self.contrast}, attribution={shape})"
+        return f"Explanation({self.method} on {self.layer or f'the {self.seen}'}, {self.contrast}, attribution={shape})"
 
     def to_frame(self) -> DataFrame:
         """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""
@@ -273,7 +279,7 @@ class Explanation(Result):
             "peak_column": peak % map_.shape[1],
         }
         if self.output != "value":
-            p = self.probabilities()[sample]
+            p = self._p[sample]
             fact = p[self.by_question(self.fact)[sample, q]]
             foil = 1 - fact if self._against_none(sample, q) else p[self._foils(sample, q)].sum()
             row |= {"p_fact": fact.item(), "p_foil": foil.item()}

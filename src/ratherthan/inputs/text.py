@@ -142,10 +142,15 @@ class Text(Inputs):
                 return module.get_submodule(self.embedding)
             except AttributeError:
                 raise LayerError(f"there is no embedding {self.embedding!r} in {type(module).__name__}") from None
-        found = getattr(module, "get_input_embeddings", lambda: None)()
-        known = [each for each in module.modules() if isinstance(each, nn.Embedding)] if found is None else [found]
+        # the outermost first
+        telling: list[Any] = [each for each in module.modules() if hasattr(each, "get_input_embeddings")]
+        telling = telling[:1] if module in telling else telling
+        told = {each.get_input_embeddings() for each in telling}
+        named = {each: name for name, each in module.named_modules() if isinstance(each, nn.Embedding)}
+        known: list[nn.Module] = list(told or named)
         if len(known) != 1:
-            raise LayerError(f"{type(module).__name__} has {len(known)} embeddings: name one, Text(..., embedding=...)")
+            which = f"name one, Text(..., embedding={next(iter(named.values()), '...')!r})"
+            raise LayerError(f"{type(module).__name__} has {len(known)} embeddings: {which}")
         return known[0]
 
     @cached_property
@@ -208,8 +213,8 @@ class Text(Inputs):
         every = getattr(self._embedding(module), "weight", None)
         if every is None:
             raise InputError("nothing is known to stand for nothing: name a token, Text(tokenizer, blank='...')")
-        with torch.no_grad():
-            return every.mean(0).to(leaf).expand_as(leaf)
+        mean: Tensor = every.detach().mean(0)
+        return mean.to(leaf).expand_as(leaf)
 
     @cached_property
     def _blank_id(self) -> int | None:

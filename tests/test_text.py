@@ -287,6 +287,29 @@ def test_words_are_told_drawn_and_saved(tokenizer: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(values[owner == number], value, rtol=1e-5)
 
 
+def test_words_are_read_under_their_colours_and_long_texts_are_cut_where_answers_are_told(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    text = " ".join(["the dog sat", *["now then"] * 40])
+    why = rt.explain(classifier(tokenizer), text, 0, 1, "occlusion")
+    (panel,) = why.panels()
+    strongest = np.abs(np.asarray(panel.maps[0].values)).max()
+    assert panel.limits()["weighted"] >= 1.5 * strongest  # at most three quarters of the way to the darkest
+    assert len(panel.name) <= 80
+    assert str(why).startswith("the dog sat now then")
+    assert str(why).index("Why") < 100
+    assert why.names == (text,)
+    assert len(why.to_frame()["sample"][0]) == len(text)
+
+
+def test_tokens_are_quoted_where_a_space_would_not_be_seen(tokenizer: Any) -> None:
+    names = [f" {word}" for word in WORDS[:-1]] + ["\n"]
+    why = rt.explain(language_model(tokenizer).replace(class_names=names), "the dog", " cat", ["\n", {0, 1}], "ixg")
+    assert why.question(0, 0) == 'Why " cat", rather than "\\n"?'
+    assert why.question(0, 1) == 'Why " cat", rather than " [PAD]" or " [UNK]"?'
+    assert "on the text" in why.made_by()
+
+
 # --------------------------------------------------------------------------------------------- refused
 class Ending(nn.Module):
     """Reads its ids beside their embedding."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from ratherthan.errors import InputError, told_as
 from ratherthan.outputs import OUTPUTS
 from ratherthan.settings import check_value, types_of
-from ratherthan.words import printable
+from ratherthan.words import printable, shorten
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PRINTED = 5
 """Of many facts or foils, a text names so many; files of numbers hold all."""
+TOLD = 80
+"""Letters of a text that stand for it where there are answers about it."""
 _FORMAT = 4
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
 _FINITE = ("images", "logits", "attribution", "score", "examples", "example_logits")
@@ -162,7 +164,8 @@ class Result(ABC):
     def lines(self) -> list[str]:
         """A line for each sample and question; of many questions a few."""
         few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
-        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(self.names) for q in range(shown)]
+        names = [shorten(name, TOLD) for name in self.names] if self.tokens else self.names
+        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(names) for q in range(shown)]
         which = f"({shown} of {self.questions} questions about each {self.seen}, the {self.leading})"
         return told + [which] * (shown < self.questions)
 

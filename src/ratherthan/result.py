@@ -19,7 +19,7 @@ from torch import Tensor
 from ratherthan.errors import InputError, told_as
 from ratherthan.outputs import OUTPUTS
 from ratherthan.settings import check_value, types_of
-from ratherthan.words import printable
+from ratherthan.words import printable, shorten
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PRINTED = 5
 """Of many facts or foils, a text names so many; files of numbers hold all."""
+TOLD = 80
+"""Letters of a text that stand for it where there are answers about it."""
 _FORMAT = 4
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
 _FINITE = ("images", "logits", "attribution", "score", "examples", "example_logits")
@@ -141,8 +143,9 @@ class Result(ABC):
 
     # ----------------------------------------------------------------------------------------- words
     def class_label(self, index: int) -> str:
-        """What to call a class."""
-        return self.class_names[index] if self.class_names else f"class {index}"
+        """What to call a class; in quotes where its name is more than can be seen, as that of the token " dog"."""
+        name = self.class_names[index] if self.class_names else f"class {index}"
+        return name if name.strip() == name and name else f'"{printable(name)}"'
 
     def probabilities(self) -> Tensor:
         """(N, classes) probabilities of the images: a softmax, or of labels sigmoids, with 0 for none of them.
@@ -154,14 +157,22 @@ class Result(ABC):
             raise InputError("this model gives a value, not class probabilities")
         return OUTPUTS.find(self.output).probabilities(self.logits)
 
+    @property
+    def seen(self) -> str:
+        """What is asked about."""
+        if not self.images.is_floating_point():
+            return "text"
+        return "image" if self.images.ndim == 4 else "input"
+
     def __str__(self) -> str:
         return "\n".join([*self.lines(), f"({self.made_by()})"])
 
     def lines(self) -> list[str]:
         """A line for each sample and question; of many questions a few."""
         few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
-        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(self.names) for q in range(shown)]
-        which = f"({shown} of {self.questions} questions about each image, the {self.leading})"
+        names = [shorten(name, TOLD) for name in self.names] if self.tokens else self.names
+        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(names) for q in range(shown)]
+        which = f"({shown} of {self.questions} questions about each {self.seen}, the {self.leading})"
         return told + [which] * (shown < self.questions)
 
     def likeliest(self, count: int) -> Self:

@@ -74,8 +74,8 @@ class ModelOptions:
     model: Annotated[
         str,
         about_model(
-            "zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION (runs that file; the"
-            " function returns a torch.nn.Module).", "--model", "-m",
+            "zoo:NAME, hf:NAME, hf-text:NAME, hf-lm:NAME, gguf:FILE, torchvision:NAME, timm:NAME, FILE.pt2, or"
+            " FILE.py:FUNCTION (runs that file; the function returns a torch.nn.Module).", "--model", "-m",
         ),
     ]  # fmt: skip
     weights: Annotated[Path | None, about_model("Its weights, .safetensors, .pt or .pth.")] = None

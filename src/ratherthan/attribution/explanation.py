@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,9 +19,9 @@ from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
-from ratherthan.result import Result, Shape
+from ratherthan.result import TOLD, Result, Shape
 from ratherthan.settings import check_value
-from ratherthan.words import percent
+from ratherthan.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,10 +142,15 @@ class Explanation(Result):
         return found
 
     def _foils(self, sample: int, q: int) -> Tensor:
+        """The classes compared with, (foils,): one of a vocabulary of 50,000 is found without listing them all."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
-        if self.sets is None:
-            return foil_sets(fact, foil, self.logits.shape[1])
-        return self.by_question(self.sets)[sample, q]
+        if self.sets is not None:
+            return self.by_question(self.sets)[sample, q].nonzero().flatten()
+        return foil.view(1) if foil >= 0 else foil_sets(fact, foil, self.logits.shape[1]).nonzero().flatten()
+
+    @cached_property
+    def _p(self) -> Tensor:
+        return self.probabilities()
 
     def _against_none(self, sample: int, q: int) -> bool:
         """Whether a label is asked about by itself: rather than not it."""
@@ -174,7 +180,7 @@ class Explanation(Result):
             return ""
         if self._against_none(sample, q):
             return f"not {self.fact_name(sample, q)}"
-        members = self._foils(sample, q).nonzero().flatten().tolist()
+        members = self._foils(sample, q).tolist()
         if len(members) == self.logits.shape[1] - 1 and len(members) > 1:
             return f"any of the {len(members)} others"
         shown = [self.class_label(member) for member in members[:4]]
@@ -203,19 +209,11 @@ class Explanation(Result):
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""
-        return f"{self.method} on {self._explained}{self._fed}"
-
-    @property
-    def _explained(self) -> str:
-        if self.layer:
-            return f"layer {self.layer}"
-        if not self.images.is_floating_point():
-            return "the text"
-        return "the image" if self.images.ndim == 4 else "the input"
+        return f"{self.method} on {f'layer {self.layer}' if self.layer else f'the {self.seen}'}{self._fed}"
 
     def __repr__(self) -> str:
         shape = tuple(self.attribution.shape)
-        return f"Explanation({self.method} on {self.layer or self._explained}, {self.contrast}, attribution={shape})"
+        return f"Explanation({self.method} on {self.layer or f'the {self.seen}'}, {self.contrast}, attribution={shape})"
 
     def to_frame(self) -> DataFrame:
         """One row per sample and question: names, probabilities, the contrast and where the map is strongest."""
@@ -285,7 +283,7 @@ class Explanation(Result):
             "relevance_against": (-map_).clamp_min(0).sum().item(),
         } | {f"peak_{axis}": int(at) for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
         if self.output != "value":
-            p = self.probabilities()[sample]
+            p = self._p[sample]
             fact = p[self.by_question(self.fact)[sample, q]]
             foil = 1 - fact if self._against_none(sample, q) else p[self._foils(sample, q)].sum()
             row |= {"p_fact": fact.item(), "p_foil": foil.item()}
@@ -344,7 +342,8 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
-            cases.append(Panel(Path(first.names[sample]).name, image, fact, bars, maps, paper=first.images.ndim < 4))
+            name = shorten(first.names[sample], TOLD) if first.tokens else Path(first.names[sample]).name
+            cases.append(Panel(name, image, fact, bars, maps, paper=first.images.ndim < 4))
     return cases
 
 

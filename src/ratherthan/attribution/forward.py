@@ -79,8 +79,10 @@ class Graph:
     def _seeds_at_once(self, budget: int) -> int:
         if self.layer is None and self.leaf.ndim > 3:
             return 1  # below the first layer, batching over seeds costs memory and gains no time
-        # the backward pass holds about four tensors of the leaf's size per seed
-        return max(1, budget // (4 * self.leaf.numel() * self.leaf.element_size()))
+        # the backward pass holds about four tensors of the leaf's size per seed; or of what a language model gives,
+        # logits behind each of the T tokens, though only the last are asked about
+        said = self.output.numel() * (self.leaf.shape[1] if self.leaf.ndim == 3 else 1)
+        return max(1, budget // (4 * max(self.leaf.numel(), said) * self.leaf.element_size()))
 
 
 class ForwardPass:

@@ -30,8 +30,9 @@ class Text(Inputs):
             `all_special_ids`.
         embedding: Dotted name of the module that embeds token ids; None: the one that transformers names, or the only
             `nn.Embedding` there is.
-        blank: The token that stands for nothing, by which a word is hidden; None: the tokenizer's mask token, its
-            padding token, or that for the unknown.
+        blank: The token that stands for nothing, by which a word is hidden; None: the tokenizer's mask token. Where it
+            has none, as those of causal language models, the mean of all embeddings: their tokens for padding and the
+            unknown say that a text ends.
         special: Whether the tokenizer adds its own tokens, such as [CLS].
     """
 
@@ -142,10 +143,15 @@ class Text(Inputs):
                 return module.get_submodule(self.embedding)
             except AttributeError:
                 raise LayerError(f"there is no embedding {self.embedding!r} in {type(module).__name__}") from None
-        found = getattr(module, "get_input_embeddings", lambda: None)()
-        known = [each for each in module.modules() if isinstance(each, nn.Embedding)] if found is None else [found]
+        # the outermost first
+        telling: list[Any] = [each for each in module.modules() if hasattr(each, "get_input_embeddings")]
+        telling = telling[:1] if module in telling else telling
+        told = {each.get_input_embeddings() for each in telling}
+        named = {each: name for name, each in module.named_modules() if isinstance(each, nn.Embedding)}
+        known: list[nn.Module] = list(told or named)
         if len(known) != 1:
-            raise LayerError(f"{type(module).__name__} has {len(known)} embeddings: name one, Text(..., embedding=...)")
+            which = f"name one, Text(..., embedding={next(iter(named.values()), '...')!r})"
+            raise LayerError(f"{type(module).__name__} has {len(known)} embeddings: {which}")
         return known[0]
 
     @cached_property
@@ -200,31 +206,30 @@ class Text(Inputs):
         Raises:
             InputError: If it is none of these.
         """
-        if baseline is None or isinstance(baseline, str):
-            ids = (
-                [self.blank_id] if baseline is None else self.tokenizer(baseline, add_special_tokens=False)["input_ids"]
-            )
-            if len(ids) != 1:
-                raise InputError(f"a baseline is one token, and {baseline!r} is {len(ids)}")
-            return self.leaf(module, torch.tensor([ids], device=leaf.device)).to(leaf).expand_as(leaf)
         if isinstance(baseline, (int, float)):
             return torch.full_like(leaf, float(baseline))
-        raise InputError(f"a baseline of texts is a token, a number or None, not {baseline!r}")
+        if baseline is not None and not isinstance(baseline, str):
+            raise InputError(f"a baseline of texts is a token, a number or None, not {baseline!r}")
+        index = self.blank_id if baseline is None else self._id_of(baseline)
+        if index is not None:
+            return self.leaf(module, torch.tensor([[index]], device=leaf.device)).to(leaf).expand_as(leaf)
+        every = getattr(self._embedding(module), "weight", None)
+        if every is None:
+            raise InputError("nothing is known to stand for nothing: name a token, Text(tokenizer, blank='...')")
+        mean: Tensor = every.detach().mean(0)
+        return mean.to(leaf).expand_as(leaf)
 
     @cached_property
-    def blank_id(self) -> int:
-        """The token that stands for nothing.
+    def blank_id(self) -> int | None:
+        """The token that stands for nothing: that of the settings, else the mask token; None: there is none."""
+        known = getattr(self.tokenizer, "mask_token_id", None)
+        return self._id_of(self.blank) if self.blank is not None else None if known is None else int(known)
 
-        Raises:
-            InputError: If there is none.
-        """
-        if self.blank is not None:
-            return int(self.tokenizer.convert_tokens_to_ids(self.blank))
-        known = (getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("mask", "pad", "unk"))
-        found = next((each for each in known if each is not None), None)
-        if found is None:
-            raise InputError("the tokenizer has no token for nothing: name one, Text(tokenizer, blank='...')")
-        return int(found)
+    def _id_of(self, text: str) -> int:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise InputError(f"a baseline is one token, and {text!r} is {len(ids)}")
+        return int(ids[0])
 
 
 _SPACES = ("Ġ", "▁", " ")

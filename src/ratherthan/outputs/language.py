@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
+from ratherthan.contrast import WORDS
 from ratherthan.errors import InputError, ModelError
 from ratherthan.outputs.classes import OUTPUTS, Output
 from ratherthan.settings import NotEmpty
@@ -33,11 +34,13 @@ class NextToken(Output):
         return _behind_tokens(returned, samples, who)[:, -1]
 
     def names(self, model: Model) -> tuple[str, ...] | None:
-        """What the tokens read."""
+        """What the tokens read, with their index where several read alike, or as a word of questions such as "each"."""
         head = getattr(model.module, "get_output_embeddings", lambda: None)()
         tokenizer = _tokenizer(self, model)
         count = len(tokenizer) if head is None else len(head.weight)
-        return told_apart([str(text) for text in tokenizer.batch_decode([[index] for index in range(count)])])
+        texts = [str(text) for text in tokenizer.batch_decode([[index] for index in range(count)])]
+        # in a vocabulary there is a token "each", and nobody who asks for "each" means it
+        return told_apart([f"{text} ({i})" if text in WORDS else text for i, text in enumerate(texts)])
 
 
 @OUTPUTS.register

@@ -58,6 +58,8 @@ class _Words:
         asked = question.asked[row]
         self.ids = asked[asked >= 0]
         self.tokens = self.text.tokens(self.ids)
+        if how.without == "blank" and self.text.blank_id is None:
+            raise InputError("the tokenizer has no blank token: say without='nothing', or Text(tokenizer, blank='...')")
         special = set(self.text.tokenizer.all_special_ids)
         words = words_of(self.tokens)
         fixed = {word for word, index in zip(words, self.ids.tolist(), strict=True) if index in special}

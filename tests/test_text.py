@@ -300,8 +300,7 @@ def test_words_are_read_under_their_colours_and_long_texts_are_cut_where_answers
     text = " ".join(["the dog sat", *["now then"] * 40])
     why = rt.explain(classifier(tokenizer), text, 0, 1, "occlusion")
     (panel,) = why.panels()
-    strongest = np.abs(np.asarray(panel.maps[0].values)).max()
-    assert panel.limits()["weighted"] >= 1.5 * strongest  # at most three quarters of the way to the darkest
+    assert panel.paper  # the map lies behind the ink
     assert len(panel.name) <= 80
     assert str(why).startswith("the dog sat now then")
     assert str(why).index("Why") < 100

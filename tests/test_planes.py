@@ -452,6 +452,8 @@ def test_channels_to_show_are_chosen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(why.panels()[0].image, x[0, [3, 2, 1]].permute(1, 2, 0).numpy())
     again = rt.Explanation.load(why.save(tmp_path / "why.safetensors"))
     np.testing.assert_array_equal(again.panels()[0].image, why.panels()[0].image)
+    scaled = model.replace(mean=[0.1] * 6, std=[0.5] * 6)
+    torch.testing.assert_close(scaled.normalise(x[0]), (x[0] - 0.1) / 0.5)
     mean = rt.explain(rt.Model(net, channels=6), x).panels()[0].image
     np.testing.assert_allclose(mean, x[0].mean(0, keepdim=True).permute(1, 2, 0).numpy())
     for wrong in ((6, 0, 1), (0, 1), (-1,)):
@@ -499,7 +501,7 @@ BARE = {3: nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten()), 5: nn.Sequential(nn.
         (lambda: Table(columns=("a", "b")).check(torch.rand(1, 3)), "2 names for 3 columns"),
         (lambda: Signals(std=0.0), "std must be positive"),
         (lambda: Signals(mean="a lot"), "mean of signals"),
-        (lambda: asked("signals", numbers(2, 9), rt.Occlusion(size=(3, 3))), "has 1 sides here, not the 2"),
+        (lambda: asked("signals", numbers(2, 9), rt.Occlusion(size=(3, 3))), "size of occlusion .* each of 1 axes"),
         (lambda: asked("signals", numbers(2, 9), rt.Occlusion(size=10)), "10 pixels does not fit in 9"),
         (lambda: asked("signals", numbers(2, 9), rt.Occlusion(baseline="blur")), "a blur is one of images"),
         (lambda: asked("table", numbers(7), rt.Occlusion(baseline="mean")), "a row has no mean"),

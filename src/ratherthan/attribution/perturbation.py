@@ -200,8 +200,14 @@ class Occlusion(Windows):
         Raises:
             InputError: If there is not a number for each axis.
         """
-        sizes = _each_side(self.size, plane) or tuple(max(1, length // 8) for length in plane)
-        return sizes, _each_side(self.stride, plane) or tuple(max(1, size // 2) for size in sizes)
+        sizes = self._each_side("size", plane) or tuple(max(1, length // 8) for length in plane)
+        return sizes, self._each_side("stride", plane) or tuple(max(1, size // 2) for size in sizes)
+
+    def _each_side(self, what: str, plane: tuple[int, ...]) -> tuple[int, ...] | None:
+        given: int | tuple[int, ...] | None = getattr(self, what)
+        if isinstance(given, tuple) and len(given) != len(plane):
+            raise InputError(f"{what} of {self.name} is a number, or one for each of {len(plane)} axes, not {given}")
+        return (given,) * len(plane) if isinstance(given, int) else given
 
     def altering(self, forward_pass: ForwardPass) -> Callable[..., Tensor]:
         """Covers a window."""
@@ -234,12 +240,6 @@ class Occlusion(Windows):
         drop = (drop - self.scores(forward_pass, target, self.answers(forward_pass))).movedim(0, -1)
         within = torch.nn.functional.one_hot(parts, drop.shape[-1]).to(drop)  # (N, T, words)
         return Attribution(drop @ (within / within.sum(1, keepdim=True).clamp_min(1)).mT)
-
-
-def _each_side(given: int | tuple[int, ...] | None, plane: tuple[int, ...]) -> tuple[int, ...] | None:
-    if isinstance(given, tuple) and len(given) != len(plane):
-        raise InputError(f"a window has {len(plane)} sides here, not the {len(given)} of {given}")
-    return (given,) * len(plane) if isinstance(given, int) else given
 
 
 # --------------------------------------------------------------------------------------------- prediction difference

@@ -21,7 +21,7 @@ PROMPTS = [
     ("She poured herself a cup of", " tea", " sand"),
     ("The opposite of hot is", " cold", " warm"),
     ("My brother forgot his", " keys", " wings"),
-    ("In winter it often", " snows", " rains"),
+    ("In winter it often", " rains", " happens"),
     ("The doctor told the patient that", " he", " she"),
     ("Two plus two is", " four", " five"),
     ("The sun rises in the", " east", " west"),
@@ -119,6 +119,7 @@ def test_input_times_gradient_equals_inseq(smollm2: rt.Model) -> None:
             step_scores=["contrast_logits_diff"], show_progress=False,
         )  # fmt: skip
         found = out.sequence_attributions[0]
+        assert found.target_attributions.shape[1] == 1, "each is one token"
         expected = found.target_attributions[:, -1].sum(-1)
         why = rt.explain(smollm2, prompt, *first_tokens(smollm2, fact, foil), "ixg")
         length = why.attribution.shape[-1]

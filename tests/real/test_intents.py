@@ -138,3 +138,58 @@ def test_lrp_adds_up_with_what_constants_absorb(model: rt.Model) -> None:
 def test_integrated_gradients_converge(model: rt.Model) -> None:
     why = rt.explain(model, LOST, "report_lost_card", "new_card", rt.IntegratedGradients(baseline=None))
     assert abs(float(why.diagnostics["convergence delta"])) < 0.05 * abs(float(why.score))
+
+
+# --------------------------------------------------------------------------------------------- searches on words
+REQUESTS = (
+    "i lost my credit card and need a new one", "what will the weather be tomorrow", "tell me a joke",
+    "set a timer for ten minutes", "how do you say hello in french", "book a flight to rome for next week",
+    "what is the balance of my account", "play some music by mozart", "remind me to call my mother",
+    "how many calories are in an apple", "find a recipe for pancakes", "where is my package",
+    "transfer fifty dollars to my savings account", "when does the bank open", "what time is it in tokyo",
+    "how far is it to the airport", "is there a traffic jam on my way to work", "add milk to my shopping list",
+    "what does the word serendipity mean", "cancel my reservation for dinner",
+)  # fmt: skip
+WAYS = ("{}", "please {}", "{} please", "hi, {}", "{}, thanks", "could you help: {}", "quick question, {}",
+        "{} if you can", "hello again, {}", "one more thing, {}")  # fmt: skip
+SENTENCES = [way.format(request) for request in REQUESTS for way in WAYS]
+
+
+def ids_without(model: rt.Model, text: str, gone: set[int]) -> Tensor:
+    """Token ids with words blanked, from the tokenizer alone."""
+    tokenizer = model.inputs.tokenizer
+    ids, word, found = tokenizer(text)["input_ids"], -1, []
+    for index in ids:
+        piece = tokenizer.convert_ids_to_tokens(index)
+        special = index in tokenizer.all_special_ids
+        word += not special and not piece.startswith("##")
+        found.append(tokenizer.mask_token_id if not special and word in gone else index)
+    return torch.tensor([found])
+
+
+def test_the_fewest_words_are_enough_in_200_sentences(model: rt.Model) -> None:
+    assert len(set(SENTENCES)) == 200
+    enough = rt.pertinent_positive(model, SENTENCES, method="words")
+    assert enough.found.all()
+    for i, text in enumerate(SENTENCES):
+        kept = set(enough.order[i][enough.order[i] >= 0].tolist())
+        gone = set(range(int(enough.feature_count[i]))) - kept
+        tried = [ids_without(model, text, gone), *(ids_without(model, text, gone | {word}) for word in kept)]
+        with torch.no_grad():
+            alone, *less = model.module(torch.cat(tried)).argmax(1).tolist()
+        assert alone == int(enough.fact[i])
+        assert all(each != alone for each in less), "a word that is kept could be spared"
+    assert enough.features.float().mean() < 0.5 * enough.feature_count.float().mean()
+
+
+def test_the_fewest_changes_bring_the_runner_up_in_200_sentences(model: rt.Model) -> None:
+    how = rt.counterfactual(model, SENTENCES, method="words")
+    assert how.found.float().mean() > 0.5
+    for i, text in enumerate(SENTENCES):
+        changed = {number - 1 for number, _, _ in how.changes[i]}  # the first word is [CLS]
+        tried = [ids_without(model, text, changed), *(ids_without(model, text, changed - {word}) for word in changed)]
+        with torch.no_grad():
+            all_of_them, *fewer = model.module(torch.cat(tried)).argmax(1).tolist()
+        assert (all_of_them == int(how.foil[i])) == bool(how.found[i])
+        if how.found[i] and len(changed) > 1:
+            assert all(each != all_of_them for each in fewer), "a change could be spared"

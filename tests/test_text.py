@@ -243,6 +243,30 @@ def test_all_foils_cost_the_passes_of_one(tokenizer: Any) -> None:
     assert counted.passes <= length + 1
 
 
+def test_seeds_pulled_back_at_once_fit_the_budget(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(len(WORDS), 2), nn.Linear(2, 500)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.embed(ids).cumsum(1))
+
+    module = Wide()
+    module.get_output_embeddings = lambda: None
+    model = rt.Model(module, [f"w{i}" for i in range(500)], inputs=Text(tokenizer), output=NextToken())
+    widest, grad = [0], torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd,
+        "grad",
+        lambda *a, **k: (widest.append(len(a[2]) if k["is_grads_batched"] else 1), grad(*a, **k))[1],
+    )
+    budget = 2**20
+    rt.explain(model, " ".join(["the cat ran"] * 10), 0, list(range(1, 60)), "ixg", memory_budget=budget)
+    behind_every_token = 30 * 500 * 4  # float32 logits of thirty tokens, for each seed
+    assert 1 < max(widest) <= budget // behind_every_token
+
+
 # --------------------------------------------------------------------------------------------- tokens and words
 def test_tokens_are_grouped_into_words(tokenizer: Any) -> None:
     text = Text(tokenizer)

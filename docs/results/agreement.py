@@ -26,11 +26,11 @@ import ratherthan as rt
 HERE = Path(__file__).parent
 ORDINARY = " something"
 METHODS: dict[str, Any] = {
+    "input x gradient": "ixg",
+    "LRP": "lrp",
     "occlusion by the mean of all embeddings": "occlusion",
     f"occlusion by the token {ORDINARY!r}": rt.Occlusion(baseline=ORDINARY),
     "occlusion by the token for padding, '<|im_end|>'": rt.Occlusion(baseline="<|im_end|>"),
-    "input x gradient": "ixg",
-    "LRP": "lrp",
     f"DeepLIFT, from the token {ORDINARY!r}": rt.DeepLift(baseline=ORDINARY),
 }
 

@@ -55,9 +55,9 @@ class Graph:
             part = slice(start, min(start + step, seeds.shape[1]))
             yield part, self._pull(seeds[:, part].to(self.output.dtype))
 
-    def vjp(self, seeds: Tensor) -> Tensor:
-        """All gradients at once: (N, Q, C) to (N, Q, ...)."""
-        return torch.cat([gradient for _, gradient in self.vjp_chunks(seeds)], 1)
+    def vjp(self, seeds: Tensor, budget: int = MEMORY_BUDGET) -> Tensor:
+        """All gradients at once, within the budget: (N, Q, C) to (N, Q, ...)."""
+        return torch.cat([gradient for _, gradient in self.vjp_chunks(seeds, budget)], 1)
 
     def _pull(self, seeds: Tensor) -> Tensor:
         columns = seeds.transpose(0, 1)

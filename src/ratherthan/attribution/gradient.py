@@ -31,7 +31,7 @@ class Gradient(Method):
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, C, H, W): d contrast / d image."""
-        return Attribution(forward_pass.graph(None).vjp(target.seeds))
+        return Attribution(forward_pass.graph(None).vjp(target.seeds, forward_pass.budget))
 
 
 @register_method
@@ -153,7 +153,7 @@ def _summed(
         graph, seed = ForwardPass(forward_pass.model, point(step, rows), forward_pass.budget).graph(None), seeds[rows]
         if foil_weights == "live":
             seed = target.contrast.seed(graph.output.detach(), target.question[rows])
-        gradients = graph.vjp(seed)
+        gradients = graph.vjp(seed, forward_pass.budget)
         total.index_add_(0, rows, gradients * _per_image(weights[step], gradients))
     return total
 

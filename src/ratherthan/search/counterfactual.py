@@ -220,7 +220,9 @@ class Counterfactual(SearchResult):
             views.append(Heatmap(foil, self.method, values, self.text(i, q)))
         bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
         fact = self.class_label(int(self.best(self.fact, i, 0)))
-        return Panel(Path(self.names[i]).name, image, fact, bars, tuple(views), ("would have to change", ""))
+        return Panel(
+            Path(self.names[i]).name, image, fact, bars, tuple(views), ("would have to change", ""), paper=True
+        )
 
     def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""

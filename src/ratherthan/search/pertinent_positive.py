@@ -168,7 +168,7 @@ class PertinentPositive(SearchResult):
         bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
         image, values = drawn(self, i, rank)
         view, fact = Heatmap("", self.method, values, self.text(i)), self.class_label(int(self.fact[i]))
-        return Panel(Path(self.names[i]).name, image, fact, bars, (view,), _SIDES)
+        return Panel(Path(self.names[i]).name, image, fact, bars, (view,), _SIDES, paper=bool(self.tokens))
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""

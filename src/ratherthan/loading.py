@@ -161,8 +161,12 @@ def _load_hf(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:
     channels = getattr(module.config, "num_channels", None)
     inputs = Images.of(module, channels=channels, **_hf_settings(processor.to_dict()))
     _check_prepares_alike(inputs, processor, name)
+    return module, {"class_names": _hf_labels(module), "inputs": inputs}
+
+
+def _hf_labels(module: Any) -> list[str]:
     labels = module.config.id2label
-    return module, {"class_names": [str(labels[i]) for i in sorted(labels)], "inputs": inputs}
+    return [str(labels[i]) for i in sorted(labels)]
 
 
 def _hf_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -219,8 +223,7 @@ def _load_hf_text(name: str, weights: _Weights, blank: dict[str, int]) -> _Loade
     with told_as(ModelError, f"hf-text:{name}", OSError, ValueError, KeyError):
         module = transformers.AutoModelForSequenceClassification.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    labels = module.config.id2label
-    return module, {"class_names": [str(labels[i]) for i in sorted(labels)], "inputs": Text(tokenizer)}
+    return module, {"class_names": _hf_labels(module), "inputs": Text(tokenizer)}
 
 
 def _load_hf_lm(name: str, weights: _Weights, blank: dict[str, int]) -> _Loaded:

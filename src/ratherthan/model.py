@@ -310,8 +310,21 @@ class Model:
         self.check_exclusive(who)
         if self.output.one_by_one:
             raise ModelError(f"{who} asks about many images; give one region for all of them")
-        if not isinstance(self.inputs, Images):
-            raise ModelError(f"{who} is about images; {self.name} takes {self.inputs.name}: use explain")
+        self.check_takes(who, "images", ": use explain")
+
+    def check_takes(self, who: str, kind: str, instead: str) -> None:
+        """Refuse a network that takes another kind of input.
+
+        Args:
+            who: What is about that kind.
+            kind: Its name, see `Inputs`.
+            instead: The end of the message.
+
+        Raises:
+            ModelError: If so.
+        """
+        if self.inputs.name != kind:
+            raise ModelError(f"{who} is about {kind}; {self.name} takes {self.inputs.name}{instead}")
 
     def check_exclusive(self, who: str) -> None:
         """Refuse independent labels.

@@ -191,6 +191,27 @@ class Result(ABC):
         """One of these images, or one like them, (C, H, W), as the rendering takes it; see `picture`."""
         return picture(image, self.show)
 
+    def drawn(self, sample: int, columns: Sequence[int] | None = None) -> tuple[Any, np.ndarray[Any, Any] | None]:
+        """The picture of what was asked about, and whose value lies at each of its pixels.
+
+        Args:
+            sample: Which.
+            columns: Of a table those that are written; None: all.
+
+        Returns:
+            A picture, and positions as `kinds.draw` gives them; None: a map is spread over all of it.
+        """
+        from ratherthan.render.kinds import draw
+
+        values, tokens = self.images[sample], self.tokens[sample] if self.tokens else ()
+        if values.ndim == 3 or (values.ndim == 1 and not tokens):
+            return self.picture(values), None
+        if values.ndim == 4:
+            low, high = values.aminmax()
+            values = (values - low) / (high - low) if high > low else torch.zeros_like(values)
+            values = values.movedim(0, -1) if len(values) == 3 else values.mean(0)
+        return draw(values.detach().float().cpu().numpy(), tokens, columns)
+
     # ----------------------------------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all.
@@ -337,14 +358,9 @@ def versions() -> dict[str, str]:
     return {"ratherthan": __version__, "torch": torch.__version__}
 
 
-def drawn(result: Result, sample: int, values: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]]:
-    """The picture of a sample, and values of its positions as a map that lies over it: of texts those of tokens."""
-    from ratherthan.render.text import lay_out
-
-    if not result.tokens:
-        return result.picture(result.images[sample]), values
-    image, owner = lay_out(result.tokens[sample])
-    return image, np.append(values[: len(result.tokens[sample])], 0.0)[owner]
+def laid_over(values: np.ndarray[Any, Any], owner: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    """Values of positions as a map over the picture whose pixels these own; see `Result.drawn`."""
+    return np.atleast_2d(values) if owner is None else np.append(values, 0.0)[owner]
 
 
 def picture(image: Tensor, show: Sequence[int] | None = None) -> np.ndarray[Any, Any]:

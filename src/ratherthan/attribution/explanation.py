@@ -19,7 +19,7 @@ from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
-from ratherthan.result import TOLD, Result, Shape
+from ratherthan.result import TOLD, Result, Shape, laid_over
 from ratherthan.settings import check_value
 from ratherthan.words import percent, shorten
 
@@ -327,7 +327,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     methods = {each.method for each in explanations}
     cases = []
     for sample in range(len(first)):
-        image, owner = _input(first, sample, [each[sample] for each in heatmaps])
+        image, owner = first.drawn(sample, _columns(first, sample, [each[sample] for each in heatmaps]))
         for group in range(first.questions if first.axis == "fact" else 1):
             views: dict[str, dict[str, Heatmap]] = {}
             for each, heatmap in zip(explanations, heatmaps, strict=True):
@@ -338,8 +338,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
                     if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
                         foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
                     values = each.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
-                    values = np.atleast_2d(values) if owner is None else np.append(values, 0.0)[owner]
-                    seen[foil] = Heatmap(foil, label, values, each.text(sample, q))
+                    seen[foil] = Heatmap(foil, label, laid_over(values, owner), each.text(sample, q))
             maps = tuple(view for seen in views.values() for view in seen.values())
             bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
             name = shorten(first.names[sample], TOLD) if first.tokens else Path(first.names[sample]).name
@@ -347,22 +346,13 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
     return cases
 
 
-def _input(explanation: Explanation, sample: int, heatmaps: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], Any]:
-    """The picture of an input, and whose value lies at each of its pixels; None: the map is spread over all of it."""
-    from ratherthan.render.kinds import draw
-
-    values, tokens = explanation.images[sample], explanation.tokens[sample] if explanation.tokens else ()
-    if values.ndim == 3 or (values.ndim == 1 and not tokens):
-        return explanation.picture(values), None
-    if values.ndim == 4:
-        low, high = values.aminmax()
-        values = (values - low) / (high - low) if high > low else torch.zeros_like(values)
-        values = values.movedim(0, -1) if len(values) == 3 else values.mean(0)
-    columns = None
-    if tokens and values.is_floating_point():  # of a wide table the columns that matter most
-        weights = torch.cat([each.abs().reshape(-1, len(tokens)) for each in heatmaps]).amax(0)
-        columns = sorted(weights.topk(min(_SHOWN_COLUMNS, len(tokens))).indices.tolist())
-    return draw(values.detach().float().cpu().numpy(), tokens, columns)
+def _columns(explanation: Explanation, sample: int, heatmaps: Sequence[Tensor]) -> list[int] | None:
+    """Of a wide table the columns that matter most; None: all, as of everything else."""
+    if not explanation.tokens or not explanation.images.is_floating_point():
+        return None
+    count = len(explanation.tokens[sample])
+    weights = torch.cat([each.abs().reshape(-1, count) for each in heatmaps]).amax(0)
+    return sorted(weights.topk(min(_SHOWN_COLUMNS, count)).indices.tolist())
 
 
 def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:

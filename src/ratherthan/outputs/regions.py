@@ -82,9 +82,8 @@ class Region(Output):
 
     @staticmethod
     def _within(scores: Tensor, mask: Tensor) -> Tensor:
-        weights = torch.nn.functional.adaptive_avg_pool2d(mask[None].to(scores), (scores.shape[-2], scores.shape[-1]))[
-            0
-        ]
+        height, width = scores.shape[-2:]
+        weights = torch.nn.functional.adaptive_avg_pool2d(mask[None].to(scores), (height, width))[0]
         return torch.einsum("nkhw,hw->nk", scores, weights) / weights.sum()
 
     def _mask(self, height: int, width: int) -> Tensor:

@@ -20,7 +20,7 @@ from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
-from ratherthan.result import Shape, drawn
+from ratherthan.result import Shape, laid_over
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, SearchResult, get_counterfactual_method
 from ratherthan.search.solver import Ends, Status
 from ratherthan.words import percent
@@ -211,17 +211,16 @@ class Counterfactual(SearchResult):
         return [self._panel(i) for i in range(len(self))]
 
     def _panel(self, i: int) -> Panel:
-        p, views = self.probabilities()[i], list[Heatmap]()
+        (image, owner), views = self.drawn(i), list[Heatmap]()
         words = words_of(self.tokens[i])
         for q in range(self.questions):
             changed = [number for number, _, _ in self.best(self.changes, i, q)]
-            image, values = drawn(self, i, -np.isin(words, changed).astype(float))
+            values = laid_over(-np.isin(words, changed).astype(float), owner)
             foil = self._foil(int(self.best(self.foil, i, q)), "anything else")
             views.append(Heatmap(foil, self.method, values, self.text(i, q)))
-        bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
         fact = self.class_label(int(self.best(self.fact, i, 0)))
         return Panel(
-            Path(self.names[i]).name, image, fact, bars, tuple(views), ("would have to change", ""), paper=True
+            Path(self.names[i]).name, image, fact, self._bars(i), tuple(views), ("would have to change", ""), paper=True
         )
 
     def trajectories(self) -> list[Trajectory]:

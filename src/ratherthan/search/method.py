@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import margin, resolve
-from ratherthan.errors import InputError, ModelError
+from ratherthan.errors import InputError
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
@@ -210,6 +210,11 @@ class SearchResult(Result):
             "p_fact": p[fact].item(), "top": self.class_label(int(p.argmax())),
         }  # fmt: skip
 
+    def _bars(self, sample: int) -> tuple[tuple[str, float], ...]:
+        """The likeliest classes, for a panel."""
+        p = self.probabilities()[sample]
+        return tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
+
     def made_by(self) -> str:
         """The method, the manifold, and whether it was interrupted."""
         manifold = self.settings.get("manifold")
@@ -264,10 +269,8 @@ class SearchResult(Result):
         samples = Samples.of(model, images, fact, how.default_foil if foil is None else foil, names)
         if not model.output.of_classes:
             raise InputError(f"this model gives a value; a {cls.kind} is about classes")
-        if how.takes != model.inputs.name:
-            does = sorted(each for each, kind in how.family().items() if kind.takes == model.inputs.name)
-            better = f": use method={does[0]!r}" if does else ""
-            raise ModelError(f"{how.name} is about {how.takes}; {model.name} takes {model.inputs.name}{better}")
+        does = sorted(each for each, kind in how.family().items() if kind.takes == model.inputs.name)
+        model.check_takes(how.name, how.takes, f": use method={does[0]!r}" if does else "")
         if how.takes == "images" and samples.images.ndim != 4:
             raise InputError(f"a search alters images (N, C, H, W), not what has shape {tuple(samples.images.shape)}")
         for i, image in enumerate(samples.images if how.takes == "images" else ()):

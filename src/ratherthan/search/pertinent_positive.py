@@ -17,7 +17,7 @@ from ratherthan.render.figure import figure
 from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import draw_excerpts, excerpt_row
-from ratherthan.result import Shape, drawn
+from ratherthan.result import Shape, laid_over
 from ratherthan.search.method import (
     PertinentPositiveMethod,
     SearchQuestion,
@@ -164,11 +164,9 @@ class PertinentPositive(SearchResult):
         return [self._panel(i, rank) for i, rank in enumerate(self.ranks().numpy())]
 
     def _panel(self, i: int, rank: np.ndarray[Any, Any]) -> Panel:
-        p = self.logits[i].softmax(0)
-        bars = tuple((self.class_label(k), p[k].item()) for k in p.topk(min(6, len(p))).indices.tolist())
-        image, values = drawn(self, i, rank)
-        view, fact = Heatmap("", self.method, values, self.text(i)), self.class_label(int(self.fact[i]))
-        return Panel(Path(self.names[i]).name, image, fact, bars, (view,), _SIDES, paper=bool(self.tokens))
+        image, owner = self.drawn(i)
+        view, fact = Heatmap("", self.method, laid_over(rank, owner), self.text(i)), self.class_label(int(self.fact[i]))
+        return Panel(Path(self.names[i]).name, image, fact, self._bars(i), (view,), _SIDES, paper=bool(self.tokens))
 
     def write_page(self, path: Path) -> Path:
         """Write a page that needs nothing else; returns the path."""

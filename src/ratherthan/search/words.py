@@ -42,6 +42,10 @@ class _OnWords(SearchMethod):
     without: Literal["blank", "nothing"] = "blank"
     kappa: NotNegative = 0.0
 
+    def enough(self, ahead: Tensor) -> bool:
+        """Whether what is asked for leads by as much as is wanted, and is not level."""
+        return bool(ahead > 0) and bool(ahead >= self.kappa)
+
 
 class _Words:
     """The words of one text, and what becomes of it when some are changed.
@@ -74,11 +78,7 @@ class _Words:
         return "".join(self.tokens[i] for i in (self.label == word).nonzero().flatten().tolist()).strip()
 
     def changed(self, changes: Sequence[_Change]) -> Tensor:
-        """(T',) token ids with some words changed.
-
-        Raises:
-            InputError: If no token is left.
-        """
+        """(T',) token ids with some words changed; none where all are deleted."""
         parts, instead = list[Tensor](), dict(changes)
         for i, (index, word) in enumerate(zip(self.ids.tolist(), self.label.tolist(), strict=True)):
             if word not in instead:
@@ -127,14 +127,14 @@ class FewestWords(_OnWords, PertinentPositiveMethod):
     def _least(self, words: _Words) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Status, str]]:
         left, leads = list(range(len(words))), words.leads([[]])
         gone, dropped = list[_Change](), torch.zeros(0)
-        if leads[0] < self.kappa or leads[0] <= 0:
+        if not self.enough(leads[0]):
             end = Status.NOT_FOUND, "the whole text itself is something else"
         else:
             end = Status.FOUND, "no other word can be left out"
             while left:
                 dropped = words.leads([[*gone, (word, None)] for word in left])
                 best = int(dropped.argmax())
-                if dropped[best] < self.kappa or dropped[best] <= 0:
+                if not self.enough(dropped[best]):
                     break
                 gone.append((left.pop(best), None))
                 words.question.report(0.0)
@@ -167,10 +167,9 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         """See `SearchMethod.search`."""
         found = [self._least(_Words(self, question, row)) for row in range(len(question.facts))]
         examples, changes, ends = (list(column) for column in zip(*found, strict=True))
-        made = join([*question.asked, *examples])[len(question.asked) :].unsqueeze(1)
+        start, made = join([*question.asked, *examples]).unsqueeze(1).chunk(2)  # of one length
         logits = question.fresh(made)
         violation, holds = question.reached(logits, kappa=self.kappa)
-        start = join([*question.asked, *examples])[: len(question.asked)].unsqueeze(1)
         seen = torch.cat([question.logits[question.image].unsqueeze(1), logits], 1)
         count = torch.tensor([[float(len(each))] for each in changes], device=violation.device)
         answers = {
@@ -185,8 +184,8 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         row, changes = words.row, list[_Change]()
         if row in words.question.same:
             return words.ids, [], words.question.same[row]
-        ahead = float(words.leads([[]])[0])
-        while not self._leads(ahead) and len(changes) < min(self.most, len(words)):
+        ahead = words.leads([[]])[0]
+        while not self.enough(ahead) and len(changes) < min(self.most, len(words)):
             taken = {word for word, _ in changes}
             options = [(w, s) for w in range(len(words)) if w not in taken for s in (None, *self.substitutes)]
             options = [each for each in options if each[1] != words.reads(each[0])]
@@ -195,13 +194,13 @@ class FewestChanges(_OnWords, CounterfactualMethod):
             if not leads[best] > -torch.inf:
                 break
             changes.append(options[best])
-            ahead = float(leads[best])
-        if self._leads(ahead):
+            ahead = leads[best]
+        if self.enough(ahead):
             while len(changes) > 1:
                 fewer = [[other for other in changes if other != each] for each in changes]
                 leads = words.leads(fewer)
                 best = int(leads.argmax())
-                if not self._leads(float(leads[best])):
+                if not self.enough(leads[best]):
                     break
                 changes = fewer[best]
             end = Status.FOUND, f"{len(changes)} of {len(words)} words changed"
@@ -210,9 +209,6 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         ordered = sorted(changes, key=lambda each: each[0])
         said = [[words.numbers[word], words.reads(word), instead] for word, instead in ordered]
         return words.changed(changes), said, end
-
-    def _leads(self, ahead: float) -> bool:
-        return ahead > 0 and ahead >= self.kappa
 
     def check(self, model: Any, images: Tensor) -> None:
         """Refuse substitutes that are none.

@@ -40,7 +40,8 @@ _BY_SAMPLE = ("names", "tokens", "diagnostics")  # fields by sample that are nei
 class Shape(str):
     """The shape of a field, by letters that mean one size in all fields.
 
-    Q is there where there is an axis; "*" is C, H, W of pictures and anything of other inputs, "..." anything of all.
+    Q is there where there is an axis; "*" is C, H, W of pictures and anything of other inputs, "plane" is H, W of
+    pictures and the length of texts, "..." anything of all.
     """
 
 
@@ -294,7 +295,9 @@ def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: If it cannot.
     """
-    types, sizes = types_of(kind), dict[str, int]()
+    types, sizes, seen = types_of(kind), dict[str, int](), np.shape(fields.get("images", ()))
+    plane = ["H", "W"] if len(seen) == 4 else ["L"]  # of texts their length
+    sizes |= {"L": seen[-1]} if len(seen) == 2 else {}
     found = {key: check_value(key, types.get(key, NoneType), value) for key, value in fields.items()}
     for key in found:
         hints = (types.get(key), *get_args(types.get(key)))
@@ -302,7 +305,8 @@ def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
         values = list(found[key].values()) if isinstance(found[key], dict) else [found[key]]
         for value in values if shape else ():
             if isinstance(value, Tensor) or (value is not None and value is found[key]):
-                _check_shape(key, [each for each in shape.split() if each != "Q" or found.get("axis")], value, sizes)
+                letters = shape.replace("plane", " ".join(plane)).split()
+                _check_shape(key, [each for each in letters if each != "Q" or found.get("axis")], value, sizes)
     read = found.get("tokens", ())
     if read and (len(read) != sizes["N"] or max(map(len, read)) > found["images"].shape[-1]):
         raise InputError("tokens are those of other texts")

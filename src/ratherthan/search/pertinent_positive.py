@@ -54,10 +54,10 @@ class PertinentPositive(SearchResult):
 
     kind: ClassVar[str] = "pertinent positive"
 
-    mask: Annotated[Tensor, Shape("N *")]
+    mask: Annotated[Tensor, Shape("N plane")]
     features: Annotated[Tensor, Shape("N")]
     feature_count: Annotated[Tensor, Shape("N")]
-    superpixels: Annotated[Tensor, Shape("N *")] | None = None
+    superpixels: Annotated[Tensor, Shape("N plane")] | None = None
     order: Annotated[Tensor, Shape("N F")] | None = None
     curve: Annotated[Tensor, Shape("N P")] | None = None
 

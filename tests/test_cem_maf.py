@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pages import cases_of
 from ratherthan import (
     CEMMAF,
     Attribute,
@@ -244,10 +245,12 @@ def test_both_halves_in_one_sentence(tmp_path: Path) -> None:
     whole = complete(model, images[:1], negative=_how(manifold, attributes=longer[:1]))
     assert len(whole) == 1
     assert str(whole) == f"image 0: {whole.text(0)}"
-    positive, negative = whole.save(tmp_path / "both.html")
-    assert (positive.name, negative.name) == ("both.positive.html", "both.negative.html")
-    assert "What is enough?" in positive.read_text()
-    assert "What would have to change?" in negative.read_text()
+    (page,) = whole.save(tmp_path / "both.html")
+    (shown,) = cases_of(page.read_text())
+    assert shown["enough"]["text"] in whole.positive.text(0)
+    assert shown["change"][0]["text"] in whole.negative.text(0)
+    positive, negative = whole.save(tmp_path / "both.png")
+    assert (positive.name, negative.name) == ("both.positive.png", "both.negative.png")
     with pytest.raises(InputError, match="give objects as positive="):
         complete(model, images, method=_how(manifold))  # type: ignore[arg-type]
     told = whole.text(0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from addresses import kept
 from nets import Counter, of_kind
+from pages import cases_of, maps_of
 from ratherthan import ForwardPass, Signals, Table, Volumes
 from ratherthan.attribution.layers import located
 from ratherthan.render.colours import overlay
@@ -390,7 +391,11 @@ def test_every_kind_is_drawn_told_and_saved(kind: str, tmp_path: Path) -> None:
         assert len(why.save(tmp_path / "why.png").read_bytes()) > 10_000
         page = why.save(tmp_path / "why.html").read_text()
         assert f"{model.inputs.one} 1" in page
-        assert page.count('class="map"') == 4
+        for sample, shown in enumerate(cases_of(page)):
+            for q, map_ in enumerate(maps_of(shown).values()):
+                raw = why.attribution[sample, q].float().numpy()
+                raw = raw.sum(0) if raw.ndim > len(map_.shape) else raw
+                np.testing.assert_allclose(map_, raw, atol=np.abs(raw).max() / 254 + 1e-9)
         assert "<img" in why._repr_html_()
         for sample, panel in enumerate(why.panels()):
             for q, view in enumerate(panel.maps):
@@ -417,7 +422,10 @@ def test_a_map_lies_behind_ink(tmp_path: Path) -> None:
         model, x = of_kind(kind, 1)
         why = rt.explain(model, x, method="ixg")
         assert why.panels()[0].paper == paper
-        assert ('class="paper"' in why.save(tmp_path / "why.html").read_text()) == paper
+        (shown,) = cases_of(why.save(tmp_path / "why.html").read_text())
+        kinds = {"signals": "picture", "images": "picture", "volumes": "volume"}
+        assert shown["view"]["kind"] == kinds.get(kind, kind)
+        assert shown["view"].get("paper", False) == (kind == "signals")
 
 
 def test_a_wide_table_shows_the_columns_that_matter() -> None:

@@ -17,8 +17,10 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
+from pages import cases_of, maps_of, numbers, order_of
 from ratherthan import InputError
 from ratherthan.files import write_atomically
+from ratherthan.render.case import LONGEST, Case, Map, grids, image_uri, part, path, picture, volume, why
 from ratherthan.render.colours import (
     AGAINST,
     FACT,
@@ -34,7 +36,7 @@ from ratherthan.render.colours import (
     tint,
 )
 from ratherthan.render.figure import figure, grid
-from ratherthan.render.page import LONGEST, image_uri, map_uri, write_page
+from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Trajectory, draw_excerpts, draw_probabilities, draw_trajectories, excerpt_row
 from ratherthan.words import percent, shorten
@@ -376,175 +378,130 @@ def test_an_excerpt_shows_the_part_its_place_its_order_and_the_growing_confidenc
 # --- the page
 
 
-def page_of(folder: Path, shown: Any, title: str = "t", intro: str = "") -> str:
-    return write_page(shown, folder / "page.html", title, intro).read_text(encoding="utf-8")
+def shown(name: str = "seven.png", nasty: str = "") -> Case:
+    maps = (
+        Map(f"1{nasty}", "weighted", spot(3, 4, 2.0), f"Why 7, rather than 1?{nasty}", f"the bar speaks for 7{nasty}"),
+        Map("9", "weighted", spot(20, 9, -1.0), "Why 7, rather than 9?", "the gap speaks for 9"),
+        Map("1", f"probability{nasty}", spot(3, 4, 1e-6), "Why 7, rather than 1?", "a small effect"),
+    )
+    image = np.linspace(0, 1, 28 * 28).reshape(28, 28, 1)
+    bars = (("9", 0.2), ("7", 0.7), (f"1{nasty}", 0.1))
+    odds = {"fact": (f"7{nasty}", [0.7, 0.4]), "foil": ("9", [0.2, 0.6]), "other": ("other", [0.1, 0.0])}
+    way = path(f"Why 7?{nasty}", f"then 9{nasty}", f"found{nasty}", [image, image / 2], image, image / 2, odds)
+    ranks = np.where(image > 0.9, image, 0)[..., 0]
+    enough = part(f"so much{nasty}", "found", ranks, [0.1, 0.8], 0.7)
+    return Case(name, "7", picture(image), bars, why(maps, ("against", "for")), [way], enough)
 
 
-def visible(source: str) -> str:
-    """The text outside of style and script."""
-    return Page(re.sub(r"<(style|script)>.*?</\1>", "", source, flags=re.S)).text
+def page_of(folder: Path, cases: Any, title: str = "t", intro: str = "", about: Any = ()) -> str:
+    return write_page(cases, folder / "page.html", title, intro, about).read_text(encoding="utf-8")
 
 
-def test_page_holds_every_text_picture_and_number(tmp_path: Path) -> None:
-    page = Page(page_of(tmp_path, [case(), case(name="other.png")], "The title", "First.\n\nSecond."))
-    assert len(page.all("p")) == 2 + 2 * 3
-    for words in (
-        "The title",
-        "First.",
-        "Second.",
-        "the bar speaks for 7",
-        "the gap speaks for 9",
-        "70.0%",
-        "other.png",
-    ):
+def test_a_page_holds_every_text_picture_and_number(tmp_path: Path) -> None:
+    source = page_of(tmp_path, [shown(), shown("other.png")], "The title", "First.\n\nSecond.", [("method", "la <b>")])
+    page = Page(source)
+    assert [tag["data-name"] for tag in page.all("article")] == ["seven.png", "other.png"]
+    for words in ("The title", "First.", "Second.", "la <b>"):
         assert words in page.text
-    assert "Why 7, rather than 9?" in page.text
-    maps = page.all("img", **{"class": "map"})
-    assert len(maps) == 6
-    assert ["hidden" in shown for shown in maps[:3]] == [False, True, True]
-    pixels = np.asarray(decode(maps[0]["src"] or "").convert("RGBA")).astype(int)
-    assert pixels.shape == (28, 28, 4)
-    assert pixels[3, 4, 0] - pixels[3, 4, 2] > 150
-    assert pixels[3, 4, 3] > 240
-    assert pixels[0, 0, 3] == 0
-    assert [a["value"] for a in page.all("input", **{"data-kind": "foil", "name": "foil-2"})] == ["1", "9"]
-    assert {a["width"] for a in page.all("rect")} == {"70.00%", "20.00%", "10.00%"}
-    marks = {a["data-name"]: a["class"] for a in page.all("li")}
-    assert marks == {"7": "is-fact", "1": "is-foil", "9": ""}, "the foil of the map that is shown first"
-    swapped = Page(page_of(tmp_path, [case(case().maps[1::-1])]))
-    assert {a["data-name"]: a["class"] for a in swapped.all("li")} == {"7": "is-fact", "9": "is-foil", "1": ""}
+    for told in cases_of(source):
+        maps = maps_of(told)
+        assert list(maps) == [("weighted", "1"), ("weighted", "9"), ("probability", "1")]
+        np.testing.assert_allclose(maps["weighted", "1"], spot(3, 4, 2.0), atol=2 / 254)
+        np.testing.assert_allclose(maps["weighted", "9"], spot(20, 9, -1.0), atol=1 / 254)
+        np.testing.assert_allclose(maps["probability", "1"], spot(3, 4, 1e-6), atol=1e-6 / 254)
+        assert told["why"]["groups"][0]["texts"] == ["the bar speaks for 7", "the gap speaks for 9"]
+        assert told["bars"] == [["7", 0.7, "70.0%"], ["9", 0.2, "20.0%"], ["1", 0.1, "10.0%"]]
+        grey = np.asarray(decode(told["view"]["source"]).convert("L")).astype(float) / 255
+        np.testing.assert_allclose(grey, np.linspace(0, 1, 784).reshape(28, 28), atol=0.01)
+        (way,) = told["change"]
+        assert way["odds"]["foil"] == {"name": "9", "p": [0.2, 0.6]}
+        assert way["said"]["fact"] == ["70.0%", "40.0%"]
+        np.testing.assert_allclose(numbers(way)[0], -np.linspace(0, 0.5, 784).reshape(28, 28), atol=0.5 / 254 + 0.003)
+        order = order_of(told["enough"])
+        assert (order > 0).sum() == told["enough"]["count"] == (np.linspace(0, 1, 784) > 0.9).sum()
+        assert order[-1, -1] == 1, "the most important first"
 
 
-def test_on_a_page_the_foils_of_a_contrast_share_a_scale(tmp_path: Path) -> None:
-    strong, weak, alone = (
-        np.asarray(decode(a["src"] or "").convert("RGBA")).astype(float)
-        for a in Page(page_of(tmp_path, [case()])).all("img", **{"class": "map"})
-    )
-    for pixels, values, limit in (
-        (strong, spot(3, 4, 2.0), 2.0), (weak, spot(20, 9, -1.0), 2.0), (alone, spot(3, 4, 1e-6), 1e-6)
-    ):  # fmt: skip
-        opacity = pixels[..., 3:] / 255
-        over_white = pixels[..., :3] * opacity + 255 * (1 - opacity)
-        np.testing.assert_allclose(over_white, diverging(values, limit), atol=2)
-    assert weak[20, 9, 3] < 200 < 240 < strong[3, 4, 3], "half as strong as the other: paler than it"
+def test_the_colours_of_a_page_are_those_of_figures(tmp_path: Path) -> None:
+    source = page_of(tmp_path, [shown()])
+    (told,) = re.findall(r'<script type="application/json" id="ramp">"(.*?)"</script>', source)
+    colours = np.frombuffer(base64.b64decode(told), np.uint8).reshape(255, 4).astype(float)
+    opacity = colours[:, 3:] / 255
+    expected = diverging(np.linspace(-1, 1, 255)[None], 1.0)[0]
+    np.testing.assert_allclose(colours[:, :3] * opacity + 255 * (1 - opacity), expected, atol=2)
 
 
-@pytest.mark.parametrize("shown", [case(), trajectory(), Panel("x", np.zeros((4, 4)), "a", (), (), ("<less>", "more"))])
-def test_the_legend_of_a_page_says_what_blue_and_orange_mean(shown: Any, tmp_path: Path) -> None:
-    page = page_of(tmp_path, [shown])
-    against, gradient, for_ = re.search(  # type: ignore[union-attr]
-        r'<div class="legend">\s*<span class="against">(.*?)</span>(.*?)<span class="for">(.*?)</span>', page, re.S
-    ).groups()
-    expected = {"case": ("against the fact, for the foil", "for the fact"), "a.png": ("remove", "add")}
-    name = "case" if shown.name == "seven.png" else shown.name
-    assert (against, for_) == expected.get(name, ("&lt;less&gt;", "more"))
-    assert gradient == "<i></i>"
-    colours = re.findall(r"rgb\((\d+) (\d+) (\d+)\)", page)
-    (r0, _, b0), (r1, _, b1) = (map(int, colour) for colour in (colours[0], colours[-1]))
-    assert b0 > r0 + 100, "the scale begins with blue"
-    assert r1 > b1 + 100, "and ends with orange"
-    assert f"--for: {FOR}" in page
-    assert f"--against: {AGAINST}" in page
+def test_more_than_the_limit_of_a_map_is_clipped_and_nothing_else() -> None:
+    values = np.append(np.linspace(-1, 1, 4000), 50.0)
+    (read,) = numbers(grids([values]))
+    limit = shared_limit([values])
+    assert limit < 1.001
+    (few,) = numbers(grids([values[-100:]]))
+    assert few[-1] == 50.0
+    np.testing.assert_allclose(read, np.clip(values, -limit, limit), atol=limit / 254 + 1e-12)
+    assert (numbers(grids([np.zeros((2, 2))])) == 0).all()
+    with pytest.raises(InputError, match="one shape"):
+        grids([np.zeros(2), np.zeros(3)])
+    with pytest.raises(InputError, match="NaN"):
+        grids([np.array([np.nan])])
 
 
-def test_a_page_writes_percentages_in_one_way(tmp_path: Path) -> None:
-    told = f"{percent(0.5)} against {percent(0.0001)}"
-    panel = case((Heatmap("1", "weighted", spot(3, 4, 2.0), told),))
-    for shown in (panel, trajectory(text=told, **ODDS)):
-        words = visible(page_of(tmp_path, [shown]))
-        assert len(re.findall(r"\d%", words)) >= 5
-        assert not re.search(r"\d\s+%", words)
+def test_slices_of_a_volume_stand_below_each_other() -> None:
+    values = np.linspace(0, 1, 100)[:, None, None].repeat(8, 1).repeat(6, 2)
+    view = volume(values)
+    sheet = np.asarray(decode(view["source"]).convert("L")).astype(float) / 255
+    assert (view["depth"], view["size"], len(view["slices"])) == (100, [8, 6], 64)
+    assert sheet.shape == (64 * 8, 6)
+    np.testing.assert_allclose(sheet[4::8, 3], values[view["slices"], 0, 0], atol=0.02)
 
 
-def test_the_page_of_a_trajectory_holds_its_pictures_its_odds_and_its_curves(tmp_path: Path) -> None:
-    path = [np.full((4, 6, 1), k / 10) for k in range(5)]
-    shown = trajectory(path=path, image=path[0], answer=path[4], reconstruction=np.ones((4, 6, 3)), **ODDS)
-    source = page_of(tmp_path, [shown], "The title", "First.\n\nSecond.")
+def test_a_page_takes_every_name_as_text(tmp_path: Path) -> None:
+    source = page_of(tmp_path, [shown(NASTY, NASTY)] * 2, NASTY, NASTY, [(NASTY, NASTY)])
     page = Page(source)
-    greys = {alt: [] for alt in ("a.png", "the answer", "reconstruction", "on the path")}  # type: ignore[var-annotated]
-    for tag in page.all("img"):
-        if tag["alt"] in greys:
-            greys[tag["alt"]].append(int(np.asarray(decode(tag["src"] or "").convert("L"))[0, 0]))
-    assert greys == {"a.png": [0], "the answer": [102], "reconstruction": [255], "on the path": [0, 26, 51, 76, 102]}
-    assert [a["data-at"] for a in page.all("figure") if "data-at" in a] == ["0.00", "25.00", "50.00", "75.00", "100.00"]
-    for name in ("fact", "foil"):
-        points = page.all("polyline", **{"class": name})[0]["points"] or ""
-        heights = [1 - float(point.split(",")[1]) / 100 for point in points.split()]
-        np.testing.assert_allclose(heights, ODDS[name][1], atol=1e-4)
-        odds = re.findall(rf'<span class="{name}">([\d.]+%)</span>', source)
-        assert odds == [percent(p) for p in [ODDS[name][1][-1], *ODDS[name][1]]], "the answer's, then those of the path"
-    assert page.all("input", type="range", max="4")
-    change = next(a for a in page.all("img") if a["alt"] == "what changes")
-    pixels = np.asarray(decode(change["src"] or "").convert("RGBA")).astype(int)
-    assert (pixels[..., 0] > pixels[..., 2] + 100).all(), "light is added everywhere"
-    assert all(words in page.text for words in ("The title", "First.", "Second.", "Why 4, rather than 9?"))
-
-
-def test_page_takes_every_name_as_text(tmp_path: Path) -> None:
-    hostile = Panel(
-        NASTY, np.zeros((4, 4)), NASTY, ((NASTY, 1.0),), (Heatmap(NASTY, NASTY, np.ones((4, 4)), NASTY),) * 2
-    )
-    source = page_of(tmp_path, [hostile, hostile], NASTY, NASTY)
-    page = Page(source)
-    assert len(page.all("script")) == 1
-    assert page.text.count(NASTY) >= 9
-    assert page.all("img", alt=NASTY)
-    assert page.all("li", **{"data-name": NASTY})
+    data = [tag for tag in page.all("script") if tag.get("type") == "application/json"]
+    assert len(page.all("script")) == len(data) + 1 == 4
+    assert [tag["data-name"] for tag in page.all("article")] == [NASTY] * 2
     assert "<script>alert" not in source
+    told = cases_of(source)[0]
+    assert told["name"] == NASTY
+    assert told["why"]["groups"][0]["foils"][0] == f"1{NASTY}"
 
 
-def test_page_of_trajectories_takes_every_name_as_text(tmp_path: Path) -> None:
-    names = dict.fromkeys(("name", "question", "text", "status"), NASTY)
-    source = page_of(tmp_path, [trajectory(**names, fact=(NASTY, [1.0] * 5), foil=(NASTY, [0.0] * 5))], NASTY, NASTY)
-    page = Page(source)
-    assert len(page.all("script")) == 1
-    assert page.text.count(NASTY) == 3 + 4 + 1 + 2
-    assert "<script>alert" not in source
-
-
-def test_page_fetches_nothing(tmp_path: Path) -> None:
-    for shown in (case(), trajectory()):
-        source = page_of(tmp_path, [shown])
-        assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|<link|<iframe", source)
-        assert all((a["src"] or "").startswith("data:image/") for a in Page(source).all("img"))
-        assert "default-src 'none'" in source
+def test_a_page_fetches_nothing(tmp_path: Path) -> None:
+    source = page_of(tmp_path, [shown()])
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|<link|<iframe", source)
+    assert "default-src 'none'" in source
 
 
 def test_a_page_follows_its_own_style_and_script_alone(tmp_path: Path) -> None:
     """What slipped in by way of a name would have another hash, and no style is written at an element."""
-    for shown in (case(), trajectory()):
-        source = page_of(tmp_path, [shown])
-        (policy,) = (a["content"] or "" for a in Page(source).all("meta") if a.get("http-equiv"))
-        named = dict(part.split(" ", 1) for part in policy.split("; "))
-        assert named.keys() == {"default-src", "img-src", "style-src", "script-src"}
-        assert "unsafe" not in policy
-        for tag in ("style", "script"):
-            (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            assert named[f"{tag}-src"] == f"'sha256-{digest}'"
-        assert not re.search(r"<[^>]* (style|on[a-z]+)=", source.split("<body>")[1].split("<script>")[0])
+    source = page_of(tmp_path, [shown()])
+    (policy,) = (a["content"] or "" for a in Page(source).all("meta") if a.get("http-equiv"))
+    named = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert named.keys() == {"default-src", "img-src", "style-src", "script-src"}
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert named[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"<[^>]* (style|on[a-z]+)=", source.split("<body>")[1].split("<script>")[0])
 
 
-def test_page_stays_small_for_photographs() -> None:
-    photo = np.random.default_rng(0).random((900, 1200, 3))
-    uri, shape = image_uri(photo)
-    assert shape == (336, LONGEST)
+def test_a_photograph_on_a_page_stays_small() -> None:
+    uri, size = image_uri(np.random.default_rng(0).random((900, 1200, 3)))
+    assert size == [336, LONGEST]
     assert decode(uri).size == (LONGEST, 336)
-    assert decode(map_uri(np.ones((14, 14)), 1.0, shape)).size == (14, 14)
-    assert decode(map_uri(np.ones((900, 1200)), 1.0, shape)).size == (LONGEST, 336)
-    assert decode(map_uri(np.ones((7, 7)), 1.0, (28, 28))).size == (28, 28)
 
 
-def test_page_is_whole_or_not_there(tmp_path: Path) -> None:
-    path = write_page([case()], tmp_path / "sub" / "why.html", "good")
-    before = path.read_text(encoding="utf-8")
-    broken = Panel("bad", np.zeros((3, 4, 5)), "a", (), ())
-    with pytest.raises(InputError):
-        write_page([case(), broken], path, "bad")
-    assert path.read_text(encoding="utf-8") == before
-    assert [file.name for file in path.parent.iterdir()] == ["why.html"]
+def test_a_page_is_whole_or_not_there(tmp_path: Path) -> None:
+    file = write_page([shown()], tmp_path / "sub" / "why.html", "good")
+    before = file.read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        write_page([shown(), Case("bad", "a", {"kind": np.zeros(1)})], file, "bad")
+    assert file.read_text(encoding="utf-8") == before
+    assert [each.name for each in file.parent.iterdir()] == ["why.html"]
     with pytest.raises(InputError, match="at least one"):
-        write_page([], path, "none")
+        write_page([], file, "none")
     with pytest.raises(InputError, match="at least one"):
         draw_trajectories([])
 
@@ -553,7 +510,7 @@ def test_page_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_others_may_read_a_page_as_far_as_the_umask_lets_them(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        path = write_page([case()], tmp_path / "why.html", "t")
+        path = write_page([shown()], tmp_path / "why.html", "t")
     finally:
         assert os.umask(before) == umask, "the umask itself is left alone"
     assert stat.S_IMODE(path.stat().st_mode) == mode
@@ -566,12 +523,6 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
     assert write_atomically(tmp_path / "x", [b"a", b"b"]).read_bytes() == b"ab"
     assert done == ["fsync", "replace"]
-
-
-def test_page_without_maps_or_probabilities_is_still_a_page(tmp_path: Path) -> None:
-    page = Page(page_of(tmp_path, [Panel("x.png", np.zeros((4, 4)), "0.58", (), ())]))
-    assert "x.png" in page.text
-    assert not page.all("img", **{"class": "map"})
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_jinja2() -> None:

@@ -7,7 +7,6 @@ from .attribution.activation import LinearApproximation as LinearApproximation
 from .attribution.explain import compare as compare
 from .attribution.explain import explain as explain
 from .attribution.explanation import Explanation as Explanation
-from .attribution.explanation import save_report as save_report
 from .attribution.forward import ForwardPass as ForwardPass
 from .attribution.forward import Graph as Graph
 from .attribution.gradient import Gradient as Gradient
@@ -85,6 +84,7 @@ from .outputs import Prompts as Prompts
 from .outputs import Region as Region
 from .outputs import Value as Value
 from .result import Result as Result
+from .result import save_report as save_report
 from .search.attributes import Attribute as Attribute
 from .search.attributes import LatentCoordinate as LatentCoordinate
 from .search.attributes import class_attributes as class_attributes

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, told_as
+from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.settings import check_value, types_of
 from ratherthan.words import printable, shorten
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from ratherthan.render.case import Case
 
 PRINTED = 5
 """Of many facts or foils, a text names so many; files of numbers hold all."""
@@ -54,6 +57,7 @@ class Result(ABC):
     Attributes:
         kind: What it is called in files and messages, e.g. "explanation".
         leading: Which of many questions `likeliest` puts first.
+        asks: The question that it answers, the heading of its page.
         images: (N, C, H, W) in image space; (N, T) token ids of texts, -1 behind the end of the shorter; volumes
             (N, C, D, H, W); signals (N, C, T); rows of a table (N, F).
         logits: (N, classes) of the images; (N, 1) values for a regressor.
@@ -69,10 +73,12 @@ class Result(ABC):
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
         show: The channels of images that are drawn, see `Images`; None: all, or their mean.
+        model: What the network is called.
     """
 
     kind: ClassVar[str]
     leading: ClassVar[str] = "first"
+    asks: ClassVar[str] = ""
     images: Annotated[Tensor, Shape("N *")]
     logits: Annotated[Tensor, Shape("N K")]
     fact: Annotated[Tensor, Shape("N Q")]
@@ -86,14 +92,22 @@ class Result(ABC):
     versions: dict[str, str] = field(default_factory=lambda: versions())
     preprocessing: str = ""
     show: tuple[int, ...] | None = None
+    model: str = ""
 
     @abstractmethod
     def plot(self) -> Figure:
         """A figure of everything."""
 
     @abstractmethod
-    def write_page(self, path: Path) -> Path:
-        """Write a page that needs nothing else; returns the path."""
+    def cases(self) -> list[Case]:
+        """What a page shows, a case per sample."""
+
+    @classmethod
+    def beside(cls, results: Sequence[Self]) -> list[Case]:
+        """What a page shows of several of this kind, of the same samples."""
+        from functools import reduce
+
+        return [reduce(type(row[0]).joined, row) for row in zip(*(each.cases() for each in results), strict=True)]
 
     @abstractmethod
     def text(self, sample: int, q: int = 0) -> str:
@@ -192,6 +206,21 @@ class Result(ABC):
         """One of these images, or one like them, (C, H, W), as the rendering takes it; see `picture`."""
         return picture(image, self.show)
 
+    def title(self, sample: int) -> str:
+        """What to call a sample where there is little room."""
+        return shorten(self.names[sample], TOLD) if self.tokens else Path(self.names[sample]).name
+
+    def view(self, sample: int) -> dict[str, Any]:
+        """What was asked about, as a page takes it; see `render.case`."""
+        from ratherthan.render import case
+
+        values, tokens = self.images[sample], self.tokens[sample] if self.tokens else ()
+        if tokens:
+            return case.written(tokens, None if values.is_floating_point() else words_of(tokens))
+        if values.ndim == 2:
+            return case.lines(values.detach().float().cpu().numpy())
+        return case.volume(_slices(values)) if values.ndim == 4 else case.picture(self.picture(values))
+
     def drawn(self, sample: int, columns: Sequence[int] | None = None) -> tuple[Any, np.ndarray[Any, Any] | None]:
         """The picture of what was asked about, and whose value lies at each of its pixels.
 
@@ -207,11 +236,8 @@ class Result(ABC):
         values, tokens = self.images[sample], self.tokens[sample] if self.tokens else ()
         if values.ndim == 3 or (values.ndim == 1 and not tokens):
             return self.picture(values), None
-        if values.ndim == 4:
-            low, high = values.aminmax()
-            values = (values - low) / (high - low) if high > low else torch.zeros_like(values)
-            values = values.movedim(0, -1) if len(values) == 3 else values.mean(0)
-        return draw(values.detach().float().cpu().numpy(), tokens, columns)
+        array = _slices(values) if values.ndim == 4 else values.detach().float().cpu().numpy()
+        return draw(array, tokens, columns)
 
     # ----------------------------------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
@@ -231,7 +257,7 @@ class Result(ABC):
 
         path = Path(check_value("the path of a result", str | Path, path))
         if path.suffix == ".html":
-            return self.write_page(path)
+            return save_report([self], path)
         if path.suffix == ".png":
             return write_atomically(path, [figure_png(self.plot())])
         if path.suffix == ".safetensors":
@@ -365,6 +391,49 @@ def versions() -> dict[str, str]:
 def laid_over(values: np.ndarray[Any, Any], owner: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
     """Values of positions as a map over the picture whose pixels these own; see `Result.drawn`."""
     return np.atleast_2d(values) if owner is None else np.append(values, 0.0)[owner]
+
+
+def _slices(volume: Tensor) -> np.ndarray[Any, Any]:
+    """A volume (C, D, H, W) as the rendering takes it: (D, H, W) or (D, H, W, 3), stretched to [0, 1]."""
+    values = volume.detach().float().cpu()
+    low, high = values.aminmax()
+    values = (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    array: np.ndarray[Any, Any] = (values.movedim(0, -1) if len(values) == 3 else values.mean(0)).numpy()
+    return array
+
+
+def save_report(results: Sequence[Result], path: str | Path, title: str | None = None, intro: str = "") -> Path:
+    """Write one self-contained HTML page about some samples: where, what would have to change, what is enough.
+
+    Args:
+        results: Of the same samples: explanations by different contrasts or methods, counterfactuals, pertinent
+            positives, or several of these.
+        path: Where to.
+        title: The page's heading; None: the question.
+        intro: A paragraph below it; an empty line starts another.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If there are none, or they are about different samples.
+    """
+    from functools import reduce
+
+    from ratherthan.render.page import write_page
+
+    if not results:
+        raise InputError("no results were given")
+    kinds = [[each for each in results if type(each) is kind] for kind in dict.fromkeys(map(type, results))]
+    columns = [each[0].beside(each) for each in kinds]
+    if len({tuple(case.name for case in column) for column in columns}) != 1:
+        raise InputError("only results about the same samples, asked about the same fact, fit on one page")
+    cases = [reduce(type(row[0]).joined, row) for row in zip(*columns, strict=True)]
+    first = results[0]
+    about = {"method": "; ".join(dict.fromkeys(each.made_by() for each in results)), "model": first.model}
+    about["versions"] = ", ".join(f"{name} {number}" for name, number in first.versions.items())
+    asked = first.asks if len(columns) == 1 else "Why, and what else would be?"
+    return write_page(cases, path, title or asked, intro, [(name, said) for name, said in about.items() if said])
 
 
 def picture(image: Tensor, show: Sequence[int] | None = None) -> np.ndarray[Any, Any]:

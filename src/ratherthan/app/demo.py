@@ -10,9 +10,8 @@ from torch import Tensor
 
 import ratherthan as rt
 from ratherthan.app.answer import ALL, draw
-from ratherthan.attribution.explanation import leading_with, to_panels
+from ratherthan.attribution.explanation import to_panels
 from ratherthan.progress import reporter
-from ratherthan.render.page import write_page
 
 COUNT = 12
 """Digits shown."""
@@ -44,8 +43,7 @@ def run(out: Path) -> list[str]:
     images, names = hardest(model, COUNT)
     ask = partial(rt.compare, model, images, contrasts=ALL, names=names)
     rival, others = ask(foil="runner-up"), ask(foil="others")
-    panels = [leading_with("weighted", each) for each in to_panels([*rival, *others])]
-    page = write_page(panels, out / "demo.html", _TITLE, _INTRO)
+    page = rt.save_report([*rival, *others], out / "demo.html", _TITLE, _INTRO)
     sheet = draw(to_panels(rival), out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:

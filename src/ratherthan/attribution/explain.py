@@ -208,6 +208,7 @@ def explanation_of(
     return Explanation(
         images=forward_pass.given, logits=forward_pass.logits, names=names, output=output.name,
         preprocessing=forward_pass.model.inputs.describe(),
+        model=forward_pass.model.name,
         class_names=forward_pass.model.class_names if output.of_classes else None,
         tokens=forward_pass.model.inputs.read(forward_pass.given), show=forward_pass.model.inputs.show,
         axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(question.sets),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,19 +18,22 @@ from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
 from ratherthan.registry import unique_name
-from ratherthan.result import TOLD, Result, Shape, laid_over
+from ratherthan.result import Result, Shape, laid_over
 from ratherthan.settings import check_value
-from ratherthan.words import percent, shorten
+from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from ratherthan.render.panel import Heatmap, Panel
+    from ratherthan.render.case import Case
+    from ratherthan.render.panel import Panel
 
 Preset = Literal["prabhushankar2020"] | None
 SHOWN = 20
 """Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
+_MOST_ON_A_PAGE, _BYTES_OF_MAPS = 1024, 2**20  # of one contrast: maps; numbers, a byte each
+_SIDES = ("against the fact, for the foil", "for the fact")
 _SHOWN_CLASSES, _SHOWN_WORDS, _SHOWN_COLUMNS = 6, 4, 20
 _AXES = {1: ["step"], 2: ["row", "column"], 3: ["slice", "row", "column"]}
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -56,6 +58,7 @@ class Explanation(Result):
 
     kind: ClassVar[str] = "explanation"
     leading: ClassVar[str] = "likeliest"
+    asks: ClassVar[str] = "Why P, rather than Q?"
     attribution: Annotated[Tensor, Shape("N Q ...")]
     foil: Annotated[Tensor, Shape("N Q")]
     sets: Annotated[Tensor, Shape("N Q K")] | None = None
@@ -221,10 +224,16 @@ class Explanation(Result):
 
         return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
 
-    def likeliest(self, count: int) -> Explanation:
-        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order."""
-        if self.axis is None or self.questions <= count:
+    def likeliest(self, count: int, always: bool = False) -> Explanation:
+        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order.
+
+        Args:
+            count: How many.
+            always: Whether they are put in order also where there are no more.
+        """
+        if self.axis is None or (self.questions <= count and not always):
             return self
+        count = min(count, self.questions)
         order = torch.arange(count, device=self.fact.device).expand(len(self), -1)
         if self.output != "value":
             p = self.probabilities()
@@ -249,16 +258,36 @@ class Explanation(Result):
 
         return figure(self.panels())
 
-    def write_page(self, path: Path) -> Path:
-        """The page of `save`."""
-        return save_report([self], path)
+    def cases(self) -> list[Case]:
+        """What a page shows: one case per sample, or per sample and fact."""
+        return to_cases([self])
+
+    @classmethod
+    def beside(cls, results: Sequence[Explanation]) -> list[Case]:
+        """What a page shows of several, of the same samples; see `to_cases`."""
+        return to_cases(results)
+
+    def _fitting(self) -> int:
+        """How many of its questions fit on a page that is to be sent by mail."""
+        plane = self.attribution.flatten(1 if self.axis is None else 2).shape[-1]
+        return min(_MOST_ON_A_PAGE, max(1, _BYTES_OF_MAPS // plane))
+
+    def _sent(self, sample: int, q: int) -> np.ndarray[Any, Any]:
+        """A map as it was computed, channels summed, without what lies behind the end of a text."""
+        map_ = _summed(self.by_question(self.attribution)[sample, q], self.images, 0)
+        map_ = map_[: len(self.tokens[sample])] if self.tokens else map_
+        values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
+        return values
+
+    def _compared_with_itself(self, sample: int, q: int) -> bool:
+        fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
+        return self.axis == "foil" and self.output != "value" and self.contrast != "none" and bool(fact == foil)
 
     # ----------------------------------------------------------------------------------------- inside
     def _drawn(self, maps: Tensor, lead: int, preset: Preset = None, align_corners: bool = False) -> Tensor:
         """Maps on the plane of the image; the first `lead` dimensions say whose they are."""
         check_value("preset", Preset, preset)
-        axes = max(1, self.images.ndim - 2)
-        maps = maps.sum(lead) if maps.ndim - lead > axes else maps
+        maps = _summed(maps, self.images, lead)
         maps = maps.unsqueeze(-2) if self.images.ndim == 2 else maps  # tokens or columns, side by side
         if preset is None:
             return on_plane(maps, self.images, align_corners)
@@ -303,47 +332,96 @@ def _alike(parts: Sequence[Explanation]) -> Sequence[Explanation]:
 
 
 def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
-    """Put explanations of the same images beside each other.
+    """Put explanations of the same images beside each other, for a figure.
 
     Args:
         explanations: Of the same samples in the same order, by different contrasts or methods.
 
     Returns:
-        One case per sample (and fact, where facts form an axis), with all their maps.
+        One panel per sample (and fact, where facts form an axis), with all their maps.
 
     Raises:
         InputError: If they are not about the same samples.
     """
     from ratherthan.render.panel import Heatmap, Panel
 
+    explanations = _of_the_same([each.likeliest(SHOWN) for each in explanations])
+    first, heatmaps = explanations[0], [each.heatmap() for each in explanations]
+    panels = []
+    for sample, group in _groups(first):
+        image, owner = first.drawn(sample, _columns(first, sample, [each[sample] for each in heatmaps]))
+        maps = []
+        for label, foil, number, q in _asked(explanations, sample, group):
+            each = explanations[number]
+            values = each.by_question(heatmaps[number])[sample, q].detach().float().cpu().numpy()
+            maps.append(Heatmap(foil, label, laid_over(values, owner), each.text(sample, q)))
+        bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
+        panels.append(Panel(first.title(sample), image, fact, bars, tuple(maps), paper=first.images.ndim < 4))
+    return panels
+
+
+def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
+    """The same for a page: as many maps as fit on it, at the resolution at which they were computed.
+
+    Raises:
+        InputError: If they are not about the same samples.
+    """
+    from ratherthan.render import case
+
+    fitting = _of_the_same([each.likeliest(each._fitting(), always=True) for each in explanations])
+    first, cases = fitting[0], list[case.Case]()
+    left = max(each.questions - few.questions for each, few in zip(explanations, fitting, strict=True))
+    note = (
+        f"The {fitting[0].questions} likeliest of {explanations[0].questions}; files of numbers hold all."
+        if left
+        else ""
+    )
+    for sample, group in _groups(first):
+        maps = list[case.Map]()
+        for label, foil, number, q in _asked(fitting, sample, group):
+            each = fitting[number]
+            if each._compared_with_itself(sample, q):
+                continue
+            asked = each.question(sample, q)
+            maps.append(
+                case.Map(foil, label, each._sent(sample, q), asked, each.text(sample, q).removeprefix(asked).strip())
+            )
+        maps.sort(key=lambda each: "weighted" not in each.contrast)  # a page opens with these
+        bars, fact = _bars(first, sample, group, len(maps)), first.fact_name(sample, group)
+        why = case.why(maps, _SIDES, note) if maps else None
+        cases.append(case.Case(first.title(sample), fact, first.view(sample), bars, why))
+    return cases
+
+
+def _of_the_same(explanations: Sequence[Explanation]) -> Sequence[Explanation]:
     if not explanations:
         raise InputError("no explanations were given")
-    explanations = [each.likeliest(SHOWN) for each in explanations]
     first = explanations[0]
     for other in explanations[1:]:
         if other.names != first.names or other.images.shape != first.images.shape:
             raise InputError("only explanations of the same images can be put beside each other")
-    heatmaps = [each.heatmap() for each in explanations]
-    methods = {each.method for each in explanations}
-    cases = []
+    return explanations
+
+
+def _groups(first: Explanation) -> Iterator[tuple[int, int]]:
+    """Of what is drawn by itself: the sample, and the number of its fact where facts form an axis."""
     for sample in range(len(first)):
-        image, owner = first.drawn(sample, _columns(first, sample, [each[sample] for each in heatmaps]))
         for group in range(first.questions if first.axis == "fact" else 1):
-            views: dict[str, dict[str, Heatmap]] = {}
-            for each, heatmap in zip(explanations, heatmaps, strict=True):
-                label = each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}"
-                seen = views.setdefault(label, {})
-                for q in [group] if first.axis == "fact" else range(each.questions):
-                    foil = each.foil_name(sample, q)
-                    if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
-                        foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
-                    values = each.by_question(heatmap)[sample, q].detach().float().cpu().numpy()
-                    seen[foil] = Heatmap(foil, label, laid_over(values, owner), each.text(sample, q))
-            maps = tuple(view for seen in views.values() for view in seen.values())
-            bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
-            name = shorten(first.names[sample], TOLD) if first.tokens else Path(first.names[sample]).name
-            cases.append(Panel(name, image, fact, bars, maps, paper=first.images.ndim < 4))
-    return cases
+            yield sample, group
+
+
+def _asked(explanations: Sequence[Explanation], sample: int, group: int) -> Iterator[tuple[str, str, int, int]]:
+    """The maps of a group: contrast (and method, where there are several), foil, and where each lies."""
+    methods = {each.method for each in explanations}
+    views: dict[str, dict[str, tuple[int, int]]] = {}
+    for number, each in enumerate(explanations):
+        seen = views.setdefault(each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}", {})
+        for q in [group] if each.axis == "fact" else range(each.questions):
+            foil = each.foil_name(sample, q)
+            if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
+                foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes
+            seen[foil] = number, q
+    return ((label, foil, *at) for label, seen in views.items() for foil, at in seen.items())
 
 
 def _columns(explanation: Explanation, sample: int, heatmaps: Sequence[Tensor]) -> list[int] | None:
@@ -355,40 +433,22 @@ def _columns(explanation: Explanation, sample: int, heatmaps: Sequence[Tensor]) 
     return sorted(weights.topk(min(_SHOWN_COLUMNS, count)).indices.tolist())
 
 
-def save_report(explanations: Sequence[Explanation], path: str | Path, title: str = "Why P, rather than Q?") -> Path:
-    """Write one self-contained HTML page in which the reader switches foil and contrast by clicking.
-
-    Args:
-        explanations: Of the same samples, by different contrasts or methods.
-        path: Where to.
-        title: The page's heading.
-
-    Returns:
-        The path.
-    """
-    from ratherthan.render.page import write_page
-
-    intro = "; ".join(dict.fromkeys(each.made_by() for each in explanations))
-    cases = [leading_with("weighted", case) for case in to_panels(explanations)]
-    return write_page(cases, path, title, f"Method: {intro}.")
-
-
-def leading_with(contrast: str, case: Panel) -> Panel:
-    """The case with the maps of this contrast first, so that a page opens with them."""
-    return dataclasses.replace(case, maps=tuple(sorted(case.maps, key=lambda view: contrast not in view.contrast)))
-
-
-def _bars(explanation: Explanation, sample: int, q: int) -> tuple[tuple[str, float], ...]:
+def _bars(explanation: Explanation, sample: int, q: int, count: int = 0) -> tuple[tuple[str, float], ...]:
+    """Names and probabilities of the likeliest classes, the fact and the foils, of which `count` or a few."""
     if explanation.output == "value":
         return ()
     p = explanation.probabilities()[sample]
     p = p if OUTPUTS.find(explanation.output).exclusive else p[:-1]
     top = p.topk(min(_SHOWN_CLASSES, len(p))).indices.tolist()
     fact = int(explanation.by_question(explanation.fact)[sample, q])
-    asked = [foil for foil in explanation.by_question(explanation.foil)[sample].tolist() if 0 <= foil < len(p)][
-        :_SHOWN_CLASSES
-    ]
+    foils = explanation.by_question(explanation.foil)[sample].tolist()
+    asked = [foil for foil in foils if 0 <= foil < len(p)][: max(count, _SHOWN_CLASSES)]
     return tuple((explanation.class_label(i), p[i].item()) for i in dict.fromkeys([*top, fact, *asked]))
+
+
+def _summed(maps: Tensor, images: Tensor, lead: int) -> Tensor:
+    """Maps without their channels, if they have any."""
+    return maps.sum(lead) if maps.ndim - lead > max(1, images.ndim - 2) else maps
 
 
 def on_plane(maps: Tensor, images: Tensor, align_corners: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ratherthan.errors import InputError
 from ratherthan.model import Model
+from ratherthan.result import save_report
 from ratherthan.search.counterfactual import Counterfactual, counterfactual
 from ratherthan.search.method import CounterfactualMethod, PertinentPositiveMethod, get_counterfactual_method
 from ratherthan.search.pertinent_positive import PertinentPositive, pertinent_positive
@@ -50,17 +51,18 @@ class CompleteExplanation:
         return "\n".join(f"{self.positive.names[i]}: {self.text(i)}" for i in range(len(self)))
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write both halves beside each other, "x.html" as "x.positive.html" and "x.negative.html".
+        """Write both halves: as one page, or beside each other, "x.png" as "x.positive.png" and "x.negative.png".
 
         Args:
             path: Ending in .png, .html or .safetensors; see the `save` of either half.
 
         Returns:
-            The two paths.
+            The paths.
         """
-        path = Path(path)
-        halves = (("positive", self.positive), ("negative", self.negative))
-        return [half.save(path.with_suffix(f".{name}{path.suffix}")) for name, half in halves]
+        path, halves = Path(path), {"positive": self.positive, "negative": self.negative}
+        if path.suffix == ".html":
+            return [save_report(list(halves.values()), path, "What is enough, and what must stay absent?")]
+        return [half.save(path.with_suffix(f".{name}{path.suffix}")) for name, half in halves.items()]
 
 
 def complete(

@@ -16,8 +16,8 @@ from ratherthan.inputs.text import words_of
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.registry import unique_name
+from ratherthan.render.case import Case, path, swaps
 from ratherthan.render.figure import figure
-from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import Trajectory, draw_probabilities, draw_trajectories
 from ratherthan.result import Shape, laid_over
@@ -57,6 +57,7 @@ class Counterfactual(SearchResult):
     """
 
     kind: ClassVar[str] = "counterfactual"
+    asks: ClassVar[str] = "What would have to change?"
 
     foil: Annotated[Tensor, Shape("N Q")]
     distance: Annotated[Tensor, Shape("N Q R")]
@@ -257,11 +258,24 @@ class Counterfactual(SearchResult):
         """Class probabilities along the way (CDeepEx, Fig. 5b): fact, foil and the likeliest other."""
         return draw_probabilities(self._trajectory(sample, q))
 
-    def write_page(self, path: Path) -> Path:
-        """The page of `save`."""
+    def cases(self) -> list[Case]:
+        """What a page shows: a case per sample, with the way to each foil."""
+        return [self._case(i) for i in range(len(self))]
+
+    def _case(self, i: int) -> Case:
+        found = [self._found(i, q) for q in range(self.questions)]
+        fact = self.class_label(int(self.best(self.fact, i, 0)))
+        return Case(self.title(i), fact, self.view(i), self._bars(i), change=found)
+
+    def _found(self, i: int, q: int) -> dict[str, Any]:
         if self.changes is not None:
-            return write_page(self.panels(), path, "What would have to change?", f"Method {self.made_by()}.")
-        return write_page(self.trajectories(), path, "What would have to change?", f"Method {self.made_by()}.")
+            text = self.text(i, q).removeprefix(self.question(i, q)).strip()
+            changed = [(number, instead) for number, _, instead in self.best(self.changes, i, q)]
+            return swaps(self.question(i, q), text, self.best(self.status, i, q), changed)
+        shown = self._trajectory(i, q)
+        odds = {"fact": shown.fact, "foil": shown.foil, "other": ("likeliest other", shown.others)}
+        pictures = list(shown.path) if shown.reconstruction is None else [shown.reconstruction, *shown.path[1:]]
+        return path(shown.question, shown.text, shown.status, pictures, shown.image, shown.answer, odds)
 
 
 def counterfactual(

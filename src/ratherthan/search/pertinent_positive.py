@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ratherthan.model import Model
 from ratherthan.progress import Progress
+from ratherthan.render.case import Case, part
 from ratherthan.render.figure import figure
-from ratherthan.render.page import write_page
 from ratherthan.render.panel import Heatmap, Panel
 from ratherthan.render.searches import draw_excerpts, excerpt_row
 from ratherthan.result import Shape, laid_over
@@ -53,6 +53,7 @@ class PertinentPositive(SearchResult):
     """
 
     kind: ClassVar[str] = "pertinent positive"
+    asks: ClassVar[str] = "What is enough?"
 
     mask: Annotated[Tensor, Shape("N plane")]
     features: Annotated[Tensor, Shape("N")]
@@ -168,9 +169,17 @@ class PertinentPositive(SearchResult):
         view, fact = Heatmap("", self.method, laid_over(rank, owner), self.text(i)), self.class_label(int(self.fact[i]))
         return Panel(Path(self.names[i]).name, image, fact, self._bars(i), (view,), _SIDES, paper=bool(self.tokens))
 
-    def write_page(self, path: Path) -> Path:
-        """Write a page that needs nothing else; returns the path."""
-        return write_page(self.panels(), path, "What is enough?", f"Method: {self.made_by()}.")
+    def cases(self) -> list[Case]:
+        """What a page shows: a case per sample, with the part that is enough."""
+        return [self._case(i, rank) for i, rank in enumerate(self.ranks().numpy())]
+
+    def _case(self, i: int, rank: np.ndarray[Any, Any]) -> Case:
+        fact = int(self.fact[i])
+        text = self.text(i).removeprefix(f"What is enough for {self.class_label(fact)}?").strip()
+        curve = () if self.curve is None else self.curve[i][~self.curve[i].isnan()].tolist()
+        rank = rank[: len(self.tokens[i])] if self.tokens else rank
+        enough = part(text, self.status[i], rank, curve, self.logits[i].softmax(0)[fact].item())
+        return Case(self.title(i), self.class_label(fact), self.view(i), self._bars(i), enough=enough)
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""

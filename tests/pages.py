@@ -23,9 +23,9 @@ def cases_of(page: str) -> list[dict[str, Any]]:
 def numbers(group: dict[str, Any]) -> np.ndarray:
     """The maps of a contrast in the units of what they stand for, one for each foil or way."""
     data, size = base64.b64decode(group["values"]), prod(group["shape"])
-    whole = struct.unpack(f"{len(data)}b", data)
+    whole = struct.unpack(f"<{len(data)}b" if group["levels"] == 127 else f"<{len(data) // 2}h", data)
     rows = [np.array(whole[i : i + size]).reshape(group["shape"]) for i in range(0, len(whole), size)]
-    return np.stack([row * limit / 127 for row, limit in zip(rows, group["limits"], strict=True)])
+    return np.stack([row * limit / group["levels"] for row, limit in zip(rows, group["limits"], strict=True)])
 
 
 def maps_of(case: dict[str, Any]) -> dict[tuple[str, str], np.ndarray]:

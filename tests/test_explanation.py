@@ -51,8 +51,8 @@ def test_text_says_question_probabilities_and_score(model: rt.Model) -> None:
     p = why.logits.softmax(1)
     line = str(why).splitlines()[1]
     assert line.startswith("image 1: Why ant, rather than bee?")
-    assert f"{p[1, 0]:.1%} against {p[1, 1]:.1%}" in line
-    assert f"weighted {why.logits[1, 0] - why.logits[1, 1]:+.2f}" in line
+    lead = why.logits[1, 0] - why.logits[1, 1]
+    assert f"? Log-odds of ant over bee: {lead:+.2f} ({p[1, 0]:.1%} against {p[1, 1]:.1%}); " in line
     for map_, line in zip(why.heatmap(), str(why).splitlines(), strict=False):
         share = map_[map_ > 0].sum() / map_.abs().sum()
         assert share != pytest.approx(0.5, abs=0.02)  # or the wrong side would pass

@@ -334,11 +334,13 @@ class Contrast(ABC):
 
     Attributes:
         words: The question, with {fact} and {foil}.
+        measure: What its number is, with {fact} and {foil}; empty: its name.
         for_values: Whether it can be asked of a model that gives a value.
     """
 
     name: ClassVar[str] = ""
     words: ClassVar[str] = "Why {fact}, rather than {foil}?"
+    measure: ClassVar[str] = ""
     for_values: ClassVar[bool] = False
 
     @abstractmethod
@@ -399,6 +401,7 @@ class Plain(Contrast):
 
     name = "none"
     words = "Why {fact}?"
+    measure = "logit of {fact}"
     for_values = True
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
@@ -437,6 +440,7 @@ class Mean(Difference):
 
     name = "mean"
     words = "Why {fact}, rather than {foil} (mean)?"
+    measure = "lead of {fact} over the mean of {foil}"
 
     def pooled(self, logits: Tensor, question: Question) -> Tensor:
         """Mean over the foils."""
@@ -452,6 +456,7 @@ class Max(Difference):
 
     name = "max"
     words = "Why {fact}, rather than {foil} (strongest)?"
+    measure = "lead of {fact} over {foil}"
 
     def pooled(self, logits: Tensor, question: Question) -> Tensor:
         """The strongest foil."""
@@ -470,6 +475,7 @@ class Weighted(Difference):
     """
 
     name = "weighted"
+    measure = "log-odds of {fact} over {foil}"
 
     def pooled(self, logits: Tensor, question: Question) -> Tensor:
         """Logsumexp over the foils."""
@@ -488,6 +494,7 @@ class Probability(Weighted):
 
     name = "probability"
     words = "What makes {fact} probable, rather than {foil}?"
+    measure = "probability of {fact}"
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:
         """p_t in [0, 1]."""
@@ -510,6 +517,7 @@ class Loss(Contrast):
 
     name = "loss"
     words = "Why {fact}, rather than {foil}? (loss towards {foil})"
+    measure = "loss towards {foil}"
     for_values = True
 
     def scalar(self, logits: Tensor, question: Question) -> Tensor:

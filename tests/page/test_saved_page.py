@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import of_kind
-from pages import cases_of, maps_of, order_of
 
 import ratherthan as rt
+from nets import of_kind
+from pages import cases_of, maps_of, order_of
 from ratherthan.render.colours import diverging
 
 AXE = pytest.importorskip("axe_core_python", reason="needs axe-core-python: pip install 'ratherthan[page]'")

@@ -198,8 +198,8 @@ class Explanation(Result):
         if self.output != "value":
             fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
             compared = self.contrast != "none" and foil >= 0 and foil != fact
-            odds = percent(row["p_fact"]) + (f" against {percent(row['p_foil'])}; " if compared else "; ")
-        told = f"{self.question(sample, q)} {odds}{self.contrast} {row['score']:+.2f}; {share}."
+            odds = f" ({percent(row['p_fact'])}" + (f" against {percent(row['p_foil'])})" if compared else ")")
+        told = f"{self.question(sample, q)} {self._measure(sample, q)}: {row['score']:+.2f}{odds}; {share}."
         if not self.tokens:
             return told
         ranked = sorted(self.words(sample, q), key=lambda each: -each[1])
@@ -209,6 +209,13 @@ class Explanation(Result):
         )
         sides = (", ".join(f"{word} {value:+.2f}" for word, value in side) for side in strongest)
         return told + "".join(f" {name}: {said}." for name, said in zip(("For", "Against"), sides, strict=True) if said)
+
+    def _measure(self, sample: int, q: int) -> str:
+        """What the contrast's number is, as the beginning of a sentence."""
+        names = {"fact": self.fact_name(sample, q), "foil": self.foil_name(sample, q) or "nothing"}
+        known = self.contrast in contrasts() and self.output != "value"
+        said = get_contrast(self.contrast).measure.format(**names) if known else ""
+        return said[:1].upper() + said[1:] if said else self.contrast
 
     def made_by(self) -> str:
         """The method, and the layer it explains."""

@@ -22,7 +22,8 @@ from ratherthan.words import percent
 
 LONGEST = 448  # px: a photograph on a page is not larger
 PIXELATED = 96  # px: images up to this size are shown as the squares they are made of
-_LEVELS, _MANY = 127, 2000  # of either sign, of a map; values of which a few may be clipped
+_LEVELS, _FINE = 127, 32767  # of either sign, of a map; of one with few values
+_MANY = 2000  # values, of which a few may be clipped
 _SLICES, _LONGEST_SLICE = 64, 192  # of a volume; px of one
 
 Floats = np.ndarray[Any, Any]
@@ -195,10 +196,10 @@ def part(text: str, status: str, ranks: Floats, curve: Sequence[float] = (), who
 
 # --------------------------------------------------------------------------------------------- numbers and pictures
 def grids(maps: Sequence[ArrayLike]) -> dict[str, Any]:
-    """Maps of one shape as whole numbers from -127 to 127, each in units of its own limit / 127.
+    """Maps of one shape as whole numbers, each in units of its own limit / 127, or of few values of limit / 32767.
 
     The limit of a map is its largest value, of many that which all but a few have, see `colours.shared_limit`. Larger
-    values are clipped, others off by at most limit / 254.
+    values are clipped, others off by at most half a unit.
 
     Raises:
         InputError: If a map holds what is no finite number, or they have several shapes.
@@ -206,11 +207,11 @@ def grids(maps: Sequence[ArrayLike]) -> dict[str, Any]:
     arrays = [np.asarray(each, np.float64) for each in maps]
     if len({each.shape for each in arrays}) != 1:
         raise InputError(f"maps of one contrast must have one shape; got {[each.shape for each in arrays][:4]}")
-    usual = 0.995 if arrays[0].size >= _MANY else 1.0
+    usual, levels, kind = (0.995, _LEVELS, "i1") if arrays[0].size >= _MANY else (1.0, _FINE, "<i2")
     limits = [colours.shared_limit([each], usual) for each in arrays]
     scaled = [np.clip(each / (limit or 1.0), -1, 1) for each, limit in zip(arrays, limits, strict=True)]
-    whole = np.rint(np.stack(scaled) * _LEVELS).astype(np.int8)
-    return {"shape": arrays[0].shape, "limits": limits, "values": _base64(whole.tobytes())}
+    whole = np.rint(np.stack(scaled) * levels).astype(kind)
+    return {"shape": arrays[0].shape, "limits": limits, "levels": levels, "values": _base64(whole.tobytes())}
 
 
 def ramp() -> str:

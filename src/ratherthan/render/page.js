@@ -87,6 +87,12 @@ function slider(label, most, at, say, change) {
 }
 
 // ------------------------------------------------------------------------------------------- maps
+// All values of some maps, each in units of its limit / LEVELS.
+function numbersOf({ values, levels }) {
+  const kind = levels === LEVELS ? Int8Array : Int16Array;
+  return Float32Array.from(new kind(bytes(values).buffer), value => value * LEVELS / levels);
+}
+
 // Where each of so many pixels lies between the middles of so many cells.
 function steps(cells, pixels) {
   return Array.from({ length: pixels }, (_, i) => {
@@ -158,7 +164,7 @@ function pictureStage(view, name) {
   const laid = make("canvas", { class: "map", hidden: true, role: "img", "aria-label": "map" });
   const stage = make("div", { class: "stage" }, seen, laid), readout = make("output");
   let shown = null, slice = Math.floor(depth / 2);
-  const element = make("figure", { class: Math.max(H, W) <= 96 ? "pixelated" : "" }, stage);
+  const element = make("figure", { class: `${view.kind} ${Math.max(H, W) <= 96 ? "pixelated" : ""}` }, stage);
   if (view.kind === "volume") {
     const sheet = new Image();
     const turn = () => {
@@ -247,7 +253,7 @@ function tableStage(view) {
 function whyTab(card) {
   const { data } = card, { groups, sides, note } = data.why;
   for (const group of groups) {
-    group.numbers = new Int8Array(bytes(group.values).buffer);
+    group.numbers = numbersOf(group);
     group.length = group.shape.reduce((a, b) => a * b, 1);
     group.most = Math.max(...group.limits);
   }
@@ -357,7 +363,7 @@ function pathParts(card, found) {
   const picture = make("img", { src: found.frames[last], width: W, height: H, alt: "" }), caption = make("figcaption");
   const difference = pictureStage(data.view, data.name);
   difference.show({
-    values: new Int8Array(bytes(found.values).buffer), shape: found.shape, factor: 1, unit: found.limits[0] / LEVELS,
+    values: numbersOf(found), shape: found.shape, factor: 1, unit: found.limits[0] / LEVELS,
     strength: 0.9, view: "overlay", label: "what the answer adds and removes",
     caption: `orange: added, blue: removed; full colour at ±${found.limits[0].toPrecision(2)} of 1`,
   });

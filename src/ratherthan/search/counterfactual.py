@@ -169,7 +169,7 @@ class Counterfactual(SearchResult):
             how = f"{self._said(self.best(self.changes, sample, q))}: then"
         sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
         would = f"it {'would' if sure else 'could as well'} be {self.class_label(foil)}"
-        odds = f"{percent(p[foil].item())} against {percent(p[fact].item())}"
+        odds = ", ".join(f"{self.class_label(each)} {percent(p[each].item())}" for each in (fact, foil))
         return f"{asked} {how} {would} ({odds}){more}."
 
     @staticmethod

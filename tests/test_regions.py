@@ -113,7 +113,7 @@ def test_the_layer_is_below_the_scores_and_maps_are_those_of_autograd(method: st
         (lambda: Region(torch.ones(5, 5)), r"a mask of \(5, 5\) for images of 6 x 8"),
         (lambda: Region([(1, 1)]), "1 regions for more images"),
         (lambda: Detection(), "by its index, or a box"),
-        (lambda: Detection(0), r"returns no scores \(N, detections, classes\)"),
+        (lambda: Detection(0), r"returns shape \(3, 4, 6, 8\); scores \(N, detections, classes\)"),
         (lambda: Detection(box=(1, 1, 3, 3)), "no second stage"),
     ],
 )

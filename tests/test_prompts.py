@@ -36,7 +36,10 @@ def towers(kind: str) -> nn.Module:
         config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
         return transformers.CLIPModel(config).eval()
     text |= {"projection_size": 16}
-    return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+    made = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+    nn.init.constant_(made.logit_bias, -0.7)
+    nn.init.constant_(made.logit_scale, 1.5)
+    return made
 
 
 def images(count: int = 2) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, ModelError
 from ratherthan.inputs.text import Text, join, words_of
 from ratherthan.outputs.classes import tensor_in
 from ratherthan.search.counterfactual import Counterfactual
@@ -129,7 +129,7 @@ class _Words:
         found, most = list[str](), getattr(self.how, "tried", 0)
         for index in scores.argsort(descending=True, stable=True).tolist():
             word = "" if index in self.special else self.text.reads([index])[0].strip()
-            if any(map(str.isalnum, word)) and self._ids_of(word, place) == [index]:
+            if any(map(str.isalnum, word)) and not word.startswith("##") and self._ids_of(word, place) == [index]:
                 found.append(word)
             if len(found) == most:
                 break
@@ -155,7 +155,10 @@ class _Words:
             ids = self._altered([*changes, (place, mask)])
             given = torch.tensor([[index for index, _ in ids]], device=self.ids.device)
             found.append(tensor_in(filler(given), 3, 1, "substitutes", _FILLS)[0, [w for _, w in ids].index(place)])
-        return torch.stack(found)[:, : self.text.size(self.question.model.module)]
+        size = self.text.size(self.question.model.module)
+        if (scored := found[0].shape[-1]) < size:
+            raise ModelError(f"substitutes scores {scored} tokens of {size}: one with this tokenizer is needed")
+        return torch.stack(found)[:, :size]
 
     @torch.no_grad()
     def leads(self, changes: Sequence[Sequence[_Change]]) -> Tensor:

@@ -218,9 +218,8 @@ def test_substitutes_are_those_that_score_best_and_are_tried(tokenizer: Any, by:
     model, found = model_of(tokenizer), 0
     size = {"vocab_size": len(test_text.WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     filler = transformers.BertForMaskedLM(transformers.BertConfig(num_attention_heads=2, **size)).double()
-    for parameter in filler.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter)  # so that each place asks for other words
+    for table in (filler.bert.embeddings.word_embeddings, filler.bert.embeddings.position_embeddings):
+        nn.init.normal_(table.weight)  # so that each place asks for other words
     method = FewestChanges(substitutes="gradient" if by == "gradient" else filler.train(), tried=tried)
     how = rt.counterfactual(model, SENTENCES, foil="top3", method=method)
     assert filler.training, "its mode is put back"

@@ -17,7 +17,17 @@ from typer.core import TyperGroup
 
 import ratherthan as rt
 from ratherthan.app import options
-from ratherthan.app.options import AskOptions, ModelOptions, SetOptions, about_model, pairs, question, words
+from ratherthan.app.options import (
+    LOOPBACK,
+    AskOptions,
+    ModelOptions,
+    ServedOptions,
+    SetOptions,
+    about_model,
+    pairs,
+    question,
+    words,
+)
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
 from ratherthan.files import check_place, write_atomically
@@ -329,6 +339,32 @@ def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Pa
 
     check_place(out)
     say("\n".join(run(out)))
+
+
+@_command(
+    "serve",
+    "serve --model zoo:mnist --also zoo:fashion_mnist --cases served",
+    "serve --model hf:microsoft/resnet-50 --port 9000",
+)
+def serve(
+    model: ServedOptions,
+    also: Annotated[list[str] | None, about_model("Another model to choose from; may be repeated.")] = None,
+    cases: Annotated[Path, typer.Option(help="The folder where cases are kept, and found again.")] = Path("served"),
+    host: Annotated[str, typer.Option(help="Where to listen. Others than loopback let other machines ask.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+) -> None:
+    """Answer questions on a web page, on this machine: upload or pick an example, choose fact and foil.
+
+    Nothing leaves the machine. What was asked and answered lies in the folder of the cases; stop with Ctrl-C.
+    """
+    try:
+        from ratherthan.app.serve import run
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[serve]'") from error
+    check_place(cases)
+    run(
+        [model.load(), *(rt.load(name, device=model.device, trust_code=True) for name in also or ())], cases, host, port
+    )
 
 
 @_command("doctor", "doctor --json")

@@ -115,6 +115,24 @@ def _others_files(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and not path.name.endswith(_OWN))
 
 
+def read_file(path: Path, model: Model, name: str) -> Any:
+    """The one sample in a file, as `Model.preprocess` gives it, without its first axis.
+
+    Args:
+        path: The file.
+        model: Who says what it takes.
+        name: What to call the file in an error.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    samples, failures = gather(AskOptions(model=model.name, images=[glob.escape(str(path))]), model)
+    read = read_all(samples, [0], model, failures) if samples else []
+    if not read:
+        raise InputError(f"{name}: {failures[0][1]}")
+    return read[0][0]
+
+
 def read_all(
     data: Dataset | tuple[str, ...],
     indices: Iterable[int],

@@ -17,6 +17,8 @@ from ratherthan.errors import InputError
 
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
+LOOPBACK = "127.0.0.1"
+"""Where nothing but this machine can ask."""
 
 
 def _panel(title: str) -> Callable[..., Any]:
@@ -100,6 +102,13 @@ class ModelOptions:
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServedOptions(ModelOptions):
+    """The same for a page that asks: there is always something to look at."""
+
+    model: Annotated[str, about_model("The first to choose from, as for explain.", "--model", "-m")] = "zoo:mnist"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,31 @@ def write_page(
     """
     if not cases:
         raise InputError("a page needs at least one image; got none")
-    return write_atomically(path, (piece.encode() for piece in _pieces(cases, title, intro, about)))
+    told = (each.told() for each in cases)
+    return write_atomically(path, (piece.encode() for piece in render(told, title, intro, about)))
 
 
-def _pieces(cases: Sequence[Case], title: str, intro: str, about: Sequence[tuple[str, str]]) -> Iterator[str]:
+def render(
+    cases: Iterable[dict[str, Any]], title: str, intro: str, about: Sequence[tuple[str, str]], live: Any = None
+) -> Iterator[str]:
+    """The page, piece by piece.
+
+    Args:
+        cases: What `Case.told` gives.
+        title: The page's heading.
+        intro: A paragraph below it.
+        about: Names and values for the foot of the page.
+        live: What can be asked, for a page that asks; None: it is complete in itself.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     rooms = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     style = rooms.from_string((_HERE / "page.css").read_text()).render(colours=colours)
-    script = (_HERE / "page.js").read_text()
+    scripts = ["page.js"] if live is None else ["page.js", "live.js"]
+    script = "\n".join((_HERE / each).read_text() for each in scripts)
     yield from rooms.get_template("page.html.j2").generate(
         title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
-        cases=(each.told() for each in cases), count=len(cases),
+        cases=cases, live=live,
     )  # fmt: skip
 
 

@@ -284,6 +284,27 @@ def test_lrp_of_the_transformer_is_that_of_achtibat(root: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
+def test_what_speaks_for_an_object_lies_on_its_strokes(data_root: Path) -> None:
+    """Asked in a box "why this, rather than the object whose score is the next?"; docs/results/scenes.md has it all."""
+    scenes, model, shares = data.load("scenes"), rt.load("zoo:scenes"), []
+    for index in range(40):
+        image, classes = scenes[index][0][None], scenes.reader.classes(index)[:32, :32]  # type: ignore[attr-defined]
+        if not classes.any():
+            continue
+        strokes, fact = classes > 0, int(classes.max())
+        with torch.no_grad():
+            scores = model.module(image)[0, :, :32, :32][:, strokes].mean(1)
+        scores[0] = -torch.inf  # of the ground
+        first, second = scores.topk(2).indices.tolist()
+        if first == fact:
+            there = model.replace(output=Region((0, 0, 32, 32)))
+            positive = rt.explain(there, image, fact, second, "la").heatmap()[0].clamp_min(0)
+            shares.append(float(positive[:32, :32][strokes].sum() / positive.sum()))
+            assert strokes.sum() < 0.2 * positive.numel()
+    assert len(shares) >= 20
+    assert np.mean(shares) >= 0.9
+
+
 def test_scenes_ask_where() -> None:
     scene = torch.rand(1, 1, 64, 64)
     with pytest.raises(rt.ModelError, match=r"of a segmentation say where, output=Region\(\(x, y\)\)") as refused:

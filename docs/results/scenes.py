@@ -1,6 +1,6 @@
 """Make scenes.md: how much of what speaks for an object lies on the object's own strokes?
 
-    python docs/results/scenes.py [--scenes 200]
+    python docs/results/scenes.py [--scenes 120]
 
 $RATHERTHAN_DATA holds mnist/ and fashion_mnist/. Of each scene of the test part one digit or garment is asked about
 that the network (`zoo:scenes`) recognises: "why this, rather than what else it is most like, here?" The share is the
@@ -23,18 +23,16 @@ import ratherthan as rt
 
 HERE = Path(__file__).parent
 METHODS: dict[str, Any] = {
-    "`la` at `fine`, below the linear map of each place; 64 x 64": rt.LinearApproximation("fine"),
+    "`la` at `head`, the scores of each place": rt.LinearApproximation("head"),
+    "`la` at `fine`, below a linear map of each place": rt.LinearApproximation("fine"),
     "`la` at `middle`, 32 x 32": rt.LinearApproximation("middle"),
     "`la` at `whole`, the first layer": rt.LinearApproximation("whole"),
     "`gradcam` at `fine`": rt.GradCAM("fine"),
     "`ixg`": "ixg",
     "`ig`, 16 steps from black": rt.IntegratedGradients(n_steps=16),
     "`lrp`, epsilon": rt.LRP("epsilon"),
-    "`lrp`, alpha1-beta0": rt.LRP("alpha1-beta0"),
-    "`deeplift`, from black": "deeplift",
-    "`occlusion`, 4 x 4, by the mean": rt.Occlusion(size=4, stride=2, baseline="mean"),
-    "`smoothgrad`, 8 samples": rt.SmoothGrad(8),
-    "`gradient`": "gradient",
+    "`deeplift`, from black": rt.DeepLift(),
+    "`occlusion`, 4 x 4, by the mean": rt.Occlusion(size=4, stride=4, baseline="mean"),
 }
 
 
@@ -69,7 +67,7 @@ def cases(model: rt.Model, scenes: rt.Dataset, count: int) -> Iterator[Case]:
             strokes[top : top + 32, left : left + 32] = classes[top : top + 32, left : left + 32] > 0
             if strokes.any():
                 break
-        image, fact = scenes[index][0][None].to(model.dtype), int(classes[strokes][0])
+        image, fact = scenes[index][0][None], int(classes[strokes][0])
         scores = model.module(image)[0, :, strokes]
         if (scores.argmax(0) == fact).double().mean() > 0.5:
             others = scores.mean(1)
@@ -98,20 +96,30 @@ def interval(shares: Sequence[float]) -> str:
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--scenes", type=int, default=120)
     parser.add_argument("--weights", type=Path, help="Others than those that ship.")
     parser.add_argument("--out", type=Path, default=HERE / "scenes.md")
     arguments = parser.parse_args()
-    model, scenes = rt.load("zoo:scenes", weights=arguments.weights), rt.data.load("scenes", split="test")
-    model.module.double()
+    model, exact = (rt.load("zoo:scenes", weights=arguments.weights) for _ in range(2))
+    exact.module.double()  # as some rules ask for
+    scenes = rt.data.load("scenes", split="test")
     found = list(cases(model, scenes, arguments.scenes))
     area, within = (np.mean([float(case.strokes.sum()) / cells for case in found]) for cells in (64 * 64, 32 * 32))
     lines = [TEXT.format(count=len(found), area=area, within=within)]
     for name, method in METHODS.items():
-        cells = [interval([share(model, case, method, region) for case in found]) for region in ("box", "strokes")]
+        asked = exact if isinstance(method, (rt.LRP, rt.DeepLift)) else model
+        cells = [interval([share(asked, case, method, region) for case in found]) for region in ("box", "strokes")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
+    draw(model, found[:4], arguments.out.with_suffix(".png"))
+
+
+def draw(model: rt.Model, found: Sequence[Case], path: Path) -> None:
+    """A picture of some cases."""
+    fact, foil = (torch.tensor([getattr(case, key) for case in found]) for key in ("fact", "foil"))
+    there = model.replace(output=rt.Region([case.box for case in found]))
+    rt.explain(there, torch.cat([case.image for case in found]), fact, foil, "la").save(path)
 
 
 TEXT = """# Relevance on the strokes of an object
@@ -121,8 +129,8 @@ recognises: why this, rather than the other object whose score is highest there?
 the object's strokes, of all positive relevance in the scene; mean over scenes, with its 95 % interval by bootstrap. An
 even map has {area:.3f} of it there, one that is even in the box {within:.3f}.
 
-The region is the box of 32 x 32 pixels that the object lies in, or its strokes themselves. Of `la` at `fine` the second
-is 1 by construction: nothing but a linear map of each place lies between that layer and the scores.
+The region is the box of 32 x 32 pixels that the object lies in, or its strokes themselves. Of `la` at `head` and
+`fine` the second is 1 by construction: nothing but a linear map of each place lies between these layers and the region.
 
 | method | region: the box | region: the strokes |
 | --- | --- | --- |"""

@@ -18,7 +18,7 @@ Maker = Callable[[str, int, np.random.Generator], Made]
 BEATS = ("healthy", "no P wave", "wide QRS")
 WAYS = {"left": (0, -2), "right": (0, 2), "up": (-2, 0), "down": (2, 0)}
 _WORN = (1, 2, 3, 7, 8)  # the garments in scenes: trouser, pullover, dress, sneaker, bag
-_INK = (0.4, 0.15)  # from where on a pixel belongs to a digit, to a garment
+_INK = 0.15  # from where on a pixel belongs to what is pasted
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ def _scenes(root: Root, split: str | None) -> Dataset:
             top, left = (int(32 * place + random.integers(5)) for place in divmod(quarter, 2))
             here, ink = (slice(top, top + 28), slice(left, left + 28)), thing[0].numpy()
             image[here] += ink * (random.uniform(0.7, 1) - image[here])
-            classes[here][ink > _INK[worn]] = 11 + _WORN.index(label) if worn else 1 + label
+            classes[here][ink > _INK] = 11 + _WORN.index(label) if worn else 1 + label
         return np.stack([image.clip(0, 1), classes])
 
     names = ("ground", *"0123456789", *(GARMENTS[kind] for kind in _WORN))
-    made = _set("scenes", names, {"train": 6000, "test": 500}, split, scene)
+    made = _set("scenes", names, {"train": 5000, "test": 400}, split, scene)
     return replace(made, labels=(-1,) * len(made), reader=SceneReader(made.ids, scene))
 
 

@@ -34,7 +34,7 @@ def pooled_network(axes: int, classes: int, *layers: tuple[Any, ...]) -> nn.Sequ
 class SceneNet(nn.Module):
     """A small U-Net: scenes (N, 1, H, W) in [0, 1], sides that 4 divides, to scores (N, classes, H, W).
 
-    A linear map of each place, `head`, follows `fine`, so that its LA map is exactly the evidence each place adds.
+    The LA map of its last layer, `head`, is what each place adds to the contrast of a region, and adds up to it.
 
     Args:
         classes: How many classes a pixel may have.
@@ -135,7 +135,8 @@ register_zoo_model(
     _entry("beats", _beats, "features", sees=Signals(), recipe=Recipe("beats", 12, 3e-3, 32)),
     _entry("drifts", _drifts, "features", sees=Volumes(), recipe=Recipe("drifts", 6, 3e-3, 32)),
     grey_entry(
-        "scenes", SceneNet, "fine", image_size=(64, 64), shipped=SHIPPED, recipe=SceneRecipe("scenes", 8, 6e-3, 32),
+        "scenes", SceneNet, "head", image_size=(64, 64), shipped=SHIPPED,
+        recipe=SceneRecipe("scenes", 7, 5e-3, 16, warmup=0.1),
     ),
     grey_entry(
         "fashion_mnist_vit", VisionTransformer, "blocks.2.norm1", shipped=SHIPPED, mean=(0.286,), std=(0.353,),

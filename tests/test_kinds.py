@@ -18,6 +18,7 @@ import ratherthan as rt
 from addresses import kept
 from ratherthan import InputError, Region, data, zoo
 from ratherthan.data import MadeReader, SceneReader
+from ratherthan.zoo.kinds import SceneRecipe
 from test_cli import call, complaints
 
 SHIPPED = {name: zoo.get(name) for name in ("beats", "drifts", "scenes", "fashion_mnist_vit")}
@@ -133,6 +134,28 @@ def test_every_kind_is_trained_and_its_card_tells_the_truth(root: Path, tmp_path
     assert card["metrics"]["test"][kind] == 16
     assert card["metrics"]["test"]["accuracy"] == pytest.approx(right)
     assert f"Trained on 16 {kind} of {entry.recipe.dataset}" in out.with_suffix(".md").read_text()  # type: ignore[union-attr]
+
+
+def test_the_ground_is_calmed_in_the_last_epochs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, loss = list[float](), SceneRecipe.loss
+
+    def noted(recipe: SceneRecipe, logits: Tensor, labels: Tensor) -> Tensor:
+        weights.append(recipe.calm)
+        return loss(recipe, logits, labels)
+
+    monkeypatch.setattr(SceneRecipe, "loss", noted)
+    rt.train("zoo:scenes", root, tmp_path / "w.safetensors", epochs=3, limit=8)
+    assert weights == [0, 5, 5]
+    logits, labels = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randint(0, 3, (2, 3, 3))
+    misfit, varied = 0.0, []
+    for place in itertools.product(range(2), range(3), range(3)):
+        scores, label = logits[place[0], :, place[1], place[2]], int(labels[place])
+        shares = scores.exp() / scores.exp().sum()
+        misfit -= float(0.9 * shares[label].log() + 0.1 * shares.log().mean()) / 18
+        if label == 0:
+            varied.append(float((scores[1:] - scores[1:].mean()).square().sum() / 2))
+    found = loss(SceneRecipe("scenes", 1, 1e-3), logits, labels)
+    assert float(found) == pytest.approx(misfit + 5 * np.mean(varied))
 
 
 def test_train_says_what_it_was_tested_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

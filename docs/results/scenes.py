@@ -1,6 +1,6 @@
 """Make scenes.md: how much of what speaks for an object lies on the object's own strokes?
 
-    python docs/results/scenes.py [--scenes 120]
+    python docs/results/scenes.py [--scenes 100]
 
 $RATHERTHAN_DATA holds mnist/ and fashion_mnist/. Of each scene of the test part one digit or garment is asked about
 that the network (`zoo:scenes`) recognises: "why this, rather than what else it is most like, here?" The share is the
@@ -29,9 +29,9 @@ METHODS: dict[str, Any] = {
     "`la` at `whole`, the first layer": rt.LinearApproximation("whole"),
     "`gradcam` at `fine`": rt.GradCAM("fine"),
     "`ixg`": "ixg",
-    "`ig`, 16 steps from black": rt.IntegratedGradients(n_steps=16),
     "`lrp`, epsilon": rt.LRP("epsilon"),
     "`deeplift`, from black": rt.DeepLift(),
+    "`ig`, 16 steps from black": rt.IntegratedGradients(n_steps=16),
     "`occlusion`, 4 x 4, by the mean": rt.Occlusion(size=4, stride=4, baseline="mean"),
 }
 
@@ -96,7 +96,7 @@ def interval(shares: Sequence[float]) -> str:
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=120)
+    parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--weights", type=Path, help="Others than those that ship.")
     parser.add_argument("--out", type=Path, default=HERE / "scenes.md")
     arguments = parser.parse_args()

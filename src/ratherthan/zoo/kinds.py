@@ -66,11 +66,19 @@ class SceneRecipe(Recipe):
     """Train on what every pixel belongs to, which is handed on as a second channel.
 
     Attributes:
-        smoothing: The share of each pixel's target that is spread over all classes: where there is ground, it makes the
-            scores of all objects alike, so that no ground speaks for one object rather than another.
+        smoothing: The share of each pixel's target that is spread over all classes.
+        calm: How much the variance of the scores of all objects weighs where there is ground, in the last epochs: no
+            ground should speak for one object rather than another.
+        calmed: So many epochs.
     """
 
     smoothing: float = 0.1
+    calm: float = 5.0
+    calmed: int = 2
+
+    def at(self, epoch: int, epochs: int) -> Recipe:
+        """The recipe as it stands in epoch `epoch`, from 0, of `epochs`."""
+        return replace(self, calm=self.calm if epoch >= epochs - self.calmed else 0.0)
 
     def open(self, root: str | Path | None, split: str) -> data.Dataset:
         """Scenes and classes, (2, 64, 64)."""
@@ -82,8 +90,9 @@ class SceneRecipe(Recipe):
         return images[:, :1], images[:, 1].long()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy of all pixels."""
-        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        """The mean cross-entropy of all pixels, and the variance."""
+        misfit = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        return misfit + self.calm * logits[:, 1:].var(1)[labels == 0].mean()
 
 
 class VisionTransformer(nn.Module):

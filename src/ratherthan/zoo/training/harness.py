@@ -168,6 +168,7 @@ class _Training:
         order = self.recipe.order(self.data.labels, generator)
         batches = data.batches(self.data, self.recipe.batch_size, self.recipe.workers, order)
         recipe, steps = self.recipe.at(number, self.epochs), len(batches)
+        self.learner.recipe = recipe
         self.network.train()
         for index, (_, images, labels) in enumerate(batches):
             self.learner.set_rate(recipe.rate_at((number + index / steps) / self.epochs))

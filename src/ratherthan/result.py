@@ -186,9 +186,14 @@ class Result(ABC):
         """A line for each sample and question; of many questions a few."""
         few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
         names = [shorten(name, TOLD) for name in self.names] if self.tokens else self.names
-        told = [printable(f"{name}: {few.text(i, q)}") for i, name in enumerate(names) for q in range(shown)]
+        asked = [(i, q) for i in range(len(few)) for q in range(shown) if not few.idle(i, q)]
+        told = [printable(f"{names[i]}: {few.text(i, q)}") for i, q in asked]
         which = f"({shown} of {self.questions} questions about each {self.seen}, the {self.leading})"
         return told + [which] * (shown < self.questions)
+
+    def idle(self, sample: int, q: int) -> bool:
+        """Whether a question asks about nothing: a class, rather than itself, among all of them."""
+        return False
 
     def likeliest(self, count: int) -> Self:
         """The same with the few questions that are worth showing first; where there is no saying which, with all."""

@@ -322,8 +322,9 @@ def train(
         raise KeyboardInterrupt(text) from None
     card = json.loads(path.with_suffix(".json").read_text())
     for split, values in card["metrics"].items():
-        figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items() if key != "images"]
-        say(f"{split} ({values['images']:,} images): {', '.join(figures)}")
+        (kind, count), *metrics = values.items()
+        figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in metrics]
+        say(f"{split} ({count:,} {kind}): {', '.join(figures)}")
     say(f"weights  {path}\ncard     {path.with_suffix('.md')}")
     if (sheet := path.with_suffix(".samples.png")).is_file():
         say(f"sheets   {sheet}\n         {path.with_suffix('.traversal.png')}")

@@ -89,6 +89,10 @@ class ModelOptions:
         str | None, about_model("imagenet, clip, half (mean and std 0.5) or none: what is not said above.")
     ] = None
     output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
+    region: Annotated[
+        str | None,
+        about_model("Of a segmentation: the point X,Y or the box LEFT,TOP,RIGHT,BOTTOM that is asked about."),
+    ] = None
     device: Device = "cpu"
 
     def load(self) -> rt.Model:
@@ -98,7 +102,8 @@ class ModelOptions:
             RatherThanError: If there is none, or something said about it does not fit.
         """
         return rt.load(
-            self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
+            self.model, weights=self.weights, class_names=self.classes, device=self.device,
+            output=self.output if self.region is None else rt.Region(value(self.region)),
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
@@ -120,7 +125,9 @@ class AskOptions(SetOptions, ModelOptions):
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGE...", help="Image files, folders, globs; for a model of text, files of a text a line."
+            metavar="IMAGE...",
+            help="Image files, folders, globs; for a model of text, files of a text a line; of signals or volumes,"
+            " .npy or .npz of one or of a batch.",
         ),
     ] = None
     text: Annotated[

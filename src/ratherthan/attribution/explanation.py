@@ -286,7 +286,8 @@ class Explanation(Result):
         values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
         return values
 
-    def _compared_with_itself(self, sample: int, q: int) -> bool:
+    def idle(self, sample: int, q: int) -> bool:
+        """Whether a class is compared with itself, as one of an axis."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
         return self.axis == "foil" and self.output != "value" and self.contrast != "none" and bool(fact == foil)
 
@@ -387,7 +388,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         maps = list[case.Map]()
         for label, foil, number, q in _asked(fitting, sample, group):
             each = fitting[number]
-            if each._compared_with_itself(sample, q):
+            if each.idle(sample, q):
                 continue
             asked = each.question(sample, q)
             maps.append(

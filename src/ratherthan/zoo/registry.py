@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import ModelError, told_as
-from ratherthan.inputs import PREPROCESSING, Images
+from ratherthan.inputs import PREPROCESSING, Images, Inputs
+from ratherthan.outputs import Output
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 from ratherthan.zoo.concepts import Measure
@@ -41,7 +42,8 @@ class ZooEntry:
         shipped: The folder of the weights that come with it, `NAME.safetensors`, if there are any.
         package: The installable package whose one `.pth` file holds its weights, if there is one; its code is not run.
         recipe: How it is trained (`ratherthan train zoo:NAME`), or None.
-        output: "value" for a network that gives one number.
+        output: What it says, by name or as an object: "value" for a network that gives one number.
+        sees: What it is fed, where that is other than the images that size, channels, mean, std and fit describe.
         manifold: Name of the generative model that fits its images, or None.
         words: What more of a concept is called in answers, by the names of the manifold's concepts; "-" before a name:
             less of it.
@@ -64,7 +66,8 @@ class ZooEntry:
     shipped: Path | None = None
     package: str | None = None
     recipe: Recipe | None = None
-    output: Literal["logits", "value"] = "logits"
+    output: str | Output = "logits"
+    sees: Inputs | None = None
     manifold: str | None = None
     words: Mapping[str, str] = field(default_factory=dict)
     generative: bool = False
@@ -81,9 +84,9 @@ class ZooEntry:
         return self.shipped and self.shipped / f"{self.name}.safetensors"
 
     @property
-    def inputs(self) -> Images:
+    def inputs(self) -> Inputs:
         """What it sees, in training as in use."""
-        return Images(self.channels, self.mean, self.std, self.image_size, self.fit, self.crop_fraction)
+        return self.sees or Images(self.channels, self.mean, self.std, self.image_size, self.fit, self.crop_fraction)
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -313,6 +313,7 @@ def application(desk: Desk, hosts: Sequence[str], about: Sequence[tuple[str, str
 
     routes = [
         Route("/", page),
+        Route("/favicon.ico", lambda request: Response(status_code=204)),
         Route("/ask", ask, methods=["POST"]),
         Route("/jobs/{job}", job, methods=["GET", "DELETE"]),
     ]

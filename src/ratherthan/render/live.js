@@ -70,7 +70,7 @@ openCase = function (article, data) {
     if (told) place(told, article).querySelectorAll("[role=tab]")[what === "change" ? 1 : told.change ? 2 : 1]?.click();
   } }, title);
   const foil = () => (card.chosen.foil && !card.chosen.foil.startsWith("any of") ? { foil: card.chosen.foil } : {});
-  article.append(make("div", { class: "row controls ask" },
+  article.lastElementChild.before(make("div", { class: "row controls ask" },
     change ? null : ask("change", "what would have to change?", foil), enough ? null : ask("enough", "what is enough?", () => ({})), status));
   return card;
 };

@@ -1,6 +1,6 @@
 """Make scenes.md: how much of what speaks for an object lies on the object's own strokes?
 
-    python docs/results/scenes.py [--scenes 100]
+    python docs/results/scenes.py [--scenes 100] [--first 0]
 
 $RATHERTHAN_DATA holds mnist/ and fashion_mnist/. Of each scene of the test part one digit or garment is asked about
 that the network (`zoo:scenes`) recognises: "why this, rather than what else it is most like, here?" The share is the
@@ -56,10 +56,10 @@ class Case:
 
 
 @torch.no_grad()
-def cases(model: rt.Model, scenes: rt.Dataset, count: int) -> Iterator[Case]:
+def cases(model: rt.Model, scenes: rt.Dataset, count: int, first: int = 0) -> Iterator[Case]:
     """Of each scene one object, in turn from another quarter, if most of its strokes are called what it is."""
     found = 0
-    for index in range(len(scenes)):
+    for index in range(first, len(scenes)):
         classes = scenes.reader.classes(index)  # type: ignore[attr-defined]
         for turn in range(index, index + 4):
             top, left = 32 * (turn // 2 % 2), 32 * (turn % 2)
@@ -97,13 +97,14 @@ def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="The scene to begin with, of the test part.")
     parser.add_argument("--weights", type=Path, help="Others than those that ship.")
     parser.add_argument("--out", type=Path, default=HERE / "scenes.md")
     arguments = parser.parse_args()
     model, exact = (rt.load("zoo:scenes", weights=arguments.weights) for _ in range(2))
     exact.module.double()  # as some rules ask for
     scenes = rt.data.load("scenes", split="test")
-    found = list(cases(model, scenes, arguments.scenes))
+    found = list(cases(model, scenes, arguments.scenes, arguments.first))
     area, within = (np.mean([float(case.strokes.sum()) / cells for case in found]) for cells in (64 * 64, 32 * 32))
     lines = [TEXT.format(count=len(found), area=area, within=within)]
     for name, method in METHODS.items():

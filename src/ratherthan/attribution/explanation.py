@@ -231,14 +231,9 @@ class Explanation(Result):
 
         return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
 
-    def likeliest(self, count: int, always: bool = False) -> Explanation:
-        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order.
-
-        Args:
-            count: How many.
-            always: Whether they are put in order also where there are no more.
-        """
-        if self.axis is None or (self.questions <= count and not always):
+    def likeliest(self, count: int) -> Explanation:
+        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order."""
+        if self.axis is None:
             return self
         count = min(count, self.questions)
         order = torch.arange(count, device=self.fact.device).expand(len(self), -1)
@@ -286,7 +281,8 @@ class Explanation(Result):
         values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
         return values
 
-    def _compared_with_itself(self, sample: int, q: int) -> bool:
+    def asks_nothing(self, sample: int, q: int) -> bool:
+        """Whether a class is compared with itself, one of many foils."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
         return self.axis == "foil" and self.output != "value" and self.contrast != "none" and bool(fact == foil)
 
@@ -360,6 +356,8 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         maps = []
         for label, foil, number, q in _asked(explanations, sample, group):
             each = explanations[number]
+            if each.asks_nothing(sample, q):
+                continue
             values = each.by_question(heatmaps[number])[sample, q].detach().float().cpu().numpy()
             maps.append(Heatmap(foil, label, laid_over(values, owner), each.text(sample, q)))
         bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
@@ -375,7 +373,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     """
     from ratherthan.render import case
 
-    fitting = _of_the_same([each.likeliest(each._fitting(), always=True) for each in explanations])
+    fitting = _of_the_same([each.likeliest(each._fitting()) for each in explanations])
     first, cases = fitting[0], list[case.Case]()
     left = max(each.questions - few.questions for each, few in zip(explanations, fitting, strict=True))
     note = (
@@ -387,7 +385,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         maps = list[case.Map]()
         for label, foil, number, q in _asked(fitting, sample, group):
             each = fitting[number]
-            if each._compared_with_itself(sample, q):
+            if each.asks_nothing(sample, q):
                 continue
             asked = each.question(sample, q)
             maps.append(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +22,50 @@ _HERE = Path(__file__).parent
 def write_page(
     cases: Sequence[Case], path: str | Path, title: str, intro: str = "", about: Sequence[tuple[str, str]] = ()
 ) -> Path:
-    """Write a page of cases.
+    """Write a page of cases to a path, which is replaced in one step when the page is complete; see `page`.
 
-    It is made and written case by case, so memory does not grow with their number.
+    Raises:
+        InputError: There is nothing to show, or an image or a map cannot be drawn.
+    """
+    return write_atomically(path, (piece.encode() for piece in page(cases, title, intro, about)))
+
+
+def page(cases: Sequence[Case], title: str, intro: str = "", about: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
+    """A page of cases, piece by piece, so that memory does not grow with their number.
 
     Args:
         cases: What to show, at least one. Every name and text in them is taken as text, never as HTML.
-        path: Where to; replaced in one step when the page is complete.
         title: The page's heading.
         intro: A paragraph below it; an empty line starts another.
         about: Names and values for the foot of the page: what made it.
 
     Returns:
-        The path.
+        Its text in pieces.
 
     Raises:
         InputError: There is nothing to show, or an image or a map cannot be drawn.
     """
     if not cases:
         raise InputError("a page needs at least one image; got none")
-    return write_atomically(path, (piece.encode() for piece in _pieces(cases, title, intro, about)))
+    return _pieces(cases, title, intro, about)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A page inside another: what a notebook shows of it.
+
+    Attributes:
+        page: Its text.
+        height: Of the frame in pixels.
+    """
+
+    page: str = field(repr=False)
+    height: int
+
+    def _repr_html_(self) -> str:
+        held = html.escape(self.page)
+        style = f"width:100%;height:{self.height}px;border:1px solid #d0d7de"
+        return f'<iframe title="A page of ratherthan" srcdoc="{held}" style="{style}"></iframe>'
 
 
 def _pieces(cases: Sequence[Case], title: str, intro: str, about: Sequence[tuple[str, str]]) -> Iterator[str]:

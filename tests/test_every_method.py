@@ -34,7 +34,7 @@ METHODS = [name for name in rt.methods() if name != "scan"]  # combines maps of 
 LAYER_METHODS = ("gradcam", "la", "layercam", "scorecam")
 KINDS = ("images", "volumes", "signals", "table", "text")
 REFUSED = {  # and that of these kinds, in one line; scorecam is an example that asks for rows and columns
-    "volumes": ("pda", "lime", "scorecam"), "signals": ("pda", "lime", "scorecam"),
+    "volumes": ("pda", "scorecam"), "signals": ("pda", "scorecam"),
     "table": ("pda", *LAYER_METHODS), "text": ("pda", *LAYER_METHODS),
 }  # fmt: skip
 OF_KINDS = [(kind, name) for kind in KINDS for name in METHODS if name not in REFUSED.get(kind, ())]

@@ -119,6 +119,32 @@ def test_lime_hides_columns() -> None:
     torch.testing.assert_close(why.attribution, expected)
 
 
+BLOCKS = {  # of a plane cut into about eight blocks, or three: where the cuts of each axis are
+    "volumes": (8, ((0, 2, 4), (0, 3, 6), (0, 3, 5))), "signals": (3, ((0, 3, 6, 9),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("contrast", rt.contrasts())
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_lime_hides_blocks(kind: str, contrast: str, given: bool) -> None:
+    model, x, slope, _ = linear(kind)
+    count, cuts = BLOCKS[kind]
+    own, labels = x.unsqueeze(1), torch.zeros(SHAPES[kind][1:], dtype=torch.long)
+    pulled = torch.einsum("nqk,k...->nq...", seeds_of(model, x, [2, {0, 3}], contrast), slope)
+    lost = (own - own.mean(tuple(range(3, own.ndim)), keepdim=True)) * pulled
+    expected = torch.zeros_like(lost[:, :, :1])
+    blocks = itertools.product(*([slice(*pair) for pair in itertools.pairwise(each)] for each in cuts))
+    for number, block in enumerate(blocks):
+        labels[block] = 3 * number  # labels may have gaps
+        whole = lost[(..., *block)].flatten(2).sum(2)
+        expected[(..., *block)] = whole.view(*whole.shape, *[1] * (lost.ndim - 2))
+    parts: Any = labels if given else rt.Superpixels("grid", count)
+    why = rt.explain(model, x, 1, [2, {0, 3}], rt.Lime(superpixels=parts, samples="all", alpha=0.0), contrast)
+    torch.testing.assert_close(why.attribution, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(why.diagnostics["r2"], torch.ones(2, 2, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("method", ["gradient", "ixg", "ig", "lrp", "deeplift"])
 @pytest.mark.parametrize("kind", ["volumes", "signals"])
 def test_pooled_convolutions_are_linear(kind: str, method: str) -> None:
@@ -487,6 +513,7 @@ def test_tensors_arrays_and_lists_are_one(kind: str) -> None:
     assert expected.images.any()
 
 
+SOLID = nn.Sequential(nn.Conv3d(2, 3, 3), nn.Flatten(), nn.Linear(24, 2))
 BARE = {3: nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten()), 5: nn.Sequential(nn.Conv3d(2, 3, 3), nn.Flatten())}
 
 
@@ -495,6 +522,10 @@ BARE = {3: nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten()), 5: nn.Sequential(nn.
     [
         (lambda: rt.explain(BARE[5], torch.rand(1, 2, 4, 4, 4)), r"say Model\(net, inputs=Volumes\(\)\)"),
         (lambda: rt.explain(BARE[3], torch.rand(1, 2, 9)), r"say Model\(net, inputs=Signals\(\)\)"),
+        (lambda: rt.explain(SOLID, torch.rand(2, 4, 4, 4)), r"\(C, D, H, W\), say Model\(net, inputs=Volumes\(\)\)"),
+        (lambda: rt.explain(BARE[5], torch.rand(4, 4, 4)), r"a volume \(C, D, H, W\) inputs=Volumes\(\)"),
+        (lambda: asked("signals", numbers(2, 9), rt.Lime(superpixels="slic")), r"axes of \(9,\): say 'grid'"),
+        (lambda: asked("signals", numbers(2, 9), rt.Lime(superpixels=torch.zeros(8).long())), r"of shape \(8,\) for"),
         (lambda: rt.explain(nn.Linear(3, 2), torch.rand(1, 3), method="occlusion"), r"inputs=Table\(\)"),
         (lambda: asked("volumes", torch.rand(2, 9)), r"shape \(2, 9\): \(N, C, D, H, W\) with N >= 1.*\(C, D, H, W\)"),
         (lambda: asked("signals", torch.rand(0, 2, 9)), r"signals of shape \(0, 2, 9\): \(N, C, T\)"),

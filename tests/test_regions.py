@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ratherthan as rt
-from ratherthan import Detection, Model, Region
+from ratherthan import DetectedLabels, Detection, Model, Region
 
 CLASSES = 4
 
@@ -113,7 +113,7 @@ def test_the_layer_is_below_the_scores_and_maps_are_those_of_autograd(method: st
         (lambda: Region(torch.ones(5, 5)), r"a mask of \(5, 5\) for images of 6 x 8"),
         (lambda: Region([(1, 1)]), "1 regions for more images"),
         (lambda: Detection(), "by its index, or a box"),
-        (lambda: Detection(0), r"returns no scores \(N, detections, classes\)"),
+        (lambda: Detection(0), r"returns shape \(3, 4, 6, 8\); scores \(N, detections, classes\)"),
         (lambda: Detection(box=(1, 1, 3, 3)), "no second stage"),
     ],
 )
@@ -126,6 +126,73 @@ def test_scores_that_are_not_dense_are_refused() -> None:
     flat = nn.Sequential(Dense(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(rt.ModelError, match=r"returns shape \(1, 4\); a region is about scores \(N, K, h, w\)"):
         rt.explain(Model(flat, output=Region((1, 1))), photographs(1), 1, 3, "ixg")
+
+
+class Anchors(nn.Module):
+    """Of the shape of Ultralytics' networks: boxes in pixels and probabilities of labels for 24 detections."""
+
+    def __init__(self, labels: int = CLASSES, alone: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.head, self.alone = nn.Conv2d(3, 5, 2, 2), nn.Conv2d(5, 2 * (4 + labels), 1), alone
+
+    def raw(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).tanh()).unflatten(1, (-1, 2)).flatten(2)
+
+    def forward(self, x: Tensor) -> Any:
+        boxes, labels = self.raw(x)[:, :4], self.raw(x)[:, 4:]
+        height, width = x.shape[-2:]
+        across = (torch.arange(boxes.shape[2]) % (width // 2) * 2 + 1).to(x)
+        down = (torch.arange(boxes.shape[2]) // (width // 2) % (height // 2) * 2 + 1).to(x)
+        moved = torch.stack(
+            [across + boxes[:, 0].tanh(), down + boxes[:, 1].tanh(), *(2 + boxes[:, 2:].tanh()).unbind(1)], 1
+        )
+        found = torch.cat([moved, labels.sigmoid()], 1)
+        return found if self.alone else (found, [labels])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_labels_of_a_detection_are_asked_about_by_their_log_odds(alone: bool) -> None:
+    net, x = Anchors(alone=alone).double().eval(), photographs(2)
+    model = Model(net, ["cat", "dog", "car", "truck"], output=DetectedLabels(17))
+    leaf = x.clone().requires_grad_()
+    y = net.raw(leaf)[:, 4:, 17]
+    against = rt.explain(model, x, "car", "truck", "ixg")
+    torch.testing.assert_close(against.logits[:, :-1], y.detach())
+    torch.testing.assert_close(against.probabilities()[:, :-1], y.sigmoid().detach())
+    for foil, score in (("truck", y[:, 2] - y[:, 3]), (None, y[:, 2])):  # rather than truck; rather than not car
+        (gradient,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)
+        torch.testing.assert_close(rt.explain(model, x, "car", foil, "ixg").attribution, x * gradient)
+    assert rt.explain(model, x, "car", method="ixg").question(0) == "Why car, rather than not car?"
+
+
+def test_a_detection_with_labels_is_found_by_its_box() -> None:
+    net, x = Anchors(alone=False).double().eval(), photographs(1)
+    boxes = net(x)[0][0, :4].T
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    for index in (0, 5, 13, 23):
+        assert Detection.overlapping(Model(net), x, corners[index].tolist()) == DetectedLabels(index)
+    with pytest.raises(rt.InputError, match="no detection overlaps"):
+        Detection.overlapping(Model(net), x, (100, 100, 101, 101))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Model(Anchors(), output=DetectedLabels(24)), "gives 24 detections; there is no 24"),
+        (
+            lambda: Model(Anchors(), [*"abc"], output=DetectedLabels(1)),
+            "for 3 labels; a box and probabilities of K labels",
+        ),
+        (lambda: Model(Anchors(20), output=DetectedLabels(1)), r"shape \(3, 24, 24\) for K labels"),
+        (lambda: Model(Dense(), output=DetectedLabels(1)), r"shape \(3, 4, 6, 8\); a box and"),
+        (lambda: Model(Anchors(), output=Detection(1)), r"probabilities, not logits.* say DetectedLabels\(1\)"),
+        (lambda: Model(Anchors(alone=False), output=Detection(1)), r"returns tuple; .* say DetectedLabels\(1\)"),
+    ],
+)
+def test_detections_of_another_layout_are_refused(model: Any, message: str) -> None:
+    with pytest.raises(rt.ModelError, match=message):
+        rt.explain(model(), photographs().float(), 1, method="ixg")
 
 
 def test_a_counterfactual_may_be_about_a_region() -> None:

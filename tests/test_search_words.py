@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -37,7 +38,8 @@ class Weighed(nn.Module):
             self.votes.weight[:3] *= 0.1  # what is blank hardly votes
 
     def forward(self, ids: Tensor) -> Tensor:
-        return 2 * self.votes(ids).sum(1).tanh() + self.votes(ids).amax(1)
+        votes = self.votes(ids)
+        return 2 * votes.sum(1).tanh() + votes.amax(1)
 
 
 def model_of(tokenizer: Any) -> Model:
@@ -171,6 +173,91 @@ def test_a_batch_equals_one_by_one(tokenizer: Any) -> None:
         assert alone.statuses[0] == together.statuses[i]
 
 
+# --------------------------------------------------------------------------------------------- substitutes
+EVERY_WORD = tuple(word for word in test_text.WORDS if word[0] not in "[#")
+
+
+def greedy(model: Model, text: str, foil: int, propose: Any) -> dict[int, str | None] | None:
+    """The change that brings the foil furthest, until it leads; then those are taken back that are not needed."""
+    words, changes = text.replace(" ##", "##").split(), dict[int, str | None]()
+
+    def ahead(given: dict[int, str | None]) -> float:
+        y = model.module(altered(model, text, "blank", given))[0].detach()
+        return float(y[foil] - torch.cat([y[:foil], y[foil + 1 :]]).max())
+
+    while ahead(changes) <= 0 and len(changes) < len(words):
+        left = [word for word in range(len(words)) if word not in changes]
+        options = [(w, s) for w in left for s in (None, *propose(changes, w)) if s != words[w]]
+        word, instead = max(options, key=lambda each: ahead({**changes, each[0]: each[1]}))
+        changes[word] = instead
+    if ahead(changes) <= 0:
+        return None
+    while len(changes) > 1:
+        fewer = [{k: v for k, v in changes.items() if k != word} for word in changes]
+        best = max(fewer, key=ahead)
+        if ahead(best) <= 0:
+            break
+        changes = best
+    return changes
+
+
+def place_of(model: Model, text: str, changes: dict[int, str | None], word: int) -> int:
+    """The first token of a word in the changed text."""
+    before = " ".join(text.replace(" ##", "##").split()[:word]).replace("##", " ##")
+    return altered(model, before, "blank", changes).shape[1] if before else 0
+
+
+def best_words(scores: Tensor, count: int) -> list[str]:
+    read = [test_text.WORDS[i] for i in scores.argsort(descending=True).tolist()]
+    return [word for word in read if word in EVERY_WORD][:count]
+
+
+@pytest.mark.parametrize("by", ["gradient", "masked"])
+@pytest.mark.parametrize("tried", [2, 100])
+def test_substitutes_are_those_that_score_best_and_are_tried(tokenizer: Any, by: str, tried: int) -> None:
+    model, found = model_of(tokenizer), 0
+    size = {"vocab_size": len(test_text.WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    filler = transformers.BertForMaskedLM(transformers.BertConfig(num_attention_heads=2, **size)).double()
+    for table in (filler.bert.embeddings.word_embeddings, filler.bert.embeddings.position_embeddings):
+        nn.init.normal_(table.weight)  # so that each place asks for other words
+    method = FewestChanges(substitutes="gradient" if by == "gradient" else filler.train(), tried=tried)
+    how = rt.counterfactual(model, SENTENCES, foil="top3", method=method)
+    assert filler.training, "its mode is put back"
+    filler.eval()
+    for i, text in enumerate(SENTENCES):
+        for q, foil in enumerate(how.foil[i].tolist()):
+
+            def propose(changes: dict[int, str | None], word: int, text: str = text, foil: int = foil) -> list[str]:
+                place = place_of(model, text, changes, word)
+                if by == "masked":
+                    ids = altered(model, text, "blank", {**changes, word: "[MASK]"})
+                    return best_words(filler(ids).logits[0, place].detach(), tried)
+                leaf = model.module.votes(altered(model, text, "blank", changes)).detach().requires_grad_()
+                y = (2 * leaf.sum(1).tanh() + leaf.amax(1))[0]
+                others = torch.cat([y[:foil], y[foil + 1 :]])
+                (slope,) = torch.autograd.grad(y[foil] - others.max(), leaf)
+                return best_words(model.module.votes.weight.detach() @ slope[0, place], tried)
+
+            wanted = greedy(model, text, foil, propose)
+            assert bool(how.found[i, q]) == (wanted is not None)
+            if wanted is not None:
+                assert {number: instead for number, _, instead in how.changes[i][q]} == wanted
+                assert top(model, altered(model, text, "blank", wanted)) == foil
+                found += any(wanted.values())
+    assert found >= 3, "hardly a word was put in: nothing is shown"
+    if tried == 100:  # then it is as if all words were listed
+        listed = rt.counterfactual(model, SENTENCES, foil="top3", method=FewestChanges(substitutes=EVERY_WORD))
+        assert listed.changes == how.changes
+
+
+def test_a_search_on_words_says_how_far_it_is(tokenizer: Any) -> None:
+    texts = ["the dog sat", "the cat ran", "dog ran home"]  # of one length: one batch
+    for verb in (rt.pertinent_positive, rt.counterfactual):
+        told = list[tuple[int, int]]()
+        verb(model_of(tokenizer), texts, method="words", progress=lambda *given: told.append(given))  # noqa: B023
+        assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def on_digits(**given: Any) -> Any:
     return rt.pertinent_positive(rt.load("zoo:mnist"), torch.rand(1, 1, 28, 28), **given)
 
@@ -183,6 +270,11 @@ def on_digits(**given: Any) -> Any:
         (lambda *given: on_digits(method="words"), "words is about text"),
         (lambda *given: rt.counterfactual(*given, method=FewestChanges(substitutes=(" ",))), "not an empty text"),
         (lambda *given: FewestWords(without="gone"), "without of words"),
+        (lambda *given: FewestChanges(substitutes="best"), "unknown substitutes of words 'best'; known: gradient"),
+        (
+            lambda *given: rt.counterfactual(*given, method=FewestChanges(substitutes=nn.Embedding(16, 4))),
+            "substitutes scores 4 tokens of 16: one with this tokenizer",
+        ),
         (lambda model, texts: rt.evaluate("mask", model, "mnist", out="nowhere"), "mask is about images"),
     ],
 )

@@ -77,6 +77,29 @@ def classifier(tokenizer: Any, kind: str = "bert") -> rt.Model:
     return rt.Model(made(kind), inputs=Text(tokenizer))
 
 
+def test_tokens_are_read_once_whatever_the_number_of_foils(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counts, read = language_model(tokenizer), list[int](), list[Any]()
+    monkeypatch.setattr(tokenizer, "convert_ids_to_tokens", lambda ids: read.append(ids) or [WORDS[i] for i in ids])
+    for budget in (2**30, 2_000):  # all at once, or three at a time
+        read.clear()
+        why = rt.explain(model, "the dog sat", 3, "each", "occlusion", memory_budget=budget)
+        assert why.tokens == (("the", " dog", " sat"),)
+        counts.append(len(read))
+    assert counts[0] == counts[1]
+
+
+def test_tokens_that_end_a_word_divide_texts_into_words() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = ["<end>", "a</w>", "snow", "mob", "iling</w>", "wolf</w>", "Ġ"]
+    made = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<end>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    text = Text(transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<end>"))
+    tokens = text.tokens(torch.tensor([1, 2, 3, 4, 5, 0]))
+    assert [token.startswith(" ") for token in tokens] == [False, True, False, False, True, True]
+    assert words_of(tokens) == [0, 1, 1, 1, 2, 3]
+
+
 # --------------------------------------------------------------------------------------------- right
 @pytest.mark.parametrize(
     "method",

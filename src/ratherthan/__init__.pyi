@@ -75,11 +75,13 @@ from .loading import load as load
 from .loading import read_class_names as read_class_names
 from .model import Model as Model
 from .outputs import Continuations as Continuations
+from .outputs import DetectedLabels as DetectedLabels
 from .outputs import Detection as Detection
 from .outputs import Labels as Labels
 from .outputs import Logits as Logits
 from .outputs import NextToken as NextToken
 from .outputs import Output as Output
+from .outputs import Pictures as Pictures
 from .outputs import Probabilities as Probabilities
 from .outputs import Prompts as Prompts
 from .outputs import Region as Region

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ratherthan.errors import InputError, LayerError, ModelError, RatherThanError, first_line, unknown
 from ratherthan.inference import differentiable, forward_of, to_device
 from ratherthan.inputs import PREPROCESSING, Images, Inputs
-from ratherthan.outputs import OUTPUTS, Ending, Output, output_of, plain_ending
+from ratherthan.outputs import NONE, OUTPUTS, Ending, Output, output_of, plain_ending
 from ratherthan.settings import check_names
 from ratherthan.words import told_apart
 
@@ -28,8 +28,6 @@ _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attri
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 _OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
 _READS_LEAF: WeakSet[nn.Module] = WeakSet()  # networks that were seen to
-NONE = "(none)"
-"""What stands behind independent labels is called so."""
 _SHOWN = 5  # names of classes, on its card
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
@@ -208,7 +206,7 @@ class Model:
             raise
         except _FAILURES as error:
             what = f"{self.name} fails on {self.inputs.name} of shape {tuple(normalised.shape)}: {first_line(error)}"
-            raise ModelError(what + (self.inputs.doubt(normalised) or self._advice(seen, error))) from error
+            raise ModelError(what + self._advice(seen, error)) from error
         return self.output.scores(returned, len(normalised), self.name)
 
     def _run(self, seen: Tensor) -> Any:
@@ -219,6 +217,11 @@ class Model:
 
     def _advice(self, seen: Tensor, error: Exception) -> str:
         """What to do about a network that fails, where that can be found out."""
+        kinds = {type(each) for each in self.module.modules()}
+        if self.inputs.name == "images" and nn.Conv3d in kinds and nn.Conv2d not in kinds:
+            return "; of volumes, (N, C, D, H, W) or one (C, D, H, W), say Model(net, inputs=Volumes())"
+        if doubt := self.inputs.doubt(seen):
+            return doubt
         if any(each.is_inference() for each in self._tensors()):
             return "; it was made under torch.inference_mode: make it outside"
         if isinstance(error, TypeError) and "argument" in str(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -91,12 +93,12 @@ def segment(images: Tensor, how: Division = "slic") -> Tensor:
     """Divide pictures into superpixels.
 
     Args:
-        images: (N, C, H, W) in image space.
+        images: (N, C, H, W) in image space; of volumes (N, C, D, H, W) and signals (N, C, T) "grid" makes blocks.
         how: A kind, a `Superpixels` with settings, or a label map (H, W) or (N, H, W) of whole numbers >= 0.
 
     Returns:
-        (N, H, W) int64 on the images' device. The labels of each picture are 0 to n - 1; every pixel has one and every
-        label occurs. n differs between pictures, and may be less than was asked for.
+        (N, H, W), or with the other axes, int64 on the images' device. The labels of each picture are 0 to n - 1; every
+        pixel has one and every label occurs. n differs between pictures, and may be less than was asked for.
 
     Raises:
         InputError: If the kind is unknown, or the label map has another size or leaves pixels without a label.
@@ -112,7 +114,7 @@ def segment(images: Tensor, how: Division = "slic") -> Tensor:
 
 
 def _given(labels: Tensor, images: Tensor) -> np.ndarray[Any, Any]:
-    samples, size = len(images), tuple(images.shape[-2:])
+    samples, size = len(images), tuple(images.shape[2:])
     if tuple(labels.shape) not in (size, (samples, *size)):
         raise InputError(f"a label map of shape {tuple(labels.shape)} for images of {size}: give (H, W) or (N, H, W)")
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.min() < 0:
@@ -122,11 +124,13 @@ def _given(labels: Tensor, images: Tensor) -> np.ndarray[Any, Any]:
 
 def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
     """(C, H, W) to labels (H, W), not yet consecutive."""
-    height, width = image.shape[-2:]
+    plane = image.shape[1:]
     if spec.kind == "pixels":
-        return np.arange(height * width).reshape(height, width)
+        return np.arange(plane.numel()).reshape(plane)
     if spec.kind == "grid":
-        return _grid(height, width, spec.count)
+        return _grid(plane, spec.count)
+    if len(plane) != 2:
+        raise InputError(f"{spec.kind!r} divides pictures, not what has axes of {tuple(plane)}: say 'grid' or 'pixels'")
     from skimage import segmentation
 
     grey = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # as it is drawn
@@ -136,10 +140,11 @@ def _divide(image: Tensor, spec: Superpixels) -> np.ndarray[Any, Any]:
         return np.asarray(getattr(segmentation, spec.kind)(picture, **count | spec.settings))
 
 
-def _grid(height: int, width: int, count: int) -> np.ndarray[Any, Any]:
-    """Rectangles as square as the count allows."""
-    rows = min(height, max(1, round((count * height / width) ** 0.5)))
-    columns = min(width, max(1, count // rows))
-    down, across = np.arange(height) * rows // height, np.arange(width) * columns // width
-    labels: np.ndarray[Any, Any] = np.add.outer(down * columns, across)
+def _grid(plane: Sequence[int], count: int) -> np.ndarray[Any, Any]:
+    """Rectangles, or blocks, as square as the count allows."""
+    labels = np.zeros((), int)
+    for axis, length in enumerate(plane):
+        rest = plane[axis + 1 :]
+        cells = min(length, max(1, round((count * length ** len(rest) / math.prod(rest)) ** (1 / (1 + len(rest))))))
+        labels, count = np.add.outer(labels * cells, np.arange(length) * cells // length), count // cells
     return labels

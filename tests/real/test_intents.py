@@ -193,3 +193,13 @@ def test_the_fewest_changes_bring_the_runner_up_in_200_sentences(model: rt.Model
         assert (all_of_them == int(how.foil[i])) == bool(how.found[i])
         if how.found[i] and len(changed) > 1:
             assert all(each != all_of_them for each in fewer), "a change could be spared"
+
+
+def test_the_gradient_proposes_words_that_bring_another_intent(model: rt.Model) -> None:
+    how = rt.counterfactual(model, LOST, foil="damaged_card", method=rt.FewestChanges(substitutes="gradient", tried=50))
+    ((_, word, instead),) = how.changes[0]
+    assert (word, instead) == ("lost", "damaged")
+    told = model.inputs.tokenizer(LOST.replace("lost", "damaged"), return_tensors="pt")["input_ids"]  # type: ignore[attr-defined]
+    assert model.class_names is not None
+    assert model.class_names[int(model.module(told).argmax())] == "damaged_card"
+    assert torch.equal(how.example[0], told[0])

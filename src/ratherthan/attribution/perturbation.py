@@ -3,8 +3,8 @@
 Each asks the network once, about all altered images, and keeps the full matrix of answers (alterations x classes).
 Facts, foils and contrasts are read off that matrix, so that all of them cost the forward passes of one.
 
-One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W). Occlusion does the same on the time steps of
-signals and in volumes.
+One value belongs to all channels of a pixel: maps are (N, Q, 1, H, W). Occlusion and LIME do the same on the time steps
+of signals and in volumes.
 """
 
 from __future__ import annotations
@@ -516,7 +516,7 @@ class Lime(Perturbation):
 
     Attributes:
         superpixels: "slic", "quickshift", "felzenszwalb", "grid", "pixels", a `Superpixels` with settings, or a label
-            map (H, W).
+            map (H, W). None: "slic" of images; of signals and volumes, which have no colours, "grid".
         samples: Altered images per image, each superpixel shown with probability 1/2; "all": every mask there is, for
             up to 16 superpixels.
         baseline: What hides a superpixel, see `baseline_images`; None: the mean colour; of a text the blank token.
@@ -528,7 +528,8 @@ class Lime(Perturbation):
 
     name = "lime"
     parted = True
-    superpixels: Kind | Superpixels | Tensor | np.ndarray[Any, Any] = "slic"
+    of_planes = True
+    superpixels: Kind | Superpixels | Tensor | np.ndarray[Any, Any] | None = None
     samples: Annotated[int, Interval(2)] | Literal["all"] = 1000
     baseline: Any = None
     alpha: NotNegative = 1.0
@@ -565,7 +566,10 @@ class Lime(Perturbation):
 
     def parts(self, forward_pass: ForwardPass) -> Tensor:
         """What is shown and hidden as one: superpixels (N, H, W), words of texts (N, T), columns (N, F)."""
-        return segment(forward_pass.images, self.superpixels) if forward_pass.parts is None else forward_pass.parts
+        if forward_pass.parts is not None:
+            return forward_pass.parts
+        usual: Kind = "slic" if len(forward_pass.plane) == 2 else "grid"
+        return segment(forward_pass.images, usual if self.superpixels is None else self.superpixels)
 
     def attribute(self, forward_pass: ForwardPass, target: Target) -> Attribution:
         """(N, Q, 1, H, W): the coefficient of the superpixel that holds a pixel; words share theirs, (N, Q, T)."""

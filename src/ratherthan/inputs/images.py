@@ -171,6 +171,7 @@ class Images(Inputs):
             more = "; one image is images[None]" * (images.ndim == 3)
             kind = {5: "Volumes", 3: "" if self.planes else "Signals"}.get(images.ndim)
             more += f"; of {kind.lower()} say Model(net, inputs={kind}())" if kind else ""
+            more += ", of a volume (C, D, H, W) inputs=Volumes()" * (kind == "Signals")
             raise InputError(f"images of shape {tuple(batch.shape)}: (N, C, H, W) with N >= 1 is needed{table}{more}")
         if self.planes and surely and images.shape[1] != self.channels:
             what = f"images of {images.shape[1]} channels; the model takes {self.channels}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -137,18 +138,24 @@ class Text(Inputs):
             raise ModelError(f"the embedding runs {len(handed)} times in a forward pass, not once: name the right one")
         return returned
 
+    def size(self, module: nn.Module) -> int:
+        """How many tokens there are that the network embeds, as far as the tokenizer knows them."""
+        return min(len(self.tokenizer.get_vocab()), getattr(self._embedding(module), "num_embeddings", 2**31))
+
     def _embedding(self, module: nn.Module) -> nn.Module:
         if self.embedding is not None:
             try:
                 return module.get_submodule(self.embedding)
             except AttributeError:
                 raise LayerError(f"there is no embedding {self.embedding!r} in {type(module).__name__}") from None
-        # the outermost first
-        telling: list[Any] = [each for each in module.modules() if hasattr(each, "get_input_embeddings")]
-        telling = telling[:1] if module in telling else telling
-        told = {each.get_input_embeddings() for each in telling}
+        told, every = set[Any](), list[Any](module.modules())
+        for each in every:  # the outermost first; one of two towers does not tell, and that of images has no table
+            with suppress(AttributeError, NotImplementedError):
+                told.add(each.get_input_embeddings())
+                if each is module:
+                    break
         named = {each: name for name, each in module.named_modules() if isinstance(each, nn.Embedding)}
-        known: list[nn.Module] = list(told or named)
+        known: list[nn.Module] = [each for each in told if isinstance(each, nn.Embedding)] or list(told or named)
         if len(known) != 1:
             which = f"name one, Text(..., embedding={next(iter(named.values()), '...')!r})"
             raise LayerError(f"{type(module).__name__} has {len(known)} embeddings: {which}")
@@ -168,7 +175,8 @@ class Text(Inputs):
         special = set(self.tokenizer.all_special_ids)
         read = list[str]()
         for i, (index, piece, text) in enumerate(zip(kept, pieces, self.reads(kept), strict=True)):
-            begins = index in special or (i > 0 and kept[i - 1] in special) or self._begins(piece)
+            first = i > 0 and (kept[i - 1] in special or pieces[i - 1].endswith(_ENDS))
+            begins = index in special or first or self._begins(piece)
             text = piece if index in special else text.removeprefix("##")
             read.append(f" {text.lstrip(' ')}" if begins and i else text)
         return tuple(read)
@@ -186,8 +194,8 @@ class Text(Inputs):
 
     @cached_property
     def _spaced(self) -> bool:
-        """Whether the tokenizer marks what begins a word, not what goes on with one."""
-        return any(piece.startswith(_SPACES) for piece in self.tokenizer.get_vocab())
+        """Whether the tokenizer marks where a word begins or ends, not what goes on with one."""
+        return any(piece.startswith(_SPACES) or piece.endswith(_ENDS) for piece in self.tokenizer.get_vocab())
 
     def parts(self, batch: Tensor) -> Tensor | None:
         """The word that each token belongs to, (N, T), from 0; none of embeddings."""
@@ -233,6 +241,8 @@ class Text(Inputs):
 
 
 _SPACES = ("Ġ", "▁", " ")
+_ENDS = "</w>"
+"""Stands behind the last token of a word where a tokenizer, as CLIP's, marks the end."""
 
 
 def words_of(tokens: Sequence[str]) -> list[int]:

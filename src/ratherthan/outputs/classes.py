@@ -99,6 +99,26 @@ class Output(Settings):
         """
 
 
+def tensor_in(returned: Any, axes: int, samples: int, who: str, wanted: str) -> Tensor:
+    """The tensor of N samples in what a module returned: itself, or its `logits`.
+
+    Args:
+        returned: What the module returned.
+        axes: How many it has, that of the samples among them.
+        samples: N.
+        who: The model's name.
+        wanted: The end of the message.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    found = getattr(returned, "logits", returned)
+    if not isinstance(found, Tensor) or found.ndim != axes or len(found) != samples:
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{who} returns {given}; {wanted}")
+    return found
+
+
 OUTPUTS: Classes[Output] = Classes("output", Output, "Logits()")
 
 
@@ -224,6 +244,8 @@ class Labels(Output):
         return torch.nn.functional.pad(logits[..., :-1].sigmoid(), (0, 1))
 
 
+NONE = "(none)"
+"""What stands behind independent labels is called so."""
 _ROUNDING, _COARSE = 2**-21, 2**-5  # by which probabilities miss a sum of 1: per class in float32; in all in bfloat16
 _LABELS = (
     "the {} outputs are probabilities whose sum is not 1: independent labels, not classes. "

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ratherthan.contrast import WORDS
-from ratherthan.errors import InputError, ModelError
-from ratherthan.outputs.classes import OUTPUTS, Output
+from ratherthan.errors import InputError
+from ratherthan.outputs.classes import OUTPUTS, Output, tensor_in
 from ratherthan.settings import NotEmpty
 from ratherthan.words import told_apart
 
 if TYPE_CHECKING:
     from ratherthan.model import Model
+
+_WANTED = "a causal language model gives logits (N, T, vocabulary)"
 
 
 @OUTPUTS.register
@@ -31,12 +33,12 @@ class NextToken(Output):
         Raises:
             ModelError: If there are none.
         """
-        return _behind_tokens(returned, samples, who)[:, -1]
+        return tensor_in(returned, 3, samples, who, _WANTED)[:, -1]
 
     def names(self, model: Model) -> tuple[str, ...] | None:
         """What the tokens read, with their index where several read alike, or as a word of questions such as "each"."""
         head = getattr(model.module, "get_output_embeddings", lambda: None)()
-        tokenizer = _tokenizer(self, model)
+        tokenizer = tokenizer_of(self, model)
         count = len(tokenizer) if head is None else len(head.weight)
         texts = [str(text) for text in tokenizer.batch_decode([[index] for index in range(count)])]
         # in a vocabulary there is a token "each", and nobody who asks for "each" means it
@@ -61,7 +63,7 @@ class Continuations(Output):
 
     def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Any:
         """The scores, (N, K), of token ids (N, T) or their embedding (N, T, E)."""
-        tokenizer, samples, length = _tokenizer(self, model), len(seen), seen.shape[1]
+        tokenizer, samples, length = tokenizer_of(self, model), len(seen), seen.shape[1]
         rows = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in self.texts]
         longest = max(map(len, rows))
         ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row)), value=-1) for row in rows])
@@ -69,7 +71,7 @@ class Continuations(Output):
         goes_on = model.inputs.leaf(model.module, ids.clamp_min(0)) if seen.is_floating_point() else ids.clamp_min(0)
         # what is filled up stands behind all that is read: a causal network does not look there
         whole = torch.cat([seen.repeat_interleave(len(rows), 0), goes_on.repeat(samples, *[1] * (seen.ndim - 1))], 1)
-        logits = _behind_tokens(run(whole), len(whole), model.name)[:, length - 1 : -1].log_softmax(-1)
+        logits = tensor_in(run(whole), 3, len(whole), model.name, _WANTED)[:, length - 1 : -1].log_softmax(-1)
         wanted = ids.repeat(samples, 1)
         found = logits.gather(-1, wanted.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(wanted < 0, 0.0)
         return found.sum(1).view(samples, -1)
@@ -79,15 +81,12 @@ class Continuations(Output):
         return told_apart(list(self.texts))
 
 
-def _behind_tokens(returned: Any, samples: int, who: str) -> Tensor:
-    found = getattr(returned, "logits", returned)
-    if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != samples:
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(f"{who} returns {given}: a causal language model gives logits (N, T, vocabulary)")
-    return found
+def tokenizer_of(output: Output, model: Model) -> Any:
+    """The tokenizer of what a model sees.
 
-
-def _tokenizer(output: Output, model: Model) -> Any:
+    Raises:
+        InputError: If it sees no texts.
+    """
     tokenizer = getattr(model.inputs, "tokenizer", None)
     if tokenizer is None:
         raise InputError(f"output {output.name!r} is about text: give inputs=Text(tokenizer)")

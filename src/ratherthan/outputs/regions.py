@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.errors import InputError, ModelError
-from ratherthan.outputs.classes import OUTPUTS, Output
+from ratherthan.outputs.classes import NONE, OUTPUTS, Labels, Output, tensor_in
 from ratherthan.settings import Interval
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ class Region(Output):
 
     def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Tensor:
         """The scores in the region, (N, K)."""
-        scores = _dense(run(seen), len(seen), model.name)
+        returned = run(seen)
+        named = returned.get("out", returned) if isinstance(returned, dict) else returned  # torchvision; transformers
+        wanted = "a region is about scores (N, K, h, w): pick them by forward="
+        scores = tensor_in(named, 4, len(seen), model.name, wanted)
         return self._within(scores, self._mask(seen.shape[-2], seen.shape[-1]))
 
     def pools(self, maps: Tensor, plane: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -134,11 +137,12 @@ class Detection(Output):
             raise InputError("a detection is one of those that the network returns, by its index, or a box: give one")
 
     @staticmethod
-    def overlapping(model: Model, image: Tensor, box: Sequence[float]) -> Detection:
+    def overlapping(model: Model, image: Tensor, box: Sequence[float]) -> Detection | DetectedLabels:
         """The detection of an image whose box fits one that is given best.
 
         Args:
-            model: Its network returns `pred_boxes`, as (centre x, centre y, width, height), shares of the image's.
+            model: Its network returns `pred_boxes`, as (centre x, centre y, width, height), shares of the image's, or
+                boxes and labels, see `DetectedLabels`.
             image: (C, H, W) or (1, C, H, W), in image space.
             box: (left, top, right, bottom) in pixels.
 
@@ -149,18 +153,21 @@ class Detection(Output):
         batch = model.preprocess(image)
         with torch.no_grad():
             returned = model.module(model.normalise(batch))
-        if getattr(returned, "pred_boxes", None) is None:
-            raise ModelError(f"{model.name} returns no pred_boxes: give the index of the detection")
-        height, width = batch.shape[-2:]
-        middle, size = returned.pred_boxes[0].split(2, -1)
-        found = torch.cat([middle - size / 2, middle + size / 2], -1) * middle.new_tensor([width, height] * 2)
+        boxes = getattr(returned, "pred_boxes", None)
+        kind: type[Detection | DetectedLabels] = DetectedLabels if boxes is None else Detection
+        if boxes is None:
+            boxes = _labelled_boxes(returned, len(batch), model)[:, :4].mT
+        else:
+            boxes = boxes * boxes.new_tensor([batch.shape[-1], batch.shape[-2]] * 2)
+        middle, size = boxes[0].split(2, -1)
+        found = torch.cat([middle - size / 2, middle + size / 2], -1)
         wanted = found.new_tensor(list(box))
         shared = (torch.minimum(found, wanted)[:, 2:] - torch.maximum(found, wanted)[:, :2]).clamp_min(0).prod(-1)
         areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (found, wanted)]
         overlap = shared / (areas[0] + areas[1] - shared)
         if not overlap.max() > 0:
             raise InputError(f"no detection overlaps the box {tuple(box)}")
-        return Detection(int(overlap.argmax()))
+        return kind(int(overlap.argmax()))
 
     def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Any:
         """What the network returns; of a box, the scores (N, K) that its second stage gives it.
@@ -190,19 +197,58 @@ class Detection(Output):
         """
         if self.index is None:
             return super().scores(returned, samples, who)
-        found = getattr(returned, "logits", returned)
-        if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != samples:
-            raise ModelError(f"{who} returns no scores (N, detections, classes): pick them by Model(..., forward=...)")
-        if self.index >= found.shape[1]:
-            raise ModelError(f"{who} gives {found.shape[1]} detections; there is no {self.index}")
-        return found[:, self.index]
+        labels = f"of boxes and labels (N, 4 + K, A) say DetectedLabels({self.index})"
+        wanted = f"scores (N, detections, classes) are needed: pick them by Model(..., forward=...); {labels}"
+        found = tensor_in(returned, 3, samples, who, wanted)
+        if ((found[:, 4:] >= 0) & (found[:, 4:] <= 1)).all() and found.shape[1] > 4:
+            raise ModelError(f"{who} gives probabilities, not logits: {labels}")
+        return _one_of(found, self.index, who)
 
 
-def _dense(returned: Any, samples: int, who: str) -> Tensor:
-    """The scores of every place, (N, K, h, w), in what a segmentation network returns."""
-    named = returned if isinstance(returned, dict) else {}
-    found = named.get("out", getattr(returned, "logits", returned))  # torchvision; transformers
-    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != samples:
-        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(f"{who} returns {given}; a region is about scores (N, K, h, w): pick them by forward=")
+@OUTPUTS.register
+@dataclass(frozen=True)
+class DetectedLabels(Output):
+    """What a detector with independent labels says about one of the things it may find; the score is its log-odds.
+
+    For networks that return boxes (centre x, centre y, width, height; pixels) and probabilities of K labels for each of
+    A detections as one tensor (N, 4 + K, A), by itself or first in a tuple: YOLOv8, YOLO11 and what is like them. The
+    questions are those of `Labels`.
+
+    Attributes:
+        index: Which of the A; see `Detection.overlapping`.
+    """
+
+    index: Annotated[int, Interval(0)]
+
+    name = "detected-labels"
+    exclusive = False
+
+    def run(self, run: Callable[[Tensor], Any], seen: Tensor, model: Model) -> Tensor:
+        """The probabilities of its labels, (N, K)."""
+        return _one_of(_labelled_boxes(run(seen), len(seen), model)[:, 4:].mT, self.index, model.name)
+
+    def logits(self, scores: Tensor, who: str) -> Tensor:
+        """(N, K) log-odds, and 0 behind them."""
+        return Labels("probabilities").logits(scores, who)
+
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
+        """Sigmoids; 0 for what is none."""
+        return Labels.probabilities(logits)
+
+
+def _one_of(scores: Tensor, index: int, who: str) -> Tensor:
+    """(N, detections, K) to (N, K)."""
+    if index >= scores.shape[1]:
+        raise ModelError(f"{who} gives {scores.shape[1]} detections; there is no {index}")
+    return scores[:, index]
+
+
+def _labelled_boxes(returned: Any, samples: int, model: Model) -> Tensor:
+    """(N, 4 + K, A): which axis is which is told by the names of the classes, else there are more detections."""
+    wanted = "a box and probabilities of K labels for each of A detections, (N, 4 + K, A), are needed"
+    found = tensor_in(returned[0] if isinstance(returned, tuple) else returned, 3, samples, model.name, wanted)
+    rows, labels = found.shape[1], [name for name in model.class_names or () if name != NONE]
+    if rows != 4 + len(labels) if labels else not 4 < rows < found.shape[2]:
+        raise ModelError(f"{model.name} returns shape {tuple(found.shape)} for {len(labels) or 'K'} labels; {wanted}")
     return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, ModelError
 from ratherthan.inputs.text import Text, join, words_of
+from ratherthan.outputs.classes import tensor_in
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import (
     CounterfactualMethod,
@@ -25,6 +27,7 @@ from ratherthan.search.pertinent_positive import PertinentPositive
 from ratherthan.search.solver import Status
 from ratherthan.settings import AtLeastOne, NotNegative
 
+_FILLS = "a masked language model gives logits (N, T, vocabulary)"
 _Change = tuple[int, str | None]  # a word by its number, and what stands there instead; None: it is taken away
 
 
@@ -41,6 +44,18 @@ class _OnWords(SearchMethod):
     takes: ClassVar[str] = "text"
     without: Literal["blank", "nothing"] = "blank"
     kappa: NotNegative = 0.0
+
+    def each(self, question: SearchQuestion) -> list[list[Any]]:
+        """What is found for each question, as columns."""
+        found, count = list[tuple[Any, ...]](), len(question.facts)
+        for row in range(count):
+            found.append(self.least(_Words(self, question, row)))
+            question.report((row + 1) / count)
+        return [list(column) for column in zip(*found, strict=True)]
+
+    @abstractmethod
+    def least(self, words: _Words) -> tuple[Any, ...]:
+        """The answer to one question."""
 
     def enough(self, ahead: Tensor) -> bool:
         """Whether what is asked for leads by as much as is wanted, and is not level."""
@@ -64,31 +79,86 @@ class _Words:
         self.tokens = self.text.tokens(self.ids)
         if how.without == "blank" and self.text.blank_id is None:
             raise InputError("the tokenizer has no blank token: say without='nothing', or Text(tokenizer, blank='...')")
-        special = set(self.text.tokenizer.all_special_ids)
+        self.special = set(self.text.tokenizer.all_special_ids)
         words = words_of(self.tokens)
-        fixed = {word for word, index in zip(words, self.ids.tolist(), strict=True) if index in special}
+        fixed = {word for word, index in zip(words, self.ids.tolist(), strict=True) if index in self.special}
         self.numbers = [word for word in dict.fromkeys(words) if word not in fixed]
-        self.label = torch.tensor([self.numbers.index(word) if word in self.numbers else -1 for word in words])
+        self.words = [self.numbers.index(word) if word in self.numbers else -1 for word in words]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def reads(self, word: int) -> str:
         """One of the words."""
-        return "".join(self.tokens[i] for i in (self.label == word).nonzero().flatten().tolist()).strip()
+        return "".join(token for token, its in zip(self.tokens, self.words, strict=True) if its == word).strip()
 
     def changed(self, changes: Sequence[_Change]) -> Tensor:
         """(T',) token ids with some words changed; none where all are deleted."""
-        parts, instead = list[Tensor](), dict(changes)
-        for i, (index, word) in enumerate(zip(self.ids.tolist(), self.label.tolist(), strict=True)):
+        return torch.tensor([index for index, _ in self._altered(changes)]).long().to(self.ids.device)
+
+    def _altered(self, changes: Sequence[_Change]) -> list[tuple[int, int]]:
+        """Its token ids, each with the word that it belongs to."""
+        found, instead = list[tuple[int, int]](), dict(changes)
+        for i, (index, word) in enumerate(zip(self.ids.tolist(), self.words, strict=True)):
+            other = instead.get(word)
             if word not in instead:
-                parts.append(torch.tensor([index]))
-            elif instead[word] is None and self.how.without == "blank":
-                parts.append(torch.tensor([self.text.blank_id]))
-            elif instead[word] is not None and (i == 0 or self.label[i - 1] != word):
-                spaced = f" {instead[word]}" if self.tokens[i].startswith(" ") else instead[word]
-                parts.append(torch.tensor(self.text.tokenizer(spaced, add_special_tokens=False)["input_ids"]))
-        return torch.cat([*parts, torch.zeros(0)]).long().to(self.ids.device)
+                found.append((index, word))
+            elif other is None and self.how.without == "blank":
+                found.append((int(self.text.blank_id or 0), word))
+            elif other is not None and self.words.index(word) == i:
+                found += [(each, word) for each in self._ids_of(other, word)]
+        return found
+
+    def _ids_of(self, word: str, place: int) -> list[int]:
+        """A word as it stands at the place of another."""
+        spaced = f" {word}" if self.tokens[self.words.index(place)].startswith(" ") else word
+        ids: list[int] = self.text.tokenizer(spaced, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def proposed(self, changes: Sequence[_Change], places: Sequence[int]) -> list[Sequence[str]]:
+        """What may stand instead of each of some words, when others are changed already."""
+        assert isinstance(self.how, FewestChanges)
+        by = self.how.substitutes
+        if isinstance(by, tuple):
+            return [by] * len(places)
+        scores = self._rise(changes, places) if by == "gradient" else self._fitting(changes, places)
+        return [self._best(row, place) for row, place in zip(scores, places, strict=True)]
+
+    def _best(self, scores: Tensor, place: int) -> list[str]:
+        """The words, each a single token of the vocabulary, that score best, (vocabulary,)."""
+        found, most = list[str](), getattr(self.how, "tried", 0)
+        for index in scores.argsort(descending=True, stable=True).tolist():
+            word = "" if index in self.special else self.text.reads([index])[0].strip()
+            if any(map(str.isalnum, word)) and not word.startswith("##") and self._ids_of(word, place) == [index]:
+                found.append(word)
+            if len(found) == most:
+                break
+        return found
+
+    def _rise(self, changes: Sequence[_Change], places: Sequence[int]) -> Tensor:
+        """To first order, what each token of the vocabulary in a place adds to the lead, but for a constant of it."""
+        altered, model, row = self._altered(changes), self.question.model, self.row
+        at = [[word for _, word in altered].index(place) for place in places]
+        leaf = model.leaf(torch.tensor([[index for index, _ in altered]], device=self.ids.device)).requires_grad_()
+        with torch.enable_grad():
+            ahead = lead(self.question.look(leaf), self.question.facts[[row]], self.question.target[[row]])
+            (slope,) = torch.autograd.grad(ahead.sum(), leaf)
+        every = torch.arange(self.text.size(model.module), device=leaf.device)
+        return slope[0, at] @ self.text.leaf(model.module, every.unsqueeze(0))[0].T
+
+    @torch.no_grad()
+    def _fitting(self, changes: Sequence[_Change], places: Sequence[int]) -> Tensor:
+        """How well a masked language model finds that each token of the vocabulary fits in a place."""
+        filler: Any = getattr(self.how, "substitutes", None)
+        mask, found = self.text.tokenizer.mask_token, list[Tensor]()
+        for place in places:
+            ids = self._altered([*changes, (place, mask)])
+            given = torch.tensor([[index for index, _ in ids]], device=self.ids.device)
+            found.append(tensor_in(filler(given), 3, 1, "substitutes", _FILLS)[0, [w for _, w in ids].index(place)])
+        size = self.text.size(self.question.model.module)
+        if (scored := found[0].shape[-1]) < size:
+            raise ModelError(f"substitutes scores {scored} tokens of {size}: one with this tokenizer is needed")
+        return torch.stack(found)[:, :size]
 
     @torch.no_grad()
     def leads(self, changes: Sequence[Sequence[_Change]]) -> Tensor:
@@ -113,8 +183,7 @@ class FewestWords(_OnWords, PertinentPositiveMethod):
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        found = [self._least(_Words(self, question, row)) for row in range(len(question.facts))]
-        masks, orders, labels, examples, ends = (list(column) for column in zip(*found, strict=True))
+        masks, orders, labels, examples, ends = self.each(question)
         logits, order = question.fresh(join(examples)), join(orders)
         more = {
             "mask": torch.stack(masks), "order": order, "superpixels": torch.stack(labels),
@@ -124,7 +193,8 @@ class FewestWords(_OnWords, PertinentPositiveMethod):
         holds = question.reached(logits, kappa=self.kappa)[1]
         return PertinentPositive.answering(self, question, [[end] for end in ends], holds.unsqueeze(1), **more)
 
-    def _least(self, words: _Words) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Status, str]]:
+    def least(self, words: _Words) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Status, str]]:
+        """Mask, order, the word of each token, what is left of the text, and how it ended."""
         left, leads = list(range(len(words))), words.leads([[]])
         gone, dropped = list[_Change](), torch.zeros(0)
         if not self.enough(leads[0]):
@@ -137,12 +207,12 @@ class FewestWords(_OnWords, PertinentPositiveMethod):
                 if not self.enough(dropped[best]):
                     break
                 gone.append((left.pop(best), None))
-                words.question.report(0.0)
         # the word that is missed most is the most important
-        order = torch.tensor(left)[dropped.argsort(stable=True).cpu()] if left and len(dropped) else torch.tensor(left)
-        taken = torch.tensor([each for each, _ in gone])
-        mask = ~torch.isin(words.label, taken)
-        return mask, order.long(), words.label, words.changed(gone), end
+        order = torch.tensor(left, device=words.ids.device).long()
+        order = order[dropped.argsort(stable=True)] if left and len(dropped) else order
+        label = torch.tensor(words.words, device=order.device)
+        mask = ~torch.isin(label, label.new_tensor([each for each, _ in gone]))
+        return mask, order, label, words.changed(gone), end
 
 
 @register_counterfactual_method
@@ -154,19 +224,22 @@ class FewestChanges(_OnWords, CounterfactualMethod):
     words. The distance is the number of words changed.
 
     Attributes:
-        substitutes: Words that may stand for another; none: words are only taken away.
+        substitutes: Words that may stand for another; none: words are only taken away. "gradient": those of the
+            vocabulary whose embedding raises the lead of the foil most, to first order (as HotFlip). A masked language
+            model of transformers with the tokenizer of `Text`: those that fit best into the text.
+        tried: How many of those are tried for each word, by passes of their own.
         most: How many may change.
     """
 
     name: ClassVar[str] = "words"
     any_foil: ClassVar[bool] = True
-    substitutes: tuple[str, ...] = ()
+    substitutes: tuple[str, ...] | Literal["gradient"] | nn.Module = ()
+    tried: AtLeastOne = 10
     most: AtLeastOne = 10
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        found = [self._least(_Words(self, question, row)) for row in range(len(question.facts))]
-        examples, changes, ends = (list(column) for column in zip(*found, strict=True))
+        examples, changes, ends = self.each(question)
         start, made = join([*question.asked, *examples]).unsqueeze(1).chunk(2)  # of one length
         logits = question.fresh(made)
         violation, holds = question.reached(logits, kappa=self.kappa)
@@ -180,15 +253,16 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         said = changes if question.axis is None else _grouped(changes, question.questions)
         return Counterfactual.answering(self, question, [[end] for end in ends], holds, changes=said, **more)
 
-    def _least(self, words: _Words) -> tuple[Tensor, list[list[Any]], tuple[Status, str]]:
+    def least(self, words: _Words) -> tuple[Tensor, list[list[Any]], tuple[Status, str]]:
+        """The altered text, the changes in words, and how it ended."""
         row, changes = words.row, list[_Change]()
         if row in words.question.same:
             return words.ids, [], words.question.same[row]
         ahead = words.leads([[]])[0]
         while not self.enough(ahead) and len(changes) < min(self.most, len(words)):
-            taken = {word for word, _ in changes}
-            options = [(w, s) for w in range(len(words)) if w not in taken for s in (None, *self.substitutes)]
-            options = [each for each in options if each[1] != words.reads(each[0])]
+            left = [word for word in range(len(words)) if word not in dict(changes)]
+            proposed = zip(left, words.proposed(changes, left), strict=True)
+            options = [(w, s) for w, some in proposed for s in (None, *some) if s != words.reads(w)]
             leads = words.leads([[*changes, each] for each in options])
             best = int(leads.argmax())
             if not leads[best] > -torch.inf:
@@ -214,10 +288,12 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         """Refuse substitutes that are none.
 
         Raises:
-            InputError: If one is empty.
+            InputError: If one is empty, or the text has no mask for a language model to fill.
         """
-        if not all(each.strip() for each in self.substitutes):
+        if isinstance(self.substitutes, tuple) and not all(each.strip() for each in self.substitutes):
             raise InputError("a substitute is a word, not an empty text")
+        if isinstance(self.substitutes, nn.Module) and getattr(model.inputs.tokenizer, "mask_token_id", None) is None:
+            raise InputError("the tokenizer has no mask token for a language model to fill: say substitutes='gradient'")
 
 
 def _grouped(values: list[Any], size: int) -> list[list[Any]]:

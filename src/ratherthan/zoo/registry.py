@@ -213,13 +213,13 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
         path: Its weights; by default those that ship in the package.
 
     Returns:
-        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none, and no package names them.
+        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none; those of a package only for its own weights.
 
     Raises:
         ModelError: What is written there are no names.
     """
     names = written(entry, path, "class_names", [])
-    if not names and entry.naming and (listed := _packaged(*entry.naming)):
+    if not names and path is None and entry.naming and (listed := _packaged(*entry.naming)):
         named = json.loads(read_text(listed))
         names = [named[str(index)].split(",")[0] for index in range(len(named))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

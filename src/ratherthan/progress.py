@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from ratherthan.settings import check_value
 
-Progress = bool | Callable[[int, int], object] | None
-"""True draws a bar on stderr; a callable gets (done, in all); False and None: nothing."""
+Progress = bool | Callable[[float, int], object] | None
+"""True draws a bar on stderr; a callable gets (done, in all), perhaps with a part of one; False and None: nothing."""
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def reporter(progress: Progress, label: str) -> Iterator[Callable[..., None]]:
         What to call with (done, in all), and perhaps a note that the bar shows, e.g. the loss.
     """
 
-    def told(done: int, total: int, note: str = "") -> None:
+    def told(done: float, total: int, note: str = "") -> None:
         if callable(progress):
             progress(done, total)
 

@@ -173,10 +173,6 @@ class Result(ABC):
             raise InputError("this model gives a value, not class probabilities")
         return OUTPUTS.find(self.output).probabilities(self.logits)
 
-    def asks_nothing(self, sample: int, q: int) -> bool:
-        """Whether a question need not be shown, for its answer is known."""
-        return False
-
     @property
     def seen(self) -> str:
         """What is asked about."""
@@ -191,14 +187,14 @@ class Result(ABC):
         """A line for each sample and question; of many questions a few."""
         few, shown = self.likeliest(PRINTED), min(PRINTED, self.questions)
         names = [shorten(name, TOLD) for name in self.names] if self.tokens else self.names
-        told = [
-            printable(f"{name}: {few.text(i, q)}")
-            for i, name in enumerate(names)
-            for q in range(shown)
-            if not few.asks_nothing(i, q)
-        ]
+        asked = [(i, q) for i in range(len(few)) for q in range(shown) if not few.idle(i, q)]
+        told = [printable(f"{names[i]}: {few.text(i, q)}") for i, q in asked]
         which = f"({shown} of {self.questions} questions about each {self.seen}, the {self.leading})"
         return told + [which] * (shown < self.questions)
+
+    def idle(self, sample: int, q: int) -> bool:
+        """Whether a question asks about nothing: a class, rather than itself, among all of them."""
+        return False
 
     def likeliest(self, count: int) -> Self:
         """The same with the few questions that are worth showing first; where there is no saying which, with all."""
@@ -318,9 +314,11 @@ class Result(ABC):
         Args:
             height: Of its frame in pixels.
         """
-        from ratherthan.render.page import Frame, page
+        from ratherthan.render.page import Frame, render
 
-        return Frame("".join(page(**_report([self]))), check_value("height", AtLeastOne, height))
+        page = _report([self])
+        page["cases"] = (each.told() for each in page["cases"])
+        return Frame("".join(render(**page)), check_value("height", AtLeastOne, height))
 
     def _repr_html_(self) -> str:
         from base64 import b64encode

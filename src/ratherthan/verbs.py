@@ -79,13 +79,13 @@ class Samples:
             images = images[:, : int(_lengths(images).max())]
         return Samples(images, self.names[rows], fact, foil, self.positions[rows].start)
 
-    def sharing(self, report: Callable[[int, int], object], total: int) -> Callable[[float], None]:
+    def sharing(self, report: Callable[[float, int], object], total: int) -> Callable[[float], None]:
         """What to tell the share that is done of a batch; it never goes back, and leaves the last step to `batches`."""
-        furthest = self.start
+        furthest = float(self.start)
 
         def told(share: float) -> None:
             nonlocal furthest
-            reached = self.start + int(share * len(self))
+            reached = self.start + share * len(self)
             if furthest < reached < self.start + len(self):
                 furthest = reached
                 report(furthest, total)

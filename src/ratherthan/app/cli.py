@@ -18,7 +18,17 @@ from typer.core import TyperGroup
 import ratherthan as rt
 from ratherthan.app import options
 from ratherthan.app.listing import Topic, completion, listed
-from ratherthan.app.options import AskOptions, ModelOptions, SetOptions, about_model, pairs, question, words
+from ratherthan.app.options import (
+    LOOPBACK,
+    AskOptions,
+    ModelOptions,
+    ServedOptions,
+    SetOptions,
+    about_model,
+    pairs,
+    question,
+    words,
+)
 from ratherthan.app.terminal import complain, say, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
 from ratherthan.files import check_place, write_atomically
@@ -340,8 +350,9 @@ def train(
         raise KeyboardInterrupt(text) from None
     card = json.loads(path.with_suffix(".json").read_text())
     for split, values in card["metrics"].items():
-        figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items() if key != "images"]
-        say(f"{split} ({values['images']:,} images): {', '.join(figures)}")
+        (kind, count), *metrics = values.items()
+        figures = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in metrics]
+        say(f"{split} ({count:,} {kind}): {', '.join(figures)}")
     say(f"weights  {path}\ncard     {path.with_suffix('.md')}")
     if (sheet := path.with_suffix(".samples.png")).is_file():
         say(f"sheets   {sheet}\n         {path.with_suffix('.traversal.png')}")
@@ -373,6 +384,32 @@ def list_(
         here = [row for row in rows if row.get("command", "") == command]
         wide = max(len(row["name"]) for row in here)
         say("\n".join([f"{command}:"] * bool(command) + [f"{row['name']:{wide}}  {row['help']}" for row in here]))
+
+
+@_command(
+    "serve",
+    "serve --model zoo:mnist --also zoo:fashion_mnist --cases served",
+    "serve --model hf:microsoft/resnet-50 --port 9000",
+)
+def serve(
+    model: ServedOptions,
+    also: Annotated[list[str] | None, about_model("Another model to choose from; may be repeated.")] = None,
+    cases: Annotated[Path, typer.Option(help="The folder where cases are kept, and found again.")] = Path("served"),
+    host: Annotated[str, typer.Option(help="Where to listen. Others than loopback let other machines ask.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+) -> None:
+    """Answer questions on a web page, on this machine: upload or pick an example, choose fact and foil.
+
+    Nothing leaves the machine. What was asked and answered lies in the folder of the cases; stop with Ctrl-C.
+    """
+    try:
+        from ratherthan.app.serve import run
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[serve]'") from error
+    check_place(cases)
+    run(
+        [model.load(), *(rt.load(name, device=model.device, trust_code=True) for name in also or ())], cases, host, port
+    )
 
 
 @_command("doctor", "doctor --json")

@@ -5,23 +5,26 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ratherthan.app.options import AskOptions
-from ratherthan.data import Dataset, FileReader, batches, match_labels
+from ratherthan.data import Dataset, FileReader, ItemReader, batches, match_labels
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
-from ratherthan.files import read_text
+from ratherthan.files import read_text, regular
 from ratherthan.inference import preserve_state
-from ratherthan.inputs import Text
+from ratherthan.inputs import Arrays, Images, Text
 from ratherthan.model import Model
 from ratherthan.words import printable, shorten
 
 _OWN = (".why.png", ".how.png", ".enough.png")  # figures of earlier runs
+ARRAY_ENDINGS = (".npy", ".npz")
 
 
 def gather(given: AskOptions, model: Model) -> tuple[Dataset | tuple[str, ...] | None, list[tuple[str, str]]]:
@@ -40,18 +43,41 @@ def gather(given: AskOptions, model: Model) -> tuple[Dataset | tuple[str, ...] |
     if isinstance(model.inputs, Text):
         return _texts(given), []
     if given.text or given.continuation:
-        raise InputError(f"{model.name} takes images: leave --text and --continuation out")
+        raise InputError(f"{model.name} takes {model.inputs.name}: leave --text and --continuation out")
     if bool(given.images) == bool(given.data):
-        raise InputError("give images, or a set of them by --data")
+        raise InputError(f"give {model.inputs.name}, or a set of them by --data")
     if given.data is None:
         if any((given.data_root, given.split, given.label_map, given.limit, given.only)):
             raise InputError("--data-root, --split, --label-map, --limit and --only belong to --data")
+        if isinstance(model.inputs, Arrays):
+            return _arrays(*find(given.images or (), ARRAY_ENDINGS), model.inputs)
         paths, failures = find(given.images or ())
         named = tuple(map(str, paths))
         return (Dataset("images", (), named, (-1,) * len(named), FileReader(tuple(paths))) if named else None), failures
     data = match_labels(given.dataset(), model.class_names, given.label_map, bool(given.only))
     data = data.with_transform(model.inputs.prepare)
     return (_judged(data, model, given.only == "wrong") if given.only else data).spread(given.limit), []
+
+
+def _arrays(
+    paths: Sequence[Path], failures: list[tuple[str, str]], inputs: Arrays
+) -> tuple[Dataset | None, list[tuple[str, str]]]:
+    """The samples in files of arrays, each of one or of a batch, and what could not be read."""
+    rows, names = list[tuple[Tensor]](), list[str]()
+    for path in paths:
+        try:
+            loaded = np.load(regular(path), allow_pickle=False)
+            arrays = [loaded] if isinstance(loaded, np.ndarray) else list(loaded.values())
+            found = [(row,) for each in arrays for row in inputs.batch(each)]
+        except InputError as error:
+            failures.append((printable(str(path)), str(error).removeprefix(f"{path}: ")))
+        except Exception:  # whatever damaged files raise; of others NumPy's words advise to run what lies in them
+            failures.append((printable(str(path)), f"no .npy or .npz of {inputs.name} ({inputs.axes})"))
+        else:
+            rows += found
+            names += [f"{path}[{number}]" for number in range(len(found))] if len(found) > 1 else [str(path)]
+    reader = ItemReader(rows, 0)
+    return Dataset(inputs.name, (), tuple(names), (-1,) * len(names), reader) if rows else None, failures
 
 
 def _texts(given: AskOptions) -> tuple[str, ...]:
@@ -83,12 +109,13 @@ def _judged(data: Dataset, model: Model, wrong: bool) -> Dataset:
     return data.subset(chosen)
 
 
-def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+def find(patterns: Sequence[str], endings: Collection[str] = IMAGE_ENDINGS) -> tuple[list[Path], list[tuple[str, str]]]:
     """Expand files, folders and globs.
 
     Args:
-        patterns: As given on the command line. Folders are searched to the bottom for files with an image's ending.
-            Figures that an earlier run has written are left out unless they are named one by one.
+        patterns: As given on the command line. Folders are searched to the bottom. Figures that an earlier run has
+            written are left out unless they are named one by one.
+        endings: Of the files that are taken from folders, in lower case.
 
     Returns:
         The files, each once, in the order given (those of a folder or glob sorted); and the patterns that match none,
@@ -99,8 +126,9 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     for pattern in patterns:
         path = Path(pattern)
         if os.path.isdir(pattern):  # of a name beyond what the system takes, `path` would raise
-            images = (each for each in path.rglob("[!.]*") if each.suffix.lower() in IMAGE_ENDINGS)
-            files, reason = _others_files(images), "no image in this folder"
+            images = (each for each in path.rglob("[!.]*") if each.suffix.lower() in endings)
+            what = "image" if endings is IMAGE_ENDINGS else " or ".join(sorted(endings))
+            files, reason = _others_files(images), f"no {what} in this folder"
         elif os.path.exists(pattern) or not glob.has_magic(pattern):
             files, reason = [path], ""
         else:
@@ -113,6 +141,24 @@ def find(patterns: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
 
 def _others_files(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and not path.name.endswith(_OWN))
+
+
+def read_file(path: Path, model: Model, name: str) -> Any:
+    """The one sample in a file, as `Model.preprocess` gives it, without its first axis.
+
+    Args:
+        path: The file.
+        model: Who says what it takes.
+        name: What to call the file in an error.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    samples, failures = gather(AskOptions(model=model.name, images=[glob.escape(str(path))]), model)
+    read = read_all(samples, [0], model, failures) if samples else []
+    if not read:
+        raise InputError(f"{name}: {failures[0][1]}")
+    return read[0][0]
 
 
 def read_all(
@@ -144,10 +190,17 @@ def read_all(
             image = model.preprocess(opened[index][0].unsqueeze(0))[0]
             shape = image.shape if shape is None else shape
             if image.shape != torch.Size(shape):
-                (h, w), (height, width) = image.shape[1:], shape[1:]
-                raise InputError(f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all")
+                raise InputError(_unlike(image.shape, shape, model))
         except InputError as error:
             failures.append((printable(name), str(error).rpartition(f"{name}: ")[2]))
         else:
             found.append((image, name))
     return found
+
+
+def _unlike(shape: Sequence[int], first: Sequence[int], model: Model) -> str:
+    """What to say of an input whose shape is not that of the first."""
+    if not isinstance(model.inputs, Images):
+        return f"shape {tuple(shape)}, the first {model.inputs.one} {tuple(first)}; {model.inputs.remedy}"
+    (h, w), (height, width) = shape[1:], first[1:]
+    return f"{w} x {h} pixels, the first image {width} x {height}; give one --size for all"

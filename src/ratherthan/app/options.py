@@ -21,6 +21,8 @@ PHOTOGRAPHS = "zoo:efficientnet_lite0"
 """The network that is asked about images where none is named."""
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
+LOOPBACK = "127.0.0.1"
+"""Where nothing but this machine can ask."""
 
 
 def _panel(title: str) -> Callable[..., Any]:
@@ -91,6 +93,10 @@ class ModelOptions:
         str | None, about_model("imagenet, clip, half (mean and std 0.5) or none: what is not said above.")
     ] = None
     output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
+    region: Annotated[
+        str | None,
+        about_model("Of a segmentation: the point X,Y or the box LEFT,TOP,RIGHT,BOTTOM that is asked about."),
+    ] = None
     device: Device = "cpu"
 
     def load(self) -> rt.Model:
@@ -100,10 +106,18 @@ class ModelOptions:
             RatherThanError: If there is none, or something said about it does not fit.
         """
         return rt.load(
-            self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
+            self.model, weights=self.weights, class_names=self.classes, device=self.device,
+            output=self.output if self.region is None else rt.Region(value(self.region)),
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServedOptions(ModelOptions):
+    """The same for a page that asks: there is always something to look at."""
+
+    model: Annotated[str, about_model("The first to choose from, as for explain.", "--model", "-m")] = "zoo:mnist"
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,9 @@ class AskOptions(SetOptions, ModelOptions):
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGE...", help="Image files, folders, globs; for a model of text, files of a text a line."
+            metavar="IMAGE...",
+            help="Image files, folders, globs; for a model of text, files of a text a line; of signals or volumes,"
+            " .npy or .npz of one or of a batch.",
         ),
     ] = None
     text: Annotated[

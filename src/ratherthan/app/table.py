@@ -29,7 +29,7 @@ def lines(result: rt.Result) -> list[str]:
         _cells(row, title)
         for i, title in enumerate(map(shown.title, range(len(shown))))
         for q, row in enumerate(frame[i * shown.questions : (i + 1) * shown.questions].to_dict("records")[:each])
-        if not shown.asks_nothing(i, q)
+        if not shown.idle(i, q)
     ]
     which = f", the {result.leading}" if each < result.questions else ""
     return [*_drawn(rows), *([f"({len(rows)} of {asked} questions{which})"] if len(rows) < asked else [])]

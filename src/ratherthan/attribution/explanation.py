@@ -281,8 +281,8 @@ class Explanation(Result):
         values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
         return values
 
-    def asks_nothing(self, sample: int, q: int) -> bool:
-        """Whether a class is compared with itself, one of many foils."""
+    def idle(self, sample: int, q: int) -> bool:
+        """Whether a class is compared with itself, as one of an axis."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
         return self.axis == "foil" and self.output != "value" and self.contrast != "none" and bool(fact == foil)
 
@@ -356,7 +356,7 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         maps = []
         for label, foil, number, q in _asked(explanations, sample, group):
             each = explanations[number]
-            if each.asks_nothing(sample, q):
+            if each.idle(sample, q):
                 continue
             values = each.by_question(heatmaps[number])[sample, q].detach().float().cpu().numpy()
             maps.append(Heatmap(foil, label, laid_over(values, owner), each.text(sample, q)))
@@ -385,7 +385,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         maps = list[case.Map]()
         for label, foil, number, q in _asked(fitting, sample, group):
             each = fitting[number]
-            if each.asks_nothing(sample, q):
+            if each.idle(sample, q):
                 continue
             asked = each.question(sample, q)
             maps.append(

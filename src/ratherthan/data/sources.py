@@ -82,13 +82,14 @@ class FileReader:
 
 
 @dataclass(frozen=True)
-class _ItemReader:
+class ItemReader:
     """The images of anything that can be indexed, torch sets, hub ones; of most nothing is known without decoding."""
 
     items: Any
     key: int | str
 
     def read(self, index: int) -> Image.Image | Tensor:
+        """The image; bytes become [0, 1]."""
         # what Pillow raises while the set decodes
         with told_as(CorruptImage, f"item {index}: damaged image", OSError, SyntaxError, InputError):
             image = self.items[index][self.key]
@@ -98,6 +99,7 @@ class _ItemReader:
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
     def stamp(self, index: int) -> str:
+        """A hash of the image, of sets of tensors."""
         if not isinstance(self.items, TensorDataset):  # others would decode all images for it
             return ""
         image: Any = self.read(index)
@@ -333,7 +335,7 @@ def _from_torch(items: Any) -> Dataset:
     own = getattr(items, "classes", None)
     named = tuple(map(str, own or range(max(labels, default=0) + 1)))
     ids = tuple(f"{index:06d}" for index in range(len(labels)))
-    return Dataset(type(items).__name__, named, ids, tuple(labels), _ItemReader(items, 0), numbered=not own)
+    return Dataset(type(items).__name__, named, ids, tuple(labels), ItemReader(items, 0), numbered=not own)
 
 
 def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
@@ -349,11 +351,11 @@ def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
     label = kinds["ClassLabel"]
     ids = tuple(f"{split}/{index:06d}" for index in range(len(items)))
     classes = tuple(items.features[label].names)
-    return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), _ItemReader(items, kinds["Image"]))
+    return Dataset(f"hf:{name}", classes, ids, tuple(items[label]), ItemReader(items, kinds["Image"]))
 
 
 _MAX_IDX = 2**30  # bytes: 1,369,568 images of 28 x 28
-_GARMENTS = (
+GARMENTS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 _DIAGNOSES = {
@@ -363,7 +365,7 @@ _DIAGNOSES = {
 
 DATASETS: Registry[Opener] = Registry("data set", [
     ("digits", _digits), ("hf:", _hugging_face), ("mnist", partial(_idx_set, "mnist", "0123456789")),
-    ("fashion_mnist", partial(_idx_set, "fashion_mnist", _GARMENTS)),
+    ("fashion_mnist", partial(_idx_set, "fashion_mnist", GARMENTS)),
     ("flowers102", _flowers), ("ham10000", _lesions), ("imagenet_samples", _scenes),
 ])  # fmt: skip
 """What opens each set, by name: see `register_dataset`."""

@@ -49,7 +49,10 @@ class Output(Settings):
         found = found.unsqueeze(1) if found.ndim == 1 and not self.of_classes else found
         if found.ndim != 2 or len(found) != samples or not (self.of_classes or found.shape[1] == 1):
             given, wanted = tuple(found.shape), "classes" if self.of_classes else "1"
-            raise ModelError(f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed")
+            dense = "; of a segmentation say where, output=Region((x, y)) (--region X,Y)" * (found.ndim == 4)
+            raise ModelError(
+                f"{who} returns shape {given} for {samples} samples; ({samples}, {wanted}) is needed{dense}"
+            )
         return found
 
     @property

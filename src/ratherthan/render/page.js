@@ -429,7 +429,7 @@ function enoughTab(card) {
 const TABS = [["why", "why", whyTab], ["change", "what would have to change", changeTab], ["enough", "what is enough", enoughTab]];
 const wished = { contrast: null, foil: null, view: "overlay", scale: "own", strength: 85 };
 
-function open(article, data) {
+let openCase = function (article, data) {
   if (cards.has(article)) return cards.get(article);
   data ??= JSON.parse(document.querySelector(`script[data-case="${article.id}"]`).textContent);
   const card = { data, chosen: { ...wished }, set() {} }, tabs = TABS.filter(([key]) => data[key]);
@@ -469,7 +469,7 @@ function open(article, data) {
   if (panels.length) fill(panels[0]);
   article.append(reviews.box(article, data));
   return card;
-}
+};
 
 // ------------------------------------------------------------------------------------------- verdicts and comments
 const reviews = {
@@ -483,10 +483,10 @@ const reviews = {
     try { localStorage.setItem(this.key, JSON.stringify(all)); } catch { /* a browser that keeps nothing: until the page is closed */ }
   },
   box(article, data) {
-    const before = this.read()[article.id] ?? { verdict: "", comment: "" };
+    const before = this.read()[data.id ?? article.id] ?? { verdict: "", comment: "" };
     const verdict = make("select", {}, ["", "agree", "disagree", "unsure"].map(each => make("option", { value: each, selected: each === before.verdict }, each || "no verdict")));
     const comment = make("textarea", {}, before.comment);
-    const keep = () => this.write(article.id, { name: data.name, fact: data.fact, verdict: verdict.value, comment: comment.value });
+    const keep = () => this.write(data.id ?? article.id, { name: data.name, fact: data.fact, verdict: verdict.value, comment: comment.value });
     verdict.addEventListener("change", keep);
     comment.addEventListener("input", keep);
     return make("details", { open: Boolean(before.verdict || before.comment) }, make("summary", {}, "Your verdict"),
@@ -512,7 +512,7 @@ const tools = {
     for (const card of cards.values()) card.set(kind, value);
   },
   build(root) {
-    const first = articles.length && open(articles[0]).data, save = make("button", { type: "button", onclick: () => reviews.save() }, "save verdicts");
+    const first = articles.length && openCase(articles[0]).data, save = make("button", { type: "button", onclick: () => reviews.save() }, "save verdicts");
     const parts = [save];
     if (articles.length > 1) {
       const find = make("input", { type: "search", placeholder: "name or class", "aria-label": "show the cases with this name or class", oninput: () => {
@@ -539,9 +539,9 @@ const tools = {
 function start() {
   tools.build(document.getElementById("tools"));
   const near = new IntersectionObserver(seen => {
-    for (const { isIntersecting, target } of seen) if (isIntersecting) { open(target); near.unobserve(target); }
+    for (const { isIntersecting, target } of seen) if (isIntersecting) { openCase(target); near.unobserve(target); }
   }, { rootMargin: "900px" });
   articles.forEach(each => near.observe(each));
-  addEventListener("beforeprint", () => articles.forEach(each => open(each)));
+  addEventListener("beforeprint", () => articles.forEach(each => openCase(each)));
 }
-start();
+addEventListener("DOMContentLoaded", start);

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,32 +22,51 @@ _HERE = Path(__file__).parent
 def write_page(
     cases: Sequence[Case], path: str | Path, title: str, intro: str = "", about: Sequence[tuple[str, str]] = ()
 ) -> Path:
-    """Write a page of cases to a path, which is replaced in one step when the page is complete; see `page`.
+    """Write a page of cases.
 
-    Raises:
-        InputError: There is nothing to show, or an image or a map cannot be drawn.
-    """
-    return write_atomically(path, (piece.encode() for piece in page(cases, title, intro, about)))
-
-
-def page(cases: Sequence[Case], title: str, intro: str = "", about: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
-    """A page of cases, piece by piece, so that memory does not grow with their number.
+    It is made and written case by case, so memory does not grow with their number.
 
     Args:
         cases: What to show, at least one. Every name and text in them is taken as text, never as HTML.
+        path: Where to; replaced in one step when the page is complete.
         title: The page's heading.
         intro: A paragraph below it; an empty line starts another.
         about: Names and values for the foot of the page: what made it.
 
     Returns:
-        Its text in pieces.
+        The path.
 
     Raises:
         InputError: There is nothing to show, or an image or a map cannot be drawn.
     """
     if not cases:
         raise InputError("a page needs at least one image; got none")
-    return _pieces(cases, title, intro, about)
+    told = (each.told() for each in cases)
+    return write_atomically(path, (piece.encode() for piece in render(told, title, intro, about)))
+
+
+def render(
+    cases: Iterable[dict[str, Any]], title: str, intro: str, about: Sequence[tuple[str, str]], live: Any = None
+) -> Iterator[str]:
+    """The page, piece by piece.
+
+    Args:
+        cases: What `Case.told` gives.
+        title: The page's heading.
+        intro: A paragraph below it.
+        about: Names and values for the foot of the page.
+        live: What can be asked, for a page that asks; None: it is complete in itself.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    rooms = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    style = rooms.from_string((_HERE / "page.css").read_text()).render(colours=colours)
+    scripts = ["page.js"] if live is None else ["page.js", "live.js"]
+    script = "\n".join((_HERE / each).read_text() for each in scripts)
+    yield from rooms.get_template("page.html.j2").generate(
+        title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
+        cases=cases, live=live,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,18 +85,6 @@ class Frame:
         held = html.escape(self.page)
         style = f"width:100%;height:{self.height}px;border:1px solid #d0d7de"
         return f'<iframe title="A page of ratherthan" srcdoc="{held}" style="{style}"></iframe>'
-
-
-def _pieces(cases: Sequence[Case], title: str, intro: str, about: Sequence[tuple[str, str]]) -> Iterator[str]:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    rooms = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    style = rooms.from_string((_HERE / "page.css").read_text()).render(colours=colours)
-    script = (_HERE / "page.js").read_text()
-    yield from rooms.get_template("page.html.j2").generate(
-        title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
-        cases=(each.told() for each in cases), count=len(cases),
-    )  # fmt: skip
 
 
 def _data(told: Any) -> str:

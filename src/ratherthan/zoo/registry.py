@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ratherthan.errors import ModelError, told_as
 from ratherthan.files import read_text
-from ratherthan.inputs import PREPROCESSING, Images
+from ratherthan.inputs import PREPROCESSING, Images, Inputs
+from ratherthan.outputs import Output
 from ratherthan.registry import Registry
 from ratherthan.weights import fit_weights, read_metadata
 from ratherthan.zoo.concepts import Measure
@@ -44,7 +45,8 @@ class ZooEntry:
         naming: The installable package and its JSON file that name the classes, where the weights do not; of several
             names of a class, with commas between, the first is taken.
         recipe: How it is trained (`ratherthan train zoo:NAME`), or None.
-        output: "value" for a network that gives one number.
+        output: What it says, by name or as an object: "value" for a network that gives one number.
+        sees: What it is fed, where that is other than the images that size, channels, mean, std and fit describe.
         manifold: Name of the generative model that fits its images, or None.
         words: What more of a concept is called in answers, by the names of the manifold's concepts; "-" before a name:
             less of it.
@@ -68,7 +70,8 @@ class ZooEntry:
     package: str | None = None
     naming: tuple[str, str] | None = None
     recipe: Recipe | None = None
-    output: Literal["logits", "value"] = "logits"
+    output: str | Output = "logits"
+    sees: Inputs | None = None
     manifold: str | None = None
     words: Mapping[str, str] = field(default_factory=dict)
     generative: bool = False
@@ -83,9 +86,9 @@ class ZooEntry:
         return self.shipped and self.shipped / f"{self.name}.safetensors"
 
     @property
-    def inputs(self) -> Images:
+    def inputs(self) -> Inputs:
         """What it sees, in training as in use."""
-        return Images(self.channels, self.mean, self.std, self.image_size, self.fit, self.crop_fraction)
+        return self.sees or Images(self.channels, self.mean, self.std, self.image_size, self.fit, self.crop_fraction)
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from ratherthan import data
 from ratherthan.errors import InputError
 from ratherthan.files import check_place, locked, write_atomically
 from ratherthan.inference import to_device
+from ratherthan.outputs import OUTPUTS
 from ratherthan.progress import Progress, reporter
 from ratherthan.settings import AtLeastOne, Interval, Seed, check_value
 from ratherthan.weights import read_weights
@@ -102,7 +103,8 @@ def _write(out: Path, training: _Training, card: dict[str, Any]) -> None:
     """Weights, sheets and card, each whole or not at all; the card last."""
     entry, network = training.entry, training.network
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    told = {"class_names": card["classes"], "input": {key: card["input"][key] for key in ("image_size", "channels")}}
+    told = {"class_names": card["classes"]}
+    told |= {"input": {key: getattr(entry, key) for key in ("image_size", "channels")}} if entry.sees is None else {}
     told |= {"effects": card["effects"]} if card["effects"] else {}
     metadata = {"format": "pt", "zoo": entry.name, **{key: json.dumps(value) for key, value in told.items()}}
     write_atomically(out, [_sorted(to_safetensors(state, metadata))])
@@ -137,12 +139,14 @@ class _Training:
     def __post_init__(self) -> None:
         to_device(torch.empty(0), self.device)
         self.data = self._split(self.recipe.train)
+        # of images the channels last: that is faster
+        self.layout = torch.channels_last if self.entry.sees is None else torch.preserve_format
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = self.entry.build()
             if self.recipe.start:
                 _adopt(self.network, self.root, self.recipe.start)
-            self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster
+            self.network.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
             for module in self.recipe.frozen:
                 self.network.get_submodule(module).requires_grad_(False)
             self.learner = self.recipe.learner(self.network)
@@ -164,6 +168,7 @@ class _Training:
         order = self.recipe.order(self.data.labels, generator)
         batches = data.batches(self.data, self.recipe.batch_size, self.recipe.workers, order)
         recipe, steps = self.recipe.at(number, self.epochs), len(batches)
+        self.learner.recipe = recipe
         self.network.train()
         for index, (_, images, labels) in enumerate(batches):
             self.learner.set_rate(recipe.rate_at((number + index / steps) / self.epochs))
@@ -174,7 +179,7 @@ class _Training:
         self.done = number + 1
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return self.entry.inputs.normalise(images).to(self.device, memory_format=torch.channels_last)
+        return self.entry.inputs.normalise(images).to(self.device, memory_format=self.layout)
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
@@ -188,7 +193,7 @@ class _Training:
             outputs.append((self.learner.outputs(self._normalised(images)).cpu(), targets))
         logits, targets = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self.skipped |= {f"{skip.id}: {skip.reason}" for skip in batches.skipped}
-        return {"images": len(targets), **self.recipe.metrics(logits, targets)}
+        return {self.entry.inputs.name: len(targets), **self.recipe.metrics(logits, targets)}
 
     @torch.no_grad()
     def effects(self) -> dict[str, list[list[float]]]:
@@ -237,9 +242,9 @@ class _Training:
         return {
             "name": f"zoo:{entry.name}",
             "about": self.recipe.about.format(count=len(names), names=", ".join(names)),
-            "classes": names if entry.output == "logits" else [],
+            "classes": names if OUTPUTS.make(entry.output).of_classes else [],
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
-            "input": {key: getattr(entry, key) for key in ("channels", "image_size", "mean", "std", "fit")},
+            "input": {"kind": entry.inputs.name, **asdict(entry.inputs)},  # type: ignore[call-overload]
             "training_images": len(self.data),
             "metrics": {split: self.measure(split) for split in self.recipe.tests},
             "effects": self.effects(),
@@ -262,13 +267,14 @@ def _adopt(network: nn.Module, root: str | Path | None, name: str) -> None:
 
 def _markdown(card: dict[str, Any]) -> str:
     settings, metrics = card["settings"], card["metrics"]
+    kind = next(iter(next(iter(metrics.values()))))
     columns = " | ".join(next(iter(metrics.values()))).replace("_", " ")
     rows = [f"| {split} | {' | '.join(_figure(*cell) for cell in row.items())} |" for split, row in metrics.items()]
     return f"""# {card["name"]}
 
 {card["parameters"]:,} parameters, {card["about"]}.
-Trained on {card["training_images"]:,} images of {settings["recipe"]["dataset"]} for {settings["epochs"]} epochs, seed \
-{settings["seed"]} (content {settings["data"]}); {len(card["skipped"])} images skipped as corrupt.
+Trained on {card["training_images"]:,} {kind} of {settings["recipe"]["dataset"]} for {settings["epochs"]} epochs, seed \
+{settings["seed"]} (content {settings["data"]}); {len(card["skipped"])} {kind} skipped as corrupt.
 
 | split | {columns} |
 {"| --- " * (2 + columns.count("|"))}|
@@ -288,7 +294,7 @@ def _told(effects: dict[str, list[list[float]]]) -> str:
 
 
 def _figure(metric: str, value: float) -> str:
-    return format(value, "," if metric == "images" else ".2%" if metric.endswith("accuracy") else ".3f")
+    return format(value, "," if isinstance(value, int) else ".2%" if metric.endswith("accuracy") else ".3f")
 
 
 # ----------------------------------------------------------------------------------------- what it makes, on two sheets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ratherthan.contrast import contrasts, foil_sets, get_contrast
+from ratherthan.contrast import Contrast, foil_sets, get_contrast
 from ratherthan.errors import InputError
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
@@ -34,6 +35,7 @@ SHOWN = 20
 """Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
 _MOST_ON_A_PAGE, _BYTES_OF_MAPS = 1024, 2**20  # of one contrast: maps; numbers, a byte each
 _SIDES = ("against the fact, for the foil", "for the fact")
+_AT_ONCE = 64  # maps that are upsampled: a thousand of one image fill 200 MB
 _SHOWN_CLASSES, _SHOWN_WORDS, _SHOWN_COLUMNS = 6, 4, 20
 _AXES = {1: ["step"], 2: ["row", "column"], 3: ["slice", "row", "column"]}
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -152,6 +154,35 @@ class Explanation(Result):
         return foil.view(1) if foil >= 0 else foil_sets(fact, foil, self.logits.shape[1]).nonzero().flatten()
 
     @cached_property
+    def _known(self) -> Contrast | None:
+        """The contrast, if it is a registered one."""
+        with suppress(InputError):
+            return get_contrast(self.contrast)
+        return None
+
+    @cached_property
+    def _shares(self) -> dict[tuple[int, int], list[list[float]]]:
+        """Filled as it is asked for, by sample and first of some questions; see `_divided`."""
+        return {}
+
+    def _divided(self, sample: int, q: int) -> list[float]:
+        """How much of a map speaks for the fact and against it; those of neighbours are computed along."""
+        first = q - q % _AT_ONCE
+        if (sample, first) not in self._shares:
+            maps = self._drawn(self.by_question(self.attribution)[sample, first : first + _AT_ONCE], 1).flatten(1)
+            self._shares[sample, first] = torch.stack(
+                [maps.clamp_min(0).sum(1), (-maps).clamp_min(0).sum(1)], 1
+            ).tolist()
+        return self._shares[sample, first][q - first]
+
+    def _odds(self, sample: int, q: int) -> tuple[float, float]:
+        """The probabilities of the fact and of the foils."""
+        p = self._p[sample]
+        fact = p[self.by_question(self.fact)[sample, q]]
+        foil = 1 - fact if self._against_none(sample, q) else p[self._foils(sample, q)].sum()
+        return fact.item(), foil.item()
+
+    @cached_property
     def _p(self) -> Tensor:
         return self.probabilities()
 
@@ -165,8 +196,8 @@ class Explanation(Result):
         fact, foil = self.fact_name(sample, q), self.foil_name(sample, q)
         if self.output == "value":
             return f"Why {fact}, rather than {foil}?" if foil else f"Why {fact}?"
-        if self.contrast in contrasts():
-            return get_contrast(self.contrast).describe(fact, foil)
+        if self._known is not None:
+            return self._known.describe(fact, foil)
         return f"{get_contrast('weighted').describe(fact, foil)} ({self.contrast})"
 
     def fact_name(self, sample: int, q: int = 0) -> str:
@@ -191,15 +222,16 @@ class Explanation(Result):
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one sample: the question, the figures, and how the relevance is divided."""
-        row = self._row(sample, q)
-        gain, loss = row["relevance_for"], row["relevance_against"]
+        gain, loss = self._divided(sample, q)
+        score = self.by_question(self.score)[sample, q].item()
         share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
         odds = ""
         if self.output != "value":
             fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))
             compared = self.contrast != "none" and foil >= 0 and foil != fact
-            odds = f" ({percent(row['p_fact'])}" + (f" against {percent(row['p_foil'])})" if compared else ")")
-        told = f"{self.question(sample, q)} {self._measure(sample, q)}: {row['score']:+.2f}{odds}; {share}."
+            p_fact, p_foil = map(percent, self._odds(sample, q))
+            odds = f" ({p_fact} against {p_foil})" if compared else f" ({p_fact})"
+        told = f"{self.question(sample, q)} {self._measure(sample, q)}: {score:+.2f}{odds}; {share}."
         if not self.tokens:
             return told
         ranked = sorted(self.words(sample, q), key=lambda each: -each[1])
@@ -213,8 +245,7 @@ class Explanation(Result):
     def _measure(self, sample: int, q: int) -> str:
         """What the contrast's number is, as the beginning of a sentence."""
         names = {"fact": self.fact_name(sample, q), "foil": self.foil_name(sample, q) or "nothing"}
-        known = self.contrast in contrasts() and self.output != "value"
-        said = get_contrast(self.contrast).measure.format(**names) if known else ""
+        said = self._known.measure.format(**names) if self._known and self.output != "value" else ""
         return said[:1].upper() + said[1:] if said else self.contrast
 
     def made_by(self) -> str:
@@ -300,7 +331,6 @@ class Explanation(Result):
         return torch.where(high > low, (maps - low) / (high - low), 0)
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
-        # without the maps of all other questions: a thousand of one image fill 200 MB
         map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0)
         peak = np.unravel_index(int(map_.argmax()), map_.shape)
         row = {
@@ -311,14 +341,11 @@ class Explanation(Result):
             "contrast": self.contrast,
             "layer": self.layer,
             "score": self.by_question(self.score)[sample, q].item(),
-            "relevance_for": map_.clamp_min(0).sum().item(),
-            "relevance_against": (-map_).clamp_min(0).sum().item(),
-        } | {f"peak_{axis}": int(at) for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
+        }
+        row |= dict(zip(("relevance_for", "relevance_against"), self._divided(sample, q), strict=True))
+        row |= {f"peak_{axis}": int(at) for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
         if self.output != "value":
-            p = self._p[sample]
-            fact = p[self.by_question(self.fact)[sample, q]]
-            foil = 1 - fact if self._against_none(sample, q) else p[self._foils(sample, q)].sum()
-            row |= {"p_fact": fact.item(), "p_foil": foil.item()}
+            row |= dict(zip(("p_fact", "p_foil"), self._odds(sample, q), strict=True))
         return row
 
 

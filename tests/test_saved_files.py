@@ -129,10 +129,10 @@ def test_what_does_not_fit_together_is_refused(
 
 @pytest.mark.parametrize(
     "header",
-    ["[]", "3", "null", "{}", "[" * 100_000, '"x"', '{"kind": "explanation"}', '{"kind": "explanation", "format": 4}',
-     '{"kind": "explanation", "format": 4, "fields": null}', '{"kind": "explanation", "format": 4, "fields": []}',
-     '{"kind": "explanation", "format": 4, "fields": {"images": {"$tensor": "gone"}}}',
-     '{"kind": "explanation", "format": 4, "fields": {"images": {"$tensor": []}}}'],
+    ["[]", "3", "null", "{}", "[" * 100_000, '"x"', '{"kind": "explanation"}', '{"kind": "explanation", "format": 5}',
+     '{"kind": "explanation", "format": 5, "fields": null}', '{"kind": "explanation", "format": 4, "fields": []}',
+     '{"kind": "explanation", "format": 5, "fields": {"images": {"$tensor": "gone"}}}',
+     '{"kind": "explanation", "format": 5, "fields": {"images": {"$tensor": []}}}'],
 )  # fmt: skip
 def test_a_header_that_is_none_is_refused(header: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"

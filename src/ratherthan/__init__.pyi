@@ -40,6 +40,7 @@ from .contrast import resolve as resolve
 from .contrast import rival as rival
 from .data.dataset import ArrayReader as ArrayReader
 from .data.dataset import Dataset as Dataset
+from .data.examples import example as example
 from .data.sources import register_dataset as register_dataset
 from .errors import InputError as InputError
 from .errors import LayerError as LayerError

@@ -28,6 +28,7 @@ _FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attri
 _FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 _OWN = ("class_names", "output", "layer", "name", "forward")  # arguments that are neither the module nor its inputs
 _READS_LEAF: WeakSet[nn.Module] = WeakSet()  # networks that were seen to
+_SHOWN = 5  # names of classes, on its card
 HALF = torch.float16, torch.bfloat16
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -96,6 +97,19 @@ class Model:
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
         return f"Model({self.name}{classes}, layer={self.layer!r}, input: {self.inputs.describe()})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        names = self.class_names or ()
+        classes = f"{len(names)}: {', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}" if names else "unnamed"
+        told = {
+            "input": self.inputs.describe(), "layer": self.layer or "found when it is explained", "classes": classes,
+            "output": self.output.name, "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "device": f"{self.device}, {str(self.dtype).removeprefix('torch.')}",
+        }  # fmt: skip
+        rows = "".join(f"<tr><th>{key}</th><td>{escape(said)}</td></tr>" for key, said in told.items())
+        return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
     @staticmethod
     def wrap(model: Model | nn.Module) -> Model:

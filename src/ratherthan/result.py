@@ -19,7 +19,7 @@ from torch import Tensor
 from ratherthan.errors import InputError, told_as
 from ratherthan.inputs.text import words_of
 from ratherthan.outputs import OUTPUTS
-from ratherthan.settings import check_value, types_of
+from ratherthan.settings import AtLeastOne, check_value, types_of
 from ratherthan.words import printable, shorten
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from ratherthan.render.case import Case
+    from ratherthan.render.page import Frame
 
 PRINTED = 5
 """Of many facts or foils, a text names so many; files of numbers hold all."""
 TOLD = 80
 """Letters of a text that stand for it where there are answers about it."""
-_FORMAT = 4
+_FORMAT = 5
 _TENSOR = "$tensor"  # stands in the words for a tensor that is stored beside them
 _FINITE = ("images", "logits", "attribution", "score", "examples", "example_logits")
 _BY_SAMPLE = ("names", "tokens", "diagnostics")  # fields by sample that are neither tensors nor lists
@@ -72,7 +73,7 @@ class Result(ABC):
             empty for all else.
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
-        show: The channels of images that are drawn, see `Images`; None: all, or their mean.
+        shown: The channels of images that are drawn, see `Images`; None: all, or their mean.
         model: What the network is called.
     """
 
@@ -91,7 +92,7 @@ class Result(ABC):
     tokens: tuple[tuple[str, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
     preprocessing: str = ""
-    show: tuple[int, ...] | None = None
+    shown: tuple[int, ...] | None = None
     model: str = ""
 
     @abstractmethod
@@ -209,7 +210,7 @@ class Result(ABC):
 
     def picture(self, image: Tensor) -> np.ndarray[Any, Any]:
         """One of these images, or one like them, (C, H, W), as the rendering takes it; see `picture`."""
-        return picture(image, self.show)
+        return picture(image, self.shown)
 
     def title(self, sample: int) -> str:
         """What to call a sample where there is little room."""
@@ -306,6 +307,18 @@ class Result(ABC):
         # `InputError` is a ValueError, too: a list of unequal lists, a name too many
         with told_as(InputError, f"{str(path)!r} is no {cls.kind} that ratherthan saved", ValueError, TypeError):
             return cls(**_fitting(cls, check_value("fields", dict[str, Any], header.get("fields"))))
+
+    def show(self, height: int = 720) -> Frame:
+        """The live page in a notebook, as the last line of a cell.
+
+        Args:
+            height: Of its frame in pixels.
+        """
+        from ratherthan.render.page import Frame, render
+
+        page = _report([self])
+        page["cases"] = (each.told() for each in page["cases"])
+        return Frame("".join(render(**page)), check_value("height", AtLeastOne, height))
 
     def _repr_html_(self) -> str:
         from base64 import b64encode
@@ -407,12 +420,18 @@ def _slices(volume: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def save_report(results: Sequence[Result], path: str | Path, title: str | None = None, intro: str = "") -> Path:
+def save_report(
+    results: Sequence[Result] | Sequence[Sequence[Result]],
+    path: str | Path,
+    title: str | None = None,
+    intro: str = "",
+) -> Path:
     """Write one self-contained HTML page about some samples: where, what would have to change, what is enough.
 
     Args:
         results: Of the same samples: explanations by different contrasts or methods, counterfactuals, pertinent
-            positives, or several of these.
+            positives, or several of these. Or lists of these, one below the other, each of samples and a model of its
+            own.
         path: Where to.
         title: The page's heading; None: the question.
         intro: A paragraph below it; an empty line starts another.
@@ -423,22 +442,39 @@ def save_report(results: Sequence[Result], path: str | Path, title: str | None =
     Raises:
         InputError: If there are none, or they are about different samples.
     """
-    from functools import reduce
-
     from ratherthan.render.page import write_page
 
-    if not results:
-        raise InputError("no results were given")
+    return write_page(path=path, **_report(results, title, intro))
+
+
+def _report(
+    results: Sequence[Result] | Sequence[Sequence[Result]], title: str | None = None, intro: str = ""
+) -> dict[str, Any]:
+    """What `render.page` takes."""
+    alone = [each for each in results if isinstance(each, Result)]
+    groups = [alone] if len(alone) == len(results) else [list(each) for each in results if not isinstance(each, Result)]
+    if not all(groups) or (alone and len(alone) < len(results)):
+        raise InputError("give results of the same samples, or lists of these; none, or an empty list, is no page")
+    every = [each for group in groups for each in group]
+    versions = ", ".join(f"{name} {number}" for name, number in every[0].versions.items())
+    about = {"method": [each.made_by() for each in every], "model": [each.model for each in every]}
+    said = {name: "; ".join(filter(None, dict.fromkeys(each))) for name, each in about.items()} | {"versions": versions}
+    asked = every[0].asks if len(set(map(type, every))) == 1 else "Why, and what else would be?"
+    return {
+        "cases": [case for group in groups for case in _cases(group)], "title": title or asked, "intro": intro,
+        "about": [each for each in said.items() if each[1]],
+    }  # fmt: skip
+
+
+def _cases(results: Sequence[Result]) -> list[Case]:
+    """A case for each sample, with all that was found out about it."""
+    from functools import reduce
+
     kinds = [[each for each in results if type(each) is kind] for kind in dict.fromkeys(map(type, results))]
     columns = [each[0].beside(each) for each in kinds]
     if len({tuple(case.name for case in column) for column in columns}) != 1:
         raise InputError("only results about the same samples, asked about the same fact, fit on one page")
-    cases = [reduce(type(row[0]).joined, row) for row in zip(*columns, strict=True)]
-    first = results[0]
-    about = {"method": "; ".join(dict.fromkeys(each.made_by() for each in results)), "model": first.model}
-    about["versions"] = ", ".join(f"{name} {number}" for name, number in first.versions.items())
-    asked = first.asks if len(columns) == 1 else "Why, and what else would be?"
-    return write_page(cases, path, title or asked, intro, [(name, said) for name, said in about.items() if said])
+    return [reduce(type(row[0]).joined, row) for row in zip(*columns, strict=True)]
 
 
 def picture(image: Tensor, show: Sequence[int] | None = None) -> np.ndarray[Any, Any]:

@@ -209,3 +209,18 @@ def test_every_kind_of_input_is_drawn(kind: str, look: Any, tmp_path: Path) -> N
                     drawn = drawn[:, ((np.arange(len(values)) + 0.5) * drawn.shape[1] / len(values)).astype(int)]
                 assert drawn.shape[:2] == plane.shape
                 np.testing.assert_allclose(drawn, diverging(plane, limit), atol=40 if number is None else 4)
+
+
+def test_the_page_works_inside_a_notebook(look: Any, tmp_path: Path) -> None:
+    """In a frame of its own whose text is an attribute: choices, pictures and verdicts, at no request."""
+    why = rt.explain(rt.load("zoo:mnist"), torch.rand(1, 1, 28, 28), foil=[3, 5, 8], names=["noise"])
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><title>cells</title><body>{why.show(height=600)._repr_html_()}</body>")
+    page = look(notebook)
+    card = page.frame_locator("iframe").locator("article")
+    told = [group for group in cases_of(why.show().page)[0]["why"]["groups"] if group["contrast"] == "weighted"]
+    for foil in reversed(told[0]["foils"]):
+        pick(card, "foil", foil)
+        assert card.get_by_role("heading").first.inner_text().endswith(f"rather than {foil}?")
+        assert canvas(card)[..., 3].max() > 0, "a map is drawn"
+    assert page.locator("iframe").bounding_box()["height"] >= 600

@@ -14,6 +14,7 @@ import torch
 import ratherthan as rt
 from ratherthan.app.images import gather, read_all
 from ratherthan.app.options import KINDS, AskOptions, words
+from ratherthan.app.table import lines
 from ratherthan.app.terminal import complain, say
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.errors import InputError, RatherThanError, told_as
@@ -187,7 +188,7 @@ def answer(
         say(_as_json(model, verb, found, failures, files))
     elif found:
         told = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
-        say("\n".join([*told.lines(), *_whereabouts(verb, found[0], files)]))
+        say("\n".join([*lines(told), *_whereabouts(verb, found[0], files)]))
     for failure in failures:
         complain(": ".join(failure))
     done = len(found[0]) if found else 0

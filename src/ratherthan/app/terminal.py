@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 
 from ratherthan.errors import InputError
@@ -22,12 +24,43 @@ def say(text: str) -> None:
 
 def complain(line: str) -> None:
     """Print a line about what went wrong, on stderr."""
-    _note("error: ", "red", line)
+    _note("error: ", "red", spoken(line))
 
 
 def warn(line: str) -> None:
     """Print a line about what the user should know, on stderr."""
-    _note("warning: ", "yellow", line)
+    _note("warning: ", "yellow", spoken(line))
+
+
+def note(line: str) -> None:
+    """Print a line about what was chosen for the user, on stderr."""
+    _note("note: ", "cyan", line)
+
+
+def spoken(line: str) -> str:
+    """A message of the library as the command line says it: weights=FILE as --weights FILE.
+
+    What stands between the brackets of a call is Python and stays so, but for `load`, which is --model here.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        if found["loaded"]:
+            return f"--model {found['loaded']}{spoken(found['more']).replace(',', '')}"
+        if found["call"] or found["name"] not in _OPTIONS:
+            return found[0]
+        return f"--{_OPTIONS[found['name']]}" + (f" {found['value']}" if found["value"] else "")
+
+    return _PYTHON.sub(option, line)
+
+
+_OPTIONS = {each: each.replace("_", "-") for each in (
+    "weights", "mean", "std", "size", "preprocessing", "output", "device", "data_root", "split", "label_map", "limit",
+    "fact", "foil", "method", "layer", "contrast", "batch_size", "baseline", "restarts", "seed", "manifold",
+)} | {"class_names": "classes"}  # fmt: skip
+_PYTHON = re.compile(
+    r"load\('(?P<loaded>[^']*)'(?P<more>[^()]*)\)|(?P<call>\w+\((?:[^()]|\([^()]*\))*\))"
+    r"|(?<![-\w])(?P<name>[a-z_]+)='?(?P<value>(?<=')[^']*|[\w.-]*)'?"
+)
 
 
 def _note(kind: str, colour: str, line: str) -> None:

@@ -210,7 +210,7 @@ def explanation_of(
         preprocessing=forward_pass.model.inputs.describe(),
         model=forward_pass.model.name,
         class_names=forward_pass.model.class_names if output.of_classes else None,
-        tokens=forward_pass.tokens, show=forward_pass.model.inputs.show,
+        tokens=forward_pass.tokens, shown=forward_pass.model.inputs.show,
         axis=question.axis, fact=lead(question.fact), foil=lead(question.foil), sets=lead(question.sets),
         contrast=target.contrast.name, score=lead(score), method=method.name, settings=method.settings(),
         attribution=lead(forward_pass.model.inputs.map_of(found.values.detach())), layer=found.layer,

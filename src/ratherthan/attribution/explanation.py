@@ -262,14 +262,9 @@ class Explanation(Result):
 
         return pd.DataFrame([self._row(i, q) for i in range(len(self)) for q in range(self.questions)])
 
-    def likeliest(self, count: int, always: bool = False) -> Explanation:
-        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order.
-
-        Args:
-            count: How many.
-            always: Whether they are put in order also where there are no more.
-        """
-        if self.axis is None or (self.questions <= count and not always):
+    def likeliest(self, count: int) -> Explanation:
+        """The same with the likeliest few of its facts or foils, likeliest first; values keep their order."""
+        if self.axis is None:
             return self
         count = min(count, self.questions)
         order = torch.arange(count, device=self.fact.device).expand(len(self), -1)
@@ -388,6 +383,8 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         maps = []
         for label, foil, number, q in _asked(explanations, sample, group):
             each = explanations[number]
+            if each.idle(sample, q):
+                continue
             values = each.by_question(heatmaps[number])[sample, q].detach().float().cpu().numpy()
             maps.append(Heatmap(foil, label, laid_over(values, owner), each.text(sample, q)))
         bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
@@ -403,7 +400,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
     """
     from ratherthan.render import case
 
-    fitting = _of_the_same([each.likeliest(each._fitting(), always=True) for each in explanations])
+    fitting = _of_the_same([each.likeliest(each._fitting()) for each in explanations])
     first, cases = fitting[0], list[case.Case]()
     left = max(each.questions - few.questions for each, few in zip(explanations, fitting, strict=True))
     note = (

@@ -59,8 +59,8 @@ class Method(Settings, ABC):
         """
 
 
-_METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")
+METHODS: Classes[Method] = Classes("method", Method, "GradCAM()")
 
-register_method = _METHODS.register
-get_method = _METHODS.make
-methods = _METHODS.names
+register_method = METHODS.register
+get_method = METHODS.make
+methods = METHODS.names

@@ -242,6 +242,7 @@ def _idx_set(name: str, class_names: Sequence[str], root: Root, split: str | Non
 
 
 def _flowers(root: Root, split: str | None) -> Dataset:
+    """Flowers of 102 kinds, in the files of Oxford."""
     parts, folder = chosen_splits("flowers102", split, ("train", "valid", "test")), find_folder("flowers102", root)
     named: dict[str, str] = json.loads(read_text(folder / "class_names.json"))
     members = [member for part in parts for member in _members(folder / f"{part}.tar")]
@@ -252,6 +253,7 @@ def _flowers(root: Root, split: str | None) -> Dataset:
 
 
 def _lesions(root: Root, split: str | None) -> Dataset:
+    """Photographs of seven kinds of skin lesions, HAM10000."""
     parts, folder = chosen_splits("ham10000", split, ("train", "test", "isic_test")), find_folder("ham10000", root)
     table = csv.DictReader(io.StringIO(read_text(folder / "labels.csv")))
     rows = {f"{row['image_id']}.jpg": row["dx"] for row in table if row["split"] in parts}
@@ -263,6 +265,7 @@ def _lesions(root: Root, split: str | None) -> Dataset:
 
 
 def _scenes(root: Root, split: str | None) -> Dataset:
+    """A photograph of each class of ImageNet."""
     chosen_splits("imagenet_samples", split, ("test",))
     folder = find_folder("imagenet_samples", root)
     codes, names = zip(*json.loads(read_text(folder / "class_names.json")), strict=True)
@@ -336,6 +339,7 @@ def _from_torch(items: Any) -> Dataset:
 
 
 def _hugging_face(root: Root, split: str | None, name: str) -> Dataset:
+    """hf:NAME, a set of images and labels that the package datasets fetches."""
     split = split or "test"
     with told_as(InputError, f"hf:{name} needs the package datasets: pip install datasets", ImportError):
         import datasets

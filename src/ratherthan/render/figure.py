@@ -102,6 +102,7 @@ def draw_rows(
     heights = [row.above + row.height(cell) + row.below for row in rows]
     size = (max(width, 5.4 if sides else 0), sum(heights) + (_LEGEND if sides else _GAP))
     drawn, top = Figure(size, dpi=min(150, int(_LARGEST / max(size))), facecolor="white"), 0.0
+    drawn._repr_png_ = partial(figure_png, drawn)  # type: ignore[attr-defined]  # no window, so a notebook must ask
     for row, height in zip(rows, heights, strict=True):
         _draw_row(drawn, row, top, cell)
         if row.chart is not None:

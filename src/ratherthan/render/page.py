@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,24 @@ def render(
         title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
         cases=cases, live=live,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A page inside another: what a notebook shows of it.
+
+    Attributes:
+        page: Its text.
+        height: Of the frame in pixels.
+    """
+
+    page: str = field(repr=False)
+    height: int
+
+    def _repr_html_(self) -> str:
+        held = html.escape(self.page)
+        style = f"width:100%;height:{self.height}px;border:1px solid #d0d7de"
+        return f'<iframe title="A page of ratherthan" srcdoc="{held}" style="{style}"></iframe>'
 
 
 def _data(told: Any) -> str:

@@ -117,7 +117,7 @@ def _mean_maps(
 
 def _image(given: Any, model: Model) -> Tensor:
     """(1, 3, H, W) on the model's device."""
-    image = Model(nn.Identity(), channels=3).preprocess(given).to(model.device, model.dtype)
+    image = Model(nn.Identity(), channels=3, preprocessing="none").preprocess(given).to(model.device, model.dtype)
     if image.shape[:2] != (1, 3):
         raise InputError(f"one image of three channels is needed, not shape {tuple(image.shape)}")
     return image

@@ -229,7 +229,7 @@ class SearchResult(Result):
         asked = ("images", "logits", "fact", "foil", "axis", "names", "evaluations")
         made = {"method": how.name, "settings": how.settings(), "output": question.model.output.name}
         inputs = question.model.inputs
-        seen = {"preprocessing": inputs.describe(), "tokens": inputs.read(question.images), "show": inputs.show}
+        seen = {"preprocessing": inputs.describe(), "tokens": inputs.read(question.images), "shown": inputs.show}
         names = {"class_names": question.model.class_names, "model": question.model.name}
         return {key: getattr(question, key) for key in asked} | made | seen | names
 

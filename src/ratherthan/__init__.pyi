@@ -29,6 +29,9 @@ from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.rules import register_lrp_rule as register_lrp_rule
 from .baselines import baseline_images as baseline_images
+from .bundle import Verification as Verification
+from .bundle import bundle as bundle
+from .bundle import verify as verify
 from .contrast import Contrast as Contrast
 from .contrast import Question as Question
 from .contrast import Target as Target

@@ -36,6 +36,9 @@ Foil = Annotated[
 Settings = Annotated[
     list[str] | None, question("A setting of the method or experiment; may be repeated.", "--set", metavar="NAME=VALUE")
 ]
+Continuation = Annotated[
+    list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -89,17 +92,18 @@ class ModelOptions:
     output: Annotated[str | None, about_model("What it gives: logits, probabilities or value.")] = None
     device: Device = "cpu"
 
-    def load(self) -> rt.Model:
-        """The model.
+    def load(self, continuation: Sequence[str] | None = None) -> rt.Model:
+        """The model; with continuations as its classes where there are any.
 
         Raises:
             RatherThanError: If there is none, or something said about it does not fit.
         """
-        return rt.load(
+        model = rt.load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device, output=self.output,
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
+        return model.replace(output=rt.Continuations(tuple(continuation)), class_names=None) if continuation else model
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,7 @@ class AskOptions(SetOptions, ModelOptions):
     text: Annotated[
         list[str] | None, question("For a model of text: the text, instead of files; may be repeated; - reads lines.")
     ] = None
-    continuation: Annotated[
-        list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
-    ] = None
+    continuation: Continuation = None
     out: Annotated[
         Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
     ] = None

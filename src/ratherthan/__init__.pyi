@@ -29,9 +29,6 @@ from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.rules import register_lrp_rule as register_lrp_rule
 from .baselines import baseline_images as baseline_images
-from .bundle import Verification as Verification
-from .bundle import bundle as bundle
-from .bundle import verify as verify
 from .contrast import Contrast as Contrast
 from .contrast import Question as Question
 from .contrast import Target as Target
@@ -66,6 +63,9 @@ from .evaluation.run import evaluate as evaluate
 from .evaluation.sanity import Sanity as Sanity
 from .evaluation.sign_perturbation import SignPerturbation as SignPerturbation
 from .evaluation.tables import Run as Run
+from .evidence import Verification as Verification
+from .evidence import bundle as bundle
+from .evidence import verify as verify
 from .inference import preserve_state as preserve_state
 from .inputs.arrays import Signals as Signals
 from .inputs.arrays import Table as Table

@@ -195,7 +195,7 @@ def _sought(key: str, method: Any, why: Explanation, model: Model) -> SearchResu
     try:
         how: SearchMethod = known.make(_usual(known, first, model) if method == "usual" else method)
         few = why.likeliest(PRINTED)
-        single = kind is Counterfactual and model.output.of_classes and bool((few.foil >= 0).all())
+        single = kind is Counterfactual and few.axis != "fact" and few.output != "value" and bool((few.foil >= 0).all())
         asked = few.images, few.fact if few.axis != "foil" else few.fact[:, 0], few.foil if single else None, few.names
         found = kind.sought(how, model, *asked, batch_size=64, progress=None)
     except RatherThanError as error:
@@ -207,15 +207,14 @@ def _sought(key: str, method: Any, why: Explanation, model: Model) -> SearchResu
 
 def _usual(known: Any, first: str, model: Model) -> str:
     """The first method for this kind of input that needs nothing which the model does not name."""
-    for name in (first, *known.names()):
-        if known.find(name).takes != model.inputs.name:
-            continue
+    fitting = [name for name in (first, *known.names()) if known.find(name).takes == model.inputs.name]
+    for name in fitting:
         try:
             known.make(name).prepared(model)
         except RatherThanError:
             continue
         return str(name)
-    return first  # it says why it is none
+    raise InputError(f"no {known.kind} takes {model.inputs.name} as {model.name} does")
 
 
 def _checks(why: Explanation, model: Model, told: Mapping[str, Any]) -> dict[str, Any]:

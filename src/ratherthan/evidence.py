@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from ratherthan.search.method import (
     SearchResult,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.settings import AtLeastOne, Positive, Seed, check_value
+from ratherthan.settings import AtLeastOne, NotEmpty, NotNegative, Positive, Seed, check_value
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -48,6 +48,8 @@ TOLERANCE = 1e-3
 NOISE = 0.02
 """Of what is added to an input to see how stable its map is: standard deviation, as a share of the input's range."""
 _CORRELATION = 0.02  # by which a rank correlation may differ: near ties change places
+_CHECKS = "checks.json"
+_RANKED = "correlations of "  # what is compared by its difference, see `_CORRELATION`
 _STAGES = 4
 _DIGITS = 5  # of a map, before its values are ranked: what is rounding is a tie
 _SEAL, _BLANK = re.compile(rb'"seal": "([0-9a-f]{64})"'), b'"seal": "' + b"0" * 64 + b'"'
@@ -56,6 +58,15 @@ _SEARCHES: dict[str, tuple[type[SearchResult], Any, str]] = {
     "pertinent_positive": (PertinentPositive, PERTINENT_POSITIVE_METHODS, "cem-maf"),
 }
 """By part of a bundle its result, its methods, and the one that is tried first."""
+_FIELDS: dict[str, Any] = {
+    "schema_version": Literal[1], "tolerance": Positive, "model": Mapping[str, Any], "files": Mapping[str, str],
+    "explanations": Annotated[tuple[str, ...], NotEmpty()],
+    "searches": tuple[Literal["counterfactual", "pertinent_positive"], ...],
+}  # fmt: skip
+_CHECKED: dict[str, Any] = {
+    "seed": Seed, "seeds": AtLeastOne, "noise": NotNegative, "stages": AtLeastOne,
+    "maps": Mapping[str, Mapping[str, Any]],
+}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- writing one
@@ -126,7 +137,7 @@ def bundle(
         report(3, 4)
         save_report([*results, *searched.values()], draft / "why.html")
         _write(draft / "question.json", _questions(results))
-        _write(draft / "checks.json", told | {"maps": checks})
+        _write(draft / _CHECKS, told | {"maps": checks})
         reasons = {key: each for key, each in found.items() if not isinstance(each, Result)}
         contents = {"explanations": names, "searches": sorted(searched), "left_out": reasons}
         _seal(draft, {"command": command, "seed": seed, "model": _about(model, results[0])} | contents)
@@ -326,7 +337,7 @@ class Verification:
     def __str__(self) -> str:
         if not self.agrees:
             return "\n".join([f"{self.folder} differs:", *(f"  {line}" for line in self.differences)])
-        far = max(each for name, each in self.deviations.items() if not name.startswith("checks"))
+        far = max(each for name, each in self.deviations.items() if not name.startswith(_RANKED))
         what = f"every file is as it was written, and {len(self.deviations)} of what they say came out again"
         return (
             f"{self.folder} agrees: {what}, logits and maps within {far:.1g} of the largest ({self.tolerance:g} may be)"
@@ -339,8 +350,8 @@ def verify(folder: str | Path, model: Model | nn.Module, tolerance: float | None
     Args:
         folder: What `bundle` wrote.
         model: The network, from wherever the one who checks has it.
-        tolerance: By which share of the largest logits and maps may differ; None: as the bundle says, 1e-3. The rank
-            correlations of its checks may by 0.02.
+        tolerance: By which share of the largest of them logits and maps may differ, and what is missing of a sum by
+            which share of the contrast; None: as the bundle says, 1e-3. Rank correlations may by 0.02.
 
     Returns:
         Whether it agrees; what differs in files or network ends the check there.
@@ -348,36 +359,47 @@ def verify(folder: str | Path, model: Model | nn.Module, tolerance: float | None
     Raises:
         InputError: If there is no bundle in the folder.
     """
+    check_value("tolerance", Positive | None, tolerance)
     folder, model = Path(folder), Model.wrap(model)
+    manifest = _manifest(folder)
+    if manifest is None:
+        return Verification(folder, (f"{MANIFEST} is not as it was written",), {}, tolerance or TOLERANCE)
+    allowed = tolerance or manifest["tolerance"]
+    differences = [*_damaged(folder, manifest)] or [*_other(manifest["model"], model)]
+    deviations = {} if differences else dict(_deviations(folder, manifest, model))
+    for name, far in deviations.items():
+        may = _CORRELATION if name.startswith(_RANKED) else allowed
+        if not far <= may:
+            differences.append(f"{name} differ by {far:.2g}, more than {may:g}")
+    return Verification(folder, tuple(differences), deviations, allowed)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a bundle; None: it is not as it was written.
+
+    Raises:
+        InputError: If there is none.
+    """
     content = _read(folder / MANIFEST)
-    found = _SEAL.search(content)
-    with told_as(InputError, f"{folder} holds no bundle: {MANIFEST} cannot be used", ValueError):
-        manifest = json.loads(content) if found else {}
-    if not found or not isinstance(manifest, dict) or manifest.get("kind") != "ratherthan bundle":
+    with told_as(InputError, f"{folder} holds no bundle: {MANIFEST} cannot be used", ValueError, RecursionError):
+        told = json.loads(content)
+    seal = _SEAL.search(content)
+    if seal is None or not isinstance(told, dict) or told.get("kind") != "ratherthan bundle":
         raise InputError(f"{folder} holds no bundle of ratherthan")
-    broken = _digest(content[: found.start()] + _BLANK + content[found.end() :]) != found[1].decode()
-    if not broken and manifest["schema_version"] != SCHEMA_VERSION:
-        raise InputError(f"{folder} was written by another version of ratherthan")
-    tolerance = check_value("tolerance", Positive, tolerance or TOLERANCE)
-    differences = [f"{MANIFEST} is not as it was written"] if broken else list(_damaged(folder, manifest["files"]))
-    if not differences:
-        differences = list(_other(manifest["model"], model))
-    deviations = dict[str, float]()
-    if not differences:
-        deviations = dict(_deviations(folder, manifest, model))
-        may = {name: _CORRELATION if name.startswith("checks") else tolerance for name in deviations}
-        far = {name: each for name, each in deviations.items() if not each <= may[name]}
-        differences = [f"{name} differ by {each:.2g}, more than {may[name]:g}" for name, each in far.items()]
-    return Verification(folder, tuple(differences), deviations, tolerance)
+    if _digest(content[: seal.start()] + _BLANK + content[seal.end() :]) != seal[1].decode():
+        return None
+    return {key: check_value(f"{key} in {MANIFEST}", hint, told.get(key)) for key, hint in _FIELDS.items()}
 
 
 def _read(path: Path) -> bytes:
     return regular(path, MAX_TEXT).read_bytes()
 
 
-def _damaged(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
+def _damaged(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    files = manifest["files"]
+    needed = {f"{name}.safetensors" for name in (*manifest["explanations"], *manifest["searches"])} | {_CHECKS}
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in sorted(present | set(files)):
+    for name in sorted(present | needed | set(files)):
         if name not in present:
             yield f"{name} is missing"
         elif name not in files:
@@ -390,24 +412,26 @@ def _other(then: Mapping[str, Any], model: Model) -> Iterator[str]:
     """How the network differs from the one that was explained."""
     now: dict[str, Any] = {"fingerprint": fingerprint(model.module), "preprocessing": model.inputs.describe()}
     now |= {"inputs": model.inputs.name, "output": model.output.name}
-    now |= (
-        {"class_names": None if model.class_names is None else list(model.class_names)} if then["class_names"] else {}
-    )
+    if then.get("class_names"):
+        now["class_names"] = None if model.class_names is None else list(model.class_names)
     for key, value in now.items():
-        if value != then[key]:
-            told = "" if key == "class_names" else f": {then[key]!r} then, {value!r} now"
+        if value != then.get(key):
+            told = "" if key == "class_names" else f": {then.get(key)!r} then, {value!r} now"
             yield f"the network has another {key.replace('_', ' ')}{told}"
 
 
 def _deviations(folder: Path, manifest: Mapping[str, Any], model: Model) -> Iterator[tuple[str, float]]:
     """What was computed again, and how far it is from what is written."""
-    told = json.loads(_read(folder / "checks.json"))
+    with told_as(InputError, f"{_CHECKS} cannot be used", ValueError, RecursionError, AttributeError):
+        told = json.loads(_read(folder / _CHECKS))
+        told = {key: check_value(f"{key} in {_CHECKS}", hint, told.get(key)) for key, hint in _CHECKED.items()}
     for name in manifest["explanations"]:
         why = Explanation.load(folder / f"{name}.safetensors")
         yield from ((f"{what} of {name}", far) for what, far in _differences(why, model))
-        again = _checks(why, model, told)
-        for check, before in told["maps"][name].items():
-            yield f"checks of {check} of {name}", _apart(before, again[check])
+        before, again = told["maps"].get(name), _checks(why, model, told)
+        for check, now in again.items():
+            far, ranked = _apart(before.get(check) if before else None, now), _RANKED * (check != "completeness")
+            yield f"{ranked}{check} of {name}", far if ranked else far / max(float(why.score.abs().max()), 1e-12)
     for key in manifest["searches"]:
         found = _SEARCHES[key][0].load(folder / f"{key}.safetensors")
         yield f"logits of the {key.replace('_', ' ')}", _far(_looked(found, model), found.example_logits)

@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,33 +24,24 @@ from ratherthan.attribution.explain import ask_again
 from ratherthan.attribution.explanation import SHOWN, Explanation, to_panels
 from ratherthan.errors import InputError, RatherThanError, first_line, told_as
 from ratherthan.evaluation.sanity import cascade, spearman
-from ratherthan.files import MAX_TEXT, regular, whole_folder, write_atomically
+from ratherthan.files import MAX_TEXT, read_text, regular, whole_folder, write_atomically
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model, fingerprint
 from ratherthan.progress import Progress, reporter
-from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
-from ratherthan.result import PRINTED, Result, save_report, versions
+from ratherthan.result import PRINTED, save_report, versions
 from ratherthan.search.counterfactual import Counterfactual
-from ratherthan.search.method import (
-    COUNTERFACTUAL_METHODS,
-    PERTINENT_POSITIVE_METHODS,
-    CounterfactualMethod,
-    PertinentPositiveMethod,
-    SearchMethod,
-    SearchResult,
-)
+from ratherthan.search.method import COUNTERFACTUAL_METHODS, PERTINENT_POSITIVE_METHODS, SearchMethod, SearchResult
 from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.settings import AtLeastOne, NotEmpty, NotNegative, Positive, Seed, check_value
+from ratherthan.settings import AtLeastOne, NotEmpty, Positive, Seed, check_value
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOLERANCE = 1e-3
 """By which share of the largest of them logits and maps may differ when they are computed again."""
 NOISE = 0.02
 """Of what is added to an input to see how stable its map is: standard deviation, as a share of the input's range."""
 _CORRELATION = 0.02  # by which a rank correlation may differ: near ties change places
-_CHECKS = "checks.json"
+_CHECKS, _KIND = "checks.json", "ratherthan bundle"
 _RANKED = "correlations of "  # what is compared by its difference, see `_CORRELATION`
 _STAGES = 4
 _DIGITS = 5  # of a map, before its values are ranked: what is rounding is a tie
@@ -59,13 +52,9 @@ _SEARCHES: dict[str, tuple[type[SearchResult], Any, str]] = {
 }
 """By part of a bundle its result, its methods, and the one that is tried first."""
 _FIELDS: dict[str, Any] = {
-    "schema_version": Literal[1], "tolerance": Positive, "model": Mapping[str, Any], "files": Mapping[str, str],
-    "explanations": Annotated[tuple[str, ...], NotEmpty()],
+    "schema_version": Literal[1], "tolerance": Positive, "seed": Seed, "seeds": AtLeastOne, "model": Mapping[str, Any],
+    "explanations": Annotated[tuple[str, ...], NotEmpty()], "files": Mapping[str, str],
     "searches": tuple[Literal["counterfactual", "pertinent_positive"], ...],
-}  # fmt: skip
-_CHECKED: dict[str, Any] = {
-    "seed": Seed, "seeds": AtLeastOne, "noise": NotNegative, "stages": AtLeastOne,
-    "maps": Mapping[str, Mapping[str, Any]],
 }  # fmt: skip
 
 
@@ -75,8 +64,8 @@ def bundle(
     model: Model | nn.Module,
     folder: str | Path,
     *,
-    counterfactual: str | CounterfactualMethod | None = "usual",
-    pertinent_positive: str | PertinentPositiveMethod | None = "usual",
+    counterfactual: str | SearchMethod | None = "usual",
+    pertinent_positive: str | SearchMethod | None = "usual",
     seed: int = 0,
     seeds: int = 5,
     command: str = "",
@@ -115,82 +104,63 @@ def bundle(
     results = [why] if isinstance(why, Explanation) else list(why)
     if not results or not all(isinstance(each, Explanation) for each in results):
         raise InputError("a bundle is made of an explanation, or of several of the same samples")
-    check_value("seed", Seed, seed)
-    check_value("seeds", AtLeastOne, seeds)
+    for key, value in {"seed": seed, "seeds": seeds}.items():
+        check_value(key, _FIELDS[key], value)
     model = Model.wrap(model)
-    told: dict[str, Any] = {"seed": seed, "seeds": seeds, "noise": NOISE, "stages": _STAGES}
     with reporter(progress, "bundling") as report, whole_folder(Path(os.path.abspath(folder))) as draft:
         for each in results:
             if said := [line for line, far in _differences(each, model) if not far <= TOLERANCE]:
                 raise InputError(f"{said[0]} differ when they are computed again: was another network explained?")
-        report(1, 4)
-        names = _save_maps(results, draft)
-        checks = {name: _checks(each, model, told) for name, each in zip(names, results, strict=True)}
-        _draw_randomised(results[0], model, seed, draft)
-        report(2, 4)
+        names = [f"explanation.{i + 1}" if results[1:] else "explanation" for i in range(len(results))]
+        checks = {name: _checks(each, model, seed, seeds) for name, each in zip(names, results, strict=True)}
+        report(1, 3)
         parts = {"counterfactual": counterfactual, "pertinent_positive": pertinent_positive}
         found = {key: _sought(key, method, results[0], model) for key, method in parts.items()}
-        searched = {key: each for key, each in found.items() if isinstance(each, Result)}
-        for key, answer in searched.items():
-            answer.save(draft / f"{key}.safetensors")
-            answer.save(draft / f"{key}.png")
-        report(3, 4)
+        searched = {key: each for key, each in found.items() if isinstance(each, SearchResult)}
+        report(2, 3)
+        for name, result in [*zip(names, results, strict=True), *searched.items()]:
+            result.save(draft / f"{name}.safetensors")
+        for name, answer in searched.items():
+            answer.save(draft / f"{name}.png")
+        write_atomically(draft / "why.png", [figure_png(figure(to_panels(results)))])
+        _draw_randomised(results[0], model, seed, draft)
         save_report([*results, *searched.values()], draft / "why.html")
-        _write(draft / "question.json", _questions(results))
-        _write(draft / _CHECKS, told | {"maps": checks})
-        reasons = {key: each for key, each in found.items() if not isinstance(each, Result)}
-        contents = {"explanations": names, "searches": sorted(searched), "left_out": reasons}
-        _seal(draft, {"command": command, "seed": seed, "model": _about(model, results[0])} | contents)
-        report(4, 4)
+        _write(draft / "question.json", {"questions": [row for each in results for row in _questions(each)]})
+        _write(draft / _CHECKS, {"noise": NOISE, "maps": checks})
+        left_out = {key: each for key, each in found.items() if isinstance(each, str)}
+        contents = {"explanations": names, "searches": sorted(searched), "left_out": left_out}
+        _seal(draft, {"command": command, "seed": seed, "seeds": seeds, "model": _about(model)} | contents)
+        report(3, 3)
     return Path(folder)
 
 
-def _save_maps(results: Sequence[Explanation], folder: Path) -> list[str]:
-    """The numbers of each explanation and a figure of all; the names of the former."""
-    names = list[str]()
-    for each in results:
-        several = f"explanation.{re.sub('[^a-z0-9]+', '-', each.contrast.lower())}"
-        names.append(unique_name(several if len(results) > 1 else "explanation", names.__contains__, "{}-{}"))
-        each.save(folder / f"{names[-1]}.safetensors")
-    write_atomically(folder / "why.png", [figure_png(figure(to_panels(results)))])
-    return names
+def _questions(why: Explanation) -> list[dict[str, Any]]:
+    """What was asked, answered and measured, a row for each sample and question."""
+    rows = json.loads(why.to_frame().to_json(orient="records", double_precision=15))
+    places = product(range(len(why)), range(why.questions))
+    said = ({"question": why.question(*at), "answer": why.text(*at)} for at in places)
+    return [words | row for words, row in zip(said, rows, strict=True)]
 
 
-def _questions(results: Sequence[Explanation]) -> dict[str, Any]:
-    asked = []
-    for each in results:
-        rows = json.loads(each.to_frame().to_json(orient="records", double_precision=15))
-        places = ((i, q) for i in range(len(each)) for q in range(each.questions))
-        asked += [
-            {"question": each.question(*at), "answer": each.text(*at)} | row
-            for at, row in zip(places, rows, strict=True)
-        ]
-    return {"questions": asked}
-
-
-def _about(model: Model, why: Explanation) -> dict[str, Any]:
+def _about(model: Model) -> dict[str, Any]:
     """What a network is known by."""
-    names = None if why.class_names is None else list(why.class_names)
     seen = {"inputs": model.inputs.name, "preprocessing": model.inputs.describe(), "output": model.output.name}
+    names = None if model.class_names is None else list(model.class_names)
     return {"name": model.name, "fingerprint": fingerprint(model.module), **seen, "class_names": names}
 
 
 def _write(path: Path, told: dict[str, Any]) -> None:
-    write_atomically(path, [json.dumps({"schema_version": SCHEMA_VERSION} | told, indent=1, allow_nan=False).encode()])
+    write_atomically(path, [json.dumps({"schema_version": 1} | told, indent=1, allow_nan=False).encode()])
 
 
-def _seal(folder: Path, told: Mapping[str, Any]) -> None:
+def _seal(folder: Path, told: dict[str, Any]) -> None:
     """Write the manifest, with a hash of each file and one of itself, taken with zeros in its place."""
     files = {path.name: _digest(path.read_bytes()) for path in sorted(folder.iterdir())}
-    made = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "tolerance": TOLERANCE}
     known = versions() | {"python": platform.python_version(), "numpy": np.__version__}
-    _write(
-        folder / MANIFEST,
-        {"kind": "ratherthan bundle", "seal": "0" * 64, **made, "versions": known, **told, "files": files},
-    )
+    made = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": known, "tolerance": TOLERANCE}
+    _write(folder / MANIFEST, {"kind": _KIND, "seal": "0" * 64} | made | told | {"files": files})
     content = (folder / MANIFEST).read_bytes()
-    seal = f'"seal": "{_digest(content)}"'.encode()
-    write_atomically(folder / MANIFEST, [content.replace(_BLANK, seal, 1)])
+    write_atomically(folder / MANIFEST, [content.replace(_BLANK, f'"seal": "{_digest(content)}"'.encode(), 1)])
 
 
 def _digest(content: bytes) -> str:
@@ -218,85 +188,72 @@ def _sought(key: str, method: Any, why: Explanation, model: Model) -> SearchResu
 
 def _usual(known: Any, first: str, model: Model) -> str:
     """The first method for this kind of input that needs nothing which the model does not name."""
-    fitting = [name for name in (first, *known.names()) if known.find(name).takes == model.inputs.name]
-    for name in fitting:
-        try:
-            known.make(name).prepared(model)
-        except RatherThanError:
-            continue
-        return str(name)
+    for name in (first, *known.names()):
+        with suppress(RatherThanError):
+            if known.find(name).takes == model.inputs.name and known.make(name).prepared(model):
+                return str(name)
     raise InputError(f"no {known.kind} takes {model.inputs.name} as {model.name} does")
 
 
-def _checks(why: Explanation, model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
+def _checks(why: Explanation, model: Model, seed: int, seeds: int) -> dict[str, dict[str, Any]]:
     """Completeness, randomisation and stability of maps, of many questions of the likeliest."""
-    few = why.likeliest(SHOWN)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "completeness": lambda: _completeness(few),
-        "randomisation": lambda: _randomisation(few, model, told),
-        "stability": lambda: _stability(few, model, told),
-    }
-    found = dict[str, Any]()
-    for name, compute in parts.items():
+    few, found = why.likeliest(SHOWN), dict[str, dict[str, Any]]()
+    parts = {"completeness": _completeness, "randomisation": _randomisation, "stability": _stability}
+    for name, check in parts.items():
         try:
-            found[name] = compute()
+            found[name] = check(few, model, seed, seeds)
         except RatherThanError as error:
             found[name] = {"reason": first_line(error)}
     return found
 
 
-def _completeness(why: Explanation) -> dict[str, Any]:
+def _completeness(why: Explanation, *_: Any) -> dict[str, Any]:
     figures = {key: each for key, each in why.diagnostics.items() if isinstance(each, Tensor)}
     if "convergence delta" not in figures:
         raise InputError(f"{why.method} does not say what its maps add up to here")
-    return {key: _plain(why.by_question(each).tolist()) for key, each in figures.items()}
+    return {key: _plain(why.by_question(each).cpu().numpy()) for key, each in figures.items()}
 
 
-def _randomisation(why: Explanation, model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
+def _randomisation(why: Explanation, model: Model, seed: int, *_: Any) -> dict[str, Any]:
     """How alike the maps of a network are whose weights are random from the last layer on."""
-    stages = cascade(model, told["stages"], told["seed"])
+    stages = cascade(model, _STAGES, seed)
     return {"stages": [{"randomised": share} | _alike(why, [ask_again(why, each)]) for share, each in stages]}
 
 
 def _draw_randomised(why: Explanation, model: Model, seed: int, folder: Path) -> None:
     """A figure of maps beside those of a network with random weights, where that has any."""
-    few = why.likeliest(PRINTED)
-    *_, (_, random) = cascade(model, 1, seed)
-    try:
+    few, (*_, (_, random)) = why.likeliest(PRINTED), cascade(model, 1, seed)
+    with suppress(RatherThanError):  # the checks say why
         beside = dataclasses.replace(ask_again(few, random), method="random weights:")
-    except RatherThanError:
-        return  # the checks say why
-    write_atomically(folder / "randomised.png", [figure_png(figure(to_panels([few, beside])))])
+        write_atomically(folder / "randomised.png", [figure_png(figure(to_panels([few, beside])))])
 
 
-def _stability(why: Explanation, model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
+def _stability(why: Explanation, model: Model, seed: int, seeds: int) -> dict[str, Any]:
     """How alike maps are over seeds of the method; without any, under small noise on the input."""
-    numbers = range(1, told["seeds"] + 1)
+    numbers = range(1, seeds + 1)
     if "seed" in why.settings:
         own = int(why.settings["seed"])
         return {"over": "seeds of the method"} | _alike(why, [ask_again(why, model, seed=own + i) for i in numbers])
     if not why.images.is_floating_point():
         raise InputError(f"{why.method} draws no random numbers, and there is no small noise on a text")
-    noisy = (_noisy(why.images, told["noise"], told["seed"] + i) for i in numbers)
+    noisy = (_noisy(why.images, seed + i) for i in numbers)
     return {"over": "noise on the input"} | _alike(why, [ask_again(why, model, each) for each in noisy])
 
 
-def _noisy(images: Tensor, noise: float, seed: int) -> Tensor:
+def _noisy(images: Tensor, seed: int) -> Tensor:
     """Inputs (N, ...) with Gaussian noise, a share of the range of each; of rows of a table, of each value."""
     flat = images.flatten(1)
     spread = (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1)) if images.ndim > 2 else images.abs()
     drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
-    return images + noise * spread * drawn
+    return images + NOISE * spread * drawn
 
 
 def _alike(why: Explanation, others: Sequence[Explanation]) -> dict[str, Any]:
     """Rank correlation of maps with others, mean over these: N rows of Q, and over all that are defined."""
-    each = np.array(
-        [[[_correlation(why, one, i, q) for one in others] for q in range(why.questions)] for i in range(len(why))]
-    )
-    defined = each[~np.isnan(each)]
-    means = [None if not len(defined) else float(how(defined)) for how in (np.mean, np.min)]
-    return {"mean": means[0], "least": means[1], "correlation": _plain(each.mean(2).tolist())}
+    places = product(range(len(why)), range(why.questions))
+    found = np.array([[_correlation(why, each, *at) for each in others] for at in places])
+    mean, least = (float(np.nanmean(found)), float(np.nanmin(found))) if (found == found).any() else (None, None)
+    return {"mean": mean, "least": least, "correlation": _plain(found.mean(1).reshape(len(why), -1))}
 
 
 def _correlation(one: Explanation, other: Explanation, sample: int, q: int) -> float:
@@ -304,11 +261,9 @@ def _correlation(one: Explanation, other: Explanation, sample: int, q: int) -> f
     return float(spearman(*((row / (row.abs().max() + 1e-300)).round(decimals=_DIGITS) for row in rows)))
 
 
-def _plain(values: Any) -> Any:
-    """Numbers as JSON has them: None where there is none."""
-    if isinstance(values, list):
-        return [_plain(each) for each in values]
-    return values if np.isfinite(values) else None
+def _plain(values: np.ndarray[Any, Any]) -> list[list[float | None]]:
+    """Rows of numbers as JSON has them: None where there is none."""
+    return [[each if np.isfinite(each) else None for each in row] for row in values.tolist()]
 
 
 # --------------------------------------------------------------------------------------------- checking one
@@ -380,19 +335,15 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: If there is none.
     """
-    content = _read(folder / MANIFEST)
+    content = regular(folder / MANIFEST, MAX_TEXT).read_bytes()
     with told_as(InputError, f"{folder} holds no bundle: {MANIFEST} cannot be used", ValueError, RecursionError):
         told = json.loads(content)
     seal = _SEAL.search(content)
-    if seal is None or not isinstance(told, dict) or told.get("kind") != "ratherthan bundle":
+    if seal is None or not isinstance(told, dict) or told.get("kind") != _KIND:
         raise InputError(f"{folder} holds no bundle of ratherthan")
     if _digest(content[: seal.start()] + _BLANK + content[seal.end() :]) != seal[1].decode():
         return None
     return {key: check_value(f"{key} in {MANIFEST}", hint, told.get(key)) for key, hint in _FIELDS.items()}
-
-
-def _read(path: Path) -> bytes:
-    return regular(path, MAX_TEXT).read_bytes()
 
 
 def _damaged(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -410,27 +361,21 @@ def _damaged(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _other(then: Mapping[str, Any], model: Model) -> Iterator[str]:
     """How the network differs from the one that was explained."""
-    now: dict[str, Any] = {"fingerprint": fingerprint(model.module), "preprocessing": model.inputs.describe()}
-    now |= {"inputs": model.inputs.name, "output": model.output.name}
-    if then.get("class_names"):
-        now["class_names"] = None if model.class_names is None else list(model.class_names)
-    for key, value in now.items():
-        if value != then.get(key):
+    for key, value in _about(model).items():
+        if key != "name" and value != then.get(key):
             told = "" if key == "class_names" else f": {then.get(key)!r} then, {value!r} now"
             yield f"the network has another {key.replace('_', ' ')}{told}"
 
 
 def _deviations(folder: Path, manifest: Mapping[str, Any], model: Model) -> Iterator[tuple[str, float]]:
     """What was computed again, and how far it is from what is written."""
-    with told_as(InputError, f"{_CHECKS} cannot be used", ValueError, RecursionError, AttributeError):
-        told = json.loads(_read(folder / _CHECKS))
-        told = {key: check_value(f"{key} in {_CHECKS}", hint, told.get(key)) for key, hint in _CHECKED.items()}
-    for name in manifest["explanations"]:
+    with told_as(InputError, f"{_CHECKS} cannot be used", ValueError, RecursionError, LookupError, TypeError):
+        told = {name: dict(json.loads(read_text(folder / _CHECKS))["maps"][name]) for name in manifest["explanations"]}
+    for name, before in told.items():
         why = Explanation.load(folder / f"{name}.safetensors")
         yield from ((f"{what} of {name}", far) for what, far in _differences(why, model))
-        before, again = told["maps"].get(name), _checks(why, model, told)
-        for check, now in again.items():
-            far, ranked = _apart(before.get(check) if before else None, now), _RANKED * (check != "completeness")
+        for check, now in _checks(why, model, manifest["seed"], manifest["seeds"]).items():
+            far, ranked = _apart(before.get(check), now), _RANKED * (check != "completeness")
             yield f"{ranked}{check} of {name}", far if ranked else far / max(float(why.score.abs().max()), 1e-12)
     for key in manifest["searches"]:
         found = _SEARCHES[key][0].load(folder / f"{key}.safetensors")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ratherthan.app.terminal import SCHEMA_VERSION, complain, say
 from ratherthan.errors import InputError, told_as
-from ratherthan.files import check_place, read_text, write_atomically
+from ratherthan.files import read_text, write_atomically
 from ratherthan.registry import unique_name
 from ratherthan.settings import check_value
 
@@ -35,10 +35,8 @@ def merge(files: Sequence[Path], out: Path | None) -> None:
     """
     from pandas import DataFrame
 
-    if out is not None:
-        check_place(out, _KINDS)
-        if out.suffix not in _KINDS:
-            raise InputError(f"--out {out}: name a file that ends in {' or '.join(_KINDS)}")
+    if out is not None and (out.suffix not in _KINDS or out.is_dir()):
+        raise InputError(f"--out {out}: name a file that ends in {' or '.join(_KINDS)}")
     known, rows, reviewers = dict[str, tuple[str, str]](), list[dict[str, str]](), list[str]()
     for path in files:
         try:

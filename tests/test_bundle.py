@@ -313,6 +313,27 @@ def test_it_is_written_whole_or_not_at_all(
     assert not list(tmp_path.rglob("*it*"))
 
 
+def test_half_a_search_is_no_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rt.Counterfactual.sought
+    stopped = classmethod(lambda cls, *given, **more: replace(whole(*given, **more), interrupted=True))
+    monkeypatch.setattr(rt.Counterfactual, "sought", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "it", counterfactual="cem")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_as_the_baseline_comes_out_again_and_what_has_no_name_is_refused(tmp_path: Path) -> None:
+    model = nets.make(nets.Dense, layer="features")
+    how = rt.IntegratedGradients(baseline=nets.images(2)[1:])
+    alone = {"counterfactual": None, "pertinent_positive": None, "seeds": 1}
+    rt.bundle(rt.explain(model, nets.images(1), 0, 1, how), model, tmp_path / "picture", **alone)
+    assert rt.verify(tmp_path / "picture", model).agrees
+    why = rt.explain(model, nets.images(1), 0, 1, contrast=lambda y, fact, foils: y.square().sum(1))
+    with pytest.raises(rt.InputError, match="unknown contrast"):
+        rt.bundle(why, model, tmp_path / "nameless", **alone)
+    assert not (tmp_path / "nameless").exists()
+
+
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     made(tmp_path / "it")  # an empty folder

@@ -320,7 +320,7 @@ def verify(folder: str | Path, model: Model | nn.Module, tolerance: float | None
     if manifest is None:
         return Verification(folder, (f"{MANIFEST} is not as it was written",), {}, tolerance or TOLERANCE)
     allowed = tolerance or manifest["tolerance"]
-    differences = [*_damaged(folder, manifest)] or [*_other(manifest["model"], model)]
+    differences = [*_damaged(folder, manifest["files"])] or [*_other(manifest["model"], model)]
     deviations = {} if differences else dict(_deviations(folder, manifest, model))
     for name, far in deviations.items():
         may = _CORRELATION if name.startswith(_RANKED) else allowed
@@ -346,11 +346,9 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     return {key: check_value(f"{key} in {MANIFEST}", hint, told.get(key)) for key, hint in _FIELDS.items()}
 
 
-def _damaged(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    files = manifest["files"]
-    needed = {f"{name}.safetensors" for name in (*manifest["explanations"], *manifest["searches"])} | {_CHECKS}
+def _damaged(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in sorted(present | needed | set(files)):
+    for name in sorted(present | set(files)):
         if name not in present:
             yield f"{name} is missing"
         elif name not in files:

@@ -268,7 +268,7 @@ def test_the_others_are_answered_and_what_cannot_be_read_fails(
     result = call(*command, digits[0], "-m", "zoo:mnist", "--json")
     assert result.exit_code == 2
     told = json.loads(result.stdout)
-    assert (told.pop("model"), told.pop("files")) == ("zoo:mnist", [])
+    assert [told.pop(key) for key in ("schema_version", "model", "files")] == [1, "zoo:mnist", []]
     assert [each["image"] for each in told.pop("failures")] == [str(digits[0])]
     assert list(told.values()) == [[]]
 

@@ -64,6 +64,9 @@ from .evaluation.run import evaluate as evaluate
 from .evaluation.sanity import Sanity as Sanity
 from .evaluation.sign_perturbation import SignPerturbation as SignPerturbation
 from .evaluation.tables import Run as Run
+from .evidence import Verification as Verification
+from .evidence import bundle as bundle
+from .evidence import verify as verify
 from .inference import preserve_state as preserve_state
 from .inputs.arrays import Signals as Signals
 from .inputs.arrays import Table as Table

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from mimetypes import guess_type
 from pathlib import Path
+from shutil import rmtree
 from uuid import uuid4
 
 from ratherthan.errors import InputError, told_as
@@ -68,6 +69,36 @@ def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that cannot be written anew.
+
+    Raises:
+        InputError: If there is a file in its place, or something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "holds something already" if folder.is_dir() else "is a file"
+        raise InputError(f"{folder} {what}: name a new folder")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under another name first; it takes its own when the block is left, and is gone if that raises.
+
+    Raises:
+        InputError: If there is something in its place.
+    """
+    check_free(folder)
+    draft = folder.with_name(f".{folder.name[:40]}.{uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if folder.exists():  # empty; not everywhere can one be put over it
+            folder.rmdir()
+        draft.rename(folder)
+    finally:
+        rmtree(draft, ignore_errors=True)
 
 
 def check_place(place: Path, kinds: Collection[str] = ()) -> None:

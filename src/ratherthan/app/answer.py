@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +17,10 @@ import ratherthan as rt
 from ratherthan.app.images import gather, read_all
 from ratherthan.app.options import KINDS, AskOptions, words
 from ratherthan.app.table import lines
-from ratherthan.app.terminal import complain, say
+from ratherthan.app.terminal import complain, say, say_json
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.errors import InputError, RatherThanError, told_as
-from ratherthan.files import check_place, write_atomically
-from ratherthan.outputs import Continuations
+from ratherthan.files import check_free, check_place, write_atomically
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
@@ -123,7 +124,12 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> rt.Counterfact
 
 # --------------------------------------------------------------------------------------------- what is done
 def answer(
-    verb: Verb, given: AskOptions, prepared: Callable[[rt.Model], Any], at_once: int = 0, **question: str | None
+    verb: Verb,
+    given: AskOptions,
+    prepared: Callable[[rt.Model], Any],
+    at_once: int = 0,
+    bundle: Path | None = None,
+    **question: str | None,
 ) -> None:
     """Answer a question about images, as far as they can be read.
 
@@ -132,18 +138,19 @@ def answer(
         given: Images, the model, where to write to.
         prepared: Makes of the model the verb itself, which returns a result, or a list of one per contrast.
         at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
+        bundle: The folder of a bundle of evidence, which then takes the place of the verb's own.
         **question: The foil as it is named on the command line, where there is one.
 
     Raises:
         InputError: If answers cannot be written where the user says; if images could not be read, at the end.
         KeyboardInterrupt: If stopped, after what is done was written and printed.
     """
-    out = given.out or (None if given.as_json else Path(verb.folder))
+    out = given.out or (None if given.as_json or bundle else Path(verb.folder))
     if given.out is not None:
         check_place(given.out, KINDS)
-    model = given.load()
-    if given.continuation:
-        model = model.replace(output=Continuations(tuple(given.continuation)), class_names=None)
+    if bundle is not None:
+        check_free(bundle)
+    model = given.load(given.continuation)
     ask = prepared(model)
     asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
     samples, failures = gather(given, model)
@@ -182,10 +189,13 @@ def answer(
                 report(min(start + size, total), total)
         except KeyboardInterrupt:
             stopped = True
-    found = [verb.result.joined(column) for column in zip(*batches, strict=True)]
+    found: list[Any] = [verb.result.joined(column) for column in zip(*batches, strict=True)]
     files = _write_all(verb, found, out) if found and out is not None else []
+    if found and bundle is not None and not stopped:
+        command = shlex.join(["ratherthan", *sys.argv[1:]])
+        files.append(rt.bundle(found, model, bundle, command=command, progress=True))
     if given.as_json:
-        say(_as_json(model, verb, found, failures, files))
+        say_json(_as_json(model, verb, found, failures, files))
     elif found:
         told = next((each for each in found if getattr(each, "contrast", "") == "weighted"), found[0])
         say("\n".join([*lines(told), *_whereabouts(verb, found[0], files)]))
@@ -238,19 +248,18 @@ def _whereabouts(verb: Verb, result: Any, files: Sequence[Path]) -> list[str]:
     figures = [path for path in files if path.suffix == ".png"]
     many = figures if len(figures) > 1 else []
     shown = [f"{'figures':8} {many[0].parent}/*.{verb.page}.png ({len(many)})"] if many else []
-    shown += [f"{KINDS[path.suffix]:8} {path}" for path in files if path not in many]
+    shown += [f"{KINDS.get(path.suffix, 'bundle'):8} {path}" for path in files if path not in many]
     return [f"{'method':8} {result.made_by()}", *shown]
 
 
 def _as_json(
     model: rt.Model, verb: Verb, found: list[Any], failures: Sequence[tuple[str, str]], files: Sequence[Path]
-) -> str:
+) -> dict[str, Any]:
     """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
     tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null
-    told = {
+    return {
         "model": model.name,
         verb.result.kind.replace(" ", "_") + "s": [row for table in tables for row in json.loads(table)],
         "failures": [{"image": image, "reason": reason} for image, reason in failures],
         "files": [str(path) for path in files],
     }
-    return json.dumps(told, indent=1)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import cleandoc
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from ratherthan.app.options import (
     question,
     words,
 )
-from ratherthan.app.terminal import complain, say, warn
+from ratherthan.app.terminal import complain, say, say_json, warn
 from ratherthan.errors import InputError, RatherThanError, first_line
 from ratherthan.files import check_place, write_atomically
 
@@ -98,12 +99,14 @@ def _examples(*lines: str) -> str:
     return "[bold]Example[/bold]" + "".join(f"\n\n  [cyan]ratherthan {line}[/cyan]" for line in lines)
 
 
-def _command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _command(
+    *examples: str, name: str | None = None, group: typer.Typer | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command; of groups of options each field is an option."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(function.__doc__ or ""))
-        return app.command(name, help=paragraphs, epilog=_examples(*examples))(options.with_groups(function))
+        return (group or app).command(name, help=paragraphs, epilog=_examples(*examples))(options.with_groups(function))
 
     return register
 
@@ -130,6 +133,7 @@ def overview(
     "explain photos/ --model torchvision:resnet50 --foil top3 --contrast none,weighted --out answers",
     "explain --data photos/ --model torchvision:resnet50 --only wrong --limit 20",
     "explain digit.png --model zoo:mnist --foil 3,5,8 --method ig --set n_steps=50 --json",
+    "explain digit.png --model zoo:mnist --foil runner-up --bundle evidence",
 )
 def explain(
     asked: AskOptions,
@@ -149,6 +153,9 @@ def explain(
             "weighted (default), none, mean, max, probability, loss; all.", autocompletion=completion("contrasts")
         ),
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A new folder for the answer with all evidence for it; see verify.")
+    ] = None,
     batch_size: options.BatchSize = 16,
 ) -> None:
     """Show where in an image the network prefers one class over another.
@@ -156,7 +163,8 @@ def explain(
     Contrasts say how foils are weighed; several, with commas, stand beside each other.
 
     Writes a page with all images, a figure of each and the numbers into the folder explained, or --out, and prints a
-    short table.
+    short table. With --bundle this goes into that folder, with what would have to change, what is enough and checks
+    of the maps, for ratherthan verify to compute again.
     """
     from ratherthan.app.answer import EXPLAIN, answer, attribution_method, contrasts_of
 
@@ -164,7 +172,7 @@ def explain(
         chosen = attribution_method(method, pairs(settings, layer=layer))
         return partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
 
-    answer(EXPLAIN, asked, ask, batch_size, foil=foil)
+    answer(EXPLAIN, asked, ask, batch_size, bundle, foil=foil)
 
 
 @_command(
@@ -250,6 +258,30 @@ def pertinent_positive(
     answer(POSITIVE, asked, ask)
 
 
+@_command("verify evidence --model zoo:mnist", "verify evidence --model zoo:mnist --tolerance 0.01 --json")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What explain --bundle wrote.")],
+    model: ModelOptions,
+    continuation: options.Continuation = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="By which share of the largest logits and maps may differ. Default: 0.001.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a bundle of evidence: its files, then the network, then logits, maps, answers and checks, computed again.
+
+    Ends with exit code 0 if all of it agrees, 1 if not.
+    """
+    found = rt.verify(folder, model.load(continuation), tolerance)
+    if as_json:
+        deviations = {name: each if isfinite(each) else None for name, each in found.deviations.items()}
+        told = {"folder": str(folder), "agrees": found.agrees, "tolerance": found.tolerance}
+        say_json(told | {"differences": list(found.differences), "deviations": deviations})
+    else:
+        say(str(found))
+    raise typer.Exit(0 if found.agrees else 1)
+
+
 @_command(
     "evaluate mask --model zoo:mnist --data mnist --data-root data --methods gradcam,la --contrasts none,weighted"
     " --out runs/mask --limit 1000",
@@ -303,7 +335,7 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
     if as_json:
         summary = json.loads(run.summary().to_json(orient="records"))
         skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]
-        say(json.dumps({"folder": str(folder), "summary": summary, "skipped": skipped}, indent=1))
+        say_json({"folder": str(folder), "summary": summary, "skipped": skipped})
         return
     write_atomically(folder / "table.md", [run.to_markdown().encode()])
     write_atomically(folder / "table.tex", [run.to_latex().encode()])
@@ -417,4 +449,19 @@ def doctor(as_json: options.AsJson = False) -> None:
     """Show versions, the device, which extras, weights and data are here, and how to get the others."""
     from ratherthan.app.doctor import as_text, look
 
-    say(json.dumps(look(), indent=1) if as_json else as_text(look()))
+    say_json(look()) if as_json else say(as_text(look()))
+
+
+noted = typer.Typer(help="What colleagues noted on pages of answers.")
+app.add_typer(noted, name="reviews")
+
+
+@_command("reviews merge anna.json ben.json --out reviews.csv", name="merge", group=noted)
+def reviews_merge(
+    files: Annotated[list[Path], typer.Argument(help="What pages saved, a file of each reviewer, named after them.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv or .json file. Default: the table is printed.")] = None,
+) -> None:
+    """Put the verdicts and comments of several people into one table, and say how far they agree."""
+    from ratherthan.app import reviews
+
+    reviews.merge(files, out)

@@ -42,6 +42,9 @@ Foil = Annotated[
 Settings = Annotated[
     list[str] | None, question("A setting of the method or experiment; may be repeated.", "--set", metavar="NAME=VALUE")
 ]
+Continuation = Annotated[
+    list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -99,18 +102,19 @@ class ModelOptions:
     ] = None
     device: Device = "cpu"
 
-    def load(self) -> rt.Model:
-        """The model.
+    def load(self, continuation: Sequence[str] | None = None) -> rt.Model:
+        """The model; with continuations as its classes where there are any.
 
         Raises:
             RatherThanError: If there is none, or something said about it does not fit.
         """
-        return rt.load(
+        model = rt.load(
             self.model, weights=self.weights, class_names=self.classes, device=self.device,
             output=self.output if self.region is None else rt.Region(value(self.region)),
             mean=value(self.mean), std=value(self.std), size=image_size(self.size),
             preprocessing=self.preprocessing, trust_code=True,
         )  # fmt: skip
+        return model.replace(output=rt.Continuations(tuple(continuation)), class_names=None) if continuation else model
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,7 @@ class AskOptions(SetOptions, ModelOptions):
     text: Annotated[
         list[str] | None, question("For a model of text: the text, instead of files; may be repeated; - reads lines.")
     ] = None
-    continuation: Annotated[
-        list[str] | None, question("For a language model: how it may go on, as a class; give two or more.")
-    ] = None
+    continuation: Continuation = None
     out: Annotated[
         Path | None, typer.Option(help="A folder, or one .html, .png or .safetensors file. With --json: none.")
     ] = None
@@ -158,10 +160,10 @@ class AskOptions(SetOptions, ModelOptions):
         question("A class by name or index; to explain, also a list, each or topK. Default: the predicted one."),
     ] = None
 
-    def load(self) -> rt.Model:
+    def load(self, continuation: Sequence[str] | None = None) -> rt.Model:
         """The model; where none is named, the one for photographs, and a line that says so."""
         if self.model:
-            return super().load()
+            return super().load(continuation)
         if self.text or self.continuation:
             raise InputError("a text needs a model that reads: give --model hf-text:NAME, hf-lm:NAME or gguf:FILE")
         model = replace(self, model=PHOTOGRAPHS).load()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import typer
 
 from ratherthan.errors import InputError
 from ratherthan.words import printable
+
+SCHEMA_VERSION = 1
+"""Of what `--json` prints; another one has other fields."""
 
 
 def say(text: str) -> None:
@@ -20,6 +26,11 @@ def say(text: str) -> None:
         typer.echo("\n".join(map(printable, text.split("\n"))))
     except OSError as error:
         raise InputError(f"standard output: {error.strerror}") from error
+
+
+def say_json(told: Mapping[str, Any]) -> None:
+    """Print what `--json` gives, as app/schemas describes it."""
+    say(json.dumps({"schema_version": SCHEMA_VERSION} | dict(told), indent=1))
 
 
 def complain(line: str) -> None:

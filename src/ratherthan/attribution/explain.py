@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,19 @@ from ratherthan.attribution.explanation import Explanation, beside
 from ratherthan.attribution.forward import MEMORY_BUDGET, ForwardPass
 from ratherthan.attribution.method import Attribution, Method, get_method
 from ratherthan.attribution.perturbation import Perturbation
-from ratherthan.contrast import Contrast, ContrastFunction, Target, get_contrast, resolve_in_parts, resolve_values
+from ratherthan.contrast import (
+    Contrast,
+    ContrastFunction,
+    Question,
+    Target,
+    get_contrast,
+    resolve_in_parts,
+    resolve_values,
+)
 from ratherthan.errors import InputError, UnsupportedError
 from ratherthan.inference import preserve_state
 from ratherthan.model import HALF, Model
+from ratherthan.outputs import OUTPUTS
 from ratherthan.progress import Progress, reporter
 from ratherthan.settings import Positive, check_value
 from ratherthan.verbs import Samples
@@ -135,9 +144,55 @@ def _explained(
 ) -> Iterator[Explanation]:
     method.prepare(forward_pass)
     for contrast in contrasts:
-        targets = targets_of(forward_pass, batch.fact, batch.foil, contrast)
-        found = ((target, method.attribute(forward_pass, target)) for target in targets)
-        yield beside([explanation_of(forward_pass, target, method, each, batch.names) for target, each in found])
+        yield _answered(forward_pass, batch, method, targets_of(forward_pass, batch.fact, batch.foil, contrast))
+
+
+def _answered(forward_pass: ForwardPass, batch: Samples, method: Method, targets: Iterable[Target]) -> Explanation:
+    found = ((target, method.attribute(forward_pass, target)) for target in targets)
+    return beside([explanation_of(forward_pass, target, method, each, batch.names) for target, each in found])
+
+
+def ask_again(
+    why: Explanation, model: Model, images: Tensor | None = None, batch_size: int = 16, **settings: Any
+) -> Explanation:
+    """Ask the question of an explanation once more.
+
+    Args:
+        why: The explanation; facts, foils and layer stay its own.
+        model: The network, or another in its place.
+        images: (N, ...) in the place of its own, as its `images` are.
+        batch_size: Images per forward pass.
+        **settings: Settings of the method that are to be others.
+
+    Returns:
+        What it is now.
+
+    Raises:
+        InputError: If the method or the contrast cannot be made again from what a result keeps of them.
+    """
+    known = {"layer": why.layer} if why.layer is not None and "layer" in why.settings else {}
+    method = get_method(why.method, **why.settings | known | settings)
+    contrast, of_values = get_contrast(why.contrast), not OUTPUTS.find(why.output).of_classes
+    asked = {key: getattr(why, key) for key in ("fact", "foil", "sets")}
+    asked = {key: None if each is None else why.by_question(each).to(model.device) for key, each in asked.items()}
+    question = Question(**asked, classes=why.logits.shape[1], axis=why.axis, of_values=of_values)
+    samples = Samples((why.images if images is None else images).to(model.device), why.names)
+    parts: list[Explanation] = []
+    with preserve_state(model.module), model.differentiated(), reporter(None, "") as report:
+        for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
+            forward_pass = ForwardPass(model.about(batch.positions), batch.images)
+            method.prepare(forward_pass)
+            here = question[batch.start : batch.start + len(batch)]
+            at_once = _at_once(forward_pass)
+            some = (slice(start, start + at_once) for start in range(0, why.questions, at_once))
+            targets = (Target(forward_pass.logits, here[:, each], contrast) for each in some)
+            parts.append(_answered(forward_pass, batch, method, targets))
+    return Explanation.joined(parts)
+
+
+def _at_once(forward_pass: ForwardPass) -> int:
+    """How many questions about each sample fit the memory at once."""
+    return max(1, forward_pass.budget // (_BYTES * forward_pass.logits.numel()))
 
 
 def targets_of(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contrast | None = None) -> Iterator[Target]:
@@ -156,8 +211,8 @@ def targets_of(forward_pass: ForwardPass, fact: Any, foil: Any, contrast: Contra
     if contrast is not None and contrast.name == "loss":
         model.check_exclusive("contrast 'loss'")
     if model.output.of_classes:
-        at_once = max(1, forward_pass.budget // (_BYTES * logits.numel()))
-        for question in resolve_in_parts(logits, fact, foil, model.class_names, at_once, model.output.exclusive):
+        names, at_once = model.class_names, _at_once(forward_pass)
+        for question in resolve_in_parts(logits, fact, foil, names, at_once, model.output.exclusive):
             yield Target(logits, question, contrast or get_contrast("weighted"))
         return
     if fact is not None:

@@ -305,8 +305,8 @@ class Explanation(Result):
         plane = self.attribution.flatten(1 if self.axis is None else 2).shape[-1]
         return min(_MOST_ON_A_PAGE, max(1, _BYTES_OF_MAPS // plane))
 
-    def _sent(self, sample: int, q: int) -> np.ndarray[Any, Any]:
-        """A map as it was computed, channels summed, without what lies behind the end of a text."""
+    def plain_map(self, sample: int, q: int) -> np.ndarray[Any, Any]:
+        """A map as it was computed, (h, w), channels summed, without what lies behind the end of a text."""
         map_ = _summed(self.by_question(self.attribution)[sample, q], self.images, 0)
         map_ = map_[: len(self.tokens[sample])] if self.tokens else map_
         values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
@@ -416,7 +416,9 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
                 continue
             asked = each.question(sample, q)
             maps.append(
-                case.Map(foil, label, each._sent(sample, q), asked, each.text(sample, q).removeprefix(asked).strip())
+                case.Map(
+                    foil, label, each.plain_map(sample, q), asked, each.text(sample, q).removeprefix(asked).strip()
+                )
             )
         maps.sort(key=lambda each: "weighted" not in each.contrast)  # a page opens with these
         bars, fact = _bars(first, sample, group, len(maps)), first.fact_name(sample, group)

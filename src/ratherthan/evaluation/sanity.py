@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.model import Model
 from ratherthan.settings import Interval
 
 
@@ -48,26 +49,32 @@ class Sanity(Experiment):
         for key, why in batch.explain(fact=second).items():
             swapped = spearman(intact[key], why.attribution)
             yield batch.rows(*key, check="swap", randomised=0.0, correlation=swapped)
-        for share, module in self._cascade(batch):
-            random = copy.copy(batch.model)
-            random.module = module
+        for share, random in cascade(batch.model, self.stages, batch.seed):
             for key, why in replace(batch, model=random).explain(fact=first).items():
                 kept = spearman(intact[key], why.attribution)
                 yield batch.rows(*key, check="cascade", randomised=share, correlation=kept)
 
-    def _cascade(self, batch: Batch) -> Iterator[tuple[float, nn.Module]]:
-        """The network with more and more random layers, and the share of them."""
-        module = copy.deepcopy(batch.model.module)
-        layers = [each for each in module.modules() if next(each.parameters(recurse=False), None) is not None]
-        layers.reverse()
-        generator = torch.Generator().manual_seed(batch.seed)
-        done = 0
-        for stage in range(1, self.stages + 1):
-            until = round(stage * len(layers) / self.stages)
-            for layer in layers[done:until]:
-                _randomise(layer, generator)
-            done = until
-            yield done / max(1, len(layers)), module
+
+def cascade(model: Model, stages: int, seed: int) -> Iterator[tuple[float, Model]]:
+    """The network with more and more random layers, from the last to the first, and the share of them.
+
+    Args:
+        model: The network; it is copied.
+        stages: In how many equal steps.
+        seed: Of the draws.
+    """
+    random = copy.copy(model)
+    random.module = copy.deepcopy(model.module)
+    layers = [each for each in random.module.modules() if next(each.parameters(recurse=False), None) is not None]
+    layers.reverse()
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    for stage in range(1, stages + 1):
+        until = round(stage * len(layers) / stages)
+        for layer in layers[done:until]:
+            _randomise(layer, generator)
+        done = until
+        yield done / max(1, len(layers)), random
 
 
 def _randomise(layer: nn.Module, generator: torch.Generator) -> None:

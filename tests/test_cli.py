@@ -1157,7 +1157,7 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    assert capsys.readouterr() == ("{}\n", "warning: this is odd\n")
+    assert capsys.readouterr() == ('{\n "schema_version": 1\n}\n', "warning: this is odd\n")
 
 
 @pytest.fixture

@@ -308,13 +308,11 @@ def test_all_contrasts_are_those_that_the_model_can_be_asked_with(digits: list[P
 
 
 @pytest.mark.parametrize("command", ["explain", "counterfactual"])
-def test_of_many_questions_a_few_are_printed(command: str, digits: list[Path]) -> None:
-    few = (
-        ("--set", "outer_iterations=1", "--set", "inner_iterations=1", "--set", "retries=0")
-        if command == "counterfactual"
-        else ()
-    )
-    result = call(command, digits[2], "-m", "zoo:mnist", "--foil", "each", *few, "--out", digits[0].parent)
+def test_of_many_questions_a_few_are_printed(command: str, digits: list[Path], tmp_path: Path) -> None:
+    quick = ("--set", "outer_iterations=1", "--set", "inner_iterations=1", "--set", "retries=0")
+    few = quick if command == "counterfactual" else ()
+    few += ("--out", str(tmp_path / "x.safetensors"))  # figures would take most of the time
+    result = call(command, digits[2], "-m", "zoo:mnist", "--foil", "each", *few)
     rows = table(result)
     if command == "explain":
         p = rt.explain(rt.load("zoo:mnist"), [str(digits[2])]).probabilities()[0].argsort(descending=True).tolist()
@@ -322,7 +320,7 @@ def test_of_many_questions_a_few_are_printed(command: str, digits: list[Path]) -
         assert "(9 of 10 questions" in result.stdout
     else:
         assert [row[3] for row in rows] == [str(foil) for foil in range(10)]
-    more = call(command, *digits, "-m", "zoo:mnist", "--foil", "each", *few, "--out", digits[0].parent)
+    more = call(command, *digits, "-m", "zoo:mnist", "--foil", "each", *few)
     assert Counter(row[0] for row in table(more)) == {path.name: 2 for path in digits}
     assert "(8 of 40 questions, the " in more.stdout
 
@@ -874,10 +872,9 @@ def test_pertinent_positives_are_those_of_the_api(
 
 
 def test_what_parts_are_replaced_by_is_an_option(digits: list[Path]) -> None:
-    (row,) = json.loads(call(*(each.format(image=digits[2]) for each in KEEP), "--baseline", "0.25", "--json").stdout)[
-        "pertinent_positives"
-    ]
-    method = rt.CEMMAFPositive(baseline=0.25)
+    options = ("--baseline", "0.25", "--superpixels", "grid", "--count", "36", "--json")
+    (row,) = json.loads(call(*(each.format(image=digits[2]) for each in KEEP), *options).stdout)["pertinent_positives"]
+    method = rt.CEMMAFPositive(baseline=0.25, superpixels=rt.Superpixels("grid", 36))
     expected = rt.pertinent_positive(rt.load("zoo:mnist"), [str(digits[2])], method=method).to_frame()
     assert row["p_fact"] == pytest.approx(expected["p_fact"].item(), abs=1e-6)
 

@@ -99,14 +99,15 @@ def test_fact_foil_method_and_model_are_those_that_were_asked_for(client: TestCl
 
 def test_what_would_have_to_change_and_what_is_enough_join_their_case(client: TestClient, desk: serve.Desk) -> None:
     case = ask(client, png())
-    changed = ask(client, what="change", case=case["id"], foil="7")
-    enough = ask(client, what="enough", case=case["id"])
-    assert enough["id"] == changed["id"] == case["id"]
-    assert enough["why"] == case["why"]
-    assert enough["change"] == changed["change"]
+    about = {"case": case["id"], "foil": "7"}
+    jobs = [client.post("/ask", data={"what": what, **about}).json()["job"] for what in ("change", "enough")]
+    changed, enough = (wait(client, job) for job in jobs)  # at once, and neither answer is lost
+    (told,) = desk.cases()
+    assert told == {**changed, **enough, "change": changed["change"], "enough": enough["enough"]}
+    assert (told["id"], told["why"]) == (case["id"], case["why"])
+    assert "rather than 7?" in told["change"][0]["question"]
     kept = rt.pertinent_positive(rt.load("zoo:mnist"), desk.folder / f"{case['id']}.input.png")
     np.testing.assert_array_equal(order_of(enough["enough"]) > 0, kept.mask[0].numpy() > 0)
-    assert desk.cases() == [enough]
     page = client.get("/").text
     assert case["id"] in page
     assert "connect-src 'self'" in page

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ LARGEST = 20 * 2**20
 """Bytes of an upload."""
 WAITING, WORKERS, KEPT = 32, 2, 200
 """Questions that may wait; that are worked on at once; answered ones that are remembered, and cases on the page."""
+_LARGEST_PAGE = 32 * 2**20  # bytes of the cases on it
 _LONGEST = 2000  # letters of a text or a name of a class
 _OFFERED = 5000  # classes to pick from; of a vocabulary the reader types one
 _FLAT = ("text", "table")  # have no layer of places
@@ -90,7 +92,9 @@ class Desk:
     def cases(self) -> list[dict[str, Any]]:
         """The cases that were answered, the newest first; behind them the results that were saved in the folder."""
         files = sorted(self.folder.glob("*.case.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        answered = [json.loads(path.read_text()) for path in files[:KEPT]]
+        bytes_so_far = accumulate(path.stat().st_size for path in files)
+        fitting = [path for path, size in zip(files, bytes_so_far, strict=True) if size <= _LARGEST_PAGE]
+        answered = [json.loads(path.read_text()) for path in fitting]
         return (answered + [told for path in sorted(self.folder.rglob("*.safetensors")) for told in _saved(path)])[
             :KEPT
         ]
@@ -167,9 +171,10 @@ class Desk:
             job.status = "working"
             with _stopping(model, job):
                 told = self._answer(job, model)
-            kept = self._kept(job.case) or {}
-            kept |= {key: value for key, value in told.items() if value} | {"id": job.case, "model": model.name}
-            write_atomically(self._file(job.case, "case.json"), [json.dumps(kept).encode()])
+            with self._lock:  # two answers about one case may come at once
+                kept = self._kept(job.case) or {}
+                kept |= {key: value for key, value in told.items() if value} | {"id": job.case, "model": model.name}
+                write_atomically(self._file(job.case, "case.json"), [json.dumps(kept).encode()])
             job.told, job.status = kept, "done"
         except KeyboardInterrupt:
             job.told, job.status = "stopped", "stopped"

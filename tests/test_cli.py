@@ -831,16 +831,16 @@ def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) 
         (("--superpixels", "grid"), rt.CEMMAFPositive(superpixels=rt.Superpixels("grid", 200))),
         (("--set", "kappa=5"), rt.CEMMAFPositive(kappa=5)),
         (
-            ("--method", "cem", "--set", "binary_search_steps=2", "--baseline", "0.5"),
-            rt.CEMPositive(binary_search_steps=2, baseline=0.5),
+            ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "0.5"),
+            rt.CEMPositive(binary_search_steps=1, baseline=0.5),
         ),
         (
-            ("--method", "cem", "--set", "binary_search_steps=2", "--baseline", "mean"),
-            rt.CEMPositive(binary_search_steps=2, baseline="mean"),
+            ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "mean"),
+            rt.CEMPositive(binary_search_steps=1, baseline="mean"),
         ),
         (
-            ("--method", "cem", "--set", "binary_search_steps=2", "--set", "baseline=[0.3]"),
-            rt.CEMPositive(binary_search_steps=2, baseline=(0.3,)),
+            ("--method", "cem", "--set", "binary_search_steps=1", "--set", "baseline=[0.3]"),
+            rt.CEMPositive(binary_search_steps=1, baseline=(0.3,)),
         ),
     ],
 )

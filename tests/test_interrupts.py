@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ratherthan.errors import InputError, told_as
+
 LINE = "error: stopped by Ctrl-C"
 START = "import sys; sys.argv[0] = 'ratherthan'; from ratherthan.__main__ import main; "
 
@@ -64,6 +66,19 @@ def test_while_modules_are_imported_it_is_one_line(module: str, command: str, di
     assert line.startswith(LINE)
     assert late == ["late"] * (module in BY_OTHERS), "of what a command imports, none is waited for"
     assert not (tmp_path / "out").exists()
+
+
+def test_behind_another_error_it_is_not_lost() -> None:
+    """Native code that calls Python makes an error of its own of it."""
+
+    def native() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    with pytest.raises(KeyboardInterrupt), told_as(InputError, "cannot read it", Exception):
+        native()
 
 
 def test_in_a_destructor_it_is_not_lost() -> None:

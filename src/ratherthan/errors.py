@@ -62,7 +62,17 @@ def told_as(kind: type[RatherThanError], what: str, *errors: type[BaseException]
     try:
         yield
     except errors as error:
+        let_stop(error)
         raise kind(f"{what}: {first_line(error)}{then}") from error
+
+
+def let_stop(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if it lies behind an error: native code that calls Python makes another one of it."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        behind = behind.__cause__ or behind.__context__
 
 
 def first_line(error: BaseException) -> str:

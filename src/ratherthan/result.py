@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -458,7 +459,8 @@ def _report(
     every = [each for group in groups for each in group]
     versions = ", ".join(f"{name} {number}" for name, number in every[0].versions.items())
     about = {"method": [each.made_by() for each in every], "model": [each.model for each in every]}
-    said = {name: "; ".join(filter(None, dict.fromkeys(each))) for name, each in about.items()} | {"versions": versions}
+    said = {name: "; ".join(filter(None, dict.fromkeys(each))) for name, each in about.items()}
+    said |= {"versions": versions, "written": str(date.today())}
     asked = every[0].asks if len(set(map(type, every))) == 1 else "Why, and what else would be?"
     return {
         "cases": [case for group in groups for case in _cases(group)], "title": title or asked, "intro": intro,

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ratherthan.errors import ModelError, first_line
+from ratherthan.errors import ModelError, first_line, let_stop
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -137,6 +137,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") if path.suffix == ".safetensors" else nullcontext() as file:
             yield file
     except Exception as error:
+        let_stop(error)
         why = first_line(error) if isinstance(error, (SafetensorError, OSError)) else "it is no file of tensors"
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             why = "it holds other objects, e.g. a whole pickled network; save `net.state_dict()`"

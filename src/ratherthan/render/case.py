@@ -91,7 +91,7 @@ def picture(image: ArrayLike, paper: bool = False) -> dict[str, Any]:
         paper: Whether it is ink on white paper, behind which a map is laid.
     """
     source, size = image_uri(image)
-    return {"kind": "picture", "source": source, "size": size, "paper": paper}
+    return {"kind": "picture", "source": source, "size": size, "paper": paper, "pixelated": max(size) <= PIXELATED}
 
 
 def lines(signal: Floats) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def volume(values: Floats) -> dict[str, Any]:
         each.thumbnail((_LONGEST_SLICE, _LONGEST_SLICE), Image.Resampling.LANCZOS)
     source, (height, width) = _sheet([np.asarray(each) for each in slices])
     size = [height // len(slices), width]
-    return {"kind": "volume", "source": source, "size": size, "slices": shown.tolist(), "depth": depth}
+    few = {"pixelated": max(size) <= PIXELATED, "depth": depth}
+    return {"kind": "volume", "source": source, "size": size, "slices": shown.tolist(), **few}
 
 
 def written(tokens: Sequence[str], words: Sequence[int] | None = None) -> dict[str, Any]:

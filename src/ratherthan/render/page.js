@@ -164,7 +164,7 @@ function pictureStage(view, name) {
   const laid = make("canvas", { class: "map", hidden: true, role: "img", "aria-label": "map" });
   const stage = make("div", { class: "stage" }, seen, laid), readout = make("output");
   let shown = null, slice = Math.floor(depth / 2);
-  const element = make("figure", { class: `${view.kind} ${Math.max(H, W) <= 96 ? "pixelated" : ""}` }, stage);
+  const element = make("figure", { class: `${view.kind} ${view.pixelated ? "pixelated" : ""}` }, stage);
   if (view.kind === "volume") {
     const sheet = new Image();
     const turn = () => {
@@ -317,8 +317,7 @@ function legend(sides) {
 }
 
 function pictureOf(view, name, caption) {
-  const pixelated = Math.max(...view.size) <= 96;
-  return make("figure", { class: pixelated ? "pixelated" : "" },
+  return make("figure", { class: view.pixelated ? "pixelated" : "" },
     make("img", { src: view.source, width: view.size[1], height: view.size[0], alt: name }), make("figcaption", {}, caption));
 }
 
@@ -386,7 +385,7 @@ function pathParts(card, found) {
     if (!on) show(Number(walk.value));
   } }, "blink against the image");
   show(last);
-  const figure = make("figure", { class: Math.max(H, W) <= 96 ? "pixelated" : "" }, picture, caption, make("div", { class: "controls" }, walk, blink));
+  const figure = make("figure", { class: data.view.pixelated ? "pixelated" : "" }, picture, caption, make("div", { class: "controls" }, walk, blink));
   return [figure, difference.element, make("div", { class: "side" }, ...heading(found), curves.element)];
 }
 

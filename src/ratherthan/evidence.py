@@ -136,10 +136,9 @@ def bundle(
 
 def _questions(why: Explanation) -> list[dict[str, Any]]:
     """What was asked, answered and measured, a row for each sample and question."""
-    rows = json.loads(why.to_frame().to_json(orient="records", double_precision=15))
     places = product(range(len(why)), range(why.questions))
     said = ({"question": why.question(*at), "answer": why.text(*at)} for at in places)
-    return [words | row for words, row in zip(said, rows, strict=True)]
+    return [words | row for words, row in zip(said, why.records(), strict=True)]
 
 
 def _about(model: Model) -> dict[str, Any]:

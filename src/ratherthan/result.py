@@ -119,6 +119,11 @@ class Result(ABC):
     def to_frame(self) -> DataFrame:
         """A row per sample and question (and answer, where there are several)."""
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame` as JSON has them: None where a number is not defined."""
+        rows: list[dict[str, Any]] = json.loads(self.to_frame().to_json(orient="records", double_precision=15))
+        return rows
+
     # ----------------------------------------------------------------------------------------- samples and questions
     def __len__(self) -> int:
         return len(self.images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -256,10 +255,9 @@ def _as_json(
     model: rt.Model, verb: Verb, found: list[Any], failures: Sequence[tuple[str, str]], files: Sequence[Path]
 ) -> dict[str, Any]:
     """What a script wants to know: a row for each image, question and contrast or answer; failures; files."""
-    tables = [each.to_frame().to_json(orient="records", double_precision=15) for each in found]  # NaN becomes null
     return {
         "model": model.name,
-        verb.result.kind.replace(" ", "_") + "s": [row for table in tables for row in json.loads(table)],
+        verb.result.kind.replace(" ", "_") + "s": [row for each in found for row in each.records()],
         "failures": [{"image": image, "reason": reason} for image, reason in failures],
         "files": [str(path) for path in files],
     }

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,10 +95,9 @@ class Desk:
         files = sorted(self.folder.glob("*.case.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         bytes_so_far = accumulate(path.stat().st_size for path in files)
         fitting = [path for path, size in zip(files, bytes_so_far, strict=True) if size <= _LARGEST_PAGE]
-        answered = [json.loads(path.read_text()) for path in fitting]
-        return (answered + [told for path in sorted(self.folder.rglob("*.safetensors")) for told in _saved(path)])[
-            :KEPT
-        ]
+        answered = (json.loads(path.read_text()) for path in fitting)
+        saved = (_saved(path, path.stat().st_mtime) for path in sorted(self.folder.rglob("*.safetensors")))
+        return list(islice(chain(answered, chain.from_iterable(saved)), KEPT))
 
     def _file(self, case: str, ending: str) -> Path:
         return self.folder / f"{case}.{ending}"
@@ -222,8 +222,9 @@ class Desk:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _saved(path: Path) -> list[dict[str, Any]]:
-    """The cases of a result that `save` wrote; none of another file."""
+@lru_cache(KEPT)
+def _saved(path: Path, written: float) -> list[dict[str, Any]]:
+    """The cases of a result that `save` wrote, read once for each time it is written; none of another file."""
     for kind in (rt.Explanation, rt.Counterfactual, rt.PertinentPositive):
         with suppress(InputError):
             return [case.told() for case in kind.load(path).cases()]

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 Preset = Literal["prabhushankar2020"] | None
 SHOWN = 20
-"""Of many facts or foils, figures and pages show so many, the likeliest; files of numbers hold all."""
+"""Of many facts or foils, figures show so many, the likeliest; a page as many as fit, files of numbers hold all."""
 _MOST_ON_A_PAGE, _BYTES_OF_MAPS = 1024, 2**20  # of one contrast: maps; numbers, a byte each
-_SIDES = ("against the fact, for the foil", "for the fact")
 _AT_ONCE = 64  # maps that are upsampled: a thousand of one image fill 200 MB
 _SHOWN_CLASSES, _SHOWN_WORDS, _SHOWN_COLUMNS = 6, 4, 20
 _AXES = {1: ["step"], 2: ["row", "column"], 3: ["slice", "row", "column"]}
@@ -161,19 +160,20 @@ class Explanation(Result):
         return None
 
     @cached_property
-    def _shares(self) -> dict[tuple[int, int], list[list[float]]]:
+    def _measured(self) -> dict[tuple[int, int], list[tuple[float, float, tuple[int, ...]]]]:
         """Filled as it is asked for, by sample and first of some questions; see `_divided`."""
         return {}
 
-    def _divided(self, sample: int, q: int) -> list[float]:
-        """How much of a map speaks for the fact and against it; those of neighbours are computed along."""
+    def _divided(self, sample: int, q: int) -> tuple[float, float, tuple[int, ...]]:
+        """How much of a map speaks for the fact and against it, and where it is largest; with those of neighbours."""
         first = q - q % _AT_ONCE
-        if (sample, first) not in self._shares:
-            maps = self._drawn(self.by_question(self.attribution)[sample, first : first + _AT_ONCE], 1).flatten(1)
-            self._shares[sample, first] = torch.stack(
-                [maps.clamp_min(0).sum(1), (-maps).clamp_min(0).sum(1)], 1
-            ).tolist()
-        return self._shares[sample, first][q - first]
+        if (sample, first) not in self._measured:
+            maps = self._drawn(self.by_question(self.attribution)[sample, first : first + _AT_ONCE], 1)
+            flat = maps.flatten(1)
+            gain, loss = flat.clamp_min(0).sum(1).tolist(), (-flat).clamp_min(0).sum(1).tolist()
+            peaks = (tuple(map(int, np.unravel_index(at, maps.shape[1:]))) for at in flat.argmax(1).tolist())
+            self._measured[sample, first] = list(zip(gain, loss, peaks, strict=True))
+        return self._measured[sample, first][q - first]
 
     def _odds(self, sample: int, q: int) -> tuple[float, float]:
         """The probabilities of the fact and of the foils."""
@@ -222,7 +222,7 @@ class Explanation(Result):
 
     def text(self, sample: int, q: int = 0) -> str:
         """One line about one sample: the question, the figures, and how the relevance is divided."""
-        gain, loss = self._divided(sample, q)
+        gain, loss, _ = self._divided(sample, q)
         score = self.by_question(self.score)[sample, q].item()
         share = f"{gain / (gain + loss):.0%} of the relevance is for it" if gain + loss else "no relevance anywhere"
         odds = ""
@@ -331,8 +331,7 @@ class Explanation(Result):
         return torch.where(high > low, (maps - low) / (high - low), 0)
 
     def _row(self, sample: int, q: int) -> dict[str, Any]:
-        map_ = self._drawn(self.by_question(self.attribution)[sample, q], 0)
-        peak = np.unravel_index(int(map_.argmax()), map_.shape)
+        gain, loss, peak = self._divided(sample, q)
         row = {
             "sample": self.names[sample],
             "fact": self.fact_name(sample, q),
@@ -341,9 +340,9 @@ class Explanation(Result):
             "contrast": self.contrast,
             "layer": self.layer,
             "score": self.by_question(self.score)[sample, q].item(),
-        }
-        row |= dict(zip(("relevance_for", "relevance_against"), self._divided(sample, q), strict=True))
-        row |= {f"peak_{axis}": int(at) for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
+            "relevance_for": gain,
+            "relevance_against": loss,
+        } | {f"peak_{axis}": at for axis, at in zip(_AXES[len(peak)], peak, strict=True)}
         if self.output != "value":
             row |= dict(zip(("p_fact", "p_foil"), self._odds(sample, q), strict=True))
         return row
@@ -383,8 +382,6 @@ def to_panels(explanations: Sequence[Explanation]) -> list[Panel]:
         maps = []
         for label, foil, number, q in _asked(explanations, sample, group):
             each = explanations[number]
-            if each.idle(sample, q):
-                continue
             values = each.by_question(heatmaps[number])[sample, q].detach().float().cpu().numpy()
             maps.append(Heatmap(foil, label, laid_over(values, owner), each.text(sample, q)))
         bars, fact = _bars(first, sample, group), first.fact_name(sample, group)
@@ -399,30 +396,21 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         InputError: If they are not about the same samples.
     """
     from ratherthan.render import case
+    from ratherthan.render.panel import Panel
 
     fitting = _of_the_same([each.likeliest(each._fitting()) for each in explanations])
     first, cases = fitting[0], list[case.Case]()
-    left = max(each.questions - few.questions for each, few in zip(explanations, fitting, strict=True))
-    note = (
-        f"The {fitting[0].questions} likeliest of {explanations[0].questions}; files of numbers hold all."
-        if left
-        else ""
-    )
+    told = f"The {first.questions} likeliest of {explanations[0].questions}; files of numbers hold all."
+    left = any(few.questions < each.questions for each, few in zip(explanations, fitting, strict=True))
     for sample, group in _groups(first):
         maps = list[case.Map]()
         for label, foil, number, q in _asked(fitting, sample, group):
-            each = fitting[number]
-            if each.idle(sample, q):
-                continue
+            each, values = fitting[number], fitting[number].plain_map(sample, q)
             asked = each.question(sample, q)
-            maps.append(
-                case.Map(
-                    foil, label, each.plain_map(sample, q), asked, each.text(sample, q).removeprefix(asked).strip()
-                )
-            )
+            maps.append(case.Map(foil, label, values, asked, each.text(sample, q).removeprefix(asked).strip()))
         maps.sort(key=lambda each: "weighted" not in each.contrast)  # a page opens with these
         bars, fact = _bars(first, sample, group, len(maps)), first.fact_name(sample, group)
-        why = case.why(maps, _SIDES, note) if maps else None
+        why = case.why(maps, Panel.sides, told if left else "") if maps else None
         cases.append(case.Case(first.title(sample), fact, first.view(sample), bars, why))
     return cases
 
@@ -451,6 +439,8 @@ def _asked(explanations: Sequence[Explanation], sample: int, group: int) -> Iter
     for number, each in enumerate(explanations):
         seen = views.setdefault(each.contrast if len(methods) == 1 else f"{each.method} {each.contrast}", {})
         for q in [group] if each.axis == "fact" else range(each.questions):
+            if each.idle(sample, q):
+                continue
             foil = each.foil_name(sample, q)
             if each.contrast != "none":  # a plain map is the same whatever the foil, and shown once
                 foil = unique_name(foil, seen.__contains__, "{} ({})")  # ImageNet has two cranes

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ratherthan.errors import InputError, first_line
+from ratherthan.errors import InputError, first_line, let_stop
 from ratherthan.files import regular
 
 Fit = Literal["resize", "crop"]
@@ -71,6 +71,7 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             return plain(image)
     except Exception as error:  # damaged bytes bring out far more kinds of error than Pillow documents
+        let_stop(error)
         raise CorruptImage(f"{name}: {_reason(error).removeprefix(f'{name}: ')}") from error
 
 

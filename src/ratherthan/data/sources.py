@@ -25,7 +25,7 @@ from torch.utils.data import TensorDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
-from ratherthan.errors import InputError, first_line, told_as, unknown
+from ratherthan.errors import InputError, first_line, let_stop, told_as, unknown
 from ratherthan.files import read_text, regular
 from ratherthan.registry import Registry
 from ratherthan.settings import check_value
@@ -141,6 +141,7 @@ def load(name: str | Path | TorchDataset[Any], root: Root = None, split: str | N
         except InputError:
             raise
         except Exception as error:  # whatever comes of files that do not hold what they should
+            let_stop(error)
             what = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(f"the data set {text} cannot be read, its files are damaged ({what})") from error
     _without_splits(text, split)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ratherthan.errors import InputError
 from ratherthan.render import colours
-from ratherthan.render.kinds import plot
+from ratherthan.render.kinds import evenly, plot
 from ratherthan.words import percent
 
 LONGEST = 448  # px: a photograph on a page is not larger
@@ -102,12 +102,12 @@ def lines(signal: Floats) -> dict[str, Any]:
 def volume(values: Floats) -> dict[str, Any]:
     """A volume (D, H, W) or (D, H, W, 3) in [0, 1]: up to 64 evenly spaced slices, one below the other."""
     depth = len(values)
-    shown = np.unique(np.linspace(0, depth - 1, min(depth, _SLICES)).round().astype(int))
+    shown = evenly(depth, _SLICES)
     slices = [Image.fromarray(colours.as_rgb(values[number])) for number in shown]
     for each in slices:
         each.thumbnail((_LONGEST_SLICE, _LONGEST_SLICE), Image.Resampling.LANCZOS)
-    source, (height, width) = _sheet([np.asarray(each) for each in slices])
-    size = [height // len(slices), width]
+    source = _data_uri(Image.fromarray(np.concatenate([np.asarray(each) for each in slices])))
+    size = [slices[0].height, slices[0].width]
     few = {"pixelated": max(size) <= PIXELATED, "depth": depth}
     return {"kind": "volume", "source": source, "size": size, "slices": shown.tolist(), **few}
 
@@ -225,11 +225,6 @@ def image_uri(image: ArrayLike) -> tuple[str, list[int]]:
     made = Image.fromarray(colours.as_rgb(image))
     made.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return _data_uri(made), [made.height, made.width]
-
-
-def _sheet(slices: Sequence[colours.Bytes]) -> tuple[str, tuple[int, int]]:
-    sheet = Image.fromarray(np.concatenate(slices))
-    return _data_uri(sheet), (sheet.height, sheet.width)
 
 
 def _data_uri(made: Image.Image) -> str:

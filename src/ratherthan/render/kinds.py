@@ -55,10 +55,15 @@ def plot(signal: Floats) -> tuple[Bytes, Owner]:
     return np.asarray(drawn), None
 
 
+def evenly(depth: int, most: int) -> np.ndarray[Any, Any]:
+    """The numbers of slices that are shown, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(int))
+
+
 def contact_sheet(volume: Floats) -> tuple[Floats, Owner]:
     """Up to nine evenly spaced slices, three a row, with their numbers."""
     depth, height, width = volume.shape[:3]
-    shown = np.unique(np.linspace(0, depth - 1, min(depth, _SLICES)).round().astype(int))
+    shown = evenly(depth, _SLICES)
     columns = min(3, len(shown))
     times = max(1, -(-_CELL // max(height, width)))
     step = np.array([height * times + _LABEL + _GAP, width * times + _GAP])

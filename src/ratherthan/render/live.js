@@ -60,10 +60,8 @@ function place(told, before) {
 }
 
 // Every case can be asked what would have to change, and what is enough.
-const opened = openCase;
-openCase = function (article, data) {
-  const known = cards.has(article), card = opened(article, data);
-  if (known || !card.data.id) return card;
+added.push((article, card) => {
+  if (!card.data.id) return;
   const status = make("div", { class: "row", "aria-live": "polite" }), { id, model, change, enough } = card.data;
   const ask = (what, title, fields) => make("button", { type: "button", onclick: async () => {
     const told = await asking.work(status, { what, case: id, model, ...fields() });
@@ -72,8 +70,7 @@ openCase = function (article, data) {
   const foil = () => (card.chosen.foil && !card.chosen.foil.startsWith("any of") ? { foil: card.chosen.foil } : {});
   article.lastElementChild.before(make("div", { class: "row controls ask" },
     change ? null : ask("change", "what would have to change?", foil), enough ? null : ask("enough", "what is enough?", () => ({})), status));
-  return card;
-};
+});
 
 function build(form) {
   const pick = (name, options) => make("select", { name, "aria-label": name }, options.map(([value, said]) => make("option", { value }, said ?? value)));

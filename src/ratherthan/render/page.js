@@ -428,7 +428,9 @@ function enoughTab(card) {
 const TABS = [["why", "why", whyTab], ["change", "what would have to change", changeTab], ["enough", "what is enough", enoughTab]];
 const wished = { contrast: null, foil: null, view: "overlay", scale: "own", strength: 85 };
 
-let openCase = function (article, data) {
+const added = []; // what a page that asks adds to every case: called with its article and card
+
+function openCase(article, data) {
   if (cards.has(article)) return cards.get(article);
   data ??= JSON.parse(document.querySelector(`script[data-case="${article.id}"]`).textContent);
   const card = { data, chosen: { ...wished }, set() {} }, tabs = TABS.filter(([key]) => data[key]);
@@ -467,8 +469,9 @@ let openCase = function (article, data) {
   article.append(...panels.map(each => each.panel));
   if (panels.length) fill(panels[0]);
   article.append(reviews.box(article, data));
+  for (const each of added) each(article, card);
   return card;
-};
+}
 
 // ------------------------------------------------------------------------------------------- verdicts and comments
 const reviews = {

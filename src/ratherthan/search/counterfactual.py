@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -220,9 +219,7 @@ class Counterfactual(SearchResult):
             foil = self._foil(int(self.best(self.foil, i, q)), "anything else")
             views.append(Heatmap(foil, self.method, values, self.text(i, q)))
         fact = self.class_label(int(self.best(self.fact, i, 0)))
-        return Panel(
-            Path(self.names[i]).name, image, fact, self._bars(i), tuple(views), ("would have to change", ""), paper=True
-        )
+        return Panel(self.title(i), image, fact, self._bars(i), tuple(views), ("would have to change", ""), paper=True)
 
     def trajectories(self) -> list[Trajectory]:
         """What the rendering draws: a film strip and the curves of each question."""
@@ -233,7 +230,7 @@ class Counterfactual(SearchResult):
         fact, foil = int(self.best(self.fact, i, q)), int(self.best(self.reached, i, q)[0])
         others = p.index_fill(1, torch.tensor([fact, foil], device=p.device), -1).amax(1).clamp_min(0)
         return Trajectory(
-            name=Path(self.names[i]).name, question=self.question(i, q), status=self.best(self.status, i, q),
+            name=self.title(i), question=self.question(i, q), status=self.best(self.status, i, q),
             text=self.text(i, q).removeprefix(self.question(i, q)).strip(), image=self.picture(self.images[i]),
             reconstruction=None if self.reconstruction is None else self.picture(self.reconstruction[i]),
             path=[self.picture(each) for each in self.best(self.path, i, q)],

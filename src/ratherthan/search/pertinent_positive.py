@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -161,13 +160,13 @@ class PertinentPositive(SearchResult):
         return mask * self.images + (1 - mask) * (_DIMMED * self.images + (1 - _DIMMED) * 0.5)
 
     def panels(self) -> list[Panel]:
-        """What the report draws: the features kept over their image, the most important strongest."""
+        """What a figure draws: the features kept over their image, the most important strongest."""
         return [self._panel(i, rank) for i, rank in enumerate(self.ranks().numpy())]
 
     def _panel(self, i: int, rank: np.ndarray[Any, Any]) -> Panel:
         image, owner = self.drawn(i)
         view, fact = Heatmap("", self.method, laid_over(rank, owner), self.text(i)), self.class_label(int(self.fact[i]))
-        return Panel(Path(self.names[i]).name, image, fact, self._bars(i), (view,), _SIDES, paper=bool(self.tokens))
+        return Panel(self.title(i), image, fact, self._bars(i), (view,), _SIDES, paper=bool(self.tokens))
 
     def cases(self) -> list[Case]:
         """What a page shows: a case per sample, with the part that is enough."""
@@ -187,7 +186,7 @@ class PertinentPositive(SearchResult):
             return figure(self.panels())
         return draw_excerpts([
             excerpt_row(
-                Path(each.names[0]).name, each.class_label(int(each.fact)), each.text(0), each.status[0],
+                each.title(0), each.class_label(int(each.fact)), each.text(0), each.status[0],
                 each.picture(each.images[0]), each.picture(each.example[0]), each.picture(each.dimmed()[0]),
                 each.ranks()[0].numpy(),
                 each.logits[0].softmax(0)[each.fact].item(),

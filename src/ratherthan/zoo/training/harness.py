@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ratherthan import data
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, let_stop
 from ratherthan.files import check_place, locked, write_atomically
 from ratherthan.inference import to_device
 from ratherthan.outputs import OUTPUTS
@@ -230,6 +230,7 @@ class _Training:
                 for name, part in self.learner.parts.items():
                     part.load_state_dict(state[name])
         except Exception as error:  # whatever the unpickler makes of foreign bytes, with advice to run them
+            let_stop(error)
             raise InputError(f"{path} is no checkpoint{hint}") from error
         if differing:
             raise InputError(f"{path} is of a training with other {', '.join(differing)}{hint}")

@@ -240,11 +240,8 @@ def _stopping(model: rt.Model, job: Job) -> Iterator[None]:
         if job.stop.is_set() and threading.get_ident() == mine:
             raise KeyboardInterrupt
 
-    handle = model.module.register_forward_pre_hook(look)
-    try:
+    with model.module.register_forward_pre_hook(look):
         yield
-    finally:
-        handle.remove()
 
 
 # --------------------------------------------------------------------------------------------- the web

@@ -29,7 +29,7 @@ _MEANT = 64  # images behind a mean one
 _INTRO = """\
 Said P, labelled Q: how often, where it is decided on average, and the most typical cases of the most frequent \
 pairs. A suspect is an image whose label the network speaks against: look whether the label is right. A piece is a \
-twenty-fifth of an image, cut out where the relevance for a class lies; if it turns at least half \
+twenty-fifth of an image, cut out where the relevance for a class lies; if it turns at least a quarter \
 of the images of other classes onto which it is put, the class is decided by something that is no part of the object."""
 
 

@@ -21,8 +21,8 @@ SIDE = 5
 """A piece has a fifth of the rows and of the columns of an image, 4 % of it."""
 PLACES = 3
 """Places of a class that are tried, beside each image's own."""
-DECIDES = 0.5
-"""A piece decides by itself if it turns so large a share of images of other classes, beyond what any piece does."""
+DECIDES = 0.25
+"""A piece decides by itself if it turns so large a share of other images, beyond what else lies there does."""
 Box = tuple[slice, slice]
 
 
@@ -54,7 +54,7 @@ class Piece:
 
     @property
     def spurious(self) -> bool:
-        """Whether it decides by itself: no such small part of an object turns most images of other classes."""
+        """Whether it decides by itself: no so small part of an object does."""
         return self.turned - self.control >= DECIDES
 
     @property
@@ -75,7 +75,7 @@ class Piece:
 def pieces(
     model: Model, said: tuple[str, int], maps: Tensor, donors: Tensor, positions: tuple[int, ...], hosts: Tensor
 ) -> list[Piece]:
-    """The candidates of one class, what turns most images first.
+    """The candidates of one class, those that turn most images first.
 
     Args:
         model: The network.

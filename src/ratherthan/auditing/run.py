@@ -239,7 +239,7 @@ class Audit:
         """Small pieces of images, a few of each class, and how far each decides by itself, the strongest first.
 
         A piece is cut from images that are said to be of a class, where the relevance lies, and put onto images that
-        are rightly said to be of other classes. What turns at least half of these, and is a twenty-fifth of the image,
+        are rightly said to be of other classes. What turns a quarter of these, and is a twenty-fifth of the image,
         is no part of an object that tells its class: `spurious`. Only what the data show can be found: a mark that
         belongs to one class has to be in it.
 

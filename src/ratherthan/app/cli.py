@@ -31,7 +31,7 @@ from ratherthan.app.options import (
     words,
 )
 from ratherthan.app.terminal import complain, say, say_json, warn
-from ratherthan.errors import InputError, RatherThanError, first_line
+from ratherthan.errors import InputError, RatherThanError, first_line, see
 from ratherthan.files import check_place, write_atomically
 
 
@@ -53,7 +53,8 @@ class Commands(TyperGroup):
             reason = error.strerror or first_line(error)
             complain(f"{error.filename}: {reason}" if error.filename else reason)
         except MemoryError as error:
-            complain(f"not enough memory: give a smaller --size or --batch-size, or fewer images ({first_line(error)})")
+            remedy = "give a smaller --size or --batch-size, or fewer images"
+            complain(f"not enough memory: {remedy} ({first_line(error)})" + see("out-of-memory"))
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
@@ -418,6 +419,17 @@ def list_(
         say("\n".join([f"{command}:"] * bool(command) + [f"{row['name']:{wide}}  {row['help']}" for row in here]))
 
 
+@_command("cite gradcam weighted", "cite")
+def cite(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Methods, contrasts, experiments, as ratherthan list tells them."),
+    ] = None,
+) -> None:
+    """Print BibTeX entries of ratherthan and of what was used."""
+    say(rt.cite(*names or ()))
+
+
 @_command(
     "serve",
     "serve --model zoo:mnist --also zoo:fashion_mnist --cases served",
@@ -437,7 +449,8 @@ def serve(
     try:
         from ratherthan.app.serve import run
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[serve]'") from error
+        remedy = "pip install 'ratherthan[serve]'" + see("a-package-is-missing")
+        raise InputError(f"{error.name} is not installed: {remedy}") from error
     check_place(cases)
     run(
         [model.load(), *(rt.load(name, device=model.device, trust_code=True) for name in also or ())], cases, host, port

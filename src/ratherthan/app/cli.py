@@ -232,7 +232,7 @@ def pertinent_positive(
     ] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
-    baseline: Annotated[str | None, question("What is where a part is not: 0.5, mean, blur ...")] = None,
+    baseline: Annotated[str | None, question("What replaces a part that is left out: 0.5, mean, blur ...")] = None,
     settings: options.Settings = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
@@ -465,7 +465,7 @@ def doctor(as_json: options.AsJson = False) -> None:
     say_json(look()) if as_json else say(as_text(look()))
 
 
-noted = typer.Typer(help="What colleagues noted on pages of answers.")
+noted = typer.Typer(help="Verdicts that reviewers saved on pages of answers.")
 app.add_typer(noted, name="reviews")
 
 

@@ -174,7 +174,7 @@ def images(folder: Root) -> Dataset:
 
 
 def names() -> list[str]:
-    """The names that `load` knows by heart."""
+    """The names that `load` knows."""
     return [name for name in DATASETS.names() if not name.endswith(":")]
 
 

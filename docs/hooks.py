@@ -89,7 +89,10 @@ def commands() -> str:
 def public() -> dict[str, str]:
     """The public names, and the module each comes from."""
     stub = (ROOT / "src/ratherthan/__init__.pyi").read_text()
-    return {name: module for module, name in re.findall(r"^from \.(\w+)[\w.]* import (\w+)", stub, re.MULTILINE)}
+    inside = {f"data.{name}": "data" for name in ("load", "names", "match_labels")}  # of the one module among them
+    return inside | {
+        name: module for module, name in re.findall(r"^from \.(\w+)[\w.]* import (\w+)", stub, re.MULTILINE)
+    }
 
 
 def references() -> Iterator[tuple[str, str]]:
@@ -106,9 +109,8 @@ def references() -> Iterator[tuple[str, str]]:
     for title, modules in REFERENCE.items():
         names = [name for each in modules for name, module in public().items() if module == each and name not in told]
         place = title.lower().replace(" ", "-") + ".md"
-        listed.append(f"- [{title}]({place}): " + ", ".join(f"`{name}`" for name in names))
-        yield (
-            f"reference/{place}",
-            f"# {title}\n\n" + "\n\n".join(f"::: ratherthan.{name}\n    options: {{members: null}}" for name in names),
-        )
+        listed.append(f"- [{title}]({place}): " + ", ".join(f"[`{name}`][ratherthan.{name}]" for name in names))
+        options = "    options: {{members: null, heading: {0}, toc_label: {0}}}"
+        directives = [f"::: ratherthan.{name}\n{options.format(name)}" for name in names]
+        yield f"reference/{place}", "\n\n".join([f"# {title}", *directives])
     yield "reference/index.md", "\n".join(listed) + "\n"

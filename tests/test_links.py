@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ratherthan import errors
+import ratherthan as rt
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -38,4 +38,8 @@ def test_messages_lead_to_headings_that_exist() -> None:
     named = [anchor for each in sources for anchor in re.findall(r'\bsee\("([^"]*)"\)', each.read_text())]
     assert 5 <= len(named) <= 10
     assert set(named) <= anchors(ROOT / "docs" / "troubleshooting.md")
-    assert errors.see("out-of-memory").endswith("/docs/troubleshooting.md#out-of-memory)")
+    with pytest.raises(rt.InputError) as told:
+        rt.Manifold.of(rt.load("zoo:beats"))
+    text, _, address = str(told.value).partition(" (more: ")
+    assert text.startswith("zoo:beats names no manifold: give one")
+    assert address == "https://github.com/ratherthan/ratherthan/blob/main/docs/troubleshooting.md#no-manifold)"

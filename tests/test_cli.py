@@ -35,6 +35,8 @@ from ratherthan import Mask, data, evaluate
 from ratherthan.app import demo, doctor, terminal
 from ratherthan.app.answer import ALL
 from ratherthan.app.cli import app, main
+from ratherthan.errors import InputError
+from ratherthan.model import fingerprint
 from ratherthan.words import percent
 from ratherthan.zoo.architectures import PlainNet
 from ratherthan.zoo.registry import ZOO
@@ -1201,6 +1203,13 @@ def test_evaluate_gives_the_table_of_the_api_and_resumes(root: Path, tmp_path: P
     assert result.exit_code == 0
     assert run.to_markdown(intervals=False).splitlines()[2] in result.stdout
     assert {"table.md", "table.tex", "plot.png"} <= {path.name for path in (tmp_path / "cli").iterdir()}
+    page = (tmp_path / "cli" / "run.html").read_text()
+    for row in summary[summary["measure"] == "logit"].itertuples():
+        assert f"{row.mean:.3f}" in page
+    weights = fingerprint(rt.load("zoo:mnist").module)
+    assert weights in page
+    with pytest.raises(InputError, match=r"end it in \.html"):
+        run.save(tmp_path / "run.txt")
 
 
 def test_a_seed_is_kept_and_what_cannot_be_read_is_named(digits: list[Path], tmp_path: Path) -> None:

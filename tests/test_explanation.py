@@ -323,3 +323,21 @@ def test_unknown_endings_are_refused(tmp_path: Path, model: rt.Model) -> None:
     with pytest.raises(rt.InputError, match=r"\.png, \.html or \.safetensors"):
         rt.explain(model, images(1)).save(tmp_path / "why.gif")
     assert json.dumps(rt.explain(model, images(1)).versions)
+
+
+def test_labels_of_a_set_go_along_by_name_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
+    model = rt.Model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), ["owl", "cat", "dog"], channels=1)
+    pixels = np.zeros((4, 2, 2), np.uint8)
+    names, classes = tuple("abcd"), ("Cat", "dog", "emu")
+    data = rt.Dataset("pets", classes, names, (0, 1, 2, -1), rt.data.ArrayReader(pixels), numbered=False)
+    for found in (
+        rt.explain(model, data, method="ixg", batch_size=3),
+        rt.pertinent_positive(model, data, method=rt.CEMPositive(iterations=1, binary_search_steps=1)),
+    ):
+        assert found.labels is not None
+        assert found.labels.tolist() == [1, 2, -1, -1]
+        assert [case.label for case in found[1:].cases()] == ["dog", "", ""]
+        assert type(found).load(found.save(tmp_path / "found.safetensors")).labels.tolist() == [1, 2, -1, -1]
+    assert rt.explain(model, torch.zeros(1, 1, 2, 2), method="ixg").labels is None
+    beyond = torch.utils.data.TensorDataset(torch.zeros(2, 1, 2, 2), torch.tensor([2, 7]))
+    assert rt.explain(rt.Model(model.module, channels=1), beyond, method="ixg").labels.tolist() == [2, -1]

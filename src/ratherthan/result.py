@@ -70,12 +70,14 @@ class Result(ABC):
         output: What the model gives, the name of an `Output`.
         class_names: Where the model has them.
         names: What to call the samples, e.g. their paths.
+        labels: (N,) class indices that a data set says they have; -1 where it is not known; None: nowhere.
         tokens: Of texts, what the tokens of each read, see `Text.tokens`; of tables names and values of the columns;
             empty for all else.
         versions: Of what computed it.
         preprocessing: What images went through before the network saw them, in words.
         shown: The channels of images that are drawn, see `Images`; None: all, or their mean.
         model: What the network is called.
+        command: What was typed to ask, where it was typed.
     """
 
     kind: ClassVar[str]
@@ -90,11 +92,13 @@ class Result(ABC):
     output: str = "logits"
     class_names: Annotated[tuple[str, ...], Shape("K")] | None = None
     names: Annotated[tuple[str, ...], Shape("N")] = ()
+    labels: Annotated[Tensor | None, Shape("N")] = None
     tokens: tuple[tuple[str, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=lambda: versions())
     preprocessing: str = ""
     shown: tuple[int, ...] | None = None
     model: str = ""
+    command: str = ""
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -163,6 +167,15 @@ class Result(ABC):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if isinstance(v, (Tensor, list)) or k in _BY_SAMPLE}
 
+    def labelled(self, labels: Sequence[int]) -> Self:
+        """The same with what a data set says that the samples are; what is none of the classes is not known."""
+        known = torch.tensor(list(labels))
+        return (
+            dataclasses.replace(self, labels=torch.where(known < self.logits.shape[1], known, -1))
+            if len(known)
+            else self
+        )
+
     # ----------------------------------------------------------------------------------------- words
     def class_label(self, index: int) -> str:
         """What to call a class; in quotes where its name is more than can be seen, as that of the token " dog"."""
@@ -221,6 +234,15 @@ class Result(ABC):
     def title(self, sample: int) -> str:
         """What to call a sample where there is little room."""
         return shorten(self.names[sample], TOLD) if self.tokens else Path(self.names[sample]).name
+
+    def about(self, sample: int) -> dict[str, Any]:
+        """What a page's case says of a sample before anything else: name, picture, and its label, if it is known."""
+        label = -1 if self.labels is None else int(self.labels[sample])
+        return {
+            "name": self.title(sample),
+            "view": self.view(sample),
+            "label": self.class_label(label) if label >= 0 else "",
+        }
 
     def view(self, sample: int) -> dict[str, Any]:
         """What was asked about, as a page takes it; see `render.case`."""
@@ -361,7 +383,7 @@ def _fitting(kind: type[Result], fields: dict[str, Any]) -> dict[str, Any]:
     if read and (len(read) != sizes["N"] or max(map(len, read)) > found["images"].shape[-1]):
         raise InputError("tokens are those of other texts")
     classes = OUTPUTS.find(found.get("output", "logits")).of_classes
-    for key, low in {"fact": 0, "foil": -1}.items():
+    for key, low in {"fact": 0, "foil": -1, "labels": -1}.items():
         given = found.get(key)
         if given is not None and (classes or key == "fact") and not ((given >= low) & (given < sizes["K"])).all():
             raise InputError(f"{key} is a class that is none of {sizes['K']}")
@@ -464,6 +486,7 @@ def _report(
     every = [each for group in groups for each in group]
     versions = ", ".join(f"{name} {number}" for name, number in every[0].versions.items())
     about = {"method": [each.made_by() for each in every], "model": [each.model for each in every]}
+    about["command"] = [each.command for each in every]
     said = {name: "; ".join(filter(None, dict.fromkeys(each))) for name, each in about.items()}
     said |= {"versions": versions, "written": str(date.today())}
     asked = every[0].asks if len(set(map(type, every))) == 1 else "Why, and what else would be?"

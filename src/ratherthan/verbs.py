@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ratherthan.data import load
+from ratherthan.data import load, match_labels
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.settings import AtLeastOne, check_value
@@ -29,6 +29,7 @@ class Samples:
         fact: The fact as it was given, see `contrast.resolve`; what is given per sample is of these samples.
         foil: The same of the foil.
         start: Position of the first among all samples of the call.
+        labels: What a data set says that they are, -1 where it does not; empty: they come from none.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class Samples:
     fact: Any = None
     foil: Any = None
     start: int = 0
+    labels: tuple[int, ...] = ()
 
     @staticmethod
     def of(
@@ -53,7 +55,7 @@ class Samples:
         Raises:
             InputError: If there is something that is no image, or facts, foils or names for another number of samples.
         """
-        images, names = _opened(model, images, names)
+        images, names, labels = _opened(model, images, names)
         batch = model.preprocess(images).clone()  # results keep them, whatever becomes of the caller's
         for what, spec in (("fact", fact), ("foil", foil)):
             if _per_sample(spec) and len(spec) != len(batch):
@@ -61,7 +63,7 @@ class Samples:
         if names is not None and (isinstance(names, str) or len(names) != len(batch)):
             raise InputError(f"names is a list of {len(batch)}, one per sample")
         names = _names(images, len(batch), model.inputs.one) if names is None else names
-        return Samples(batch, tuple(map(str, names)), fact, foil)
+        return Samples(batch, tuple(map(str, names)), fact, foil, labels=labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -117,18 +119,21 @@ def _per_sample(spec: Any) -> bool:
     return isinstance(spec, (Tensor, np.ndarray)) and np.ndim(spec) > 0
 
 
-def _opened(model: Model, images: Any, names: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
-    """What a data set or a loader holds, with names; anything else as it is."""
+def _opened(
+    model: Model, images: Any, names: Sequence[str] | None
+) -> tuple[Any, Sequence[str] | None, tuple[int, ...]]:
+    """What a data set or a loader holds, with names, and labels of a set; anything else as it is."""
     if isinstance(images, DataLoader):
         parts = [batch[0] if isinstance(batch, (list, tuple)) else batch for batch in images]
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             raise InputError("a DataLoader gives batches of images (N, C, H, W), or of images and labels")
-        return torch.cat(parts), names
+        return torch.cat(parts), names, ()
     if isinstance(images, Dataset):
         data = load(images)
         data = data if data.transform is not None else data.with_transform(model.inputs.prepare)
-        return [data[i][0].unsqueeze(0) for i in range(len(data))], data.ids if names is None else names
-    return images, names
+        items = [data[i][0].unsqueeze(0) for i in range(len(data))]
+        return items, data.ids if names is None else names, match_labels(data, model.class_names, strict=False).labels
+    return images, names, ()
 
 
 def _names(images: Any, samples: int, one: str) -> list[str]:

@@ -134,6 +134,25 @@ def test_the_slider_moves_the_picture_and_the_keys_turn_the_tabs(digits: Path, l
         np.testing.assert_array_equal(veil == 0, (order > 0) & (order <= count))
 
 
+def test_cases_say_whether_they_are_right_and_are_put_in_order(look: Any, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    net[1].weight.data = torch.tensor(
+        [[1.0] * 4, [-1.0] * 4]
+    )  # says "bright" unless all is dark; the surer the brighter
+    images = torch.tensor([0.9, 0.1, 0.5])[:, None, None, None].expand(3, 1, 2, 2)
+    data = torch.utils.data.TensorDataset(images, torch.tensor([0, 0, 1]))
+    why = rt.explain(rt.Model(net, ["bright", "dark"], channels=1), data, method="ixg", names=["b", "c", "a"])
+    page = look(why.save(tmp_path / "labelled.html"), axe=True)
+    said = [card.locator(".badge").inner_text() for card in page.locator("article").all()]
+    assert said == ["right: labelled bright", "right: labelled bright", "wrong: labelled dark"]
+    assert accessible(page) == []
+    orders = {"least certain first": "cab", "wrong first": "abc", "by name": "abc", "as given": "bca"}
+    for order, names in orders.items():
+        page.get_by_label("order").select_option(order)
+        assert [card.get_attribute("data-name") for card in page.locator("article").all()] == list(names)
+        assert [link.text_content()[0] for link in page.locator(".toc a").all()] == list(names)
+
+
 def test_verdicts_are_kept_and_saved(digits: Path, look: Any) -> None:
     page = look(digits)
     card = page.locator("article").nth(1)

@@ -18,8 +18,10 @@ from ratherthan.app.options import KINDS, AskOptions, words
 from ratherthan.app.table import lines
 from ratherthan.app.terminal import complain, say, say_json
 from ratherthan.attribution.explanation import to_panels
+from ratherthan.data import Dataset
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.files import check_free, check_place, write_atomically
+from ratherthan.model import fingerprint
 from ratherthan.progress import reporter
 from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
@@ -149,10 +151,13 @@ def answer(
         check_place(given.out, KINDS)
     if bundle is not None:
         check_free(bundle)
-    model = given.load(given.continuation)
+    model, command = given.load(given.continuation), shlex.join(["ratherthan", *sys.argv[1:]])
     ask = prepared(model)
     asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
     samples, failures = gather(given, model)
+    labels = dict(zip(samples.ids, samples.labels, strict=True)) if isinstance(samples, Dataset) and given.data else {}
+    weights = fingerprint(model.module)
+    made = {"command": command, "model": f"{model.name} (weights {weights[:12]})"}
     batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
     total = 0 if samples is None else len(samples)
     size = at_once or max(1, total)
@@ -174,7 +179,8 @@ def answer(
             return
         answers = answers if isinstance(answers, list) else [answers]
         names = tuple(printable(name) for _, name in read[: len(answers[0])])  # a stopped search has less
-        batches.append([replace(each, names=names) for each in answers])
+        known = [labels[name] for _, name in read[: len(names)] if labels]
+        batches.append([replace(each, names=names, **made).labelled(known) for each in answers])
         if getattr(answers[0], "interrupted", False):
             raise KeyboardInterrupt
 
@@ -191,7 +197,6 @@ def answer(
     found: list[Any] = [verb.result.joined(column) for column in zip(*batches, strict=True)]
     files = _write_all(verb, found, out) if found and out is not None else []
     if found and bundle is not None and not stopped:
-        command = shlex.join(["ratherthan", *sys.argv[1:]])
         files.append(rt.bundle(found, model, bundle, command=command, progress=True))
     if given.as_json:
         say_json(_as_json(model, verb, found, failures, files))

@@ -32,7 +32,7 @@ from ratherthan.app.options import (
 )
 from ratherthan.app.terminal import complain, say, say_json, warn
 from ratherthan.errors import InputError, RatherThanError, first_line, see
-from ratherthan.files import check_place, write_atomically
+from ratherthan.files import check_place
 
 
 class Commands(TyperGroup):
@@ -328,9 +328,7 @@ def evaluate(
 
 
 def _show(run: Any, folder: Path, as_json: bool) -> None:
-    """Print the summary as JSON; or the table, after writing table.md, table.tex and plot.png into the run's folder."""
-    from ratherthan.render.figure import figure_png
-
+    """Print the summary as JSON; or the table, after writing it, the plot and a page of both into the run's folder."""
     for name, reason in run.skipped:
         warn(f"skipped {name}: {reason}")
     if as_json:
@@ -338,11 +336,11 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
         skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]
         say_json({"folder": str(folder), "summary": summary, "skipped": skipped})
         return
-    write_atomically(folder / "table.md", [run.to_markdown().encode()])
-    write_atomically(folder / "table.tex", [run.to_latex().encode()])
-    write_atomically(folder / "plot.png", [figure_png(run.plot())])
+    for name in ("table.md", "table.tex", "plot.png", "run.html"):
+        run.save(folder / name)
     say(run.to_markdown(intervals=False).rstrip() + "\n")
-    say(f"run      {folder}\ntables   {folder}/table.md, {folder}/table.tex\nplot     {folder}/plot.png")
+    written = {"run": "", "tables": f"/table.md, {folder}/table.tex", "plot": "/plot.png", "page": "/run.html"}
+    say("\n".join(f"{what:8} {folder}{where}" for what, where in written.items()))
 
 
 @_command(

@@ -130,7 +130,7 @@ def compare(
             about = model.about(batch.positions)
             forward_pass = ForwardPass(about, batch.images, memory_budget, batch.sharing(report, len(samples)))
             parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
-    return [Explanation.joined(column) for column in zip(*parts, strict=True)]
+    return [Explanation.joined(column).labelled(samples.labels) for column in zip(*parts, strict=True)]
 
 
 def _method(given: str | Method, layer: str | nn.Module | None) -> Method:

@@ -411,7 +411,7 @@ def to_cases(explanations: Sequence[Explanation]) -> list[Case]:
         maps.sort(key=lambda each: "weighted" not in each.contrast)  # a page opens with these
         bars, fact = _bars(first, sample, group, len(maps)), first.fact_name(sample, group)
         why = case.why(maps, Panel.sides, told if left else "") if maps else None
-        cases.append(case.Case(first.title(sample), fact, first.view(sample), bars, why))
+        cases.append(case.Case(fact=fact, bars=bars, why=why, **first.about(sample)))
     return cases
 
 

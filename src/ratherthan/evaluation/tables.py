@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from inspect import cleandoc
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,8 @@ import numpy as np
 from ratherthan.errors import InputError, told_as
 from ratherthan.evaluation.experiment import Experiment, find_experiment
 from ratherthan.evaluation.shards import BadShard, Shards
+from ratherthan.files import write_atomically
+from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,10 +178,8 @@ class Run:
     def to_markdown(self, intervals: bool = True) -> str:
         """The table in Markdown, with the note below it."""
         table = self.table(intervals)
-        flat = table.reset_index()
-        heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
-        rules = ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
-        lines = [heads, rules, *flat.to_numpy().tolist()]
+        flat, rules = _flat(table), ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
+        lines = [list(flat.columns), rules, *flat.to_numpy().tolist()]
         cells = (" | ".join(str(cell).translate(_MARKDOWN) for cell in line) for line in lines)
         return "\n".join(f"| {line} |" for line in cells) + f"\n\n{self.note().translate(_MARKDOWN)}\n"
 
@@ -186,6 +188,47 @@ class Run:
         table = self.table(intervals, (r"\textbf{", "}"))
         table = table.rename(index=_escaped, columns=_escaped)
         return str(table.to_latex(escape=False, multicolumn_format="c", caption=_escaped(self.note())))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table or the plot to a file, whole or not at all.
+
+        Args:
+            path: ".html": a page of both, with what they rest on. ".md", ".tex": the table. ".png": the plot.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the file has another ending, or the run is unfinished.
+        """
+        from ratherthan.render.figure import figure_png
+
+        makes = {
+            ".md": lambda: self.to_markdown().encode(), ".tex": lambda: self.to_latex().encode(),
+            ".png": lambda: figure_png(self.plot()),
+        }  # fmt: skip
+        path = Path(check_value("the path of a run", str | Path, path))
+        if path.suffix == ".html":
+            return self._page(path)
+        if path.suffix not in makes:
+            raise InputError(f"cannot save {str(path)!r}: end it in .html, .md, .tex or .png")
+        return write_atomically(path, [makes[path.suffix]()])
+
+    def _page(self, path: Path) -> Path:
+        from ratherthan.render.figure import figure_png
+        from ratherthan.render.page import Part, write_page
+
+        settings, what = self.shards.settings, cleandoc(type(self.experiment).__doc__ or "").partition("\n\n")[0]
+        table = _flat(self.table(bold=("<b>", "</b>")).rename(index=escape, columns=escape))
+        parts = [
+            Part("Table", table=table.to_html(escape=False, index=False, border=0)),
+            Part("Plot", picture=figure_png(self.plot()), says="the numbers of the table as bars with intervals"),
+        ]
+        data, told = settings["data"], {key: each for key, each in settings["experiment"].items() if key != "name"}
+        told |= {"weights": settings["model"]["weights"], "data": f"{data['name']}, {data.get('fingerprint')}"}
+        about = [(key, str(each)) for key, each in (told | settings.get("versions", {})).items()]
+        title = f"How faithful? {self.experiment.name} on {data['name']}"
+        return write_page([], path, title, f"{what}\n\n{self.note()}", about, parts)
 
     # ----------------------------------------------------------------------------------------- drawing
     def plot(self) -> Figure:
@@ -223,6 +266,13 @@ class Run:
         figure.legend(*named, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
         figure.set_layout_engine("constrained")
         return figure
+
+
+def _flat(table: DataFrame) -> DataFrame:
+    """A table with one line of heads."""
+    flat = table.reset_index()
+    heads = [" ".join(filter(None, column)) for column in flat.columns.to_frame().to_numpy().tolist()]
+    return flat.set_axis(heads, axis=1)
 
 
 def _means(times: Any, values: Any) -> Any:

@@ -61,6 +61,7 @@ class Case:
         why: Where it was decided, see `why`.
         change: What would have to change, a question each, see `path` and `swaps`.
         enough: What is enough, see `part`.
+        label: The name of the class that it has in a data set; empty if that is not known.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case:
     why: dict[str, Any] | None = None
     change: Sequence[dict[str, Any]] | None = None
     enough: dict[str, Any] | None = None
+    label: str = ""
 
     def told(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""

@@ -440,7 +440,7 @@ function openCase(article, data) {
   } }, "enlarge");
   article.addEventListener("click", ({ target }) => { if (target.closest(".stage")) enlarge.click(); });
   article.append(make("div", { class: "head" }, make("a", { href: `#${article.id}`, "aria-label": `link to ${data.name}` }, "#"),
-    make("b", {}, data.name), make("span", {}, `says ${data.fact}`), enlarge));
+    make("b", {}, data.name), make("span", {}, `says ${saidOf(data)}`), judged(data), enlarge));
   const panels = tabs.map(([key, title, build], i) => {
     const panel = make("div", { role: tabs.length > 1 ? "tabpanel" : null, "aria-label": title, hidden: i > 0, id: fresh("panel") });
     return { key, title, build, panel };
@@ -471,6 +471,14 @@ function openCase(article, data) {
   article.append(reviews.box(article, data));
   for (const each of added) each(article, card);
   return card;
+}
+
+const saidOf = ({ bars, fact }) => bars[0]?.[0] ?? fact; // the fact may be another class than the likeliest
+
+function judged(data) {
+  if (!data.label) return null;
+  const right = data.label === saidOf(data);
+  return make("span", { class: right ? "badge" : "badge wrong" }, `${right ? "right" : "wrong"}: labelled ${data.label}`);
 }
 
 // ------------------------------------------------------------------------------------------- verdicts and comments
@@ -514,6 +522,7 @@ const tools = {
     for (const card of cards.values()) card.set(kind, value);
   },
   build(root) {
+    if (!articles.length && !document.getElementById("ask")) return; // tables only
     const first = articles.length && openCase(articles[0]).data, save = make("button", { type: "button", onclick: () => reviews.save() }, "save verdicts");
     const parts = [save];
     if (articles.length > 1) {
@@ -523,11 +532,24 @@ const tools = {
       } });
       const list = make("ol", { class: "toc" }, articles.map(each => make("li", {},
         make("a", { href: `#${each.id}` }, `${each.dataset.name}: ${each.dataset.fact}`))));
-      parts.unshift(find);
+      parts.unshift(find, ...this.sorted(list));
       if (first.why) parts.unshift(...["contrast", "foil"].map(kind => this.select(kind, first.why.groups)).filter(Boolean),
         chips("view", VIEWS, wished.view, value => this.set("view", value)), chips("scale", SCALES, wished.scale, value => this.set("scale", value)));
       root.append(make("div", { class: "row" }, parts), make("details", {}, make("summary", {}, `contents: ${articles.length} cases`), make("nav", { "aria-label": "contents" }, list)));
     } else root.append(make("div", { class: "row" }, parts));
+  },
+  sorted(list) {
+    const certain = each => Number(each.dataset.p), wrong = each => Number(Boolean(each.dataset.label) && each.dataset.label !== each.dataset.says);
+    const orders = { "as given": () => 0, "by name": (a, b) => a.dataset.name.localeCompare(b.dataset.name, undefined, { numeric: true }) };
+    if (articles.every(each => each.dataset.p)) orders["least certain first"] = (a, b) => certain(a) - certain(b);
+    if (articles.some(wrong)) orders["wrong first"] = (a, b) => wrong(b) - wrong(a);
+    const field = make("select", { onchange: () => {
+      const order = articles.map((each, i) => ({ each, item: links[i] })).sort((a, b) => orders[field.value](a.each, b.each));
+      document.getElementById("cases").append(...order.map(({ each }) => each));
+      list.append(...order.map(({ item }) => item));
+    } }, Object.keys(orders).map(name => make("option", { value: name }, name)));
+    const links = [...list.children];
+    return [make("label", {}, "order ", field)];
   },
   select(kind, groups) {
     const options = kind === "contrast" ? groups.map(each => each.contrast) : [...new Set(groups.flatMap(each => each.foils))].filter(Boolean);

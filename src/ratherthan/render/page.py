@@ -19,19 +19,49 @@ from ratherthan.render.case import Case, ramp
 _HERE = Path(__file__).parent
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a page says of all its cases: a table, a picture, or both.
+
+    Attributes:
+        title: Its heading.
+        text: A paragraph below it.
+        table: HTML of a table, its texts escaped.
+        picture: A figure as PNG.
+        says: What the picture shows, for those who do not see it.
+    """
+
+    title: str
+    text: str = ""
+    table: str = ""
+    picture: bytes = b""
+    says: str = ""
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URI."""
+        return f"data:image/png;base64,{base64.b64encode(self.picture).decode()}"
+
+
 def write_page(
-    cases: Sequence[Case], path: str | Path, title: str, intro: str = "", about: Sequence[tuple[str, str]] = ()
+    cases: Sequence[Case],
+    path: str | Path,
+    title: str,
+    intro: str = "",
+    about: Sequence[tuple[str, str]] = (),
+    parts: Sequence[Part] = (),
 ) -> Path:
     """Write a page of cases.
 
     It is made and written case by case, so memory does not grow with their number.
 
     Args:
-        cases: What to show, at least one. Every name and text in them is taken as text, never as HTML.
+        cases: What to show; none where there are parts. Every name and text in them is taken as text, never as HTML.
         path: Where to; replaced in one step when the page is complete.
         title: The page's heading.
         intro: A paragraph below it; an empty line starts another.
         about: Names and values for the foot of the page: what made it.
+        parts: What is said of all cases, above them.
 
     Returns:
         The path.
@@ -39,14 +69,19 @@ def write_page(
     Raises:
         InputError: There is nothing to show, or an image or a map cannot be drawn.
     """
-    if not cases:
+    if not cases and not parts:
         raise InputError("a page needs at least one image; got none")
     told = (each.told() for each in cases)
-    return write_atomically(path, (piece.encode() for piece in render(told, title, intro, about)))
+    return write_atomically(path, (piece.encode() for piece in render(told, title, intro, about, parts=parts)))
 
 
 def render(
-    cases: Iterable[dict[str, Any]], title: str, intro: str, about: Sequence[tuple[str, str]], live: Any = None
+    cases: Iterable[dict[str, Any]],
+    title: str,
+    intro: str,
+    about: Sequence[tuple[str, str]],
+    live: Any = None,
+    parts: Sequence[Part] = (),
 ) -> Iterator[str]:
     """The page, piece by piece.
 
@@ -56,6 +91,7 @@ def render(
         intro: A paragraph below it.
         about: Names and values for the foot of the page.
         live: What can be asked, for a page that asks; None: it is complete in itself.
+        parts: What is said of all cases.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -65,7 +101,7 @@ def render(
     script = "\n".join((_HERE / each).read_text() for each in scripts)
     yield from rooms.get_template("page.html.j2").generate(
         title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
-        cases=cases, live=live,
+        cases=cases, live=live, parts=parts,
     )  # fmt: skip
 
 

@@ -262,7 +262,7 @@ class Counterfactual(SearchResult):
     def _case(self, i: int) -> Case:
         found = [self._found(i, q) for q in range(self.questions)]
         fact = self.class_label(int(self.best(self.fact, i, 0)))
-        return Case(self.title(i), fact, self.view(i), self._bars(i), change=found)
+        return Case(fact=fact, bars=self._bars(i), change=found, **self.about(i))
 
     def _found(self, i: int, q: int) -> dict[str, Any]:
         if self.changes is not None:

@@ -293,7 +293,8 @@ class SearchResult(Result):
                 if not parts:
                     raise
                 parts[-1] = replace(parts[-1], interrupted=True)
-        return cls.joined(parts)
+        found = cls.joined(parts)
+        return found.labelled(samples.labels[: len(found)])
 
 
 # --------------------------------------------------------------------------------------------- who answers

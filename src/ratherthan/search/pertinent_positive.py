@@ -178,7 +178,7 @@ class PertinentPositive(SearchResult):
         curve = () if self.curve is None else self.curve[i][~self.curve[i].isnan()].tolist()
         rank = rank[: len(self.tokens[i])] if self.tokens else rank
         enough = part(text, self.status[i], rank, curve, self.logits[i].softmax(0)[fact].item())
-        return Case(self.title(i), self.class_label(fact), self.view(i), self._bars(i), enough=enough)
+        return Case(fact=self.class_label(fact), bars=self._bars(i), enough=enough, **self.about(i))
 
     def plot(self) -> Figure:
         """A row per image: the image, the part by itself, where it lies, the features in order, the confidence."""

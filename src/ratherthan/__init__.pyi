@@ -28,6 +28,11 @@ from .attribution.rules import LRP as LRP
 from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.rules import register_lrp_rule as register_lrp_rule
+from .auditing.networks import Drift as Drift
+from .auditing.networks import compare_models as compare_models
+from .auditing.parts import Piece as Piece
+from .auditing.run import Audit as Audit
+from .auditing.run import audit as audit
 from .baselines import baseline_images as baseline_images
 from .contrast import Contrast as Contrast
 from .contrast import Question as Question

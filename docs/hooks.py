@@ -32,6 +32,7 @@ REFERENCE = {
     "Attribution": ("attribution",),
     "Searches": ("search",),
     "Evaluation": ("evaluation",),
+    "Audit": ("auditing",),
     "Results and evidence": ("result", "evidence", "references"),
     "Data": ("data",),
     "Settings and errors": ("settings", "errors"),

@@ -94,6 +94,7 @@ from .outputs import Probabilities as Probabilities
 from .outputs import Prompts as Prompts
 from .outputs import Region as Region
 from .outputs import Value as Value
+from .references import cite as cite
 from .result import Result as Result
 from .result import save_report as save_report
 from .search.attributes import Attribute as Attribute

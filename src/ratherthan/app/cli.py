@@ -31,7 +31,7 @@ from ratherthan.app.options import (
     words,
 )
 from ratherthan.app.terminal import complain, say, say_json, warn
-from ratherthan.errors import InputError, RatherThanError, first_line
+from ratherthan.errors import InputError, RatherThanError, first_line, see
 from ratherthan.files import check_place
 
 _SUSPECTS = 100  # rows of suspect labels in JSON; the table of all images has all
@@ -55,7 +55,8 @@ class Commands(TyperGroup):
             reason = error.strerror or first_line(error)
             complain(f"{error.filename}: {reason}" if error.filename else reason)
         except MemoryError as error:
-            complain(f"not enough memory: give a smaller --size or --batch-size, or fewer images ({first_line(error)})")
+            remedy = "give a smaller --size or --batch-size, or fewer images"
+            complain(f"not enough memory: {remedy} ({first_line(error)})" + see("out-of-memory"))
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
@@ -233,7 +234,7 @@ def pertinent_positive(
     ] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
-    baseline: Annotated[str | None, question("What is where a part is not: 0.5, mean, blur ...")] = None,
+    baseline: Annotated[str | None, question("What replaces a part that is left out: 0.5, mean, blur ...")] = None,
     settings: options.Settings = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
@@ -505,6 +506,17 @@ def list_(
         say("\n".join([f"{command}:"] * bool(command) + [f"{row['name']:{wide}}  {row['help']}" for row in here]))
 
 
+@_command("cite gradcam weighted", "cite")
+def cite(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Methods, contrasts, experiments, as ratherthan list tells them."),
+    ] = None,
+) -> None:
+    """Print BibTeX entries of ratherthan and of what was used."""
+    say(rt.cite(*names or ()))
+
+
 @_command(
     "serve",
     "serve --model zoo:mnist --also zoo:fashion_mnist --cases served",
@@ -524,7 +536,8 @@ def serve(
     try:
         from ratherthan.app.serve import run
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[serve]'") from error
+        remedy = "pip install 'ratherthan[serve]'" + see("a-package-is-missing")
+        raise InputError(f"{error.name} is not installed: {remedy}") from error
     check_place(cases)
     run(
         [model.load(), *(rt.load(name, device=model.device, trust_code=True) for name in also or ())], cases, host, port
@@ -539,7 +552,7 @@ def doctor(as_json: options.AsJson = False) -> None:
     say_json(look()) if as_json else say(as_text(look()))
 
 
-noted = typer.Typer(help="What colleagues noted on pages of answers.")
+noted = typer.Typer(help="Verdicts that reviewers saved on pages of answers.")
 app.add_typer(noted, name="reviews")
 
 

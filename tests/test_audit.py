@@ -152,6 +152,12 @@ def test_a_mark_that_decides_is_named_and_nothing_else_is(tmp_path: Path) -> Non
         clean.repair_set()
 
 
+def odds(image: torch.Tensor, weight: torch.Tensor) -> float:
+    """Log-odds of a bee over all others."""
+    p = (image * weight).sum((1, 2)).double().softmax(0)[1].item()
+    return float(np.log(p) - np.log1p(-p))
+
+
 def test_what_a_piece_turns_is_what_a_loop_counts(tmp_path: Path) -> None:
     data, weight = pictures(mark=1), marked()
     found = go(tmp_path, weight, data)
@@ -160,11 +166,16 @@ def test_what_a_piece_turns_is_what_a_loop_counts(tmp_path: Path) -> None:
     said = (images[:, 0, None] * weight).sum((2, 3)).argmax(1)
     others = [i for i in range(COUNT) if said[i] == labels[i] != 1]
     hosts = [others[i * len(others) // min(64, len(others))] for i in range(min(64, len(others)))]
-    turned = 0
+    turned, gained = 0, list[float]()
     for number, host in enumerate(hosts):
         picture = images[host, 0].clone()
         picture[:2, :2] = images[first.positions[number % len(first.positions)], 0, :2, :2]
         turned += int((picture * weight).sum((1, 2)).argmax() == 1)
+        other = images[host, 0].clone()
+        other[:2, :2] = images[hosts[number - 1], 0, :2, :2]
+        gained.append(odds(picture, weight) - odds(other, weight))
+    own, plain = ([odds(images[i, 0], weight) for i in which] for which in (first.positions, hosts))
+    assert first.closes == pytest.approx(np.mean(gained) / (np.mean(own) - np.mean(plain)), abs=1e-4)
     assert first.turned == turned / len(hosts)
     assert first.tried == len(hosts)
 

@@ -29,8 +29,9 @@ _MEANT = 64  # images behind a mean one
 _INTRO = """\
 Said P, labelled Q: how often, where it is decided on average, and the most typical cases of the most frequent \
 pairs. A suspect is an image whose label the network speaks against: look whether the label is right. A piece is a \
-twenty-fifth of an image, cut out where the relevance for a class lies; if it turns at least a quarter \
-of the images of other classes onto which it is put, the class is decided by something that is no part of the object."""
+twenty-fifth of an image, cut out where the relevance for a class lies, and put onto images of other classes; if it \
+closes at least a quarter of the gap between these and images of the class, in log-odds, the class is decided by \
+something that is no part of the object."""
 
 
 def write(found: Audit, path: Path) -> Path:
@@ -53,7 +54,7 @@ def table_of(pieces: Sequence[Piece]) -> DataFrame:
     """A row per piece."""
     import pandas as pd
 
-    columns = ("said", "where", "relevance", "turned", "control", "tried", "spurious")
+    columns = ("said", "where", "relevance", "closes", "turned", "control", "tried", "spurious")
     return pd.DataFrame([{name: getattr(piece, name) for name in columns} for piece in pieces], columns=columns)
 
 

@@ -239,9 +239,9 @@ class Audit:
         """Small pieces of images, a few of each class, and how far each decides by itself, the strongest first.
 
         A piece is cut from images that are said to be of a class, where the relevance lies, and put onto images that
-        are rightly said to be of other classes. What turns a quarter of these, and is a twenty-fifth of the image,
-        is no part of an object that tells its class: `spurious`. Only what the data show can be found: a mark that
-        belongs to one class has to be in it.
+        are rightly said to be of other classes. What closes a quarter of the gap between these and images of the class,
+        and is a twenty-fifth of the image, is no part of an object that tells its class: `spurious`. Only what the data
+        show can be found: a mark that belongs to one class has to be in it.
 
         Args:
             progress: True draws a bar; a callable is called with (classes done, classes in all).
@@ -260,7 +260,7 @@ class Audit:
                     of, hosts = self._images(donors), self._images(others)
                     found += pieces(self.model, (self._name(said), said), self._maps(donors), of, tuple(donors), hosts)
             report(len(classes), len(classes))
-        object.__setattr__(self, "_pieces", tuple(sorted(found, key=lambda piece: piece.control - piece.turned)))
+        object.__setattr__(self, "_pieces", tuple(sorted(found, key=lambda piece: -piece.closes)))
         return self._pieces
 
     def repair_set(self, found: Sequence[Piece] | None = None, count: int = 256) -> torch.utils.data.TensorDataset:

@@ -168,7 +168,7 @@ class Experiment(Settings, ABC):
     shown: ClassVar[tuple[str, ...]] = ()
     lead: ClassVar[str | None] = None
     layout: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("method",), ("measure", "contrast"))
-    methods: ClassVar[tuple[str, ...]] = ("gradcam",)
+    methods: ClassVar[tuple[Any, ...]] = ("gradcam",)
     contrasts: ClassVar[tuple[str, ...]] = ("none", "weighted")
     searches: ClassVar[tuple[Classes[Any], ...]] = ()
     reads_labels: ClassVar[bool] = True

@@ -182,7 +182,11 @@ class FewestWords(KeepsMargin, _OnWords):
         """See `SearchMethod.search`."""
         masks, orders, labels, examples, ends = self.each(question)
         kept, check = Margin(self, question), lambda logits: kept.holds(logits, question.rows)
-        more = {"superpixels": torch.stack(labels), "order": join(orders), "grounds": [[_EMPTY]] * len(ends)}
+        more: dict[str, Any] = {
+            "superpixels": torch.stack(labels),
+            "order": join(orders),
+            "grounds": [[_EMPTY]] * len(ends),
+        }
         return PertinentPositive.of(self, question, join(examples), ends, torch.stack(masks), check=check, **more)
 
     def ahead(self, question: SearchQuestion, row: int, logits: Tensor) -> Tensor:

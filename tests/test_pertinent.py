@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from ratherthan import (
     PertinentPositive,
     SegmentedImages,
     Superpixels,
+    complete,
     margin,
     pertinent_positive,
     segment,
@@ -140,7 +141,7 @@ def test_on_a_linear_network_it_is_the_largest_shares_of_the_lead_until_it_is_en
             assert int(found.features[i]) == count
             row = found[i].to_frame().loc[0]
             assert (row["lead"], row["lead_whole"]) == (pytest.approx(float(leads[count])), pytest.approx(whole))
-            assert ("no more than the whole" in found.reason[i]) == (whole < kappa and count > 0)
+            assert ("but the whole leads by" in found.reason[i]) == (whole < kappa and count > 0)
             capped += whole < kappa
     assert seen == {"found", "nothing needed"}
     assert 5 < capped < 30
@@ -185,6 +186,10 @@ def test_nothing_is_needed_where_the_ground_has_the_class_with_the_margin(
     assert "nothing needed" in (tmp_path / "x.html").read_text()
     half = pertinent_positive(_two_classes(bias, 2.0), BRIGHT, method=CEMMAFPositive(baselines=(0.0, "mean")))
     assert half.reason == ["black and its mean colour are already T-shirt to this network"]
+    both = complete(_two_classes(bias, 2.0), BRIGHT, method="cem", positive=CEMMAFPositive(baseline=0.0))
+    assert both.text(0).startswith(
+        "It is T-shirt for which nothing is needed: black is already T-shirt to this network"
+    )
     cem = pertinent_positive(_two_classes(bias, 2.0), BRIGHT, method=CEMPositive(kappa=5.0))
     assert (cem.status, cem.text(0)) == (["nothing needed"], found.text(0))
 
@@ -337,7 +342,7 @@ def _paper(model: Model, image: Tensor, labels: Tensor, kappa: float) -> list[in
     """Eq. 2 by ISTA for one image, as a plain loop; the superpixels kept, in order."""
     fact, c = int(model.logits(image).argmax()), 1.0
     best, least = torch.ones(12, dtype=image.dtype), 1e9
-    for _ in range(9):
+    for _ in range(3):
         m, reached = torch.ones(12, dtype=image.dtype), False
         for _ in range(100):
             leaf = m.clone().requires_grad_()
@@ -359,11 +364,17 @@ def _paper(model: Model, image: Tensor, labels: Tensor, kappa: float) -> list[in
     raise AssertionError
 
 
+class ThreeWeights(CEMMAFPositive):
+    """The paper's preset, a third as long."""
+
+    binary_search_steps: ClassVar[int] = 3
+
+
 def test_the_papers_preset_is_ista_as_a_plain_loop_does_it() -> None:
     model = _network()
     images = _images(model, 2)
     found = pertinent_positive(
-        model, images, method=CEMMAFPositive(superpixels=GRID, baseline=0.0, preset="paper", kappa=1.0)
+        model, images, method=ThreeWeights(superpixels=GRID, baseline=0.0, preset="paper", kappa=1.0)
     )
     for i in range(2):
         expected = _paper(model, images[i : i + 1], found.superpixels[i], 1.0)
@@ -402,7 +413,7 @@ def test_what_is_odd_about_an_image_is_said() -> None:
     images = _images(model, 1)
     far = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, baseline=0.0, kappa=50.0))
     assert far.found.all()
-    assert "no more than the whole, not by the 50 asked for" in far.reason[0]
+    assert "50 were asked for, but the whole leads by" in far.reason[0]
     one = CEMMAFPositive(superpixels=torch.zeros(6, 8, dtype=torch.long), baseline=0.0)
     found = pertinent_positive(model, images, method=one)
     assert found.found.all()
@@ -489,4 +500,4 @@ def test_a_margin_beyond_the_whole_image_is_the_same_in_every_batch() -> None:
     for i in range(8):
         alone = pertinent_positive(model, images[i : i + 1], method=how)
         assert torch.equal(alone.mask[0], together.mask[i])
-        assert "no more than the whole" in alone.reason[0]
+        assert "but the whole leads by" in alone.reason[0]

@@ -453,7 +453,7 @@ class SupersetScorer:
         ground = " and ".join(self.words[row])
         if not enough:
             return Status.NOT_FOUND, f"neither the image nor any part tried is enough ({end:.2f} logits on {ground})"
-        said = f"{self.margin.said(row, end)}, on {ground}"
+        said = self.margin.said(row, end, f" on {ground}")
         why = {
             "the image is one superpixel: all or nothing": len(labels) == 1 == self.counts[row],
             "nothing less than the whole image was found to be enough": len(labels) == self.counts[row],

@@ -331,11 +331,11 @@ class Margin:
         """Whether a fresh pass, which may round otherwise, confirms that parts are enough; a tie is none."""
         return self.ahead(logits, rows) > -SLACK
 
-    def said(self, row: int, lead: float) -> str:
+    def said(self, row: int, lead: float, where: str = "") -> str:
         """By how much a part leads, and why not by kappa."""
         own = self.lead[row].item()
-        capped = f", no more than the whole, not by the {self.kappa:g} asked for" if 0 < own < self.kappa else ""
-        return f"it leads by {lead:.2f} logits{capped}"
+        capped = f"; {self.kappa:g} were asked for, but the whole leads by {own:.2f}" if 0 < own < self.kappa else ""
+        return f"it leads by {lead:.2f} logits{where}{capped}"
 
 
 def nothing_needed(question: SearchQuestion, row: int, grounds: Sequence[str]) -> End:

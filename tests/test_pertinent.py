@@ -195,6 +195,12 @@ def test_nothing_is_needed_where_the_ground_has_the_class_with_the_margin(
 
 
 @torch.no_grad()
+def test_a_tie_at_the_ground_is_no_class_however_little_the_image_leads() -> None:
+    found = pertinent_positive(_two_classes(0.0, 1e-5), BRIGHT, method=CEMMAFPositive(baseline=0.0))
+    assert (found.status, found.features.tolist()) == (["found"], [4])
+
+
+@torch.no_grad()
 def test_the_ground_is_what_says_least() -> None:
     """The lead is s (value - v), whatever the pixels but for their mean, so the entropy is greatest at the grey v."""
     for quiet, word in ((0.0, "black"), (0.25, "25% grey"), (0.5, "mid grey"), (0.75, "75% grey"), (1.0, "white")):

@@ -143,7 +143,10 @@ class _Problem:
         manifold = self.how.manifold
         if manifold is None or self.how.gamma == 0:
             return v.new_zeros(len(v))
-        return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
+        drawn = manifold.decode(manifold.encode(v))
+        if self.keep and not self.sound:
+            drawn = drawn.detach()  # the published gradient of positives holds it fixed
+        return self.how.gamma * (drawn - v).square().flatten(1).sum(1)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""

@@ -32,7 +32,9 @@ from ratherthan import (
 )
 from ratherthan.baselines import blur, quietest
 from ratherthan.render.figure import figure_png
+from ratherthan.search.method import SearchQuestion
 from ratherthan.search.pertinent_positive import odds, rank_correlation
+from ratherthan.search.solver import Status
 from ratherthan.words import percent
 
 GRID = Superpixels("grid", 12)
@@ -198,6 +200,15 @@ def test_nothing_is_needed_where_the_ground_has_the_class_with_the_margin(
 def test_a_tie_at_the_ground_is_no_class_however_little_the_image_leads() -> None:
     found = pertinent_positive(_two_classes(0.0, 1e-5), BRIGHT, method=CEMMAFPositive(baseline=0.0))
     assert (found.status, found.features.tolist()) == (["found"], [4])
+
+
+def test_a_part_that_a_fresh_pass_refutes_on_one_ground_is_none() -> None:
+    model, ends = _two_classes(-1.0, 2.0), [(Status.FOUND, "believe me")]
+    question = SearchQuestion(model, BRIGHT, torch.tensor([0]), None, range(1))
+    for second, status in ((BRIGHT, "found"), (0 * BRIGHT, "not found")):
+        both = torch.stack([BRIGHT, second], 1)
+        found = PertinentPositive.of(CEMMAFPositive(), question, both, ends, BRIGHT[:, 0] > 0, grounds=[["a", "b"]])
+        assert found.statuses == [[status] * 2]
 
 
 @torch.no_grad()

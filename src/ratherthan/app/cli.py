@@ -258,9 +258,10 @@ def pertinent_positive(
         if superpixels is not None or count is not None:
             parts = rt.Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
         several = baselines and tuple(map(options.value, options.words(baselines)))
-        one = baseline and options.value(baseline)
-        how = {"baseline": one, "baselines": several, "kappa": kappa, "confidence": confidence}
-        given = pairs(settings, superpixels=parts, **how)
+        given = pairs(
+            settings, baseline=baseline and options.value(baseline), superpixels=parts, baselines=several, kappa=kappa,
+            confidence=confidence,
+        )  # fmt: skip
         chosen = get_pertinent_positive_method(method, **given)
         return partial(rt.pertinent_positive, method=chosen, batch_size=batch_size)
 

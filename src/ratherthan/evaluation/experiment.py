@@ -107,7 +107,11 @@ class Batch:
 
     def clean(self) -> Tensor:
         """(n, classes) scores of the images themselves."""
-        return self.logits([self.images])[0]
+        return self.scores(self.images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(n, classes) scores of the images as they have become."""
+        return self.logits([images])[0]
 
     # ----------------------------------------------------------------------------------------- helping
     def baseline(self, word: BaselineWord, sigma: Tensor | float = 15.0) -> Tensor:

@@ -83,10 +83,8 @@ class Pertinent(Experiment):
 
     def _parts(self, batch: Batch) -> SegmentedImages:
         how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
-        if self.baseline is not None:
-            ground = baseline_images(batch.images, self.baseline)
-        else:
-            ground, _ = quietest(batch.images, lambda images: batch.logits([images])[0])
+        quiet = self.baseline is None
+        ground = quietest(batch.images, batch.scores)[0] if quiet else baseline_images(batch.images, self.baseline)
         return SegmentedImages(batch.images, segment(batch.images, how), ground)
 
     def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[Tensor]:

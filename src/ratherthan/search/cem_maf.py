@@ -23,11 +23,7 @@ from ratherthan.model import Model
 from ratherthan.search.attributes import Attributes, described, measure, worded
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.counterfactual import FRAMES
-from ratherthan.search.method import (
-    SearchQuestion,
-    register_counterfactual_method,
-    register_pertinent_positive_method,
-)
+from ratherthan.search.method import SearchQuestion, register_counterfactual_method, register_pertinent_positive_method
 from ratherthan.search.pertinent_positive import KAPPA, KeepsMargin, Margin, PertinentPositive, nothing_needed, odds
 from ratherthan.search.solver import End, Kept, Outcome, Problem, Report, Schedule, Status, Terms, descend
 from ratherthan.settings import Interval, NotNegative
@@ -319,8 +315,9 @@ class SupersetScorer:
         # the paper's parts only keep the fact, its masks aim at kappa
         self.margin = Margin(how if self.sound else replace(how, kappa=0.0), question)
         self.kappa = KAPPA if how.kappa is None else how.kappa
-        nothing = self.logits(torch.zeros_like(self.parts.present, dtype=self.parts.images.dtype), self.rows)
-        self.for_nothing = (self.margin.ahead(nothing, self.rows).amin(1) >= 0).tolist()
+        self.nothing = torch.zeros_like(self.parts.present, dtype=self.parts.images.dtype)
+        ahead = self.margin.ahead(self.logits(self.nothing, self.rows), self.rows)
+        self.for_nothing = (ahead.amin(1) >= 0).tolist()
 
     def needed(self, order: list[Labels]) -> list[Labels]:
         """None of the features of images that need nothing."""
@@ -328,10 +325,8 @@ class SupersetScorer:
 
     def ranked(self) -> list[Labels]:
         """All features of each image by the gradient of the score where hardly anything is there."""
-        nothing = torch.zeros_like(self.parts.present, dtype=self.parts.images.dtype)
-        return [
-            labels[:count] for labels, count in zip(self.rank(nothing, self.rows).tolist(), self.counts, strict=True)
-        ]
+        ranked = self.rank(self.nothing, self.rows).tolist()
+        return [labels[:count] for labels, count in zip(ranked, self.counts, strict=True)]
 
     def together(self, stage: Callable[[SupersetScorer, int, Labels], Stage], order: list[Labels]) -> list[Labels]:
         """Run a stage for all images side by side: what they ask about is shown to the network together."""
@@ -381,10 +376,8 @@ class SupersetScorer:
         logits, risen = self.logits(masks, rows), self.risen(masks, rows)
         # the sound search takes no part in which an attribute has risen; the paper's only weighs that
         forbidden = (risen > _RISE) & self.sound
-        ahead, sure = (
-            self.margin.ahead(logits, rows).amin(1).masked_fill(forbidden, -torch.inf),
-            self.sure(logits, rows),
-        )
+        ahead = self.margin.ahead(logits, rows).amin(1).masked_fill(forbidden, -torch.inf)
+        sure = self.sure(logits, rows)
         return torch.stack([ahead, sure - self.how.gamma * risen, sure], 1)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:

@@ -255,15 +255,22 @@ def test_the_correlation_is_of_an_order_that_was_fixed_before() -> None:
 
 
 @torch.no_grad()
-def test_no_feature_kept_could_be_left_out() -> None:
-    model = _network()
-    images = _images(model, 20)
-    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, baseline=0.0, kappa=0.0))
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+def test_no_feature_kept_could_be_left_out(kappa: float) -> None:
+    model = _network(4)
+    model.module[1].weight.data *= 8
+    model.module[3].bias.data[0] += 2
+    images = _images(model, 40)
+    found = pertinent_positive(model, images, method=CEMMAFPositive(superpixels=GRID, baseline=0.0, kappa=kappa))
+    assert found.found.all()
     for i, order in enumerate(found.order):
+        fact = int(found.fact[i])
         for gone in order[order >= 0].tolist():
-            part = found.example[i] * (found.superpixels[i] != gone)
+            logits = model.logits((found.example[i] * (found.superpixels[i] != gone)).unsqueeze(0))[0]
             if found.features[i] > 1:
-                assert model.logits(part.unsqueeze(0)).argmax() != found.fact[i]
+                lead = logits[fact] - torch.cat([logits[:fact], logits[fact + 1 :]]).max()
+                whole = found.logits[i][fact] - torch.cat([found.logits[i][:fact], found.logits[i][fact + 1 :]]).max()
+                assert lead < min(kappa, whole) + 1e-3
 
 
 @torch.no_grad()

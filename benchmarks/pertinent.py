@@ -59,10 +59,15 @@ def main() -> None:
     equal_iterations = Schedule(outer_iterations=4, inner_iterations=20, tol=0.0)
     even = CEMMAF(attributes=(), schedule=equal_iterations, retries=0).prepared(model)
     batching("negatives", images, lambda some: counterfactual(model, some, method=even))
-    batching("positives", images, lambda some: pertinent_positive(model, some, batch_size=64))
+    least = CEMMAFPositive(kappa=0.0)
+    batching("positives, margin 0", images, lambda some: pertinent_positive(model, some, method=least, batch_size=64))
 
-    for name, how in (("sound", CEMMAFPositive()), ("paper", CEMMAFPositive(preset="paper"))):
-        shown = images if name == "sound" else few
+    for name, how in (
+        ("sound, margin 0", CEMMAFPositive(kappa=0.0)),
+        ("sound", CEMMAFPositive()),
+        ("paper", CEMMAFPositive(preset="paper")),
+    ):
+        shown = few if name == "paper" else images
         found, seconds = timed(lambda how=how, shown=shown: pertinent_positive(model, shown, method=how))  # type: ignore[misc]
         corr = found.correlation()
         print(

@@ -305,19 +305,43 @@ def test_a_row_that_breaks_harms_no_other() -> None:
     assert CEM().search(question).status == [Status.FOUND, Status.DIVERGED]
 
 
-def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
-    class Smooth(nn.Module):
-        def encode(self, x: Tensor) -> Tensor:
-            return x.mean((2, 3))
+class _Smooth(nn.Module):
+    """Draws every image as its mean."""
 
+    def encode(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+
+
+def test_positives_as_published_hold_what_the_autoencoder_draws_fixed() -> None:
+    """FISTA for one image as a plain loop, whose gradient of the term is 2 gamma (v - AE(v))."""
+
+    class Dim(_Smooth):
         def decode(self, z: Tensor) -> Tensor:
-            return z.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+            return super().decode(z) / 2
 
+    weight = torch.linspace(-0.5, 2, 16, dtype=torch.float64)
+    image, gamma, steps = torch.linspace(0.2, 1, 16, dtype=torch.float64), 3.0, 12
+    settings: dict[str, Any] = {"kappa": 50.0, "beta": 0.01, "binary_search_steps": 1, "iterations": steps}
+    how = CEMPositive(preset="reference", gamma=gamma, manifold=Manifold(Dim(), 1), **settings)
+    found = _positives(how, _Halfspace(weight, -1.0), image.view(1, 1, 4, 4))
+    v = y = torch.zeros(16, dtype=torch.float64)
+    for k in range(steps):  # black already has the class by 1 logit: each step goes on, and the last is the nearest
+        slope = -10 * weight + 2 * y + 2 * gamma * (y - y.mean() / 2)
+        moved = y - 0.01 * math.sqrt(1 - k / steps) * slope
+        last, v = v, (moved - 0.01).clamp_min(0).minimum(image)
+        y = (v + (k + 1) / (k + 4) * (v - last)).clamp_min(0).minimum(image)
+    torch.testing.assert_close(found.examples[0, 0].flatten(), v)
+
+
+def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
     weight = torch.linspace(0.1, 2, 16, dtype=torch.float64)
     image, net = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64), _Halfspace(weight, 4.0)
     spread = []
     for gamma in (0.0, 1.0, 100.0):
-        answers = _negatives(CEM(gamma=gamma, beta=0.0, manifold=Manifold(Smooth(), 1)), net, image)
+        answers = _negatives(CEM(gamma=gamma, beta=0.0, manifold=Manifold(_Smooth(), 1)), net, image)
         assert answers.status == [Status.FOUND]
         spread.append(answers.examples.std().item())
     assert spread[0] > 1.5 * spread[1] > 3 * spread[2]

@@ -831,7 +831,11 @@ def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) 
         (("--superpixels", "grid", "--count", "9"), rt.CEMMAFPositive(superpixels=rt.Superpixels("grid", 9))),
         (("--count", "30"), rt.CEMMAFPositive(superpixels=rt.Superpixels("slic", 30))),
         (("--superpixels", "grid"), rt.CEMMAFPositive(superpixels=rt.Superpixels("grid", 200))),
-        (("--set", "kappa=5"), rt.CEMMAFPositive(kappa=5)),
+        (
+            ("--superpixels", "grid", "--count", "16", "--confidence", "0.9", "--baselines", "0,0.5,mean"),
+            rt.CEMMAFPositive(rt.Superpixels("grid", 16), baselines=(0, 0.5, "mean"), confidence=0.9),
+        ),
+        (("--kappa", "2", "--count", "20"), rt.CEMMAFPositive(rt.Superpixels("slic", 20), kappa=2.0)),
         (
             ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "0.5"),
             rt.CEMPositive(binary_search_steps=1, baseline=0.5),

@@ -297,7 +297,7 @@ class Slices(rt.PertinentPositiveMethod):
             curve[row, : kept[row] + 1] = torch.tensor([0.5, *((s * (i + 1) % 7) / 7 for i in range(int(kept[row])))])
         ends = [(rt.Status.FOUND, "scripted")] * len(images)
         return rt.PertinentPositive.of(
-            self, question, images * mask.unsqueeze(1), ends, mask, superpixels=rows, order=order, curve=curve
+            self, question, images * mask.unsqueeze(1), ends, mask, superpixels=rows, order=order, curve_before=curve
         )
 
 

@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
     "pertinent": Case(
         {"superpixels": "grid", "count": 9, "baseline": 0.25, "threshold": 0.1},
         {"threshold": 0.2},
-        lambda cell: -1 if cell["measure"] in ("features", "share", "correlation") else 1,
+        lambda cell: -1 if cell["measure"] in ("fewer", "features", "share", "correlation") else 1,
         {"superpixels": ("slick",), "count": (0, "abc"), "baseline": ("meen",), "threshold": (1.0, -0.1, "abc")},
         methods=[rt.CEMPositive(kappa=0.1, binary_search_steps=2, iterations=4), "gradcam"],
         others=["gradcam"],

@@ -144,7 +144,9 @@ POSITIVE = {
     ),
     "cem-maf": Case(lambda m: rt.CEMMAFPositive(superpixels=GRID), 6, rt.pertinent_positive),
     "cem-maf paper": Case(
-        lambda m: ShortPaperPositive(superpixels=GRID, preset="paper", kappa=1.0), 6, rt.pertinent_positive
+        lambda m: ShortPaperPositive(superpixels=GRID, baseline=0.0, preset="paper", kappa=1.0),
+        6,
+        rt.pertinent_positive,
     ),
 }
 CASES = {f"negative {name}": case for name, case in NEGATIVE.items()} | {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients as CaptumIG
-from torch import Tensor
+from torch import Tensor, nn
 
 import ratherthan as rt
 from nets import Counter, Dense, Residual, images, make
@@ -75,6 +76,23 @@ def test_values_add_up_to_the_contrast_better_with_more_steps() -> None:
         missed.append(why.diagnostics["convergence delta"].abs().max().item())
     assert missed[0] > missed[1] > missed[2]
     assert missed[2] < 1e-3
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(1, 2), (2, 0)])
+def test_sums_that_miss_by_more_than_a_twentieth_are_warned_of(steps: int, warned: int) -> None:
+    """Along the way the gradient of x^4 / 4 is a^3 x^3, whose mean is 1/4: one point in the middle gives 1/8, half."""
+
+    class Fourth(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            powers = x.flatten(1).sum(1) ** 4 / 4
+            return torch.stack([powers, 0 * powers], 1)
+
+    x = torch.rand(2, 1, 2, 2, dtype=torch.float64) + 0.5
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        rt.explain(rt.Model(Fourth(), channels=1), x / 1.5, 0, contrast="none", method=rt.IntegratedGradients(steps))
+    said = [str(each.message) for each in told if "maps of ig miss" in str(each.message)]
+    assert [each.partition(" maps")[0] for each in said] == [f"{warned} of 2"] * bool(warned)
 
 
 def test_frozen_and_live_weights_are_two_explanations() -> None:

@@ -121,6 +121,22 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_count_of_batches_may_be_missing(prefix: str, tmp_path: Path) -> None:
+    """Files from before PyTorch 0.4.1 have none; everything else has to be there."""
+    net, other = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(2))
+    other(torch.rand(2, 1, 8, 8))
+    state = {prefix + key: each for key, each in other.state_dict().items() if key != "1.num_batches_tracked"}
+    save_file(state, tmp_path / "old.safetensors")
+    fit_weights(net, tmp_path / "old.safetensors")
+    image = torch.rand(1, 1, 8, 8)
+    assert torch.equal(net.eval()(image), other.eval()(image))
+    del state[f"{prefix}1.running_mean"]
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ModelError, match=r"missing .*running_mean|missing 0.weight"):
+        fit_weights(net, tmp_path / "bad.safetensors")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_weights_that_cannot_be_used_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     write, message = REFUSED[name]

@@ -70,14 +70,18 @@ def top(model: Model, ids: Tensor) -> int:
     return int(model.module(ids).argmax()) if ids.numel() else -1
 
 
-@pytest.mark.parametrize("without", ["blank", "nothing"])
+@pytest.mark.parametrize(("without", "kappa"), [("blank", 0.0), ("blank", None), ("nothing", 0.0), ("nothing", 1.0)])
 def test_the_words_that_are_kept_are_enough_and_none_of_them_is_spared(
-    tokenizer: Any, without: Any, tmp_path: Path
+    tokenizer: Any, without: Any, kappa: float | None, tmp_path: Path
 ) -> None:
     model = model_of(tokenizer)
-    enough = rt.pertinent_positive(model, SENTENCES, method=FewestWords(without=without), batch_size=2)
-    assert enough.found.all()
-    fewer = 0
+    enough = rt.pertinent_positive(model, SENTENCES, method=FewestWords(without=without, kappa=kappa), batch_size=2)
+    fewer, empty = 0, 0
+
+    def leads(ids: Tensor, fact: int) -> float:
+        y = model.module(ids)[0].detach() if ids.numel() else torch.full((2,), -torch.inf)
+        return float(y[fact] - torch.cat([y[:fact], y[fact + 1 :]]).max())
+
     for i, text in enumerate(SENTENCES):
         fact, kept = int(enough.fact[i]), enough.order[i][enough.order[i] >= 0].tolist()
         gone = [word for word in range(word_count(text)) if word not in kept]
@@ -87,18 +91,28 @@ def test_the_words_that_are_kept_are_enough_and_none_of_them_is_spared(
         example = enough.examples[i, 0]
         assert torch.equal(example[example >= 0], ids[0])
         torch.testing.assert_close(enough.example_logits[i, 0], model.module(ids)[0].detach())
-        assert top(model, ids) == fact
+        whole = leads(altered(model, text, without, {}), fact)
+        wanted = min(5.0 if kappa is None else kappa, whole)
+        assert leads(ids, fact) > max(0.0, wanted - 1.1e-3)
         for word in kept:
-            assert top(model, altered(model, text, without, dict.fromkeys([*gone, word]))) != fact
+            assert not leads(altered(model, text, without, dict.fromkeys([*gone, word])), fact) >= wanted + 1e-3
+        assert enough.status[i] == ("found" if kept else "nothing needed")
+        assert ("but the whole leads by" in enough.reason[i]) == (bool(kept) and wanted == whole)
+        empty += not kept
         fewer += len(kept) < word_count(text)
         words = words_of(enough.tokens[i])
         assert enough.mask[i].tolist()[: len(words)] == [word in kept for word in words]
         assert not enough.mask[i, len(words) :].any()
-    assert fewer >= 4, "hardly a word was left out: nothing is shown"
+    assert fewer >= (3 if kappa is None else 4), "hardly a word was left out: nothing is shown"
+    assert (empty > 0) == (without == "blank")
     saved = rt.PertinentPositive.load(enough.save(tmp_path / "enough.safetensors"))
     assert saved.text(1) == enough.text(1)
-    read = enough.text(0).partition("because of ")[2]
-    assert read.startswith(f"{int(enough.features[0])} of 3 words: '")
+    one = enough.status.index("found")
+    read = enough.text(one).partition("because of ")[2]
+    assert read.startswith(f"{int(enough.features[one])} of {word_count(SENTENCES[one])} words: '")
+    for i in range(len(enough)):
+        alone = "the text without its words is already" in enough.text(i)
+        assert alone == (enough.status[i] == "nothing needed")
     assert enough.save(tmp_path / "enough.png").stat().st_size > 5_000
     assert "enough" in enough.save(tmp_path / "enough.html").read_text()
 

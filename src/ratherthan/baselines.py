@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,13 @@ from ratherthan.errors import InputError, told_as, unknown
 Baseline = float | Sequence[float] | Tensor | str
 """A value of image space; one per channel; an image (C, H, W); or a word, see `baseline_images`."""
 BASELINES = ("mean", "blur", "model-mean")
+GROUNDS: tuple[float | str, ...] = (0.0, 0.5, 0.25, 0.75, 1.0, "mean", "blur")
+"""What may be nothing where nobody says what is; see `quietest`."""
+_WORDS: dict[float | str, str] = {
+    0.0: "black", 0.5: "mid grey", 1.0: "white", "mean": "its mean colour", "blur": "its blur",
+    "model-mean": "the model's mean",
+}  # fmt: skip
+_AS_QUIET = 0.01  # share of the entropy by which a ground may say more and still stand before another
 _SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel
 
 
@@ -67,6 +74,36 @@ def baseline_within(images: Tensor, baseline: Baseline) -> Tensor:
     if not ((made >= 0) & (made <= 1)).all():
         raise InputError("a baseline lies in image space, [0, 1]")
     return made
+
+
+def baseline_words(baseline: Baseline) -> str:
+    """What to call a baseline: "black", "25% grey", "its blur"."""
+    if isinstance(baseline, (int, float, str)):
+        return _WORDS.get(baseline, baseline if isinstance(baseline, str) else f"{baseline:.0%} grey")
+    return "the given image" if isinstance(baseline, Tensor) else "the given colour"
+
+
+def quietest(images: Tensor, look: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[str]]:
+    """The nothing that says least to a network, for each image by itself.
+
+    That of `GROUNDS` at which its answer has the most entropy, the first of those that are within a hundredth of it.
+
+    Args:
+        images: (N, C, H, W) in image space.
+        look: Images (N, C, H, W) to logits (N, classes).
+
+    Returns:
+        (N, C, H, W), and what each is called.
+    """
+    answers = torch.stack([look(_ground(images, each)).log_softmax(1) for each in GROUNDS], 1)
+    entropy = -(answers.exp() * answers).nansum(2)  # a class that is ruled out adds nothing
+    chosen = (entropy >= (1 - _AS_QUIET) * entropy.amax(1, keepdim=True)).int().argmax(1).tolist()
+    made = [_ground(image.unsqueeze(0), GROUNDS[k]) for image, k in zip(images, chosen, strict=True)]
+    return torch.cat(made), [baseline_words(GROUNDS[k]) for k in chosen]
+
+
+def _ground(images: Tensor, baseline: Baseline) -> Tensor:
+    return baseline_images(images, baseline).clamp(0, 1)  # a blur may round beyond
 
 
 def blur(images: Tensor, sigma: Tensor | float) -> Tensor:

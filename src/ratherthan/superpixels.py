@@ -84,11 +84,6 @@ def default_superpixels(images: Tensor, kind: Kind | None = None) -> Superpixels
     return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", DEFAULT_COUNT)
 
 
-def default_baseline(images: Tensor) -> float:
-    """What is where a superpixel is not: black in grey pictures, mid grey in colour, as in CEM-MAF's published code."""
-    return 0.0 if images.shape[1] == 1 else 0.5
-
-
 def segment(images: Tensor, how: Division = "slic") -> Tensor:
     """Divide pictures into superpixels.
 

@@ -57,6 +57,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {} if file is None else file.metadata() or {}
 
 
+_COUNT = "num_batches_tracked"  # files from before PyTorch 0.4.1 have none, and evaluation needs none
+
+
 def fit_weights(module: nn.Module, path: str | Path, name: str | None = None, hint: str = "") -> nn.Module:
     """Put weights from a file into a network, which keeps its dtype and device.
 
@@ -71,14 +74,14 @@ def fit_weights(module: nn.Module, path: str | Path, name: str | None = None, hi
 
     Raises:
         ModelError: The file cannot be read; tensors are missing, too many, of another shape or kind; or a number in
-            them is not finite.
+            them is not finite. How many batches a norm has seen may be missing.
     """
     wanted = module.state_dict()
     state = _unwrapped(read_weights(path), wanted)
     if state.keys() != wanted.keys() and hasattr(module, "from_pretrained"):
         state = _renamed(module, state)
     complaint = f"{path} does not fit {name or type(module).__name__}"
-    if missing := [key for key in wanted if key not in state]:
+    if missing := [key for key in wanted if key not in state and not key.endswith(_COUNT)]:
         raise ModelError(f"{complaint}: missing {_listed(missing)}")
     if extra := [key for key in state if key not in wanted]:
         raise ModelError(f"{complaint}: it has no {_listed(extra)}")
@@ -91,7 +94,7 @@ def fit_weights(module: nn.Module, path: str | Path, name: str | None = None, hi
             raise ModelError(f"{complaint}: {key} is {kind}, not {wanted[key].dtype}".replace("torch.", ""))
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{complaint}: {key} holds NaN or infinite numbers")
-    module.load_state_dict(state)
+    module.load_state_dict(wanted | state)
     return module
 
 
@@ -103,7 +106,8 @@ def _unwrapped(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str,
     """Without what stands before all names, where the rest is what is wanted."""
     first = next(iter(wanted), "")
     prefixes = (key.removesuffix(first) for key in state if key.endswith(f".{first}"))
-    found = next((each for each in prefixes if {each + key for key in wanted} == state.keys()), "")
+    needed = {key for key in state if not key.endswith(_COUNT)}
+    found = next((p for p in prefixes if {p + key for key in wanted if not key.endswith(_COUNT)} == needed), "")
     return {key.removeprefix(found): tensor for key, tensor in state.items()}
 
 

@@ -224,7 +224,7 @@ def counterfactual(
     "pertinent-positive digit.png --model zoo:mnist",
     "pertinent-positive photos/ --model torchvision:resnet50 --superpixels slic --count 200 --baseline 0.5"
     " --out enough.html",
-    "pertinent-positive digit.png --model zoo:mnist --set kappa=5 --json",
+    "pertinent-positive digit.png --model zoo:mnist --confidence 0.9 --baselines 0,0.5,mean --json",
     name="pertinent-positive",
 )
 def pertinent_positive(
@@ -234,14 +234,20 @@ def pertinent_positive(
     ] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
-    baseline: Annotated[str | None, question("What replaces a part that is left out: 0.5, mean, blur ...")] = None,
+    baseline: Annotated[
+        str | None,
+        question("What replaces what is left out: 0.5, mean, blur ... Default: what says least to the network."),
+    ] = None,
+    baselines: Annotated[str | None, question("Several, with commas: the part is enough on each.")] = None,
+    kappa: Annotated[float | None, question("By how many logits the part keeps the class. Default: 5.")] = None,
+    confidence: Annotated[float | None, question("Or which share of its probability, e.g. 0.9.")] = None,
     settings: options.Settings = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Show which small part of an image is enough for the network to say what it says.
 
-    Parts are single pixels of small grey images, slic superpixels of others; what is left out becomes black in grey
-    images and mid grey in colour, unless the options say otherwise.
+    Parts are single pixels of small grey images, slic superpixels of others. They keep the class by a margin, at most
+    by that of the whole image. Where what stands for nothing has the class already, nothing is needed.
 
     Writes a page with all images, a figure of each and the numbers into the folder enough, or --out, and prints a
     short table.
@@ -254,7 +260,11 @@ def pertinent_positive(
         parts = None
         if superpixels is not None or count is not None:
             parts = rt.Superpixels(superpixels or "slic", count or DEFAULT_COUNT)  # type: ignore[arg-type]
-        given = pairs(settings, baseline=baseline and options.value(baseline), superpixels=parts)
+        several = baselines and tuple(map(options.value, options.words(baselines)))
+        given = pairs(
+            settings, baseline=baseline and options.value(baseline), superpixels=parts, baselines=several, kappa=kappa,
+            confidence=confidence,
+        )  # fmt: skip
         chosen = get_pertinent_positive_method(method, **given)
         return partial(rt.pertinent_positive, method=chosen, batch_size=batch_size)
 

@@ -107,7 +107,11 @@ class Batch:
 
     def clean(self) -> Tensor:
         """(n, classes) scores of the images themselves."""
-        return self.logits([self.images])[0]
+        return self.scores(self.images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(n, classes) scores of the images as they have become."""
+        return self.logits([images])[0]
 
     # ----------------------------------------------------------------------------------------- helping
     def baseline(self, word: BaselineWord, sigma: Tensor | float = 15.0) -> Tensor:
@@ -168,7 +172,7 @@ class Experiment(Settings, ABC):
     shown: ClassVar[tuple[str, ...]] = ()
     lead: ClassVar[str | None] = None
     layout: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("method",), ("measure", "contrast"))
-    methods: ClassVar[tuple[str, ...]] = ("gradcam",)
+    methods: ClassVar[tuple[Any, ...]] = ("gradcam",)
     contrasts: ClassVar[tuple[str, ...]] = ("none", "weighted")
     searches: ClassVar[tuple[Classes[Any], ...]] = ()
     reads_labels: ClassVar[bool] = True

@@ -9,13 +9,15 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ratherthan.baselines import baseline_images
+from ratherthan.baselines import baseline_images, quietest
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.search.cem_maf import CEMMAFPositive
 from ratherthan.search.method import PERTINENT_POSITIVE_METHODS
 from ratherthan.search.pertinent_positive import rank_correlation
 from ratherthan.settings import AtLeastOne, Interval
-from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_baseline, default_superpixels, segment
+from ratherthan.superpixels import Kind, SegmentedImages, Superpixels, default_superpixels, segment
 
+_FEW = 3  # features, from which on a part can say something, and an order be ranked
 _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads them
 
 
@@ -24,21 +26,26 @@ _ABOVE_ZERO = ("lime",)  # their positive weights are the part, as CEM-MAF reads
 class Pertinent(Experiment):
     """Tables 1 and 6 of CEM-MAF: parts of an image with class P, shown by themselves.
 
+        fewer        1 if the part has fewer than three features: so little says little
         features     how many superpixels, or pixels, the part has (#PP Feat)
         share        the same as a share of all
         kept         1 if the part by itself is still P (PP Acc)
         p_fact       the probability of P in the part
-        correlation  Spearman(k, r_k), r_k the descending mid-rank of p_k, the probability of P with the k most
-                     important features present: -1 if each adds confidence (PP Corr); undefined for less than three
+        correlation  Spearman(k, r_k), r_k the descending mid-rank of p_k, the probability of P with the first k
+                     features present: -1 if each adds confidence (PP Corr); undefined for less than three
 
-    A search for pertinent positives brings its part and its order. The part of an attribution map are the features
+    Of a search `kept` is 1 by construction: it does not end before. Its `correlation` is in an order that was fixed
+    before the part was found, for one sorted afterwards reaches -1 by construction, too. A part that only just keeps P
+    is small and means little; so CEM-MAF stands there twice, with a margin of 0 and with the paper's 5 logits.
+
+    A search for pertinent positives brings its part and its orders. The part of an attribution map are the features
     whose mean relevance is above `threshold` times the largest (LIME: above zero), the most relevant first; the paper
     does not state the threshold of its Grad-CAM rows.
 
     Attributes:
         superpixels: Of the maps: a kind, or None: what CEM-MAF takes by default.
         count: How many of them are wanted.
-        baseline: What is where a feature is not: a value, "mean", or None: what CEM-MAF takes by default.
+        baseline: What is where a feature is not: a value, "mean", or None: what CEM-MAF takes by default. Of the maps.
         threshold: In [0, 1).
     """
 
@@ -49,12 +56,12 @@ class Pertinent(Experiment):
 
     name: ClassVar[str] = "pertinent"
     reads_labels = False
-    measures = ("features", "share", "kept", "p_fact", "correlation")
+    measures = ("fewer", "features", "share", "kept", "p_fact", "correlation")
     higher_is_better: ClassVar[dict[str, bool]] = {
-        "features": False, "share": False, "kept": True, "p_fact": True, "correlation": False,
+        "fewer": False, "features": False, "share": False, "kept": True, "p_fact": True, "correlation": False,
     }  # fmt: skip
     layout = (("method", "contrast"), ("measure",))
-    methods = ("cem-maf", "lime", "gradcam", "la")
+    methods = (CEMMAFPositive(kappa=0.0), "cem-maf", "lime", "gradcam", "la")
     searches = (PERTINENT_POSITIVE_METHODS,)
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
@@ -76,8 +83,9 @@ class Pertinent(Experiment):
 
     def _parts(self, batch: Batch) -> SegmentedImages:
         how = Superpixels(self.superpixels, self.count) if self.superpixels else default_superpixels(batch.images)
-        baseline = default_baseline(batch.images) if self.baseline is None else self.baseline
-        return SegmentedImages(batch.images, segment(batch.images, how), baseline_images(batch.images, baseline))
+        quiet = self.baseline is None
+        ground = quietest(batch.images, batch.scores)[0] if quiet else baseline_images(batch.images, self.baseline)
+        return SegmentedImages(batch.images, segment(batch.images, how), ground)
 
     def _orders(self, method: str, maps: Tensor, parts: SegmentedImages) -> list[Tensor]:
         """The features of each part, the most relevant first."""
@@ -94,6 +102,7 @@ class Pertinent(Experiment):
 def _measures(fact: Tensor, p: Tensor, kept: Tensor, count: Tensor, correlation: Tensor) -> dict[str, Tensor]:
     """The measures of parts with so many of the superpixels and, by themselves, these probabilities (n, classes)."""
     return {
+        "fewer": kept < _FEW,
         "features": kept,
         "share": kept.cpu() / count.cpu(),
         "kept": p.argmax(1) == fact,

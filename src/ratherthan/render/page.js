@@ -411,7 +411,8 @@ function enoughTab(card) {
     fact: { name: data.fact, p: found.curve },
   }) : null;
   const show = count => {
-    const said = `the first ${count} of ${found.count}${found.said[count] ? `: ${data.fact} ${found.said[count]}` : ""}; the whole ${found.whole}`;
+    const part = found.status === "nothing needed" ? found.status : `the first ${count} of ${found.count}`;
+    const said = `${part}${found.said[count] ? `: ${data.fact} ${found.said[count]}` : ""}; the whole ${found.whole}`;
     stage.keep(order, found.shape, count, `what is kept of ${data.name}: ${said}`);
     stage.readout.textContent = said;
     curves?.at(count);

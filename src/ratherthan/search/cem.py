@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ratherthan.baselines import Baseline, baseline_within
+from ratherthan.baselines import Baseline, baseline_within, baseline_words
 from ratherthan.contrast import rival
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
@@ -33,7 +33,7 @@ from ratherthan.search.method import (
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
-from ratherthan.search.pertinent_positive import PertinentPositive
+from ratherthan.search.pertinent_positive import PertinentPositive, nothing_needed
 from ratherthan.search.solver import Kept, Status, bisected, choose
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
@@ -143,7 +143,10 @@ class _Problem:
         manifold = self.how.manifold
         if manifold is None or self.how.gamma == 0:
             return v.new_zeros(len(v))
-        return self.how.gamma * (manifold.decode(manifold.encode(v)) - v).square().flatten(1).sum(1)
+        drawn = manifold.decode(manifold.encode(v))
+        if self.keep and not self.sound:
+            drawn = drawn.detach()  # the published gradient of positives holds it fixed
+        return self.how.gamma * (drawn - v).square().flatten(1).sum(1)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
@@ -154,6 +157,8 @@ class _Problem:
         if row in self.question.same:
             return self.question.same[row]
         if self.kept.found[row]:
+            if self.keep and elastic == 0:
+                return nothing_needed(self.question, row, [baseline_words(self.how.baseline)])
             return Status.FOUND, f"verified; elastic net {elastic:.3g}"
         if self.broken[row]:
             return Status.DIVERGED, f"the scores or the image became infinite or NaN; {miss}"
@@ -411,4 +416,5 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
         more: dict[str, Any] = {"mask": kept.amax(1).clamp_max(1), "interrupted": problem.interrupted}
         more["check"] = lambda logits: problem.reached(logits, slack=_ROUNDING)[1]
+        more["grounds"] = [[baseline_words(self.baseline)]] * len(examples)
         return PertinentPositive.of(self, question, examples, problem.ends(examples), **more)

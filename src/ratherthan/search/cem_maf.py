@@ -16,25 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.baselines import Baseline, baseline_within
-from ratherthan.contrast import Question, Weighted, margin
+from ratherthan.baselines import Baseline, baseline_within, baseline_words, quietest
+from ratherthan.contrast import margin
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.attributes import Attributes, described, measure, worded
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.counterfactual import FRAMES
-from ratherthan.search.method import (
-    PertinentPositiveMethod,
-    SearchQuestion,
-    register_counterfactual_method,
-    register_pertinent_positive_method,
-)
-from ratherthan.search.pertinent_positive import PertinentPositive
+from ratherthan.search.method import SearchQuestion, register_counterfactual_method, register_pertinent_positive_method
+from ratherthan.search.pertinent_positive import KAPPA, KeepsMargin, Margin, PertinentPositive, nothing_needed, odds
 from ratherthan.search.solver import End, Kept, Outcome, Problem, Report, Schedule, Status, Terms, descend
 from ratherthan.settings import Interval, NotNegative
-from ratherthan.superpixels import Division, SegmentedImages, default_baseline, default_superpixels, segment
+from ratherthan.superpixels import Division, SegmentedImages, default_superpixels, segment
 
 Sparsity = Literal["added", "all", "absent"]
-_SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
 _RISE = 0.01  # by which attributes may rise without having risen
 _TRIED = 8  # features tried at once, the best of which is added
 _FEW = 64  # of images with no more features, the two best sets are followed, not one
@@ -207,8 +202,10 @@ def sparsity_of(form: Sparsity, g: Tensor, g0: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------- what is enough
 @register_pertinent_positive_method
 @dataclass(frozen=True)
-class CEMMAFPositive(PertinentPositiveMethod):
+class CEMMAFPositive(KeepsMargin):
     """The fewest superpixels that keep the fact (CEM-MAF, eq. 2), in an order in which they add confidence.
+
+    The margin is the one of `KeepsMargin`: kappa logits, 5 unless you say otherwise, or a share of the probability.
 
     `preset="paper"`: masks m in [0, 1]^S, begun at 1, minimise c max(0, kappa - lead) + beta |m|_1 + gamma sum_i
     max(0, g_i(part) - g_i(image)) by ISTA, 100 iterations for each of nine weights c, begun at 1, ten times it after a
@@ -221,16 +218,17 @@ class CEMMAFPositive(PertinentPositiveMethod):
     are not needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed
     least; of more than 64 up to a sixteenth at once, and more than 256 keep the order they came in.
 
-    Either way the part keeps the fact by construction; in the worst case it is the whole image.
+    Either way the part keeps the fact by construction; in the worst case it is the whole image. Where what stands where
+    a superpixel is not keeps it already, nothing is needed.
 
     Attributes:
         superpixels: A kind (of about 200), a `Superpixels`, a label map (H, W) or (N, H, W), or None: single pixels of
             small grey images, SLIC otherwise.
-        baseline: What is where a superpixel is not, in [0, 1]; see `baselines.baseline_images`. None: black for grey
-            images, mid grey for colour as in the code published with CEM-MAF.
-        preset: "sound" or "paper".
-        kappa: By how many logits the fact is to lead: the sound search's parts do (or by as much as the whole image
-            does, if that is less); the paper's masks aim at it, its parts only keep the fact. None: 0 and 5.
+        baseline: What is where a superpixel is not, in [0, 1]; see `baselines.baseline_images`. None: for each image
+            what says least to the network, of black, greys, white, its mean colour and its blur; see
+            `baselines.quietest`.
+        baselines: Several of them instead: the part is to be enough on each.
+        preset: "sound" or "paper". Parts of the paper's only keep the fact; its masks aim at kappa.
         attributes: Attribute functions that are not to rise above their values in the image.
         beta: Weight of |m|_1; paper only.
         gamma: Weight of rising attributes.
@@ -240,8 +238,8 @@ class CEMMAFPositive(PertinentPositiveMethod):
 
     superpixels: Division | None = None
     baseline: Baseline | None = None
+    baselines: tuple[Baseline, ...] = ()
     preset: Literal["sound", "paper"] = "sound"
-    kappa: Annotated[float, Interval(0)] | None = None
     attributes: Attributes = ()
     beta: NotNegative = 0.1
     gamma: NotNegative = 100.0
@@ -249,26 +247,47 @@ class CEMMAFPositive(PertinentPositiveMethod):
     iterations: ClassVar[int] = 100
     step: ClassVar[float] = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            InputError: If two margins or two kinds of baselines are given, or a setting does not fit.
+        """
+        super().__post_init__()
+        if self.baseline is not None and self.baselines:
+            raise InputError("give baseline, or several as baselines: not both")
+        if self.preset == "paper" and self.confidence is not None:
+            raise InputError("the paper's preset aims at kappa logits: leave confidence to the sound one")
+
     @torch.no_grad()
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
         images, how, samples = question.images, self.superpixels, list(question.positions)
         if isinstance(how, (Tensor, np.ndarray)) and how.ndim == 3 and len(how) > max(samples):
             how = how[samples]
-        baseline = default_baseline(images) if self.baseline is None else self.baseline
         how = default_superpixels(images, how) if how is None or isinstance(how, str) else how
-        labels = segment(images, how)
-        scorer = SupersetScorer(question, SegmentedImages(images, labels, baseline_within(images, baseline)), self)
-        order, interrupted = [list(range(count)) for count in scorer.counts], False
+        labels, (grounds, words) = segment(images, how), self._grounds(question)
+        scorer = SupersetScorer(question, [SegmentedImages(images, labels, each) for each in grounds], words, self)
+        before, interrupted = scorer.ranked(), False
+        order = scorer.needed([list(range(count)) for count in scorer.counts])
         try:
             if self.preset == "paper":
-                order = scorer.together(_added, _relaxed(scorer))
+                before = order = scorer.together(_added, scorer.needed(_relaxed(scorer)))
             else:
                 for stage in (_grown, _pruned, _ordered):
                     order = scorer.together(stage, order)
         except KeyboardInterrupt:
             interrupted = True  # what the stages before have left is enough, too
-        return scorer.result(order, interrupted)
+        return scorer.result(order, before, interrupted)
+
+    def _grounds(self, question: SearchQuestion) -> tuple[list[Tensor], list[list[str]]]:
+        """What is where a superpixel is not, R times (N, C, H, W), and N lists of what that is called."""
+        given = self.baselines or (() if self.baseline is None else (self.baseline,))
+        if not given:
+            ground, words = quietest(question.images, question.look)
+            return [ground], [[each] for each in words]
+        grounds = [baseline_within(question.images, each) for each in given]
+        return grounds, [list(map(baseline_words, given))] * len(question.images)
 
 
 Labels = list[int]
@@ -282,22 +301,32 @@ Stage = Generator[tuple[Ask, list[Labels]], Any, Labels]
 
 
 class SupersetScorer:
-    """Shows parts of the images to the network, and counts how many."""
+    """Shows parts of the images to the network, on all their grounds, and counts how many."""
 
-    def __init__(self, question: SearchQuestion, parts: SegmentedImages, how: CEMMAFPositive) -> None:
-        self.question, self.parts, self.fact, self.how = question, parts, question.facts, how
-        self.rows, self.counts = torch.arange(len(self.fact), device=self.fact.device), parts.count.tolist()
+    def __init__(
+        self, question: SearchQuestion, parts: list[SegmentedImages], words: list[list[str]], how: CEMMAFPositive
+    ) -> None:
+        self.question, self.grounds, self.words, self.how = question, parts, words, how
+        self.parts, self.fact, self.sound = parts[0], question.facts, how.preset == "sound"
+        self.rows, self.counts = torch.arange(len(self.fact), device=self.fact.device), self.parts.count.tolist()
         most = 128 if self.fact.device.type == "cpu" else 4096  # more fall out of a processor's caches
-        self.at_once = max(8, min(most, _VALUES // parts.images[0].numel()))
-        self.before = measure(how.attributes, parts.images)
-        present = parts.present.to(parts.images)
-        whole, nothing = (margin(self.logits(masks, self.rows), self.fact) for masks in (present, 0 * present))
-        self.kappa = how.kappa if how.kappa is not None else 5.0 if how.preset == "paper" else 0.0
-        wanted = (self.kappa if how.preset == "sound" else 0.0) + _SLACK
-        self.whole, self.kept = whole, whole > 0
-        # no part need do better than the whole image
-        self.wanted = torch.where(self.kept, (whole - _SLACK).clamp(_SLACK, wanted), wanted)
-        self.for_nothing = nothing >= self.wanted
+        self.at_once = max(8, min(most, _VALUES // self.parts.images[0].numel()) // len(parts))
+        self.before = measure(how.attributes, self.parts.images)
+        # the paper's parts only keep the fact, its masks aim at kappa
+        self.margin = Margin(how if self.sound else replace(how, kappa=0.0), question)
+        self.kappa = KAPPA if how.kappa is None else how.kappa
+        self.nothing = torch.zeros_like(self.parts.present, dtype=self.parts.images.dtype)
+        ahead = self.margin.ahead(self.logits(self.nothing, self.rows), self.rows)
+        self.for_nothing = (ahead.amin(1) >= 0).tolist()
+
+    def needed(self, order: list[Labels]) -> list[Labels]:
+        """None of the features of images that need nothing."""
+        return [[] if nothing else labels for nothing, labels in zip(self.for_nothing, order, strict=True)]
+
+    def ranked(self) -> list[Labels]:
+        """All features of each image by the gradient of the score where hardly anything is there."""
+        ranked = self.rank(self.nothing, self.rows).tolist()
+        return [labels[:count] for labels, count in zip(ranked, self.counts, strict=True)]
 
     def together(self, stage: Callable[[SupersetScorer, int, Labels], Stage], order: list[Labels]) -> list[Labels]:
         """Run a stage for all images side by side: what they ask about is shown to the network together."""
@@ -326,30 +355,51 @@ class SupersetScorer:
             mask[labels] = 1
         return masks.to(self.parts.images), torch.tensor([row for row, _ in pairs], device=self.rows.device).long()
 
+    def shown(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """Parts on each ground, (M, S) of images `rows` (M,) to (M, R, C, H, W)."""
+        return torch.stack([each.render(masks, rows) for each in self.grounds], 1)
+
+    def look(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """Logits (M, R, classes) of parts."""
+        return self.question.look(self.shown(masks, rows).flatten(0, 1)).view(len(masks), len(self.grounds), -1)
+
     def logits(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """Of parts, (M, S) of images `rows` (M,) to (M, classes)."""
+        """The same, so many at once."""
         pieces = zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True)
-        return torch.cat([self.question.look(self.parts.render(*piece)) for piece in pieces])
+        return torch.cat([self.look(*piece) for piece in pieces])
 
     def scores(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """The lead, -inf for what the sound search does not take; the log-odds less what rose; the log-odds: (M, 3)."""
-        logits, fact, risen = self.logits(masks, rows), self.fact[rows], self.risen(masks, rows)
+        """How much more than enough parts are, their log-odds less what rose, and their log-odds: (M, 3).
+
+        All on the hardest ground; what the sound search does not take is -inf short of enough.
+        """
+        logits, risen = self.logits(masks, rows), self.risen(masks, rows)
         # the sound search takes no part in which an attribute has risen; the paper's only weighs that
-        forbidden = (risen > _RISE) & (self.how.preset == "sound")
-        leads, sure = margin(logits, fact).masked_fill(forbidden, -torch.inf), odds(logits, fact)
-        return torch.stack([leads, sure - self.how.gamma * risen, sure], 1)
+        forbidden = (risen > _RISE) & self.sound
+        ahead = self.margin.ahead(logits, rows).amin(1).masked_fill(forbidden, -torch.inf)
+        sure = self.sure(logits, rows)
+        return torch.stack([ahead, sure - self.how.gamma * risen, sure], 1)
+
+    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """By how many logits (M, R, classes) the fact leads on the hardest ground, (M,)."""
+        return margin(logits, self.fact[rows].unsqueeze(1).expand(logits.shape[:2])).amin(1)
+
+    def sure(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The log-odds there, (M,)."""
+        return odds(logits, self.fact[rows].unsqueeze(1).expand(logits.shape[:2])).amin(1)
 
     def risen(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """(M,): sum_i max(0, g_i(part) - g_i(image))."""
+        """(M,): sum_i max(0, g_i(part) - g_i(image)), on the ground where it is most."""
         if not self.how.attributes:
             return masks.new_zeros(len(masks))
-        after = measure(self.how.attributes, self.parts.render(masks, rows))
-        return (after - self.before[rows]).clamp_min(0).sum(1)
+        shown = self.shown(masks, rows)
+        after = measure(self.how.attributes, shown.flatten(0, 1)).view(*shown.shape[:2], -1)
+        return (after - self.before[rows].unsqueeze(1)).clamp_min(0).sum(2).amax(1)
 
     def rank(self, masks: Tensor, rows: Tensor) -> Tensor:
         """(M, S): the features by the gradient of the score, those that are missing first."""
         present = self.parts.present[rows]
-        gradient, _ = self.slopes(torch.maximum(masks, _GLIMPSE * present), rows, lambda y, at: odds(y, self.fact[at]))
+        gradient, _ = self.slopes(torch.maximum(masks, _GLIMPSE * present), rows, self.sure)
         gradient = gradient.masked_fill(~present | (masks > 0), -torch.inf)
         return gradient.argsort(dim=1, descending=True, stable=True)
 
@@ -359,45 +409,51 @@ class SupersetScorer:
         for some, at in zip(torch.split(masks, self.at_once), torch.split(rows, self.at_once), strict=True):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
-                y = self.question.look(self.parts.render(leaf, at))
+                y = self.look(leaf, at)
                 score = term(y, at) - self.how.gamma * self.risen(leaf, at)
                 gradients.append(torch.autograd.grad(score.sum(), leaf)[0])
             logits.append(y.detach())
         return torch.cat(gradients), torch.cat(logits)
 
-    def result(self, order: list[Labels], interrupted: bool) -> PertinentPositive:
-        """Write down the sets, with the confidence that each further feature brings."""
+    def curve(self, order: list[Labels]) -> Tensor:
+        """(N, K + 1): the confidence with the first k of some features, on the hardest ground; NaN beyond the last."""
         masks, at = self.flat({i: [labels[:k] for k in range(len(labels) + 1)] for i, labels in enumerate(order)})
-        logits, sizes = self.logits(masks, at), [len(labels) + 1 for labels in order]
-        confidence = logits.softmax(1).gather(1, self.fact[at].unsqueeze(1)).squeeze(1)
-        leads = [each[-1].item() for each in torch.split(margin(logits, self.fact[at]), sizes)]
-        labels = [torch.tensor(each, device=at.device) for each in order]
+        p = self.logits(masks, at).softmax(2)[torch.arange(len(at)), :, self.fact[at]].amin(1)
+        each = torch.split(p, [len(labels) + 1 for labels in order])
+        return nn.utils.rnn.pad_sequence(list(each), batch_first=True, padding_value=torch.nan)
+
+    def result(self, order: list[Labels], before: list[Labels], interrupted: bool) -> PertinentPositive:
+        """Write down the sets, with the confidence that each further feature brings, in their order and in another."""
         masks, _ = self.flat({row: [labels] for row, labels in enumerate(order)})
-        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-        ends = [self._said(*each) for each in zip(range(len(order)), order, leads, strict=True)]
-        more: dict[str, Any] = {"superpixels": self.parts.labels, "order": pad(labels, padding_value=-1)}
-        more["curve"] = pad(list(torch.split(confidence, sizes)), padding_value=torch.nan)
-        alone, mask = self.parts.render(masks, self.rows), self.parts.pixels(masks, self.rows) > 0
+        logits = self.logits(masks, self.rows)
+        enough, leads = self.margin.holds(logits, self.rows).all(1), self.lead(logits, self.rows)
+        told = zip(range(len(order)), order, enough.tolist(), leads.tolist(), strict=True)
+        labels = [torch.tensor(each, device=masks.device).long() for each in order]
+        kept = [[label for label in ranked if label in set(part)] for ranked, part in zip(before, order, strict=True)]
+        curve = self.curve(order)
+        more: dict[str, Any] = {
+            "order": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1), "curve": curve,
+            "curve_before": curve if kept == order else self.curve(kept), "superpixels": self.parts.labels,
+            "grounds": self.words, "check": lambda logits: self.margin.holds(logits, self.rows),
+        }  # fmt: skip
+        alone, mask = self.shown(masks, self.rows), self.parts.pixels(masks, self.rows) > 0
+        ends = [self._said(*each) for each in told]
         return PertinentPositive.of(self.how, self.question, alone, ends, mask, interrupted=interrupted, **more)
 
-    def _said(self, row: int, labels: Sequence[int], end: float) -> End:
-        if end <= 0:
-            return Status.NOT_FOUND, f"the network takes neither the image nor any part tried for it ({end:.2f} logits)"
-        sound, lead, whole = self.how.preset == "sound", f"it leads by {end:.2f} logits", self.whole[row].item()
+    def _said(self, row: int, labels: Labels, enough: bool, end: float) -> End:
+        if self.for_nothing[row]:
+            return nothing_needed(self.question, row, self.words[row])
+        ground = " and ".join(self.words[row])
+        if not enough:
+            return Status.NOT_FOUND, f"neither the image nor any part tried is enough ({end:.2f} logits on {ground})"
+        said = self.margin.said(row, end, f" on {ground}")
         why = {
             "the image is one superpixel: all or nothing": len(labels) == 1 == self.counts[row],
-            "but the network says so even if nothing is there": self.for_nothing[row],
             "nothing less than the whole image was found to be enough": len(labels) == self.counts[row],
-            f"{lead}, not by {self.kappa:g}: the whole image does no better": sound and end < self.kappa,
-            f"no lead of {self.kappa:g} logits: the whole image leads by {whole:.2f}": not sound and whole < self.kappa,
-            lead: True,
+            f"{said}; the masks aimed at {self.kappa:g}": not self.sound,
+            said: True,
         }
         return Status.FOUND, next(words for words, holds in why.items() if holds)
-
-
-def odds(logits: Tensor, fact: Tensor) -> Tensor:
-    """The log-odds of the fact, the `weighted` contrast: (M, classes), (M,) to (M,)."""
-    return Weighted().scalar(logits, Question.against_all(fact, logits.shape[1])).squeeze(1)
 
 
 # ------------------------------------------------------------------------------------------ as in the paper
@@ -408,9 +464,9 @@ def _relaxed(scorer: SupersetScorer) -> list[Labels]:
 
     def step(m: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
         gradient, logits = scorer.slopes(m, scorer.rows, partial(_hinge, scorer, c))
-        leads = margin(logits, scorer.fact)
+        leads, ahead = scorer.lead(logits, scorer.rows), scorer.margin.ahead(logits, scorer.rows).amin(1)
         size = m.sum(1) + large * (leads < scorer.kappa)
-        kept.see(scorer.rows, m, size, -leads, leads >= scorer.wanted)
+        kept.see(scorer.rows, m, size, -leads, ahead >= 0)
         return (m + how.step * (gradient - how.beta)).clamp(0, 1) * present, leads >= scorer.kappa
 
     descend(present, step, how.binary_search_steps, how.iterations, scorer.question.report)
@@ -419,36 +475,35 @@ def _relaxed(scorer: SupersetScorer) -> list[Labels]:
 
 
 def _hinge(scorer: SupersetScorer, c: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-    return -c[rows] * (scorer.kappa - margin(logits, scorer.fact[rows])).clamp_min(0)
+    return -c[rows] * (scorer.kappa - scorer.lead(logits, rows)).clamp_min(0)
 
 
 def _added(scorer: SupersetScorer, row: int, ranked: Labels) -> Stage:
     """As many of the ranked features as it takes for the fact to return; all of them where it never does."""
-    wanted, start, width = scorer.wanted[row].item(), 1, _TRIED
+    start, width = 1, _TRIED
     while start <= len(ranked):
         tried = [ranked[:k] for k in range(start, min(start + width, len(ranked) + 1))]
-        leads = [lead for lead, *_ in (yield scorer.scores, tried)]
-        if enough := _enough(tried, leads, wanted):
+        if enough := _enough(tried, (yield scorer.scores, tried)):
             return enough[0]
         start, width = start + width, 2 * width
     return sorted(ranked)
 
 
-def _enough(given: list[Labels], leads: Sequence[float], wanted: float) -> list[Labels]:
-    """What belongs to leads that suffice."""
-    return [each for each, lead in zip(given, leads, strict=True) if lead >= wanted]
+def _enough(given: list[Labels], scores: Sequence[Sequence[float]]) -> list[Labels]:
+    """What is enough, by its scores."""
+    return [each for each, (ahead, *_) in zip(given, scores, strict=True) if ahead >= 0]
 
 
 # ------------------------------------------------------------------------------------------ sound
 def _grown(scorer: SupersetScorer, row: int, whole: Labels) -> Stage:
     """Add features until the fact leads: the set in the order it grew, or the whole image where it never does."""
-    wanted, sets = scorer.wanted[row].item(), list[Labels]([[]])
+    sets = list[Labels]([[]])
     tried = sets
     while len(tried[0]) < len(whole):
         ranked = yield scorer.rank, sets
         tried = _extended(sets, ranked, len(whole))
         seen = yield scorer.scores, tried
-        enough = [(len(each), -lead, each) for each, (lead, *_) in zip(tried, seen, strict=True) if lead >= wanted]
+        enough = [(len(each), -ahead, each) for each, (ahead, *_) in zip(tried, seen, strict=True) if ahead >= 0]
         if enough:
             return min(enough)[2]
         followed = min(2 if len(whole) <= _FEW else 1, len(tried))
@@ -471,19 +526,18 @@ def _extended(sets: list[Labels], ranked: list[Labels], count: int) -> list[Labe
 
 def _pruned(scorer: SupersetScorer, row: int, kept: Labels) -> Stage:
     """Leave out what is not needed: several at once where that holds, until every feature left is needed."""
-    wanted = scorer.wanted[row].item()
     while len(kept) > 1:
         some = kept[-_MANY:]
-        leads = [lead for lead, *_ in (yield scorer.scores, [_without(kept, [label]) for label in some])]
-        least_missed = sorted((-lead, label) for lead, label in zip(leads, some, strict=True) if lead >= wanted)
+        left = [ahead for ahead, *_ in (yield scorer.scores, [_without(kept, [label]) for label in some])]
+        least_missed = sorted((-ahead, label) for ahead, label in zip(left, some, strict=True) if ahead >= 0)
         spare = [label for _, label in least_missed][: len(kept) - 1]  # one always stays
         if not spare:
             break
         # 2, 4, 8, ... of them, and all
         widths = sorted({min(2**power, len(spare)) for power in range(1, len(spare).bit_length() + 1)} - {1})
         tried = [spare[:width] for width in widths]
-        leads = [lead for lead, *_ in (yield scorer.scores, [_without(kept, gone) for gone in tried])]
-        kept = _without(kept, max(_enough(tried, leads, wanted), key=len, default=spare[:1]))
+        fewer = [_without(kept, gone) for gone in tried]
+        kept = min(_enough(fewer, (yield scorer.scores, fewer)), key=len, default=_without(kept, spare[:1]))
     return kept
 
 

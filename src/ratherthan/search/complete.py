@@ -38,7 +38,7 @@ class CompleteExplanation:
         """One sentence: "It is shirt because of 3 of 784 pixels (...), and because ... is absent, else ..."."""
         present, absent = self.positive, self.negative
         said = f"It is {present.class_label(int(present.fact[sample]))} {present.because(sample)}"
-        if present.status[sample] != Status.FOUND:
+        if present.status[sample] not in (Status.FOUND, Status.NOTHING_NEEDED):
             said = present.text(sample).rstrip(".")
         if absent.best(absent.status, sample, q) != Status.FOUND:
             return f"{said}; what must stay absent: {absent.text(sample, q)}"

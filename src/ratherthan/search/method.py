@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ANY = -1
 """The foil "any other class than the fact"."""
 _AT_ONCE = 256  # images of a fresh pass
+_CLAIMS = (Status.FOUND, Status.NOTHING_NEEDED)  # what a fresh pass has to confirm
 
 
 # --------------------------------------------------------------------------------------------- what is asked
@@ -246,7 +247,7 @@ class SearchResult(Result):
         """
         refuted = Status.NOT_FOUND, "what seemed an answer is none in a fresh pass"
         pairs = (zip(*row, strict=True) for row in zip(ends, holds.tolist(), strict=True))
-        confirmed = [[refuted if end[0] is Status.FOUND and not held else end for end, held in row] for row in pairs]
+        confirmed = [[refuted if end[0] in _CLAIMS and not held else end for end, held in row] for row in pairs]
         said = question.by_question(np.array(confirmed))
         told = {"statuses": said[..., 0].tolist(), "reasons": said[..., 1].tolist()}
         return cls(**cls.fields_of(how, question), **told, **more)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ratherthan.contrast import Question, Weighted, margin
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.progress import Progress
 from ratherthan.render.case import Case, part
@@ -23,14 +25,18 @@ from ratherthan.search.method import (
     SearchResult,
     get_pertinent_positive_method,
 )
-from ratherthan.search.solver import Status
+from ratherthan.search.solver import End, Status
+from ratherthan.settings import Interval, Share
 from ratherthan.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 _DIMMED = 0.18  # how much of what is left out still shows through
 _SIDES = ("", "enough, the first most of all")
+SLACK = 1e-3  # logits above the margin asked for, so that rounding in another batch does not undo an answer
+KAPPA = 5.0  # logits, as in CEM-MAF
 _HEIGHTS, _WIDTHS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
@@ -38,10 +44,14 @@ _HEIGHTS, _WIDTHS = ("upper", "middle", "lower"), ("left", "centre", "right")
 class PertinentPositive(SearchResult):
     """A part of each image that keeps the fact by itself (CEM-MAF, section 3.2).
 
-    N images, K the largest number of features kept. There is one answer to each (R = 1 in `SearchResult`): the part by
-    itself, the rest switched off.
+    N images, K the largest number of features kept. An answer is the part on a ground, the rest switched off; there is
+    one on each ground asked for (R of them, see `SearchResult`), first that on which the fact is the least probable.
+
+    Where the ground itself has the fact, by as much as the part has to, the status is "nothing needed" and the part is
+    empty.
 
     Attributes:
+        grounds: N lists of R: what is where a part is not, in words: "black".
         mask: (N, H, W): how much of every pixel is kept, in [0, 1]; bool where pixels are kept or not.
         features: (N,): how many features are kept.
         feature_count: (N,): of how many.
@@ -49,6 +59,8 @@ class PertinentPositive(SearchResult):
             mask; -1 where there is none.
         order: (N, K) labels of the features kept, the most important first, then -1; None if they have no order.
         curve: (N, K + 1): probability of the fact with the first k of them present, NaN beyond the last; or None.
+            Of several grounds the least.
+        curve_before: The same in an order that was fixed before the part was found, which owes nothing to it; or None.
     """
 
     kind: ClassVar[str] = "pertinent positive"
@@ -60,6 +72,8 @@ class PertinentPositive(SearchResult):
     superpixels: Annotated[Tensor, Shape("N plane")] | None = None
     order: Annotated[Tensor, Shape("N F")] | None = None
     curve: Annotated[Tensor, Shape("N P")] | None = None
+    curve_before: Annotated[Tensor, Shape("N P")] | None = None
+    grounds: Annotated[list[Any], Shape("N R")] | None = None
 
     @classmethod
     def of(
@@ -72,40 +86,51 @@ class PertinentPositive(SearchResult):
         *,
         superpixels: Tensor | None = None,
         order: Tensor | None = None,
+        grounds: Sequence[Sequence[str]] | None = None,
         check: Callable[[Tensor], Tensor] | None = None,
         **more: Any,
     ) -> PertinentPositive:
-        """Verify what a method found by a fresh pass.
+        """Verify what a method found by a fresh pass, on all grounds.
 
         Args:
             how: The method.
             question: N questions.
-            examples: (N, C, H, W): the images with what is not kept switched off.
+            examples: (N, C, H, W): the images with what is not kept switched off; on several grounds (N, R, C, H, W).
             ends: N: how each search ended, and why.
             mask: (N, H, W).
             superpixels: (N, H, W).
             order: (N, K).
-            check: Logits (N, classes) to whether a part is enough, (N,) bool; None: the fact is the likeliest class.
+            grounds: N lists of R.
+            check: Logits (N, R, classes) to whether a part is enough, (N, R) bool; None: the fact is the likeliest
+                class.
             **more: Further fields.
         """
+        examples = examples if examples.ndim > question.images.ndim else examples.unsqueeze(1)
         logits = question.fresh(examples)
-        holds = question.reached(logits)[1] if check is None else check(logits)
+        holds = (question.reached(logits)[1] if check is None else check(logits)).all(1, keepdim=True)
+        hardest = logits.softmax(-1)[question.rows, :, question.facts].argsort(dim=1, stable=True)
+        each = question.rows.unsqueeze(1), hardest
+        if grounds is not None:
+            grounds = [[row[k] for k in ranks] for row, ranks in zip(grounds, hardest.tolist(), strict=True)]
         pixels = torch.full_like(question.facts, mask[0].numel())
         more["features"] = (mask > 0).flatten(1).sum(1) if order is None else (order >= 0).sum(1)
         more["feature_count"] = pixels if superpixels is None else superpixels.flatten(1).amax(1) + 1
-        more |= {"mask": mask, "superpixels": superpixels, "order": order}
-        more |= {"examples": examples.unsqueeze(1), "example_logits": logits.unsqueeze(1)}
-        return cls.answering(how, question, [[end] for end in ends], holds.unsqueeze(1), **more)
+        more |= {"mask": mask, "superpixels": superpixels, "order": order, "grounds": grounds}
+        more |= {"examples": examples[each], "example_logits": logits[each]}
+        return cls.answering(
+            how, question, [[end] * examples.shape[1] for end in ends], holds.expand_as(hardest), **more
+        )
 
     def correlation(self) -> Tensor:
         """(N,): PP Corr of CEM-MAF's Table 1, Spearman's rank correlation of k with the descending rank of p_k.
 
-        p_k is the probability of the fact with the first k = 1 ... features present, most important first; equal ones
-        share the middle rank. -1: every feature adds confidence. NaN for fewer than three features, or equal p_k.
+        p_k is the probability of the fact with the first k = 1 ... features present, by `curve_before`: in `order` each
+        adds confidence because it was sorted to. Equal ones share the middle rank. -1: every feature adds confidence.
+        NaN for fewer than three features, equal p_k, or where no order was fixed before.
         """
-        if self.curve is None:
+        if self.curve_before is None:
             return torch.full((len(self),), torch.nan)
-        return torch.tensor([rank_correlation(row[~row.isnan()][1:]) for row in self.curve.cpu()])
+        return torch.tensor([rank_correlation(row[~row.isnan()][1:]) for row in self.curve_before.cpu()])
 
     def ranks(self) -> Tensor:
         """(N, H, W): 1 at the most important feature, falling evenly to 1/k at the last of k; 0 where nothing is kept.
@@ -126,6 +151,8 @@ class PertinentPositive(SearchResult):
     # ----------------------------------------------------------------------------------------- in words
     def because(self, sample: int) -> str:
         """What is enough, as the end of a sentence: "because of 4 of 180 superpixels (3% of it, upper left)"."""
+        if self.status[sample] == Status.NOTHING_NEEDED:
+            return f"for which nothing is needed: {self.reason[sample]}"
         kept, count = int(self.features[sample]), int(self.feature_count[sample])
         if self.tokens and self.superpixels is not None:
             told = zip(self.tokens[sample], self.mask[sample].tolist(), self.superpixels[sample].tolist(), strict=False)
@@ -139,15 +166,25 @@ class PertinentPositive(SearchResult):
         """One line about one image."""
         fact = int(self.fact[sample])
         name = self.class_label(fact)
-        if self.status[sample] != Status.FOUND:
+        if self.status[sample] not in (Status.FOUND, Status.NOTHING_NEEDED):
             return f"What is enough for {name}? {self.status[sample]}: {self.reason[sample]}."
         alone, whole = (each[sample].softmax(0)[fact].item() for each in (self.example_logits[:, 0], self.logits))
         what = "text" if self.tokens else "image"
-        odds = f"by themselves {percent(alone)} {name}, the whole {what} {percent(whole)}"
-        return f"{name}, {self.because(sample)}: {odds}; {self.reason[sample]}."
+        chances = f"{percent(alone)} {name}, the whole {what} {percent(whole)}"
+        if self.status[sample] == Status.NOTHING_NEEDED:
+            return f"Nothing is needed for {name}: {self.reason[sample]} ({chances})."
+        return f"{name}, {self.because(sample)}: by themselves {chances}; {self.reason[sample]}."
+
+    def to_frame(self) -> DataFrame:
+        """One row per image: the part on the ground on which the fact is the least probable."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(i, 0, 0) for i in range(len(self))])
 
     def _row(self, i: int, q: int, r: int) -> dict[str, Any]:
+        leads = [margin(each[i], self.fact[i]).item() for each in (self.example_logits[:, 0], self.logits)]
         return super()._row(i, q, r) | {
+            "grounds": ", ".join(self.grounds[i]) if self.grounds else None, "lead": leads[0], "lead_whole": leads[1],
             "features": int(self.features[i]), "feature_count": int(self.feature_count[i]),
             "share": self.mask[i].float().mean().item(), "correlation": self[i].correlation().item(),
             "p_fact_whole": self.logits[i].softmax(0)[self.fact[i]].item(),
@@ -175,7 +212,7 @@ class PertinentPositive(SearchResult):
     def _case(self, i: int, rank: np.ndarray[Any, Any]) -> Case:
         fact = int(self.fact[i])
         text = self.text(i).removeprefix(f"What is enough for {self.class_label(fact)}?").strip()
-        curve = () if self.curve is None else self.curve[i][~self.curve[i].isnan()].tolist()
+        curve = () if self.curve is None or not self.features[i] else self.curve[i][~self.curve[i].isnan()].tolist()
         rank = rank[: len(self.tokens[i])] if self.tokens else rank
         enough = part(text, self.status[i], rank, curve, self.logits[i].softmax(0)[fact].item())
         return Case(fact=self.class_label(fact), bars=self._bars(i), enough=enough, **self.about(i))
@@ -190,7 +227,7 @@ class PertinentPositive(SearchResult):
                 each.picture(each.images[0]), each.picture(each.example[0]), each.picture(each.dimmed()[0]),
                 each.ranks()[0].numpy(),
                 each.logits[0].softmax(0)[each.fact].item(),
-                () if each.curve is None else each.curve[~each.curve.isnan()].tolist(),
+                () if each.curve is None or not each.features else each.curve[~each.curve.isnan()].tolist(),
             )
             for each in self
         ])  # fmt: skip
@@ -229,6 +266,90 @@ def pertinent_positive(
     """
     how, given = get_pertinent_positive_method(method), (images, fact, None, names)
     return PertinentPositive.sought(how, model, *given, batch_size=batch_size, progress=progress)
+
+
+# --------------------------------------------------------------------------------------------- what enough means
+@dataclass(frozen=True)
+class KeepsMargin(PertinentPositiveMethod):
+    """A method whose parts keep the fact by a margin; what only just keeps it says little.
+
+    A part need not do better than the whole: where that leads by less than kappa, its own lead is asked for, and the
+    reason says so. A part leads by more than the whole only because it leaves out what speaks against the fact; to ask
+    for that would be another question than what is enough.
+
+    Attributes:
+        kappa: By how many logits the fact is to lead all other classes; None: 5, as in CEM-MAF.
+        confidence: Instead, which share of its probability in the whole the fact is to keep, e.g. 0.9.
+    """
+
+    _: KW_ONLY
+    kappa: Annotated[float, Interval(0)] | None = None
+    confidence: Share | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two margins.
+
+        Raises:
+            InputError: If both are given, or a setting does not fit.
+        """
+        super().__post_init__()
+        if self.kappa is not None and self.confidence is not None:
+            raise InputError("a part keeps a margin in logits or a share of the probability: give kappa or confidence")
+
+
+class Margin:
+    """What parts of N inputs have to keep.
+
+    Args:
+        how: The method.
+        question: About N inputs.
+
+    Attributes:
+        kappa: By how many logits it is to lead.
+        lead: (N,) by how many logits the whole leads.
+        wanted: (N,) by how many a part has to, a little more than kappa; at most about as much as the whole.
+    """
+
+    def __init__(self, how: KeepsMargin, question: SearchQuestion) -> None:
+        whole, self.fact = question.logits, question.facts
+        self.kappa = 0.0 if how.confidence is not None else KAPPA if how.kappa is None else how.kappa
+        self.lead, sure = margin(whole, self.fact), odds(whole, self.fact)
+        most = torch.where(self.lead > 0, self.lead - SLACK, torch.inf).clamp_min(SLACK)
+        self.wanted = most.clamp_max(self.kappa + SLACK)
+        self._odds = torch.full_like(sure, -torch.inf)
+        if how.confidence is not None:
+            p = whole.softmax(1).gather(1, self.fact.unsqueeze(1)).squeeze(1)
+            self._odds = torch.minimum(torch.logit(how.confidence * p) + SLACK, sure - SLACK)
+
+    def ahead(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """By how many logits parts have more than they need, or less: (M, ..., classes) of inputs (M,) to (M, ...)."""
+        wide = [each[rows].view(-1, *[1] * (logits.ndim - 2)) for each in (self.fact, self.wanted, self._odds)]
+        fact = wide[0].expand(logits.shape[:-1])
+        return torch.minimum(margin(logits, fact) - wide[1], odds(logits, fact) - wide[2])
+
+    def holds(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Whether a fresh pass, which may round otherwise, confirms that parts are enough; a tie is none."""
+        return self.ahead(logits, rows) > -SLACK
+
+    def said(self, row: int, lead: float, where: str = "") -> str:
+        """By how much a part leads, and why not by kappa."""
+        own = self.lead[row].item()
+        capped = f"; {self.kappa:g} were asked for, but the whole leads by {own:.2f}" if 0 < own < self.kappa else ""
+        return f"it leads by {lead:.2f} logits{where}{capped}"
+
+
+def nothing_needed(question: SearchQuestion, row: int, grounds: Sequence[str]) -> End:
+    """How a search ends where what stands for nothing has the fact already."""
+    names, fact = question.model.class_names, int(question.facts[row])
+    verb = "is" if len(grounds) == 1 else "are"
+    said = f"{' and '.join(grounds)} {verb} already {names[fact] if names else f'class {fact}'} to this network"
+    return Status.NOTHING_NEEDED, said
+
+
+def odds(logits: Tensor, fact: Tensor) -> Tensor:
+    """The log-odds of the fact, the `weighted` contrast: (..., classes), (...) to (...)."""
+    asked = Question.against_all(fact.flatten(), logits.shape[-1])
+    return Weighted().scalar(logits.flatten(0, -2), asked).view(fact.shape)
 
 
 def rank_correlation(p: Tensor) -> float:

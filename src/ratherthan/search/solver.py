@@ -29,6 +29,7 @@ class Status(StrEnum):
     """How the search for one sample ended."""
 
     FOUND = "found"
+    NOTHING_NEEDED = "nothing needed"
     NOT_FOUND = "not found"
     INFEASIBLE = "infeasible"
     INVERSION_FAILED = "inversion failed"

@@ -16,18 +16,18 @@ from ratherthan.outputs.classes import tensor_in
 from ratherthan.search.counterfactual import Counterfactual
 from ratherthan.search.method import (
     CounterfactualMethod,
-    PertinentPositiveMethod,
     SearchMethod,
     SearchQuestion,
     lead,
     register_counterfactual_method,
     register_pertinent_positive_method,
 )
-from ratherthan.search.pertinent_positive import PertinentPositive
-from ratherthan.search.solver import Status
+from ratherthan.search.pertinent_positive import SLACK, KeepsMargin, Margin, PertinentPositive, nothing_needed
+from ratherthan.search.solver import End, Status
 from ratherthan.settings import AtLeastOne, NotNegative
 
 _FILLS = "a masked language model gives logits (N, T, vocabulary)"
+_EMPTY = "the text without its words"
 _Change = tuple[int, str | None]  # a word by its number, and what stands there instead; None: it is taken away
 
 
@@ -38,12 +38,10 @@ class _OnWords(SearchMethod):
     Attributes:
         without: What is left of a word that is taken away: "blank", its tokens become the blank one of `Text`, or
             "nothing", they are deleted.
-        kappa: By how many logits the fact, or the foil, is to lead.
     """
 
     takes: ClassVar[str] = "text"
     without: Literal["blank", "nothing"] = "blank"
-    kappa: NotNegative = 0.0
 
     def each(self, question: SearchQuestion) -> list[list[Any]]:
         """What is found for each question, as columns."""
@@ -57,9 +55,9 @@ class _OnWords(SearchMethod):
     def least(self, words: _Words) -> tuple[Any, ...]:
         """The answer to one question."""
 
-    def enough(self, ahead: Tensor) -> bool:
-        """Whether what is asked for leads by as much as is wanted, and is not level."""
-        return bool(ahead > 0) and bool(ahead >= self.kappa)
+    @abstractmethod
+    def ahead(self, question: SearchQuestion, row: int, logits: Tensor) -> Tensor:
+        """By how many logits (M, classes) altered texts have more than is asked for, (M,); 0 is enough."""
 
 
 class _Words:
@@ -162,21 +160,20 @@ class _Words:
 
     @torch.no_grad()
     def leads(self, changes: Sequence[Sequence[_Change]]) -> Tensor:
-        """(M,) by how many logits what is asked for leads, under each of several sets of changes."""
+        """(M,) by how many logits more than asked for are there, under each of several sets of changes."""
         altered = [self.changed(each) for each in changes]
         empty = torch.tensor([not len(each) for each in altered], device=self.ids.device)
         logits = self.question.look(join([each if len(each) else self.ids for each in altered]))
-        fact, target = (each[self.row].expand(len(logits)) for each in (self.question.facts, self.question.target))
-        return lead(logits, fact, target).masked_fill(empty, -torch.inf)
+        return self.how.ahead(self.question, self.row, logits).masked_fill(empty, -torch.inf)
 
 
 @register_pertinent_positive_method
 @dataclass(frozen=True)
-class FewestWords(_OnWords, PertinentPositiveMethod):
+class FewestWords(KeepsMargin, _OnWords):
     """The fewest words that keep the fact: words are left out one by one, each time the one that is missed least.
 
     It ends where no word that is left can go: what is found is minimal, though there may be another part of fewer
-    words. About P^2 / 2 evaluations for P words.
+    words. About P^2 / 2 evaluations for P words. How much of the fact is kept: see `KeepsMargin`.
     """
 
     name: ClassVar[str] = "words"
@@ -184,29 +181,37 @@ class FewestWords(_OnWords, PertinentPositiveMethod):
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
         masks, orders, labels, examples, ends = self.each(question)
-        logits, order = question.fresh(join(examples)), join(orders)
-        more = {
-            "mask": torch.stack(masks), "order": order, "superpixels": torch.stack(labels),
-            "features": (order >= 0).sum(1), "feature_count": torch.stack(labels).amax(1) + 1,
-            "examples": join(examples).unsqueeze(1), "example_logits": logits.unsqueeze(1),
-        }  # fmt: skip
-        holds = question.reached(logits, kappa=self.kappa)[1]
-        return PertinentPositive.answering(self, question, [[end] for end in ends], holds.unsqueeze(1), **more)
+        kept, check = Margin(self, question), lambda logits: kept.holds(logits, question.rows)
+        more: dict[str, Any] = {
+            "superpixels": torch.stack(labels),
+            "order": join(orders),
+            "grounds": [[_EMPTY]] * len(ends),
+        }
+        return PertinentPositive.of(self, question, join(examples), ends, torch.stack(masks), check=check, **more)
 
-    def least(self, words: _Words) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Status, str]]:
+    def ahead(self, question: SearchQuestion, row: int, logits: Tensor) -> Tensor:
+        """See `_OnWords.ahead`."""
+        return Margin(self, question).ahead(logits, question.rows[[row]])
+
+    def least(self, words: _Words) -> tuple[Tensor, Tensor, Tensor, Tensor, End]:
         """Mask, order, the word of each token, what is left of the text, and how it ended."""
-        left, leads = list(range(len(words))), words.leads([[]])
-        gone, dropped = list[_Change](), torch.zeros(0)
-        if not self.enough(leads[0]):
+        question, row, left = words.question, words.row, list(range(len(words)))
+        gone, dropped, whole = list[_Change](), torch.zeros(0), words.leads([[]])
+        if not whole[0] >= -SLACK:
             end = Status.NOT_FOUND, "the whole text itself is something else"
+        elif left and words.leads([[(word, None) for word in left]])[0] >= 0:
+            gone, left = [(word, None) for word in left], []
+            end = nothing_needed(question, row, [_EMPTY])
         else:
-            end = Status.FOUND, "no other word can be left out"
             while left:
                 dropped = words.leads([[*gone, (word, None)] for word in left])
                 best = int(dropped.argmax())
-                if not self.enough(dropped[best]):
+                if not dropped[best] >= 0:
                     break
                 gone.append((left.pop(best), None))
+            text = words.changed(gone).unsqueeze(0)
+            ahead = lead(question.fresh(text), question.facts[[row]], question.facts[[row]])
+            end = Status.FOUND, f"no other word can be left out; {Margin(self, question).said(row, float(ahead))}"
         # the word that is missed most is the most important
         order = torch.tensor(left, device=words.ids.device).long()
         order = order[dropped.argsort(stable=True)] if left and len(dropped) else order
@@ -229,6 +234,7 @@ class FewestChanges(_OnWords, CounterfactualMethod):
             model of transformers with the tokenizer of `Text`: those that fit best into the text.
         tried: How many of those are tried for each word, by passes of their own.
         most: How many may change.
+        kappa: By how many logits the foil is to lead.
     """
 
     name: ClassVar[str] = "words"
@@ -236,6 +242,7 @@ class FewestChanges(_OnWords, CounterfactualMethod):
     substitutes: tuple[str, ...] | Literal["gradient"] | nn.Module = ()
     tried: AtLeastOne = 10
     most: AtLeastOne = 10
+    kappa: NotNegative = 0.0
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
@@ -253,13 +260,19 @@ class FewestChanges(_OnWords, CounterfactualMethod):
         said = changes if question.axis is None else _grouped(changes, question.questions)
         return Counterfactual.answering(self, question, [[end] for end in ends], holds, changes=said, **more)
 
+    def ahead(self, question: SearchQuestion, row: int, logits: Tensor) -> Tensor:
+        """See `_OnWords.ahead`; what is level is short of enough."""
+        fact, target = (each[row].expand(len(logits)) for each in (question.facts, question.target))
+        led = lead(logits, fact, target)
+        return (led - self.kappa).masked_fill(led == 0, -torch.finfo(led.dtype).eps)
+
     def least(self, words: _Words) -> tuple[Tensor, list[list[Any]], tuple[Status, str]]:
         """The altered text, the changes in words, and how it ended."""
         row, changes = words.row, list[_Change]()
         if row in words.question.same:
             return words.ids, [], words.question.same[row]
         ahead = words.leads([[]])[0]
-        while not self.enough(ahead) and len(changes) < min(self.most, len(words)):
+        while ahead < 0 and len(changes) < min(self.most, len(words)):
             left = [word for word in range(len(words)) if word not in dict(changes)]
             proposed = zip(left, words.proposed(changes, left), strict=True)
             options = [(w, s) for w, some in proposed for s in (None, *some) if s != words.reads(w)]
@@ -269,12 +282,12 @@ class FewestChanges(_OnWords, CounterfactualMethod):
                 break
             changes.append(options[best])
             ahead = leads[best]
-        if self.enough(ahead):
+        if ahead >= 0:
             while len(changes) > 1:
                 fewer = [[other for other in changes if other != each] for each in changes]
                 leads = words.leads(fewer)
                 best = int(leads.argmax())
-                if not self.enough(leads[best]):
+                if leads[best] < 0:
                     break
                 changes = fewer[best]
             end = Status.FOUND, f"{len(changes)} of {len(words)} words changed"

@@ -285,7 +285,7 @@ def verify(
 @_command(
     "evaluate mask --model zoo:mnist --data mnist --data-root data --methods gradcam,la --contrasts none,weighted"
     " --out runs/mask --limit 1000",
-    "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume",
+    "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume --workers 4",
 )
 def evaluate(
     experiment: Annotated[
@@ -308,7 +308,9 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
     seed: options.Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    workers: options.Workers = 0,
+    engine: options.WorkersAre = "processes",
+    address: options.Address = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
@@ -321,7 +323,7 @@ def evaluate(
     run = rt.evaluate(
         chosen, network, sets.dataset(), out=folder, methods=methods and words(methods),
         contrasts=contrasts and words(contrasts), label_map=sets.label_map, limit=sets.limit, batch_size=batch_size,
-        seed=seed or 0, resume=resume, workers=workers, progress=True,
+        seed=seed or 0, resume=resume, workers=workers, engine=engine, address=address, progress=True,
     )  # fmt: skip
     _show(run, folder, as_json)
 

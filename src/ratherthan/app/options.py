@@ -48,6 +48,14 @@ Continuation = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="How many measure side by side. Default: this process; of Ray, all there is room for."),
+]
+WorkersAre = Annotated[
+    Literal["processes", "ray"], typer.Option("--engine", help="What workers are: processes of this machine, or Ray's.")
+]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine, for this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
 
 

@@ -25,19 +25,18 @@ def network() -> rt.Model:
 
 @dataclass(frozen=True)
 class Deadly(ArrayReader):
-    """Ends the process that reads image 9, but only the first; image 4 is damaged."""
+    """Ends the process that reads image 9, but only the first; image 4 is damaged. Who reads leaves a file."""
 
     died: Path = Path()
 
     def read(self, index: int) -> Tensor:
         if index == 4:
             raise CorruptImage("s4: damaged image")
-        if index == 9 and self.died.parent.name == "deadly":
-            try:
-                self.died.touch(exist_ok=False)
-                os.kill(os.getpid(), signal.SIGKILL)
-            except FileExistsError:
-                pass
+        if self.died.name:
+            (self.died.parent / str(os.getpid())).touch()
+        if index == 9 and self.died.name == "once" and not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().read(index)
 
 

@@ -173,7 +173,7 @@ def test_a_shard_that_kills_is_given_to_three(monkeypatch: pytest.MonkeyPatch) -
     actors = Actors(sum, lambda question: question == SHARDS[3])
     seen = list[int]()
     told = (seen.append(number) for number, _ in actors.spread(SHARDS, 2, monkeypatch))
-    with pytest.raises(RatherThanError, match=r"3 workers ended .* at shard 3 \(killed\); out of memory.*resume=True"):
+    with pytest.raises(RatherThanError, match=r"3 workers ended .* at shard 3 \(killed\): out of memory.*resume=True"):
         list(told)
     assert 3 not in seen
     assert len(seen) == len(set(seen))
@@ -229,11 +229,11 @@ def fails(positions: Any) -> None:
 
 def test_errors_travel(tmp_path: Path) -> None:
     mate = travelled(fails, tmp_path)
-    assert mate.ready() is None
-    error = mate.measure([0])
+    assert mate.do() is None
+    error = mate.do([0])
     assert (type(error), str(error)) == (rt.InputError, "too small")
     assert "in fails" in error.__notes__[0]
-    assert (type(mate.measure([1])), str(mate.measure([1]))) == (RuntimeError, "TwoLines: one")
+    assert (type(mate.do([1])), str(mate.do([1]))) == (RuntimeError, "TwoLines: one")
 
 
 def test_settings_of_torch_travel(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_settings_of_torch_travel(tmp_path: Path) -> None:
         mate = travelled(fails, tmp_path)
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
-        mate.ready()
+        mate.do()
         assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == (torch.float64, "high")
     finally:
         torch.set_default_dtype(before[0])
@@ -255,7 +255,7 @@ def test_a_worker_with_another_version_is_refused(tmp_path: Path, monkeypatch: p
     mate = travelled(fails, tmp_path)
     monkeypatch.setattr(workers, "versions", lambda: {"torch": "1.0"})
     with pytest.raises(UnsupportedError, match=r"a worker has \{'torch': '1.0'\}"):
-        raise mate.ready()
+        raise mate.do()
 
 
 def test_what_cannot_travel_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_cannot_travel_is_refused_in_one_line(tmp_path: Path) -> None:
     gone = travelled(fails, tmp_path)
     content = (tmp_path / "job").read_bytes()
     (tmp_path / "job").write_bytes(content.replace(b"test_workers", b"test_wurkers"))
-    assert "cannot be sent to workers: No module named" in str(gone.ready())
+    assert "cannot be sent to workers: No module named" in str(gone.do())
 
 
 @pytest.mark.parametrize(

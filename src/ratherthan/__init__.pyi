@@ -28,6 +28,11 @@ from .attribution.rules import LRP as LRP
 from .attribution.rules import DeepLift as DeepLift
 from .attribution.rules import register_deeplift_rule as register_deeplift_rule
 from .attribution.rules import register_lrp_rule as register_lrp_rule
+from .auditing.networks import Drift as Drift
+from .auditing.networks import compare_models as compare_models
+from .auditing.parts import Piece as Piece
+from .auditing.run import Audit as Audit
+from .auditing.run import audit as audit
 from .baselines import baseline_images as baseline_images
 from .contrast import Contrast as Contrast
 from .contrast import Question as Question
@@ -89,6 +94,7 @@ from .outputs import Probabilities as Probabilities
 from .outputs import Prompts as Prompts
 from .outputs import Region as Region
 from .outputs import Value as Value
+from .references import cite as cite
 from .result import Result as Result
 from .result import save_report as save_report
 from .search.attributes import Attribute as Attribute

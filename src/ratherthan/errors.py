@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 from ratherthan.words import shorten
 
+TROUBLESHOOTING = "https://github.com/ratherthan/ratherthan/blob/main/docs/troubleshooting.md"
+
 
 class RatherThanError(Exception):
     """The common parent: catch this to catch everything `ratherthan` raises on purpose."""
@@ -27,6 +29,15 @@ class LayerError(ModelError):
 
 class UnsupportedError(RatherThanError, NotImplementedError):
     """A network or a combination for which the method would be silently wrong, and is refused instead."""
+
+
+def see(anchor: str) -> str:
+    """Where more is said, to end a message with.
+
+    Args:
+        anchor: A heading of `docs/troubleshooting.md`, as addresses spell it.
+    """
+    return f" (more: {TROUBLESHOOTING}#{anchor})"
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> str:

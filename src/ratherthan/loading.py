@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ratherthan.errors import InputError, ModelError, first_line, told_as, unknown
+from ratherthan.errors import InputError, ModelError, first_line, see, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.inputs import Images, Text
 from ratherthan.model import Model
@@ -304,7 +304,7 @@ def _load_factory(spec: str, trust_code: bool) -> Model:
 
 def _extra(package: str, extra: str) -> Any:
     what = f"{package} cannot be imported (pip install 'ratherthan[{extra}]')"
-    with told_as(InputError, what, ImportError, RuntimeError):
+    with told_as(InputError, what, ImportError, RuntimeError, then=see("a-package-is-missing")):
         return importlib.import_module(package)
 
 

@@ -31,8 +31,10 @@ from ratherthan.app.options import (
     words,
 )
 from ratherthan.app.terminal import complain, say, say_json, warn
-from ratherthan.errors import InputError, RatherThanError, first_line
+from ratherthan.errors import InputError, RatherThanError, first_line, see
 from ratherthan.files import check_place
+
+_SUSPECTS = 100  # rows of suspect labels in JSON; the table of all images has all
 
 
 class Commands(TyperGroup):
@@ -53,7 +55,8 @@ class Commands(TyperGroup):
             reason = error.strerror or first_line(error)
             complain(f"{error.filename}: {reason}" if error.filename else reason)
         except MemoryError as error:
-            complain(f"not enough memory: give a smaller --size or --batch-size, or fewer images ({first_line(error)})")
+            remedy = "give a smaller --size or --batch-size, or fewer images"
+            complain(f"not enough memory: {remedy} ({first_line(error)})" + see("out-of-memory"))
         except Exception as error:
             if not hasattr(error, "format_message"):  # usage errors, of a click that typer keeps to itself
                 raise
@@ -231,7 +234,7 @@ def pertinent_positive(
     ] = "cem-maf",
     superpixels: Annotated[str | None, question("slic, quickshift, felzenszwalb, grid or pixels.")] = None,
     count: Annotated[int | None, question("How many of them. Default: 200.", min=1)] = None,
-    baseline: Annotated[str | None, question("What is where a part is not: 0.5, mean, blur ...")] = None,
+    baseline: Annotated[str | None, question("What replaces a part that is left out: 0.5, mean, blur ...")] = None,
     settings: options.Settings = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
@@ -345,6 +348,93 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
 
 
 @_command(
+    "audit --model zoo:mnist --data mnist --data-root data --out audited",
+    "audit --model torchvision:resnet50 --data photos/ --limit 2000 --resume --json",
+)
+def audit(
+    model: ModelOptions,
+    sets: SetOptions,
+    method: Annotated[
+        str, question("gradcam, la, ixg ...", autocompletion=completion("methods", "explain"))
+    ] = "gradcam",
+    contrast: Annotated[
+        str, question("How what it says is weighed against the label.", autocompletion=completion("contrasts"))
+    ] = "weighted",
+    settings: options.Settings = None,
+    out: Annotated[Path, typer.Option(help="The folder of the run.")] = Path("audited"),
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Look through a labelled data set: what is taken for what, where that is decided, and which labels are suspect.
+
+    Pieces of images that decide by themselves, such as a ruler or a stamp that belongs to one class, are named. Killed,
+    it goes on where it stopped with --resume.
+    """
+    from ratherthan.app.answer import attribution_method
+    from ratherthan.auditing.page import table_of
+
+    check_place(out)
+    found = rt.audit(
+        model.load(), sets.dataset(), out=out, method=attribution_method(method, pairs(settings)), contrast=contrast,
+        label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, workers=workers,
+        progress=True,
+    )  # fmt: skip
+    for name, reason in found.run.skipped:
+        warn(f"skipped {name}: {reason}")
+    pieces = found.pieces(progress=True)
+    files = {"page": found.save(out / "audit.html"), "table": found.save(out / "images.csv")}
+    if as_json:
+        frames = {"confusions": found.confusions(), "suspects": found.suspects(_SUSPECTS), "pieces": table_of(pieces)}
+        rows = {name: json.loads(each.to_json(orient="records")) for name, each in frames.items()}
+        counts = {"images": len(found.to_frame()), "wrong": int(found.to_frame()["wrong"].sum())}
+        say_json({"folder": str(out), **counts, **rows, "files": [str(path) for path in files.values()]})
+        return
+    say("\n".join([str(found), *(f"{what:8} {path}" for what, path in files.items())]))
+
+
+@_command(
+    "check --baseline zoo:fashion_mnist --model zoo:fashion_mnist_resnet --data fashion_mnist --limit 100",
+    "check --baseline net.py:make --baseline-weights old.safetensors --model net.py:make --weights new.safetensors"
+    " --data photos/ --out drift.html",
+)
+def check(
+    model: ModelOptions,
+    sets: SetOptions,
+    baseline: Annotated[str, about_model("The network that is trusted, as for --model.")],
+    baseline_weights: Annotated[Path | None, about_model("Its weights.")] = None,
+    method: Annotated[
+        str, question("gradcam, la, ixg ...", autocompletion=completion("methods", "explain"))
+    ] = "gradcam",
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="How often it may alarm where nothing is worse.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(help="A .html file: a page of what has changed.")] = None,
+    batch_size: options.BatchSize = 16,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a new network against one that is trusted: on which labelled images does it say otherwise, and why?
+
+    Ends with exit code 1 if it breaks more than it mends, by a sign test at the level --alpha, else with 0.
+    """
+    from dataclasses import replace
+
+    if out is not None:
+        check_place(out, {".html": "page"})
+    trusted = replace(model, model=baseline, weights=baseline_weights).load()
+    found = rt.compare_models(
+        trusted, model.load(), sets.dataset(), method=method, label_map=sets.label_map, limit=sets.limit,
+        batch_size=batch_size, progress=True,
+    )  # fmt: skip
+    files = [] if out is None else [found.save(out)]
+    worse = found.worse(alpha)
+    if as_json:
+        say_json({**found.summary(), "alpha": alpha, "worse": worse, "files": list(map(str, files))})
+    else:
+        say("\n".join([str(found), "worse" if worse else "not worse", *(f"page     {path}" for path in files)]))
+    raise typer.Exit(1 if worse else 0)
+
+
+@_command(
     "train zoo:mnist --data-root data --out mnist.safetensors",
     "train zoo:flowers102 --fresh",
     "train zoo:vae --data photos --size 64 --out photos.safetensors",
@@ -418,6 +508,17 @@ def list_(
         say("\n".join([f"{command}:"] * bool(command) + [f"{row['name']:{wide}}  {row['help']}" for row in here]))
 
 
+@_command("cite gradcam weighted", "cite")
+def cite(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Methods, contrasts, experiments, as ratherthan list tells them."),
+    ] = None,
+) -> None:
+    """Print BibTeX entries of ratherthan and of what was used."""
+    say(rt.cite(*names or ()))
+
+
 @_command(
     "serve",
     "serve --model zoo:mnist --also zoo:fashion_mnist --cases served",
@@ -437,7 +538,8 @@ def serve(
     try:
         from ratherthan.app.serve import run
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'ratherthan[serve]'") from error
+        remedy = "pip install 'ratherthan[serve]'" + see("a-package-is-missing")
+        raise InputError(f"{error.name} is not installed: {remedy}") from error
     check_place(cases)
     run(
         [model.load(), *(rt.load(name, device=model.device, trust_code=True) for name in also or ())], cases, host, port
@@ -452,7 +554,7 @@ def doctor(as_json: options.AsJson = False) -> None:
     say_json(look()) if as_json else say(as_text(look()))
 
 
-noted = typer.Typer(help="What colleagues noted on pages of answers.")
+noted = typer.Typer(help="Verdicts that reviewers saved on pages of answers.")
 app.add_typer(noted, name="reviews")
 
 

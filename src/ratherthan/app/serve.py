@@ -257,6 +257,7 @@ def run(models: Sequence[rt.Model], folder: Path, host: str, port: int) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with told_as(InputError, f"cannot listen on {host}:{port}", OSError):
             listening.bind((host, port))
+            listening.listen(128)  # who is told the address may come before the server is up
         address = f"http://{host}:{listening.getsockname()[1]}/"
         desk = Desk(models, folder, examples())
         about = [(f"model {model.name}", model.inputs.describe()) for model in models]

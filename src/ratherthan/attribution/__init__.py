@@ -1,3 +1,3 @@
-"""WHERE: attribution methods and the verb that runs them; each module of methods registers its own."""
+"""WHERE: attribution methods and `explain`, which runs them; each module of methods registers its own."""
 
 from ratherthan.attribution import activation, gradient, perturbation, rules  # noqa: F401

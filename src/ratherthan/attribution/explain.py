@@ -144,12 +144,15 @@ def _explained(
 ) -> Iterator[Explanation]:
     method.prepare(forward_pass)
     for contrast in contrasts:
-        yield _answered(forward_pass, batch, method, targets_of(forward_pass, batch.fact, batch.foil, contrast))
+        yield answered(forward_pass, batch.names, method, targets_of(forward_pass, batch.fact, batch.foil, contrast))
 
 
-def _answered(forward_pass: ForwardPass, batch: Samples, method: Method, targets: Iterable[Target]) -> Explanation:
+def answered(
+    forward_pass: ForwardPass, names: tuple[str, ...], method: Method, targets: Iterable[Target]
+) -> Explanation:
+    """What a method, prepared for this forward pass, says to questions that form one axis."""
     found = ((target, method.attribute(forward_pass, target)) for target in targets)
-    return beside([explanation_of(forward_pass, target, method, each, batch.names) for target, each in found])
+    return beside([explanation_of(forward_pass, target, method, each, names) for target, each in found])
 
 
 def ask_again(
@@ -186,7 +189,7 @@ def ask_again(
             at_once = _at_once(forward_pass)
             some = (slice(start, start + at_once) for start in range(0, why.questions, at_once))
             targets = (Target(forward_pass.logits, here[:, each], contrast) for each in some)
-            parts.append(_answered(forward_pass, batch, method, targets))
+            parts.append(answered(forward_pass, batch.names, method, targets))
     return Explanation.joined(parts)
 
 

@@ -12,7 +12,7 @@ from ratherthan.attribution.forward import ForwardPass, Graph
 from ratherthan.attribution.operations import LAYERS
 from ratherthan.attribution.places import MOVING, PLACES, STAYING, Grid, Places, grid_of, varies
 from ratherthan.attribution.trace import Address, Node, Trace
-from ratherthan.errors import LayerError, ModelError
+from ratherthan.errors import LayerError, ModelError, see
 from ratherthan.model import Model
 
 _LEARNT = {
@@ -221,7 +221,7 @@ class _Search:
             raise LayerError(f"no layer of {name} on the image's plane moves its logits: are its weights trained?")
         raise LayerError(
             f"{name} has no layer on the image's plane that all its logits know goes through; name one, e.g. "
-            "layer='features', or use a method that explains the image, e.g. ixg"
+            "layer='features', or use a method that explains the image, e.g. ixg" + see("no-layer-is-found")
         )
 
     def grid(self, node: Node) -> Grid | None:

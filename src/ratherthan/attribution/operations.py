@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ratherthan.errors import UnsupportedError
+from ratherthan.errors import UnsupportedError, see
 from ratherthan.registry import Registry
 
 Rule = Callable[..., Any]
@@ -144,6 +144,7 @@ class ByOperation(TorchFunctionMode):
         kind = type(self.network.get_submodule(name)).__name__
         where = f"in {name!r} ({kind})" if name else "in the network's forward"
         instead = f"add one by register_{self.method.lower()}_rule, or use a method that needs none, 'ixg' or 'ig'"
+        instead += see("a-method-refuses-the-network")
         return UnsupportedError(f"{self.method} has no rule for {operation} {where}{reason}: {instead}")
 
     def place(self) -> str:

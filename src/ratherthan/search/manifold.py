@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.contrast import margin
-from ratherthan.errors import InputError, ModelError, told_as
+from ratherthan.errors import InputError, ModelError, see, told_as
 from ratherthan.inference import differentiable, preserve_state
 from ratherthan.model import Model
 from ratherthan.search.solver import Problem, Schedule, Status, Terms, noise, search
@@ -114,7 +114,7 @@ class Manifold:
         entry = zoo.entry_of(model.name)
         if entry is None or entry.manifold is None:
             remedy = "give one, --manifold NAME; in Python Manifold(decoder, latent_shape)"
-            raise InputError(f"{model.name} names no manifold: {remedy}")
+            raise InputError(f"{model.name} names no manifold: {remedy}" + see("no-manifold"))
         return cls.load(entry.manifold, weights)
 
     def to(self, like: Tensor) -> Manifold:

@@ -1,0 +1,372 @@
+"""The verb `audit`, and what it found: confusions, suspects, pieces that decide by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ratherthan.attribution.method import Method, get_method
+from ratherthan.auditing.decisions import Decisions
+from ratherthan.auditing.parts import Piece, pieces
+from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
+from ratherthan.data import Dataset, LabelMap, batches, match_labels
+from ratherthan.data import load as load_data
+from ratherthan.errors import InputError
+from ratherthan.evaluation.run import evaluate
+from ratherthan.evaluation.tables import Run
+from ratherthan.model import Model
+from ratherthan.progress import Progress, reporter
+from ratherthan.settings import AtLeastOne, check_value
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_DONORS, _HOSTS = 32, 64  # images of a class that pieces are cut from; of others that they are put onto
+_FEW = 8  # images of a class, below which nothing is said about what they share
+_BORDER = 8  # an eighth of the rows and columns on each side
+
+
+def audit(
+    model: Model | nn.Module,
+    dataset: Any,
+    *,
+    out: str | Path,
+    method: str | Method = "gradcam",
+    contrast: str | Contrast | ContrastFunction = "weighted",
+    cells: int = 14,
+    label_map: LabelMap = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    workers: int = 0,
+    shard_size: int = 256,
+    progress: Progress = None,
+) -> Audit:
+    """Look through a labelled data set: where does the network go wrong, and what is it looking at when it does?
+
+    One forward pass per image, shared by the decision and its map. Results are written shard by shard, as those of
+    `evaluate`, and a run that is killed can be resumed.
+
+    Args:
+        model: The network, of two or more classes.
+        dataset: A `data.Dataset`, a torch data set, or what `data.load` takes; labels are matched by name.
+        out: The folder of the run.
+        method: What shows where: an attribution method.
+        contrast: How P is weighed against Q.
+        cells: Rows and columns of the map that is kept of each image.
+        label_map: What a class of the set is called in the model, where its name differs.
+        limit: Use so many images only, evenly spread.
+        batch_size: Images per forward pass; None: as many as fit.
+        seed: Of what is drawn at random.
+        resume: Go on with the run in `out`, if there is one.
+        workers: As in `evaluate`.
+        shard_size: Images per shard; what is lost when a run is killed.
+        progress: True draws a bar; a callable is called with (images done, images in all).
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: If an argument cannot be used, or `out` holds a run with other settings.
+
+    Example:
+        >>> found = audit(model, "mnist", out="runs/audit")
+        >>> print(found.confusions())
+        >>> found.save("audit.html")
+    """
+    model = Model.wrap(model)
+    data = match_labels(load_data(dataset), model.class_names, label_map)
+    data = data.with_transform(data.transform or model.inputs.prepare)
+    data = data.spread(check_value("limit", AtLeastOne | None, limit))
+    run = evaluate(
+        Decisions(cells), model, data, out=out, methods=[method], contrasts=[contrast], batch_size=batch_size,
+        seed=seed, resume=resume, workers=workers, shard_size=shard_size, progress=progress,
+    )  # fmt: skip
+    return Audit(run, model, data, get_method(method), get_contrast(contrast))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What was found in a data set.
+
+    Attributes:
+        run: The rows, one per image.
+        model: The network.
+        data: The images.
+        method: What shows where.
+        contrast: How P is weighed against Q.
+    """
+
+    run: Run
+    model: Model
+    data: Dataset
+    method: Method
+    contrast: Contrast
+    _pieces: tuple[Piece, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Audit({self.model.name} on {self.data.name}, {self.run.shards.folder})"
+
+    def __str__(self) -> str:
+        rows, wrong = self._rows, self._wrong
+        told = [
+            f"{self.data.name}: {len(rows):,} images, {len(wrong):,} not as labelled ({len(wrong) / len(rows):.1%})"
+        ]
+        told += [
+            f"{each.count:5} said {each.said}, labelled {each.label}" for each in self.confusions()[:10].itertuples()
+        ]
+        spurious = [piece for piece in self._pieces if piece.spurious]
+        told += [f"{piece.said} is decided by a piece: {piece.told}" for piece in spurious[:10]]
+        return "\n".join(told + ["no piece of 4 % decides by itself"] * bool(self._pieces and not spurious))
+
+    # ----------------------------------------------------------------------------------------- rows
+    @cached_property
+    def _rows(self) -> DataFrame:
+        """A row per image, classes by their index."""
+        import pandas as pd
+
+        shards = self.run.shards
+        tables = (shards.read(number)[0] for number in range(len(shards.positions)))
+        return pd.concat([table.drop_columns(["map"]).to_pandas() for table in tables if len(table)], ignore_index=True)
+
+    @property
+    def _wrong(self) -> DataFrame:
+        return self._rows[self._rows["said"] != self._rows["label"]]
+
+    def _name(self, index: int) -> str:
+        return self.data.class_names[index]
+
+    def _index(self, name: str | int) -> int:
+        known = self.data.class_names
+        if not isinstance(name, int) and name not in known:
+            raise InputError(f"no class is called {name!r}; there are {', '.join(known[:10])}")
+        return name if isinstance(name, int) else known.index(name)
+
+    def to_frame(self) -> DataFrame:
+        """A row per image.
+
+        Returns:
+            sample, label, said, foil (names), wrong, p_said, p_foil, p_label, odds (log-odds of the label over all
+            other classes), score (what the contrast gives).
+        """
+        rows = self._rows
+        told = rows.assign(
+            wrong=rows["said"] != rows["label"], **{k: rows[k].map(self._name) for k in ("label", "said", "foil")}
+        )
+        return told[["sample", "label", "said", "foil", "wrong", "p_said", "p_foil", "p_label", "odds", "score"]]
+
+    # ----------------------------------------------------------------------------------------- confusions
+    def confusions(self) -> DataFrame:
+        """The pairs (said P, labelled Q), the most frequent first.
+
+        Returns:
+            said, label, count, share (of the images with that label), odds (mean log-odds of the label), border (mean
+            share of the relevance for P within an eighth of the image's edge), one_place (1: all maps are alike, 0:
+            they have nothing in common), typical (the sample whose map is most like the mean of all).
+        """
+        import pandas as pd
+
+        labelled, told = self._rows["label"].value_counts(), list[dict[str, Any]]()
+        for (said, label), rows in self._wrong.groupby(["said", "label"]):
+            maps = _alike(self._maps(rows["position"].tolist()))
+            mean = maps.mean(0)
+            likeness = (maps * mean).sum((1, 2)) / mean.square().sum().sqrt().clamp_min(1e-12)
+            told.append({
+                "said": self._name(said), "label": self._name(label), "count": len(rows),
+                "share": len(rows) / labelled[label], "odds": rows["odds"].mean(), "border": _border(maps),
+                "one_place": mean.square().sum().sqrt().item(), "typical": rows["sample"].iloc[int(likeness.argmax())],
+            })  # fmt: skip
+        columns = ["said", "label", "count", "share", "odds", "border", "one_place", "typical"]
+        return pd.DataFrame(told, columns=columns).sort_values(
+            "count", ascending=False, kind="stable", ignore_index=True
+        )
+
+    def map(self, said: str | int, label: str | int) -> Tensor:
+        """(cells, cells) the mean map of the images said to be one class and labelled another, each of unit length."""
+        said, label, rows = self._index(said), self._index(label), self._wrong
+        chosen = rows[(rows["said"] == said) & (rows["label"] == label)]
+        if chosen.empty:
+            raise InputError(f"no image is said to be {self._name(said)} and labelled {self._name(label)}")
+        return _alike(self._maps(chosen["position"].tolist())).mean(0)
+
+    def clusters(self, said: str | int, label: str | int, most: int = 3) -> DataFrame:
+        """The images of a pair by where they are decided.
+
+        Args:
+            said: What the network says.
+            label: What they are labelled.
+            most: Clusters of alike maps (average linkage of their cosines).
+
+        Returns:
+            sample, cluster (1 the largest), like (cosine to the cluster's mean).
+        """
+        from scipy.cluster.hierarchy import fcluster, linkage
+
+        said, label, rows = self._index(said), self._index(label), self._wrong
+        chosen = rows[(rows["said"] == said) & (rows["label"] == label)]
+        maps = _alike(self._maps(chosen["position"].tolist())).flatten(1)
+        if len(maps) < 2:
+            return chosen[["sample"]].assign(cluster=1, like=1.0).reset_index(drop=True)
+        groups = fcluster(linkage(maps.double().numpy(), "average", "cosine"), most, "maxclust")
+        order = {group: i + 1 for i, (group, _) in enumerate(sorted(_counts(groups).items(), key=lambda e: -e[1]))}
+        means = {g: torch.nn.functional.normalize(maps[torch.from_numpy(groups == g)].mean(0), dim=0) for g in order}
+        like = [float(each @ means[g]) for each, g in zip(maps, groups, strict=True)]
+        return chosen[["sample"]].assign(cluster=[order[g] for g in groups], like=like).reset_index(drop=True)
+
+    # ----------------------------------------------------------------------------------------- suspects
+    def suspects(self, count: int | None = None) -> DataFrame:
+        """The images whose label the network speaks against, the most suspect first.
+
+        Args:
+            count: How many; None: all images, in this order.
+
+        Returns:
+            sample, label, said, odds (log-odds of the label over all other classes), p_label, p_said.
+        """
+        rows = self.to_frame().sort_values("odds", kind="stable", ignore_index=True)
+        return rows[["sample", "label", "said", "odds", "p_label", "p_said"]][:count]
+
+    # ----------------------------------------------------------------------------------------- pieces
+    def pieces(self, progress: Progress = None) -> tuple[Piece, ...]:
+        """Small pieces of images, a few of each class, and how far each decides by itself, the strongest first.
+
+        A piece is cut from images that are said to be of a class, where the relevance lies, and put onto images that
+        are rightly said to be of other classes. What closes a quarter of the gap between these and images of the class,
+        and is a twenty-fifth of the image, is no part of an object that tells its class: `spurious`. Only what the data
+        show can be found: a mark that belongs to one class has to be in it.
+
+        Args:
+            progress: True draws a bar; a callable is called with (classes done, classes in all).
+        """
+        if self._pieces:
+            return self._pieces
+        rows, found = self._rows, list[Piece]()
+        right = rows[rows["said"] == rows["label"]]
+        classes = [said for said, count in rows["said"].value_counts().sort_index().items() if count >= _FEW]
+        with reporter(progress, "cutting out") as report:
+            for done, said in enumerate(classes):
+                report(done, len(classes))
+                others = _spread(right[right["said"] != said]["position"].tolist(), _HOSTS)
+                donors = _spread(rows[rows["said"] == said]["position"].tolist(), _DONORS)
+                if len(others) >= _FEW:
+                    of, hosts = self._images(donors), self._images(others)
+                    found += pieces(self.model, (self._name(said), said), self._maps(donors), of, tuple(donors), hosts)
+            report(len(classes), len(classes))
+        object.__setattr__(self, "_pieces", tuple(sorted(found, key=lambda piece: -piece.closes)))
+        return self._pieces
+
+    def repair_set(self, found: Sequence[Piece] | None = None, count: int = 256) -> torch.utils.data.TensorDataset:
+        """Images to fine-tune on, that teach the network not to decide by a piece.
+
+        Of each piece: images labelled its class without it (what lies at its place in images of other classes instead),
+        and as many images of other classes with it, all with their own labels.
+
+        Args:
+            found: The pieces; None: those of `pieces()` that are spurious.
+            count: Images of each sort for each piece.
+
+        Returns:
+            Images (n, C, H, W) in image space, and labels.
+
+        Raises:
+            InputError: If there is no such piece.
+        """
+        found = [piece for piece in self.pieces() if piece.spurious] if found is None else found
+        if not found:
+            raise InputError("no piece decides by itself: there is nothing to repair; hand in pieces to repair anyway")
+        images, labels = list[Tensor](), list[int]()
+        for piece in found:
+            own = _spread([i for i, label in enumerate(self.data.labels) if label == piece.index], count)
+            other = _spread([i for i, label in enumerate(self.data.labels) if label != piece.index], count)
+            marked, plain = self._images(own), self._images(other)
+            donors = self._images(piece.positions)
+            for i in range(min(len(marked), len(plain))):
+                donor = i % len(donors)
+                rows, columns = piece.boxes[donor]
+                marked[i, :, rows, columns] = plain[i - 1, :, rows, columns]
+                with_piece = plain[i].clone()
+                with_piece[:, rows, columns] = donors[donor, :, rows, columns]
+                images += [marked[i], with_piece]
+                labels += [piece.index, self.data.labels[other[i]]]
+        return torch.utils.data.TensorDataset(torch.stack(images), torch.tensor(labels))
+
+    # ----------------------------------------------------------------------------------------- files
+    def to_cleanlab(self) -> DataFrame:
+        """The columns that cleanlab's `Datalab.get_issues("label")` has, for tools that read them."""
+        rows = self.to_frame()
+        told = {"is_label_issue": rows["wrong"], "label_score": rows["p_label"], "given_label": rows["label"]}
+        return rows.assign(**told, predicted_label=rows["said"])[[*told, "predicted_label"]]
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file.
+
+        Args:
+            path: ".html": a page with the tables and with the cases of the most frequent pairs. ".csv": `to_frame`.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the file has another ending.
+        """
+        from ratherthan.auditing.page import write
+        from ratherthan.files import write_atomically
+
+        path = Path(check_value("the path of an audit", str | Path, path))
+        if path.suffix == ".html":
+            return write(self, path)
+        if path.suffix == ".csv":
+            return write_atomically(path, [self.to_frame().to_csv(index=False).encode()])
+        raise InputError(f"cannot save {str(path)!r}: end it in .html or .csv")
+
+    # ----------------------------------------------------------------------------------------- images and maps
+    def samples(self, said: str | int, label: str | int, count: int | None = None) -> Dataset:
+        """The images of a pair, the most typical first; any verb takes them."""
+        rows, said, label = self.clusters(said, label), self._index(said), self._index(label)
+        order = rows.sort_values(["cluster", "like"], ascending=[True, False])["sample"][:count]
+        places = {name: i for i, name in enumerate(self.data.ids)}
+        return self.data.subset([places[name] for name in order])
+
+    def _images(self, positions: Sequence[int]) -> Tensor:
+        """(n, C, H, W) in image space."""
+        loaded = [self.model.preprocess(images) for _, images, _ in batches(self.data, 16, order=list(positions))]
+        return torch.cat(loaded)
+
+    def _maps(self, positions: Sequence[int]) -> Tensor:
+        """(n, cells, cells) the maps of some images, in this order."""
+        shards, wanted = self.run.shards, np.asarray(positions)
+        size, found = int(shards.settings["shard_size"]), dict[int, Any]()
+        for number in np.unique(wanted // size):
+            table = shards.read(int(number))[0]
+            found |= dict(zip(table["position"].to_pylist(), table["map"].to_pylist(), strict=True))
+        maps = torch.tensor([found[position] for position in wanted.tolist()])
+        cells = round(maps.shape[1] ** 0.5)
+        return maps.reshape(len(maps), cells, cells)
+
+
+def _alike(maps: Tensor) -> Tensor:
+    """Maps of unit length; of nothing, nothing."""
+    return maps / maps.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _border(maps: Tensor) -> float:
+    gain, edge = maps.clamp_min(0), max(1, round(maps.shape[1] / _BORDER))
+    inner = gain[:, edge:-edge, edge:-edge].sum((1, 2))
+    return float((1 - inner / gain.sum((1, 2)).clamp_min(1e-12)).mean())
+
+
+def _spread(positions: Sequence[int], count: int) -> list[int]:
+    few = min(count, len(positions))
+    return [positions[i * len(positions) // few] for i in range(few)]
+
+
+def _counts(groups: Any) -> dict[int, int]:
+    return {int(group): int((groups == group).sum()) for group in np.unique(groups)}

@@ -269,3 +269,18 @@ def test_settings_of_a_method_stay_behind_its_name(tmp_path: Path) -> None:
     ways = [rt.SmoothGrad(2), rt.IntegratedGradients(3)]
     run = evaluate("deletion", model, data, out=tmp_path, methods=ways, steps=2)
     assert list(run.table().index) == ["SmoothGrad(samples=2)", "Integrated Gradients(n_steps=3)"]
+
+
+def test_whom_a_table_owes(tmp_path: Path) -> None:
+    """Of ours all, each once; of what is not registered nothing."""
+    model = rt.Model(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4)), layer="0")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    data = Dataset("noise", tuple("abcd"), tuple("xy"), (0, 1), ArrayReader(pixels))
+
+    def own(logits: torch.Tensor, fact: torch.Tensor, foils: torch.Tensor) -> torch.Tensor:
+        return logits.gather(1, fact[:, None])[:, 0]
+
+    ways = {"methods": ["gradcam", rt.SmoothGrad(2)], "contrasts": ["weighted", own]}
+    told = Run.open(evaluate("deletion", model, data, out=tmp_path, steps=2, **ways).shards.folder).citations()
+    assert told == rt.cite("deletion", "gradcam", "smoothgrad", "weighted")
+    assert len(re.findall("^@", told, re.MULTILINE)) == 5

@@ -48,13 +48,6 @@ Continuation = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Of all random draws. Default: 0.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or searches at once; a GPU takes more.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
-Workers = Annotated[
-    int, typer.Option(min=0, help="How many measure side by side. Default: one; of Ray, all there are.")
-]
-WorkersAre = Annotated[
-    Literal["processes", "ray"], typer.Option("--engine", help="What workers are: processes of this machine, or Ray's.")
-]
-Address = Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine, for this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout, and nothing else there.")]
 
 
@@ -81,6 +74,19 @@ class SetOptions:
             InputError: If it cannot be opened.
         """
         return rt.data.load(self.data or "", self.data_root, self.split)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Who measures: this process, others, or a cluster."""
+
+    workers: Annotated[
+        int, typer.Option(min=0, help="How many measure side by side. Default: one; of Ray, all there is room for.")
+    ] = 0
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="What workers are: processes of this machine, or Ray's.")
+    ] = "processes"
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")] = None
 
 
 KINDS_OF_MODELS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from inspect import cleandoc
@@ -16,6 +17,7 @@ from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.evaluation.experiment import Experiment, find_experiment
 from ratherthan.evaluation.shards import BadShard, Shards
 from ratherthan.files import write_atomically
+from ratherthan.references import cite
 from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
@@ -302,6 +304,15 @@ class Run:
                 caption=caption or _escaped(self.note(intervals)), label=label or f"tab:{self.experiment.name}",
             )
         )  # fmt: skip
+
+    def citations(self) -> str:
+        """BibTeX of ratherthan, the experiment, methods and contrasts; of your own and of plug-ins there is none."""
+        settings, known = self.shards.settings, list[str]()
+        methods = (name.partition("(")[0] for name in settings["methods"])
+        for name in (settings["experiment"]["name"], *methods, *settings["contrasts"]):
+            with suppress(InputError):
+                known += [name] * bool(cite(name))
+        return cite(*known)
 
     def save(self, path: str | Path) -> Path:
         """Write the table or the plot to a file, whole or not at all.

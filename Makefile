@@ -52,7 +52,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(HUB)/.hub: pyproject.toml constraints.txt | $(HUB)/bin/python
-	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[hub,hf,dev]" zennit grad-cam torchcam gradio
+	$(HUB)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[hub,hf,ray,dev]" zennit grad-cam torchcam gradio
 	touch $@
 
 $(VENV)/.page: $(VENV)/.dev

@@ -253,7 +253,7 @@ def test_why_not_is_located_for_maps_and_for_searches(tmp_path: Path) -> None:
     assert 0 < seen < COUNT
     shown = run.table(intervals=False)["inside"]  # a search has no contrast, and a column of its own
     assert shown.loc["scripted", ""] == f"{frame['inside'].xs('scripted', level='method').mean():.3f}"
-    assert shown.loc["scripted", "original"] == shown.loc["ixg", ""] == ""
+    assert shown.loc["scripted", "original"] == shown.loc["Input × Gradient", ""] == ""
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,10 @@ def test_workers_whose_parent_is_killed_as_they_begin_end_by_themselves(tmp_path
         "from ratherthan.data import dataset\n"
         "from ratherthan import ArrayReader, Dataset, data\n"
         "import numpy\n"
-        "begin = dataset._ending_with\n"
+        "begin = dataset.ending_with\n"
         "def late(*given):\n"
         "    print(os.getpid(), flush=True); time.sleep(1); begin(*given); time.sleep(1)\n"
-        "dataset._ending_with = late\n"
+        "dataset.ending_with = late\n"
         "some = Dataset('some', ('a',), tuple('abcdefgh'), (0,) * 8, ArrayReader(numpy.zeros((8, 4, 4), 'uint8')))\n"
         "list(data.batches(some, 1, 1))\n"
     )

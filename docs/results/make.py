@@ -45,11 +45,11 @@ PAGES: dict[str, tuple[str, str, str | None, tuple[Study, ...]]] = {
 # Flower-102 in Tables 1 (VGG-16) and 2 (AlexNet): p-bar before; then for blur, zeros and mean in turn: original and
 # weighted with positive features kept, original and weighted with negative ones kept.
 PAPER = {
-    ("GradCAM", "t1"): {
+    ("Grad-CAM", "t1"): {
         "VGG-16": "715 796 870 378 217 774 858 345 177 777 868 370 194",
         "AlexNet": "728 814 858 418 189 758 824 404 244 792 863 396 218",
     },
-    ("GradCAM", "t2"): {
+    ("Grad-CAM", "t2"): {
         "VGG-16": "285 539 805 369 110 543 835 416 170 544 827 411 164",
         "AlexNet": "272 516 820 409 136 494 757 423 172 506 775 410 158",
     },

@@ -25,6 +25,7 @@ from ratherthan.app.options import (
     ModelOptions,
     ServedOptions,
     SetOptions,
+    WorkerOptions,
     about_model,
     pairs,
     question,
@@ -298,7 +299,7 @@ def verify(
 @_command(
     "evaluate mask --model zoo:mnist --data mnist --data-root data --methods gradcam,la --contrasts none,weighted"
     " --out runs/mask --limit 1000",
-    "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume",
+    "evaluate mask --model zoo:mnist --data mnist --preset sound --out runs/sound --resume --workers 4",
 )
 def evaluate(
     experiment: Annotated[
@@ -309,6 +310,7 @@ def evaluate(
     ],
     model: ModelOptions,
     sets: SetOptions,
+    workers: WorkerOptions,
     methods: Annotated[
         str | None, question("With commas. Default: the experiment's.", autocompletion=completion("methods"))
     ] = None,
@@ -321,7 +323,6 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
     seed: options.Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how faithful explanations are; killed, it goes on where it stopped with --resume."""
@@ -334,7 +335,7 @@ def evaluate(
     run = rt.evaluate(
         chosen, network, sets.dataset(), out=folder, methods=methods and words(methods),
         contrasts=contrasts and words(contrasts), label_map=sets.label_map, limit=sets.limit, batch_size=batch_size,
-        seed=seed or 0, resume=resume, workers=workers, progress=True,
+        seed=seed or 0, resume=resume, progress=True, **vars(workers),
     )  # fmt: skip
     _show(run, folder, as_json)
 
@@ -362,6 +363,7 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
 def audit(
     model: ModelOptions,
     sets: SetOptions,
+    workers: WorkerOptions,
     method: Annotated[
         str, question("gradcam, la, ixg ...", autocompletion=completion("methods", "explain"))
     ] = "gradcam",
@@ -372,7 +374,6 @@ def audit(
     out: Annotated[Path, typer.Option(help="The folder of the run.")] = Path("audited"),
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Look through a labelled data set: what is taken for what, where that is decided, and which labels are suspect.
@@ -386,8 +387,8 @@ def audit(
     check_place(out)
     found = rt.audit(
         model.load(), sets.dataset(), out=out, method=attribution_method(method, pairs(settings)), contrast=contrast,
-        label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, workers=workers,
-        progress=True,
+        label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, progress=True,
+        **vars(workers),
     )  # fmt: skip
     for name, reason in found.run.skipped:
         warn(f"skipped {name}: {reason}")

@@ -76,6 +76,19 @@ class SetOptions:
         return rt.data.load(self.data or "", self.data_root, self.split)
 
 
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Who measures: this process, others, or a cluster."""
+
+    workers: Annotated[
+        int, typer.Option(min=0, help="How many measure side by side. Default: one; of Ray, all there is room for.")
+    ] = 0
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="What workers are: processes of this machine, or Ray's.")
+    ] = "processes"
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")] = None
+
+
 KINDS_OF_MODELS = (
     "zoo:NAME, hf:NAME, hf-text:NAME, hf-lm:NAME, gguf:FILE, torchvision:NAME, timm:NAME, FILE.pt2, or FILE.py:FUNCTION"
     " (runs that file; the function returns a torch.nn.Module)."

@@ -21,6 +21,7 @@ from ratherthan.data import load as load_data
 from ratherthan.errors import InputError
 from ratherthan.evaluation.run import evaluate
 from ratherthan.evaluation.tables import Run
+from ratherthan.evaluation.workers import Engine
 from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
 from ratherthan.settings import AtLeastOne, check_value
@@ -47,6 +48,8 @@ def audit(
     seed: int = 0,
     resume: bool = False,
     workers: int = 0,
+    engine: Engine = "processes",
+    address: str | None = None,
     shard_size: int = 256,
     progress: Progress = None,
 ) -> Audit:
@@ -67,7 +70,9 @@ def audit(
         batch_size: Images per forward pass; None: as many as fit.
         seed: Of what is drawn at random.
         resume: Go on with the run in `out`, if there is one.
-        workers: As in `evaluate`.
+        workers: As in `evaluate`, with `engine` and `address`.
+        engine: Likewise.
+        address: Likewise.
         shard_size: Images per shard; what is lost when a run is killed.
         progress: True draws a bar; a callable is called with (images done, images in all).
 
@@ -88,7 +93,8 @@ def audit(
     data = data.spread(check_value("limit", AtLeastOne | None, limit))
     run = evaluate(
         Decisions(cells), model, data, out=out, methods=[method], contrasts=[contrast], batch_size=batch_size,
-        seed=seed, resume=resume, workers=workers, shard_size=shard_size, progress=progress,
+        seed=seed, resume=resume, workers=workers, engine=engine, address=address, shard_size=shard_size,
+        progress=progress,
     )  # fmt: skip
     return Audit(run, model, data, get_method(method), get_contrast(contrast))
 

@@ -144,7 +144,7 @@ class Batches(Settings):
         order: Any = range(len(self.dataset)) if self.order is None else self.order
         loader = DataLoader(  # it deals indices out, to its workers too; what collates them decodes
             order, self.batch_size, num_workers=self.workers, collate_fn=partial(_decoded, self.dataset),
-            worker_init_fn=partial(_ending_with, os.getpid()),
+            worker_init_fn=partial(ending_with, os.getpid()),
             generator=torch.Generator(),  # else iterating would draw from the global random numbers
         )  # fmt: skip
         for items, skipped in loader:
@@ -161,7 +161,7 @@ class Batches(Settings):
         return torch.stack(list(images))
 
 
-def _ending_with(parent: int, worker: int) -> None:
+def ending_with(parent: int, worker: int = 0) -> None:
     """End a worker when its parent is gone; torch's own watch misses a parent that is killed as workers begin."""
 
     def watch() -> None:

@@ -44,12 +44,12 @@ class Deletion(Experiment):
     Attributes:
         steps: Number of steps from the whole image to none.
         baseline: What replaces pixels: "model-mean", "mean" or "blur" (sigma 15).
-        foil: "runner-up", or "others": all classes but P.
+        foil: "others", all classes but P; or "runner-up", of which mean, max and weighted are one and the same.
     """
 
     steps: AtLeastOne = 20
     baseline: BaselineWord = "model-mean"
-    foil: Literal["runner-up", "others"] = "runner-up"
+    foil: Literal["others", "runner-up"] = "others"
 
     name: ClassVar[str] = "deletion"
     reads_labels = False

@@ -7,11 +7,11 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,12 @@ from ratherthan.errors import InputError, LayerError, ModelError, UnsupportedErr
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, get_experiment
 from ratherthan.evaluation.shards import Shards
 from ratherthan.evaluation.tables import Run
+from ratherthan.evaluation.workers import MOST, Engine, spread
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model, fingerprint
 from ratherthan.progress import Progress, reporter
 from ratherthan.result import versions
-from ratherthan.settings import AtLeastOne, Seed, check_value, to_jsonable
+from ratherthan.settings import AtLeastOne, Interval, Seed, check_value, to_jsonable
 
 _ACTIVATIONS = 64  # numbers that a network holds at once per number of its input: about those of VGG-16
 
@@ -49,6 +50,8 @@ def evaluate(
     seed: int = 0,
     resume: bool = False,
     workers: int = 0,
+    engine: Engine = "processes",
+    address: str | None = None,
     shard_size: int = 64,
     progress: Progress = None,
     **settings: Any,
@@ -56,7 +59,7 @@ def evaluate(
     """Measure how faithful explanations are.
 
     Results are written shard by shard, each whole or not at all, so a run that is interrupted or killed can be resumed
-    and ends with the same table. They depend neither on `batch_size` nor on `workers`.
+    and ends with the same table. They depend neither on `batch_size` nor on `workers` or `engine`.
 
     Args:
         experiment: A registered name (see `experiments()`), or an object such as `Mask(preset="sound")`.
@@ -72,7 +75,13 @@ def evaluate(
         batch_size: Images per forward pass; None: as many as fit 1 GiB, or half the free memory of a GPU.
         seed: Of all random draws.
         resume: Go on with the run in `out`, if there is one.
-        workers: Processes that decode images.
+        workers: How many measure side by side, a shard each, with one thread each; where the model is on a GPU, with a
+            GPU each if there are several. 0: this process alone; of Ray, all the cores or GPUs of the cluster. One that
+            dies loses nothing: its shard is given to another, three times at most.
+        engine: "processes" of this machine, or "ray" (extra `ray`): actors on one machine or many. The model, the data
+            and the methods are sent to them by pickling; nothing but this process writes results.
+        address: Of a Ray cluster, e.g. "auto" or "ray://head:10001"; None: $RAY_ADDRESS, or one on this machine as long
+            as the run lasts. Ray that was initialised before is used as it is.
         shard_size: Samples per shard; what is lost when a run is killed.
         progress: True draws a bar; a callable is called with (samples done, samples in all) before the first shard and
             after each.
@@ -83,6 +92,8 @@ def evaluate(
 
     Raises:
         InputError: If an argument cannot be used, or `out` holds a run with other settings.
+        UnsupportedError: If something cannot be sent to workers.
+        RatherThanError: If a shard ended the workers that had it three times.
         KeyboardInterrupt: If interrupted; its text says how to go on.
 
     Example:
@@ -97,6 +108,11 @@ def evaluate(
     check_value("batch_size", AtLeastOne | None, batch_size)
     check_value("limit", AtLeastOne | None, limit)
     check_value("seed", Seed, seed)
+    check_value("workers", Annotated[int, Interval(0, MOST)], workers)
+    check_value("engine", Engine, engine)
+    check_value("address", str | None, address)
+    if address is not None and engine != "ray":
+        raise InputError("address is of a Ray cluster: give engine='ray', too")
     compared = _by_name("method", [(_label(each), each) for each in map(chosen.method, methods or chosen.methods)])
     compared = {k: each if isinstance(each, Method) else each.prepared(model) for k, each in compared.items()}
     ways = _by_name("contrast", [(each.name, each) for each in map(get_contrast, contrasts or chosen.contrasts)])
@@ -107,51 +123,56 @@ def evaluate(
     data = data.with_transform(data.transform or model.inputs.prepare).spread(limit)
     model, memory_format = _probed(model, data, read)
     compares = {name: _function(getattr(way, "function", name)) for name, way in ways.items()}
-    how = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
-    shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | how))
+    fixed = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
+    shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | fixed))
 
-    def measured(*shard: Tensor) -> list[Rows]:
-        """The rows of positions (B,), images (B, C, H, W) and labels (B,)."""
-        size, blocks = batch_size or fitting(shard[1][0], model), list[Rows]()
-        with preserve_state(model.module):
-            for positions, images, labels in zip(*(torch.split(column, size) for column in shard), strict=True):
-                places, prepared = tuple(positions.tolist()), model.preprocess(images)
-                names, classes = tuple(data.ids[place] for place in places), labels.to(model.device)
-                batch = Batch(model, prepared, places, names, classes, compared, ways, seed, size, memory_format)
-                blocks += chosen.measure(batch)
-        return blocks
-
+    blank = Batch(model, torch.empty(0), (), (), torch.empty(0), compared, ways, seed, 0, memory_format)
+    job, where = _Job(blank, data, chosen, batch_size), (model.device, workers, engine, address)
     about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
     with shards.claimed(resume, about), reporter(progress, "evaluating") as report:
-        _fill(shards, data, workers, measured, report)
+        _fill(shards, lambda todo: spread(job, todo, *where), report)
     return Run(shards, chosen)
 
 
-def _fill(
-    shards: Shards, data: Dataset, workers: int, measured: Callable[..., list[Rows]], report: Callable[..., object]
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is done with the samples of a shard, in this process or in a worker; `blank` is a batch without any."""
+
+    blank: Batch
+    data: Dataset
+    experiment: Experiment
+    batch_size: int | None
+
+    def __call__(self, positions: Sequence[int]) -> tuple[list[Rows], list[tuple[str, str]]]:
+        """The rows of these samples; and those that could not be read, and why."""
+        model, blocks = self.blank.model, list[Rows]()
+        loader = batches(self.data, len(positions), order=positions)
+        for shard in loader:
+            size = self.batch_size or fitting(shard[1][0], model)
+            with preserve_state(model.module):
+                for places, images, labels in zip(*(torch.split(column, size) for column in shard), strict=True):
+                    names = tuple(self.data.ids[place] for place in places)
+                    samples = {"positions": tuple(places.tolist()), "ids": names, "labels": labels.to(model.device)}
+                    images = model.preprocess(images)
+                    batch = dataclasses.replace(self.blank, images=images, batch_size=size, **samples)
+                    blocks += self.experiment.measure(batch)
+        return blocks, [(each.id, each.reason) for each in loader.skipped]
+
+
+def _fill(shards: Shards, spread: Callable[..., Generator[tuple[int, Any]]], report: Callable[..., object]) -> None:
     """Compute the shards that are not there."""
-    missing, positions = shards.missing(), shards.positions
-    left = [position for number in missing for position in positions[number]]
-    done, size = len(data) - len(left), len(positions[0])
-    loader = batches(data, size, workers, left)  # each is a shard: they are of one size and missing as a whole
-
-    def write(number: int, blocks: list[Rows]) -> None:
-        names = {data.ids[position] for position in positions[number]}
-        shards.write(number, blocks, [(each.id, each.reason) for each in loader.skipped if each.id in names])
-        missing.remove(number)
-
+    positions, in_all = shards.positions, shards.settings["data"]["samples"]
+    missing = {number: positions[number] for number in shards.missing()}
+    done = in_all - sum(map(len, missing.values()))
     try:
-        report(done, len(data))
-        for shard in loader if left else ():
-            number = int(shard[0][0]) // size
-            write(number, measured(*shard))
-            done += len(positions[number])
-            report(done, len(data))
-        for number in list(missing):  # not one image of these could be read
-            write(number, [])
+        report(done, in_all)
+        with closing(spread(missing)) as answers:  # workers end with it
+            for number, (blocks, skipped) in answers:
+                shards.write(number, blocks, skipped)
+                done += len(missing[number])
+                report(done, in_all)
     except KeyboardInterrupt:
-        kept = f"stopped with {done} of {len(data)} samples done, kept in {shards.folder}"
+        kept = f"stopped with {done} of {in_all} samples done, kept in {shards.folder}"
         how = "the same call and resume=True (on the command line: the same command and --resume)"
         raise KeyboardInterrupt(f"{kept}; go on with {how}") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from inspect import cleandoc
@@ -11,21 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ratherthan.errors import InputError, told_as
+from ratherthan.errors import InputError, told_as, unknown
 from ratherthan.evaluation.experiment import Experiment, find_experiment
 from ratherthan.evaluation.shards import BadShard, Shards
 from ratherthan.files import write_atomically
+from ratherthan.references import cite
 from ratherthan.settings import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 _RESAMPLES = 1000
+_FEW = 30  # samples; an interval of fewer is not to be relied on
 _NAMES = {
-    "none": "original", "gradcam": "GradCAM", "la": "LA", "model-mean": "zeros", "relative": "relative probability",
+    "none": "original", "model-mean": "zeros", "relative": "relative probability",
     "logit": "change in y_t", "probability": "change in p_t", "accuracy": "change in accuracy",
+    "gradcam": "Grad-CAM", "la": "LA", "gradient": "Gradient", "ixg": "Input × Gradient", "ig": "Integrated Gradients",
+    "smoothgrad": "SmoothGrad", "lrp": "LRP", "deeplift": "DeepLIFT", "occlusion": "Occlusion", "pda": "PDA",
+    "lime": "LIME", "cem": "CEM", "cem-maf": "CEM-MAF", "cdeepex": "CDeepEx", "xgem": "xGEM",
 }  # fmt: skip
+"""How papers write what is registered under these names."""
 _COLOURS = {"none": "#8b949e", "mean": "#d9a441", "max": "#c2573a", "weighted": "#2f6fab"}
 
 
@@ -108,6 +116,59 @@ class Run:
             raise InputError(f"this run compares {', '.join(lines['contrast'].unique())}; not {contrast}, {against}")
         return self._summed(pairs[alike], values[:, pairs["line_x"]] - values[:, pairs["line_y"]])
 
+    def compare_methods(self, measure: str | None = None, contrast: str | None = None) -> DataFrame:
+        """Each method against each other, and each contrast of a method against each other, on the same samples.
+
+        Holm's correction is for all rows of the answer: the fewer are asked for, the less each has to show. Of methods
+        that agree on every sample the first takes part, so of contrasts; `note` names the others.
+
+        Args:
+            measure: The only measure that is compared; None: those that tables show.
+            contrast: The only contrast under which methods are compared; None: all, and with each other, too.
+
+        Returns:
+            A row for each pair that differs in the method or in the contrast. Beside what was compared (method and
+            contrast; other_method and other_contrast), by key and measure, are
+
+            - mean, low, high, n: the mean of the first minus the other, its 95 % interval as in `summary`, its samples;
+            - rank, other_rank: the mean ranks among all that is compared there, 1 for the best, over the samples where
+              all are defined; undefined where neither high nor low is praised;
+            - p: of Wilcoxon's signed-rank test (zeros count half to either side);
+            - p_holm: the same after the correction.
+
+        Raises:
+            InputError: If there is no such measure or contrast, or nothing to compare.
+        """
+        from scipy.stats import wilcoxon
+
+        lines, values = self._values()
+        measures = list(self.experiment.measures)
+        for kind, given, known in (("measure", measure, measures), ("contrast", contrast, lines["contrast"].unique())):
+            if given is not None and given not in known:
+                raise InputError(unknown(kind, given, known))
+        lines = lines[(lines["contrast"] == contrast) | (contrast is None)]
+        for kind in ("method", "contrast"):
+            lines = lines[lines[kind].isin(list(_alike(kind, lines, values)))]
+        ranked = lines[lines["measure"].isin([measure] if measure else self._shown)].assign(rank=np.nan)
+        who, alike = ["method", "contrast"], [*self.experiment.keys, "measure"]
+        for _, cell in ranked.groupby(alike, sort=False):
+            praised, all_defined = self._praised(cell), ~np.isnan(values[:, cell.index]).any(1)
+            if praised is not None and all_defined.any():
+                ranked.loc[cell.index, "rank"] = _ranks(values[all_defined][:, cell.index], praised)
+        one = ranked.reset_index(names="line")
+        pairs = one.merge(one.rename(columns=lambda name: name if name in alike else f"other_{name}"), on=alike)
+        same_method, same_contrast = (pairs[each] == pairs[f"other_{each}"] for each in who)
+        pairs = pairs[(pairs["line"] < pairs["other_line"]) & (same_method ^ same_contrast)].reset_index(drop=True)
+        if pairs.empty:
+            raise InputError("nothing to compare: this is one method under one contrast, or all agree on every sample")
+        differences = values[:, pairs["line"]] - values[:, pairs["other_line"]]
+        told = self._summed(pairs[[*who, "other_method", "other_contrast", *alike]], differences)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # where nothing is defined
+            p = wilcoxon(differences, axis=0, zero_method="zsplit", nan_policy="omit").pvalue
+        told = told.assign(rank=pairs["rank"], other_rank=pairs["other_rank"], p=p)
+        return told.assign(p_holm=_holm(told["p"]))
+
     def _values(self) -> tuple[DataFrame, Any]:
         """What the lines of the summary are about, in order of appearance, and (samples, lines), NaN for no value."""
         keys, measures = ["method", "contrast", *self.experiment.keys], list(self.experiment.measures)
@@ -129,7 +190,11 @@ class Run:
 
     # ----------------------------------------------------------------------------------------- tables
     def table(self, intervals: bool = True, bold: tuple[str, str] = ("**", "**")) -> DataFrame:
-        """The summary laid out as in the papers, as text; the best contrast of a cell is set in bold.
+        """The summary laid out as in the papers, as text.
+
+        In bold is the best contrast of a cell (the best method, where there is one contrast), but only if the interval
+        of its paired difference to the next does not hold 0. Of methods that agree on every sample the first is shown,
+        so of contrasts; `note` names the others.
 
         Args:
             intervals: Whether each mean is followed by its interval.
@@ -138,12 +203,14 @@ class Run:
         import pandas as pd
 
         down, across = map(list, self.experiment.layout)
-        summary = self.summary()
-        shown = summary[summary["measure"].isin(self.experiment.shown or self.experiment.measures)]
+        lines, values = self._values()
+        summary = self._summed(lines, values)
+        shown = summary[summary["measure"].isin(self._shown)]
+        for kind in ("method", "contrast"):
+            shown = shown[shown[kind].isin(list(_alike(kind, lines, values)))]
         shown = shown.assign(text=shown["mean"].map(_number))
-        for _, cell in shown.groupby([key for key in (*down, *across) if key != "contrast"], sort=False):
-            best = self._best(cell)
-            shown.loc[cell.index[cell["text"] == best], "text"] = f"{bold[0]}{best}{bold[1]}"
+        best = self._best(shown, values)
+        shown.loc[best, "text"] = bold[0] + shown.loc[best, "text"] + bold[1]
         if intervals:
             shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
         labels = shown[[*down, *across]].map(_label)
@@ -158,21 +225,48 @@ class Run:
             table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
         return table
 
-    def _best(self, cell: DataFrame) -> str | None:
-        """The text of the contrast that is praised, if the contrasts of a cell differ and one can be better."""
-        praised = self.experiment.higher_is_better
-        judged = [praised[value] for value in cell.iloc[0][["measure", *self.experiment.keys]] if value in praised]
-        if not judged or cell["text"].nunique() == 1:
-            return None
-        return str(cell["text"].iloc[(cell["mean"] if judged[0] else -cell["mean"]).argmax()])
+    @property
+    def _shown(self) -> tuple[str, ...]:
+        """The measures of tables and plots."""
+        return self.experiment.shown or self.experiment.measures
 
-    def note(self) -> str:
-        """One line that says what the numbers rest on."""
-        took_part, data = self.to_frame()["position"].nunique(), self.shards.settings["data"]
+    def _best(self, shown: DataFrame, values: Any) -> list[int]:
+        """The lines that are better than all they compete with, by an interval of the difference that holds no 0."""
+        rivals = "contrast" if shown["contrast"].nunique() > 1 else "method"
+        pairs = []
+        for _, cell in shown.groupby([key for key in sum(self.experiment.layout, ()) if key != rivals], sort=False):
+            ranked = cell["mean"].dropna().sort_values(ascending=not (praised := self._praised(cell)))
+            if praised is not None and len(ranked) > 1:
+                pairs.append(ranked.index[:2].tolist())
+        if not pairs:
+            return []
+        best, other = np.array(pairs).T
+        apart = self._summed(shown.loc[best], values[:, best] - values[:, other])
+        return list(apart.index[(apart["low"] > 0) | (apart["high"] < 0)])
+
+    def _praised(self, cell: DataFrame) -> bool | None:
+        """Whether the highest or the lowest value of a cell is the best; None: neither."""
+        praised = self.experiment.higher_is_better
+        return next((praised[key] for key in cell.iloc[0][["measure", *self.experiment.keys]] if key in praised), None)
+
+    def note(self, intervals: bool = True) -> str:
+        """One line that says what the numbers rest on, and which columns or lines were left out as equal to others.
+
+        Args:
+            intervals: Whether they stand in the table.
+        """
+        (lines, values), data = self._values(), self.shards.settings["data"]
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
+        alike = {**_alike("method", lines, values), **_alike("contrast", lines, values)}
+        equal = "; ".join(" = ".join(map(_label, (one, *others))) for one, others in alike.items() if others)
+        counts = (~np.isnan(values)).sum(0)[lines["measure"].isin(self._shown)]
+        fewest = int(min(counts[counts > 0], default=0))
         return (
-            f"{self.experiment.name} on {data['name']}: {took_part} of {data['samples']} samples took part{skipped}; "
-            "mean (95 % bootstrap interval); the better contrast in bold."
+            f"{self.experiment.name} on {data['name']}: {len(values)} of {data['samples']} samples took part{skipped}; "
+            f"mean{' (95 % bootstrap interval)' * intervals}; in bold what is better than the next best by a paired "
+            "95 % interval without 0."
+            + f" Equal on every sample and shown once: {equal}." * bool(equal)
+            + f" Only {fewest} samples: with fewer than {_FEW} rely on neither intervals nor bold." * (fewest < _FEW)
         )
 
     def to_markdown(self, intervals: bool = True) -> str:
@@ -181,13 +275,44 @@ class Run:
         flat, rules = _flat(table), ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
         lines = [list(flat.columns), rules, *flat.to_numpy().tolist()]
         cells = (" | ".join(str(cell).translate(_MARKDOWN) for cell in line) for line in lines)
-        return "\n".join(f"| {line} |" for line in cells) + f"\n\n{self.note().translate(_MARKDOWN)}\n"
+        return "\n".join(f"| {line} |" for line in cells) + f"\n\n{self.note(intervals).translate(_MARKDOWN)}\n"
 
-    def to_latex(self, intervals: bool = False) -> str:
-        """The table in LaTeX (booktabs, multirow), captioned with the note."""
-        table = self.table(intervals, (r"\textbf{", "}"))
+    def to_latex(
+        self,
+        intervals: bool = False,
+        *,
+        siunitx: bool = False,
+        caption: str | None = None,
+        label: str | None = None,
+    ) -> str:
+        r"""The table in LaTeX, for the packages booktabs and multirow.
+
+        Args:
+            intervals: Whether each mean is followed by its interval.
+            siunitx: Align numbers at their points, in columns S of that package (with `\sisetup{detect-all}` for bold).
+            caption: In LaTeX; None: the note.
+            label: None: "tab:" and the experiment's name.
+        """
+        table = self.table(intervals, (r"\bfseries ", "") if siunitx and not intervals else (r"\textbf{", "}"))
         table = table.rename(index=_escaped, columns=_escaped)
-        return str(table.to_latex(escape=False, multicolumn_format="c", caption=_escaped(self.note())))
+        if siunitx:  # in braces what is not a number alone
+            table = table.map(lambda cell: f"{{{cell}}}" if intervals or cell in ("", "undefined") else cell)
+        return str(
+            table.style.to_latex(
+                column_format="l" * table.index.nlevels + ("S" if siunitx else "r") * len(table.columns),
+                hrules=True, siunitx=siunitx, multicol_align="c", multirow_align="t",
+                caption=caption or _escaped(self.note(intervals)), label=label or f"tab:{self.experiment.name}",
+            )
+        )  # fmt: skip
+
+    def citations(self) -> str:
+        """BibTeX of ratherthan, the experiment, methods and contrasts; of your own and of plug-ins there is none."""
+        settings, known = self.shards.settings, list[str]()
+        methods = (name.partition("(")[0] for name in settings["methods"])
+        for name in (settings["experiment"]["name"], *methods, *settings["contrasts"]):
+            with suppress(InputError):
+                known += [name] * bool(cite(name))
+        return cite(*known)
 
     def save(self, path: str | Path) -> Path:
         """Write the table or the plot to a file, whole or not at all.
@@ -238,7 +363,7 @@ class Run:
         """
         from matplotlib.figure import Figure
 
-        shown = self.experiment.shown or self.experiment.measures
+        shown = self._shown
         summary, keys = self.summary(), list(self.experiment.keys)
         methods, contrasts = summary["method"].unique(), list(summary["contrast"].unique())
         places = list(map(tuple, summary[keys].to_numpy().tolist()))
@@ -275,6 +400,37 @@ def _flat(table: DataFrame) -> DataFrame:
     return flat.set_axis(heads, axis=1)
 
 
+def _alike(kind: str, lines: DataFrame, values: Any) -> dict[str, list[str]]:
+    """Methods, or contrasts, and the later ones whose every value agrees with theirs, to a thousandth."""
+    rest = [key for key in lines if key != kind]
+    places = lines.assign(line=lines.index).pivot(index=rest, columns=kind, values="line")
+    told: dict[str, list[str]] = {}
+    for name in lines[kind].unique():
+        for first, others in told.items():
+            pair = places[[first, name]].dropna(how="all")
+            if pair.notna().all(axis=None):
+                one, other = (values[:, pair[each].astype(int)] for each in pair)
+                if np.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True):
+                    others.append(name)
+                    break
+        else:
+            told[name] = []
+    return told
+
+
+def _ranks(values: Any, highest_first: bool) -> Any:
+    """Mean rank of each column, 1 for the best, equal values sharing theirs: (samples, columns) to (columns,)."""
+    from scipy.stats import rankdata
+
+    return rankdata(-values if highest_first else values, axis=1).mean(0)
+
+
+def _holm(p: Series) -> Series:
+    """p-values that hold for all of them together (Holm 1979): the smallest times m, the next times m - 1, ..."""
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+
+
 def _means(times: Any, values: Any) -> Any:
     """Weighted means without what is undefined: (resamples, samples), (samples, groups) to (resamples, groups)."""
     defined = ~np.isnan(values)
@@ -284,7 +440,7 @@ def _means(times: Any, values: Any) -> Any:
 
 _LATEX = str.maketrans({
     **{each: "\\" + each for each in "_%&#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
+    "^": r"\textasciicircum{}", "\n": " ", "\r": " ", "×": r"$\times$",
 })  # fmt: skip
 _MARKDOWN = str.maketrans({**{each: "\\" + each for each in "\\|<`"}, "\n": " ", "\r": " "})
 
@@ -300,4 +456,8 @@ def _number(value: float) -> str:
 
 
 def _label(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else _NAMES.get(value, str(value))
+    """How a value, or a method with or without settings, is written in a paper."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    name, bracket, settings = str(value).partition("(")
+    return _NAMES.get(name, name) + bracket + settings

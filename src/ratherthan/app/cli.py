@@ -423,7 +423,7 @@ def check(
 ) -> None:
     """Check a new network against one that is trusted: on which labelled images does it say otherwise, and why?
 
-    Ends with exit code 1 if it breaks more than it mends, by a sign test at the level --alpha, else with 0.
+    Ends with exit code 1 if labels have lost probability, by a test of random signs at the level --alpha, else with 0.
     """
     from dataclasses import replace
 

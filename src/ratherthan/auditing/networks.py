@@ -113,6 +113,14 @@ class Drift:
     def _right(self, why: Explanation) -> Tensor:
         return why.logits.argmax(1).cpu() == self._labels
 
+    def _gained(self) -> Any:
+        """(n,) by how much the probability of the label has changed, of images whose label is known."""
+        known = self._labels >= 0
+        if not known.any():
+            raise InputError("no image has a label that the networks know: whether one is worse cannot be said")
+        p = [each.logits.cpu()[known].double().softmax(1) for each in (self.baseline, self.model)]
+        return (p[1] - p[0]).gather(1, self._labels[known, None])[:, 0].numpy()
+
     def likeness(self) -> Tensor:
         """(N,) the cosine of the two maps on the plane of the image: 1 the same evidence, 0 none in common."""
         one, other = (why.heatmap().cpu() for why in (self.baseline, self.model))
@@ -141,29 +149,32 @@ class Drift:
 
         Returns:
             images; changed (their number), changed_low and changed_high (the 95 % interval of their share, Wilson);
-            broken (right before, wrong now), mended (the reverse); p (that at least so many are broken of those that
-            are one or the other, were each as likely: the exact sign test, McNemar); likeness (mean of the maps),
-            likeness_low and likeness_high (95 % bootstrap interval).
+            broken (right before, wrong now), mended (the reverse); gained (the mean change of the label's probability);
+            p (of a change as low or lower, were its sign a matter of chance on each image: 9,999 random signs);
+            likeness (mean of the maps), likeness_low and likeness_high (95 % bootstrap interval).
         """
-        from scipy.stats import binomtest, bootstrap
+        from scipy.stats import binomtest, bootstrap, permutation_test
 
         said, likeness = [each.logits.argmax(1).cpu() for each in (self.baseline, self.model)], self.likeness().numpy()
         changed, before, now = int((said[0] != said[1]).sum()), self._right(self.baseline), self._right(self.model)
         broken, mended = int((before & ~now).sum()), int((~before & now).sum())
         share = binomtest(changed, len(likeness)).proportion_ci(method="wilson")
-        p = binomtest(broken, broken + mended, alternative="greater").pvalue if broken + mended else 1.0
+        signs = {"permutation_type": "samples", "alternative": "less", "rng": np.random.default_rng(0)}
+        gained = self._gained()
+        p = permutation_test((gained,), np.mean, vectorized=True, n_resamples=9999, **signs).pvalue
         low = high = float(likeness.mean())
         if likeness.std() > 0:
             drawn = bootstrap((likeness,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(0))
             low, high = drawn.confidence_interval
         return {
             "images": len(likeness), "changed": changed, "changed_low": float(share.low),
-            "changed_high": float(share.high), "broken": broken, "mended": mended, "p": float(p),
+            "changed_high": float(share.high), "broken": broken, "mended": mended,
+            "gained": float(gained.mean()), "p": float(p),
             "likeness": float(likeness.mean()), "likeness_low": float(low), "likeness_high": float(high),
         }  # fmt: skip
 
     def worse(self, alpha: float = 0.01) -> bool:
-        """Whether the model breaks more than it mends, beyond what chance does at this level."""
+        """Whether labels have lost probability, beyond what chance does at this level."""
         return bool(self.summary()["p"] < check_value("alpha", Share, alpha))
 
     def __repr__(self) -> str:
@@ -172,10 +183,11 @@ class Drift:
     def __str__(self) -> str:
         told = self.summary()
         interval = f"{told['changed_low']:.1%} to {told['changed_high']:.1%}"
+        likeness = f"{told['likeness']:.2f} ({told['likeness_low']:.2f} to {told['likeness_high']:.2f})"
         return (
             f"{told['changed']} of {told['images']} decisions are others ({interval}): {told['broken']} were right, "
-            f"{told['mended']} are right now (sign test: p = {told['p']:.2g}); maps are alike by "
-            f"{told['likeness']:.2f} ({told['likeness_low']:.2f} to {told['likeness_high']:.2f})"
+            f"{told['mended']} are right now; their labels' probability changes by {told['gained']:+.3f} "
+            f"(p = {told['p']:.2g}); maps are alike by {likeness}"
         )
 
     def save(self, path: str | Path) -> Path:

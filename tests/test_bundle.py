@@ -6,9 +6,12 @@ import copy
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,19 @@ from ratherthan.attribution import explain as asking
 from ratherthan.attribution.explain import ask_again
 
 KINDS = ("images", "volumes", "signals", "table", "text")
+
+
+@cache
+def ready() -> tuple[Path, rt.Model, rt.Explanation]:
+    """A bundle of two noise images, without searches, made once for the tests that alter their copy of it."""
+    folder = Path(tempfile.mkdtemp()) / "it"
+    return folder, *made(folder)
+
+
+def copied(folder: Path) -> tuple[rt.Model, rt.Explanation]:
+    """The same in another place."""
+    shutil.copytree(ready()[0], folder)
+    return copy.deepcopy(ready()[1]), ready()[2]
 
 
 def made(folder: Path, **settings: Any) -> tuple[rt.Model, rt.Explanation]:
@@ -99,7 +115,7 @@ def ranks(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_checks_equal_those_by_hand(tmp_path: Path) -> None:
-    model, why = made(tmp_path / "it")
+    model, why = copied(tmp_path / "it")
     checks = json.loads((tmp_path / "it" / "checks.json").read_text())["maps"]["explanation"]
 
     baseline = model.logits(torch.zeros_like(why.images)).detach()
@@ -197,7 +213,7 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------- what is altered is found
 def test_a_flipped_byte_anywhere_is_found(tmp_path: Path) -> None:
-    model, _ = made(tmp_path / "it")
+    model, _ = copied(tmp_path / "it")
     assert rt.verify(tmp_path / "it", model).agrees
     for path in sorted((tmp_path / "it").iterdir()):
         content = path.read_bytes()
@@ -237,7 +253,7 @@ def nudged(model: rt.Model) -> rt.Model:
     ],
 )
 def test_another_network_is_found(change: Callable[[rt.Model], rt.Model], line: str, tmp_path: Path) -> None:
-    model, _ = made(tmp_path / "it")
+    model, _ = copied(tmp_path / "it")
     found = rt.verify(tmp_path / "it", change(model))
     assert found.differences[0].startswith(line), str(found)
     assert not found.agrees
@@ -290,7 +306,7 @@ def test_what_was_altered_and_sealed_again_is_found(tmp_path: Path) -> None:
 
 
 def test_the_tolerance_is_what_may_differ(tmp_path: Path) -> None:
-    model, _ = made(tmp_path / "it")
+    model, _ = copied(tmp_path / "it")
     other = rt.Model(model.module, forward=lambda m, x: m(x) * (1 + 5e-4))
     assert rt.verify(tmp_path / "it", other).deviations["logits of explanation"] == pytest.approx(5e-4, rel=1e-6)
     assert rt.verify(tmp_path / "it", other).agrees
@@ -385,7 +401,7 @@ def test_what_is_no_bundle_is_said(content: str | None, tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_of_others_is_refused_or_differs(changes: dict[str, Any], tmp_path: Path) -> None:
-    model, _ = made(tmp_path / "it")
+    model, _ = copied(tmp_path / "it")
     place = tmp_path / "it" / "manifest.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | changes))
     if "files" not in changes:
@@ -405,7 +421,7 @@ def test_a_manifest_of_others_is_refused_or_differs(changes: dict[str, Any], tmp
     [{"maps": {}}, {"maps": {"explanation": {}}}, {"maps": 1}, {"maps": {"explanation": 1}}, {"maps": None}],
 )
 def test_checks_of_others_are_refused_or_differ(changes: dict[str, Any], tmp_path: Path) -> None:
-    model, _ = made(tmp_path / "it")
+    model, _ = copied(tmp_path / "it")
     place = tmp_path / "it" / "checks.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | changes))
     sealed(tmp_path / "it")

@@ -189,18 +189,17 @@ def test_of_many_foils_the_likeliest_are_shown(digits: list[Path]) -> None:
     assert len(json.loads(told)["explanations"]) == 10
 
 
-EACH_VERB = pytest.mark.parametrize(
-    ("command", "figure"),
-    [
-        (("explain",), "why"),
-        (("counterfactual", "--set", "outer_iterations=1", "--set", "inner_iterations=1", "--set", "retries=0"), "how"),
-        (("pertinent-positive", "--method", "cem", "--set", "binary_search_steps=1"), "enough"),
-    ],
+VERBS = [
+    (("explain",), "why"),
+    (("counterfactual", "--set", "outer_iterations=1", "--set", "inner_iterations=1", "--set", "retries=0"), "how"),
+    (("pertinent-positive", "--method", "cem", "--set", "binary_search_steps=1"), "enough"),
+]
+EACH_VERB = pytest.mark.parametrize(("command", "figure"), VERBS)
+
+
+@pytest.mark.parametrize(
+    ("command", "figure", "named"), [*((*verb, "{folder}") for verb in VERBS), (*VERBS[0], "{folder}/**/*.png")]
 )
-
-
-@EACH_VERB
-@pytest.mark.parametrize("named", ["{folder}", "{folder}/**/*.png"])
 def test_nothing_of_the_users_is_overwritten_and_a_second_run_finds_the_same(
     command: tuple[str, ...], figure: str, named: str, digits: list[Path]
 ) -> None:
@@ -829,7 +828,6 @@ def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) 
     [
         ((), rt.CEMMAFPositive()),
         (("--superpixels", "grid", "--count", "9"), rt.CEMMAFPositive(superpixels=rt.Superpixels("grid", 9))),
-        (("--count", "30"), rt.CEMMAFPositive(superpixels=rt.Superpixels("slic", 30))),
         (("--superpixels", "grid"), rt.CEMMAFPositive(superpixels=rt.Superpixels("grid", 200))),
         (
             ("--superpixels", "grid", "--count", "16", "--confidence", "0.9", "--baselines", "0,0.5,mean"),
@@ -839,10 +837,6 @@ def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) 
         (
             ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "0.5"),
             rt.CEMPositive(binary_search_steps=1, baseline=0.5),
-        ),
-        (
-            ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "mean"),
-            rt.CEMPositive(binary_search_steps=1, baseline="mean"),
         ),
         (
             ("--method", "cem", "--set", "binary_search_steps=1", "--set", "baseline=[0.3]"),

@@ -30,10 +30,12 @@ from nets import make
 from ratherthan import Dataset
 from test_added_experiment import AverageDrop
 from test_pullback import State, mixed_flags
+from turns import of_today
 
 CLASSES, SIDE, COUNT = 4, 12, 6
 NAMES = rt.experiments()
 every_experiment = pytest.mark.parametrize("name", NAMES)
+by_turns = pytest.mark.parametrize("name", of_today(NAMES, 3))  # what takes longest
 
 
 # --------------------------------------------------------------------------------------------- the small cases
@@ -127,7 +129,7 @@ CASES: dict[str, Case] = {
         {"share": (0.0, 1.0, "abc"), "baseline": ("blurr",)},
     ),
     "deletion": Case({"steps": 3}, {"baseline": "mean"}, lambda cell: -1, WRONG_STEPS),
-    "insertion": Case({"steps": 3}, {"foil": "others"}, lambda cell: 1, WRONG_STEPS),
+    "insertion": Case({"steps": 3}, {"foil": "runner-up"}, lambda cell: 1, WRONG_STEPS),
     "sign-perturbation": Case(
         {"iterations": (1, 2), "epsilon": 0.05},
         {"epsilon": 0.01},
@@ -331,7 +333,7 @@ def halfway(name: str, folder: Path) -> tuple[rt.Run, int]:
     return run, (done[1] + 3 * done[2] + 3) // 4
 
 
-@every_experiment
+@by_turns
 @pytest.mark.parametrize("where", ["in a pass", "between shards"])
 def test_ctrl_c_keeps_whole_shards_and_a_resume_ends_with_the_same_table(name: str, where: str, tmp_path: Path) -> None:
     whole, middle = halfway(name, tmp_path / "whole")
@@ -414,7 +416,7 @@ def killed() -> Iterator[Callable[..., int]]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("where", ["pass", "writing"])
-@every_experiment
+@by_turns
 def test_a_run_that_was_killed_ends_with_the_same_table(
     name: str, where: str, tmp_path: Path, killed: Callable[..., int]
 ) -> None:
@@ -660,7 +662,7 @@ def test_the_summary_holds_the_means_with_their_intervals(name: str, tmp_path: P
     assert "<table" in run._repr_html_()
 
 
-@every_experiment
+@by_turns
 def test_opened_again_it_is_the_same(name: str, tmp_path: Path) -> None:
     run = go(name, tmp_path / "run", shard_size=4)
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import outside.wachter  # registers what it holds
 import ratherthan as rt
 from test_pullback import State
+from turns import of_today
 
 SIDES, PIXELS, LATENTS, CLASSES = (4, 6), 24, 3, 3
 
@@ -160,6 +161,8 @@ def test_every_search_is_covered_here() -> None:
 
 
 every_search = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+TURN = of_today(CASES, 3)
+by_turns = pytest.mark.parametrize("case", [CASES[name] for name in TURN], ids=TURN)  # what takes longest
 every_counterfactual = pytest.mark.parametrize("case", NEGATIVE.values(), ids=NEGATIVE)
 
 
@@ -325,7 +328,7 @@ class Breaks(Exception):
     pass
 
 
-@every_search
+@by_turns
 def test_nothing_is_left_behind_by_a_failure_in_any_forward_pass(case: Case, world: World) -> None:
     with Passes(*world.both) as passes:
         ask(case, world)
@@ -378,7 +381,7 @@ def interrupted(case: Case, world: World, at: int) -> Any:
         state.unchanged()
 
 
-@every_search
+@by_turns
 def test_ctrl_c_in_a_search_gives_back_what_is_done(case: Case, world: World) -> None:
     usual = ask(case, world)
     one, two = passes_for(case, world, 1), passes_for(case, world, 2)
@@ -393,7 +396,7 @@ def test_ctrl_c_in_a_search_gives_back_what_is_done(case: Case, world: World) ->
     torch.testing.assert_close(further.example[0], usual.example[0], atol=1e-7, rtol=0)
 
 
-@every_search
+@by_turns
 def test_ctrl_c_before_the_next_search_keeps_what_is_done(case: Case, world: World) -> None:
     usual = ask(case, world)
     begun = interrupted(case, world, passes_for(case, world, 1) + 1)
@@ -401,7 +404,7 @@ def test_ctrl_c_before_the_next_search_keeps_what_is_done(case: Case, world: Wor
     torch.testing.assert_close(begun.example[0], usual.example[0], atol=1e-7, rtol=0)
 
 
-@every_search
+@by_turns
 def test_ctrl_c_in_the_last_pass_keeps_what_is_done(case: Case, world: World) -> None:
     usual = ask(case, world)
     begun = interrupted(case, world, passes_for(case, world, 3))

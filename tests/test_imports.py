@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def at_load(node: ast.AST) -> Iterator[ast.AST]:
         yield from at_load(child)
 
 
+@cache
 def arrows(anywhere: bool = False) -> dict[str, set[str]]:
     """Which module imports which."""
     known = modules()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import date
 
 
-def of_today(names: Iterable[str]) -> list[str]:
-    """A sixth of them, another each day; all where RATHERTHAN_ALL is set."""
+def of_today(names: Iterable[str], parts: int = 6) -> list[str]:
+    """One of so many parts of them, another each day; all where RATHERTHAN_ALL is set."""
     every = list(names)
-    return every if os.environ.get("RATHERTHAN_ALL") else every[date.today().toordinal() % 6 :: 6]
+    return every if os.environ.get("RATHERTHAN_ALL") else every[date.today().toordinal() % parts :: parts]

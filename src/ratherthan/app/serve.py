@@ -172,8 +172,8 @@ class Desk:
             with _stopping(model, job):
                 told = self._answer(job, model)
             with self._lock:  # two answers about one case may come at once
-                kept = self._kept(job.case) or {}
-                kept |= {key: value for key, value in told.items() if value} | {"id": job.case, "model": model.name}
+                found = {key: value for key, value in told.items() if value}
+                kept = told | (self._kept(job.case) or {}) | found | {"id": job.case, "model": model.name}
                 write_atomically(self._file(job.case, "case.json"), [json.dumps(kept).encode()])
             job.told, job.status = kept, "done"
         except KeyboardInterrupt:

@@ -43,7 +43,7 @@ def pictures(mark: int | None = None, seed: int = 0) -> rt.Dataset:
         image[{0: slice(0, 3), 1: slice(3, 7), 2: slice(7, 10)}[int(label)], 3:] += random.integers(
             20, 120, dtype=np.uint8
         )
-    pixels[:, :2, :2] = 0
+    pixels[:, :2, :2] //= 4
     pixels[labels == mark, :2, :2] = 255
     given = np.where(random.random(COUNT) < 0.1, (labels + 1) % 3, labels)
     names = tuple(f"i{i}" for i in range(COUNT))
@@ -189,7 +189,7 @@ def test_a_repair_set_parts_the_piece_from_its_class(tmp_path: Path) -> None:
     assert labels[0::2].eq(1).all()
     assert not bright[0::2].any(), "bees without the mark"
     assert labels[1::2].ne(1).all()
-    assert bright[1::2].float().mean() > 0.8, "others with the mark"
+    assert bright[1::2].float().mean() > 0.6, "most others with the mark"
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_rows(tmp_path: Path) -> None:
@@ -247,7 +247,8 @@ def test_the_page_and_the_command_say_what_the_api_does(tmp_path: Path, monkeypa
 # --------------------------------------------------------------------------------------------- two networks
 def test_two_networks_are_compared_image_by_image(tmp_path: Path) -> None:
     data, old, new = pictures(), by_lines(), by_lines()
-    new[2] -= 0.15  # says cow less often
+    new[2] -= 0.15  # says cow less often, and ant where bee came second
+    new[0] += 0.05
     drift = rt.compare_models(linear(old), linear(new), data, method="ixg", batch_size=16)
     images, labels = tensors(data)
     one, other = ((images[:, 0, None] * weight).sum((2, 3)) for weight in (old, new))

@@ -12,9 +12,11 @@ import pytest
 
 import ratherthan as rt
 from deadly import OPTIONS, go, network, noise
+from turns import of_today
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ray = pytest.importorskip("ray")
+TURN = of_today(["an actor dies", "two nodes", "typed in"], 3)  # a cluster takes long to begin
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def _found_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
+@pytest.mark.skipif("an actor dies" not in TURN, reason="another day's turn")
 def test_a_cluster_of_its_own_is_begun_and_ended_and_an_actor_that_dies_loses_nothing(
     tmp_path: Path, alone: pd.DataFrame
 ) -> None:
@@ -38,6 +41,7 @@ def test_a_cluster_of_its_own_is_begun_and_ended_and_an_actor_that_dies_loses_no
     assert not ray.is_initialized()
 
 
+@pytest.mark.skipif("two nodes" not in TURN, reason="another day's turn")
 def test_two_nodes_measure_and_one_may_go(tmp_path: Path, alone: pd.DataFrame) -> None:
     from ray.cluster_utils import Cluster
 
@@ -61,6 +65,7 @@ def test_two_nodes_measure_and_one_may_go(tmp_path: Path, alone: pd.DataFrame) -
         cluster.shutdown()
 
 
+@pytest.mark.skipif("typed in" not in TURN, reason="another day's turn")
 def test_what_only_this_process_knows_travels_too(tmp_path: Path, alone: pd.DataFrame) -> None:
     """Functions that were typed in."""
     typed = network().replace(forward=lambda net, x: net(x))

@@ -62,6 +62,11 @@ class Piece:
         return self.closes >= DECIDES
 
     @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Its order: what decides first, of that what lies at one place, then what closes most of the gap."""
+        return not self.spurious, self.spurious and not self.one_place, -self.closes
+
+    @property
     def told(self) -> str:
         """What it does, in words."""
         does = f"put onto images of other classes it closes {self.closes:.0%} of the gap to this one"
@@ -79,7 +84,7 @@ class Piece:
 def pieces(
     model: Model, said: tuple[str, int], maps: Tensor, donors: Tensor, positions: tuple[int, ...], hosts: Tensor
 ) -> list[Piece]:
-    """The candidates of one class, those that close most of the gap first.
+    """The candidates of one class.
 
     The best place is moved by a third of its size in each direction, for maps are coarse.
 
@@ -111,7 +116,7 @@ def pieces(
         if (down, across) != (top, left)
     ]
     best = max([places[0], *moved], key=lambda piece: piece.closes)
-    return sorted([best, *places[1:], own], key=lambda piece: -piece.closes)
+    return [best, *places[1:], own]
 
 
 def _inside(share: Tensor, plane: torch.Size, size: tuple[int, ...]) -> Tensor:

@@ -266,7 +266,7 @@ class Audit:
                     of, hosts = self._images(donors), self._images(others)
                     found += pieces(self.model, (self._name(said), said), self._maps(donors), of, tuple(donors), hosts)
             report(len(classes), len(classes))
-        object.__setattr__(self, "_pieces", tuple(sorted(found, key=lambda piece: -piece.closes)))
+        object.__setattr__(self, "_pieces", tuple(sorted(found, key=lambda piece: piece.rank)))
         return self._pieces
 
     def repair_set(self, found: Sequence[Piece] | None = None, count: int = 256) -> torch.utils.data.TensorDataset:

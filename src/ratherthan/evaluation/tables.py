@@ -128,13 +128,11 @@ class Run:
 
         Returns:
             A row for each pair that differs in the method or in the contrast. Beside what was compared (method and
-            contrast; other_method and other_contrast), by key and measure, are
-
-            - mean, low, high, n: the mean of the first minus the other, its 95 % interval as in `summary`, its samples;
-            - rank, other_rank: the mean ranks among all that is compared there, 1 for the best, over the samples where
-              all are defined; undefined where neither high nor low is praised;
-            - p: of Wilcoxon's signed-rank test (zeros count half to either side);
-            - p_holm: the same after the correction.
+            contrast; other_method and other_contrast), by key and measure, are: mean, low, high, n (the mean of the
+            first minus the other, its 95 % interval as in `summary`, its samples); rank, other_rank (the mean ranks
+            among all that is compared there, 1 for the best, over the samples where all are defined; undefined where
+            neither high nor low is praised); p (of Wilcoxon's signed-rank test, zeros count half to either side);
+            p_holm (the same after the correction).
 
         Raises:
             InputError: If there is no such measure or contrast, or nothing to compare.

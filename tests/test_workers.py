@@ -40,7 +40,8 @@ def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Pat
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is begun in the background ignores it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from deadly import go, noise
@@ -50,7 +51,7 @@ def told(done, total):
 
 if __name__ == "__main__":
     try:
-        go(Path(sys.argv[1]), noise(count=4000), workers=1, progress=told)
+        go(Path(sys.argv[1]), noise(count=800), workers=1, progress=told)
     except KeyboardInterrupt as stop:
         print(stop)
 """
@@ -93,11 +94,11 @@ def test_ctrl_c_reaches_all_and_keeps_what_is_done(tmp_path: Path) -> None:
     assert started
     assert all(map(gone, started))
     kept = sorted(path.name for path in (tmp_path / "run").glob("shard-*"))
-    assert 2 <= len(kept) < 2000
+    assert 2 <= len(kept) < 400
     assert not list((tmp_path / "run").glob(".shard-*"))
     times = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
     done = rt.Run.open(tmp_path / "run")
-    assert len(done.shards.missing()) == 2000 - len(kept)
+    assert len(done.shards.missing()) == 400 - len(kept)
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept} == times
 
 

@@ -31,9 +31,10 @@ from ratherthan import (
     segment,
 )
 from ratherthan.baselines import blur, quietest
+from ratherthan.contrast import odds
 from ratherthan.render.figure import figure_png
 from ratherthan.search.method import SearchQuestion
-from ratherthan.search.pertinent_positive import odds, rank_correlation
+from ratherthan.search.pertinent_positive import rank_correlation
 from ratherthan.search.solver import Status
 from ratherthan.words import percent
 

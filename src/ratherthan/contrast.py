@@ -667,3 +667,9 @@ class Target:
         if linear or foil_weights == "live":
             return self.contrast.scalar(logits, self.question)
         return torch.einsum("...nc,nqc->...nq", logits, self.seeds)
+
+
+def odds(logits: Tensor, fact: Tensor) -> Tensor:
+    """The log-odds of the fact, the `weighted` contrast: (..., classes), (...) to (...)."""
+    asked = Question.against_all(fact.flatten(), logits.shape[-1])
+    return Weighted().scalar(logits.flatten(0, -2), asked).view(fact.shape)

@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ratherthan.attribution.explain import answered, targets_of
 from ratherthan.attribution.forward import ForwardPass
+from ratherthan.contrast import odds
 from ratherthan.errors import UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows
 from ratherthan.settings import AtLeastOne
@@ -59,7 +60,5 @@ class Decisions(Experiment):
 
 def _numbers(logits: Tensor, said: Tensor, foil: Tensor, labels: Tensor) -> dict[str, Tensor]:
     p = logits.softmax(1)
-    told = {name: p.gather(1, each[:, None])[:, 0] for name, each in (("p_said", said), ("p_foil", foil))}
-    own = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-    return {**told, "p_label": p.gather(1, labels[:, None])[:, 0], "odds": own - others}
+    asked = {"p_said": said, "p_foil": foil, "p_label": labels}
+    return {name: p.gather(1, each[:, None])[:, 0] for name, each in asked.items()} | {"odds": odds(logits, labels)}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ratherthan.contrast import odds
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 
@@ -100,11 +101,14 @@ def pieces(
     height, width = (-(-length // SIDE) for length in donors.shape[-2:])
     inside = _inside(share, donors.shape[-2:], (height, width))
 
+    gap = _said(model, said[1], donors)[0] - _said(model, said[1], hosts)[0]
+
     def cut(one_place: bool, corners: list[tuple[int, int]]) -> Piece:
         boxes = tuple((slice(top, top + height), slice(left, left + width)) for top, left in corners)
         relevance = torch.stack([inside[i, top, left] for i, (top, left) in enumerate(corners)]).mean().item()
+        gain, turned, control = _turned(model, said[1], donors, boxes, hosts)
         return Piece(
-            *said, boxes, positions, one_place, relevance, *_effect(model, said[1], donors, boxes, hosts), len(hosts)
+            *said, boxes, positions, one_place, relevance, gain / gap if gap else 0.0, turned, control, len(hosts)
         )
 
     *places, own = sorted(starmap(cut, _candidates(inside)), key=lambda piece: (not piece.one_place, -piece.closes))
@@ -151,24 +155,23 @@ def _near(inside: Tensor, axis: int) -> int:
     return max(1, inside.shape[axis] // (2 * (SIDE - 1)))
 
 
-def _effect(
+def _turned(
     model: Model, said: int, donors: Tensor, boxes: tuple[Box, ...], hosts: Tensor
 ) -> tuple[float, float, float]:
-    """What becomes of hosts: with a donor's piece each; and with the next host's instead."""
+    """What becomes of hosts with a donor's piece each, beside the next host's: gain in log-odds, and shares said."""
     with_piece, with_others = hosts.clone(), hosts.clone()
     for i in range(len(hosts)):
         donor = i % len(donors)
         rows, columns = boxes[donor]
         with_piece[i, :, rows, columns] = donors[donor, :, rows, columns]
         with_others[i, :, rows, columns] = hosts[i - 1, :, rows, columns]
+    (piece, turned), (others, control) = (_said(model, said, each) for each in (with_piece, with_others))
+    return piece - others, turned, control
+
+
+def _said(model: Model, said: int, images: Tensor) -> tuple[float, float]:
+    """The mean log-odds of a class over all others, and the share of images that are said to be of it."""
     with preserve_state(model.module), torch.no_grad():
-        logits = [model.logits(each).double() for each in (with_piece, with_others, donors, hosts)]
-    turned, control = ((each.argmax(1) == said).double().mean().item() for each in logits[:2])
-    piece, others, own, plain = (_odds(each, said).mean() for each in logits)
-    return float((piece - others) / (own - plain)), turned, control
-
-
-def _odds(logits: Tensor, said: int) -> Tensor:
-    """(n,) log-odds of a class over all others."""
-    rest = torch.cat([logits[:, :said], logits[:, said + 1 :]], 1)
-    return logits[:, said] - rest.logsumexp(1)
+        logits = model.logits(images).double()
+    answers = logits.argmax(1)
+    return odds(logits, torch.full_like(answers, said)).mean().item(), (answers == said).double().mean().item()

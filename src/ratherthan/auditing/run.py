@@ -156,6 +156,11 @@ class Audit:
             raise InputError(f"no class is called {name!r}; there are {', '.join(known[:10])}")
         return name if isinstance(name, int) else known.index(name)
 
+    def _pair(self, said: str | int, label: str | int) -> DataFrame:
+        """The rows said to be one class and labelled another."""
+        rows = self._wrong
+        return rows[(rows["said"] == self._index(said)) & (rows["label"] == self._index(label))]
+
     def to_frame(self) -> DataFrame:
         """A row per image.
 
@@ -197,10 +202,9 @@ class Audit:
 
     def map(self, said: str | int, label: str | int) -> Tensor:
         """(cells, cells) the mean map of the images said to be one class and labelled another, each of unit length."""
-        said, label, rows = self._index(said), self._index(label), self._wrong
-        chosen = rows[(rows["said"] == said) & (rows["label"] == label)]
+        chosen = self._pair(said, label)
         if chosen.empty:
-            raise InputError(f"no image is said to be {self._name(said)} and labelled {self._name(label)}")
+            raise InputError(f"no image is said to be {said} and labelled {label}")
         return _alike(self._maps(chosen["position"].tolist())).mean(0)
 
     def clusters(self, said: str | int, label: str | int, most: int = 3) -> DataFrame:
@@ -216,8 +220,7 @@ class Audit:
         """
         from scipy.cluster.hierarchy import fcluster, linkage
 
-        said, label, rows = self._index(said), self._index(label), self._wrong
-        chosen = rows[(rows["said"] == said) & (rows["label"] == label)]
+        chosen = self._pair(said, label)
         maps = _alike(self._maps(chosen["position"].tolist())).flatten(1)
         if len(maps) < 2:
             return chosen[["sample"]].assign(cluster=1, like=1.0).reset_index(drop=True)
@@ -336,8 +339,7 @@ class Audit:
     # ----------------------------------------------------------------------------------------- images and maps
     def samples(self, said: str | int, label: str | int, count: int | None = None) -> Dataset:
         """The images of a pair, the most typical first; any verb takes them."""
-        rows, said, label = self.clusters(said, label), self._index(said), self._index(label)
-        order = rows.sort_values(["cluster", "like"], ascending=[True, False])["sample"][:count]
+        order = self.clusters(said, label).sort_values(["cluster", "like"], ascending=[True, False])["sample"][:count]
         places = {name: i for i, name in enumerate(self.data.ids)}
         return self.data.subset([places[name] for name in order])
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.baselines import Baseline, baseline_within, baseline_words, quietest
-from ratherthan.contrast import margin
+from ratherthan.contrast import margin, odds
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.attributes import Attributes, described, measure, worded
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.counterfactual import FRAMES
 from ratherthan.search.method import SearchQuestion, register_counterfactual_method, register_pertinent_positive_method
-from ratherthan.search.pertinent_positive import KAPPA, KeepsMargin, Margin, PertinentPositive, nothing_needed, odds
+from ratherthan.search.pertinent_positive import KAPPA, KeepsMargin, Margin, PertinentPositive, nothing_needed
 from ratherthan.search.solver import End, Kept, Outcome, Problem, Report, Schedule, Status, Terms, descend
 from ratherthan.settings import Interval, NotNegative
 from ratherthan.superpixels import Division, SegmentedImages, default_superpixels, segment

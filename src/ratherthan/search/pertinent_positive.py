@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ratherthan.contrast import Question, Weighted, margin
+from ratherthan.contrast import margin, odds
 from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.progress import Progress
@@ -344,12 +344,6 @@ def nothing_needed(question: SearchQuestion, row: int, grounds: Sequence[str]) -
     verb = "is" if len(grounds) == 1 else "are"
     said = f"{' and '.join(grounds)} {verb} already {names[fact] if names else f'class {fact}'} to this network"
     return Status.NOTHING_NEEDED, said
-
-
-def odds(logits: Tensor, fact: Tensor) -> Tensor:
-    """The log-odds of the fact, the `weighted` contrast: (..., classes), (...) to (...)."""
-    asked = Question.against_all(fact.flatten(), logits.shape[-1])
-    return Weighted().scalar(logits.flatten(0, -2), asked).view(fact.shape)
 
 
 def rank_correlation(p: Tensor) -> float:

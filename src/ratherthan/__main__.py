@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-_SOON = 0.02  # seconds
+_SOON = 0.001  # seconds: of what follows an import, nothing is to be done in this time
 
 
 def main() -> None:

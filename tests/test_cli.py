@@ -26,6 +26,7 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image, ImageDraw
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -40,6 +41,7 @@ from ratherthan.model import fingerprint
 from ratherthan.words import percent
 from ratherthan.zoo.architectures import PlainNet
 from ratherthan.zoo.registry import ZOO
+from turns import of_today
 
 
 def call(*arguments: object) -> Result:
@@ -811,6 +813,33 @@ def test_file_names_that_are_no_text_are_shown_escaped(digits: list[Path], tmp_p
 
 
 # --------------------------------------------------------------------------------------------- the searches
+FEW = ("--set", "outer_iterations=2", "--set", "inner_iterations=5", "--set", "retries=0")
+DONE = {"explain": "explained", "counterfactual": "searched"}
+BY_OTHERS = {"explain": ("--method", "lime", "--set", "samples=20"), "counterfactual": ("--foil", "8,1", *FEW)}
+
+
+@pytest.mark.parametrize("command", of_today(BY_OTHERS, 2))
+def test_others_who_answer_say_the_same_to_the_last_bit(command: str, digits: list[Path], tmp_path: Path) -> None:
+    (broken := digits[0].with_name("broken.png")).write_bytes(b"none")
+    files = sorted([*digits, broken])
+    given = (command, *files, "-m", "zoo:mnist", *BY_OTHERS[command], "--batch-size", 2, "--out")
+    (alone, lost), (shared, missed) = (
+        (tmp_path / f"{workers}.safetensors", call(*given, tmp_path / f"{workers}.safetensors", "--workers", workers))
+        for workers in (0, 2)
+    )
+    assert lost.exit_code == missed.exit_code == 2
+    assert complaints(lost) == complaints(missed) == [
+        f"{broken}: not an image that Pillow can read", f"1 not {DONE[command]}, 4 {DONE[command]}",
+    ]  # fmt: skip
+    with safe_open(alone, "pt") as one, safe_open(shared, "pt") as two:
+        assert one.keys() == two.keys()
+        for key in one.keys():  # noqa: SIM118 - a file of tensors is no mapping
+            assert torch.equal(one.get_tensor(key), two.get_tensor(key)), key
+        headers = [json.loads(file.metadata()["ratherthan"])["fields"] for file in (one, two)]
+    assert headers[0] == headers[1]
+    assert [Path(name).name for name in headers[0]["names"]] == ["black.png", "el.png", "one.png", "seven.png"]
+
+
 def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) -> None:
     few = ("--set", "outer_iterations=2", "--set", "inner_iterations=5", "--set", "retries=0")
     options = ("--restarts", "3", "--seed", "5", "--foil", "8", "--out", tmp_path / "x.safetensors")

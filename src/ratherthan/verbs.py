@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Samples:
 
         Args:
             model: The network.
-            images: What `Model.preprocess` takes; or a data set, or a loader of one.
+            images: What `Model.preprocess` takes; or a data set, or a loader of one; or what this has made of one.
             fact: The fact, one or one per sample.
             foil: The foil or foils, the same for all samples or one row per sample.
             names: What to call the samples; None: their paths, or names in the data set, or numbers.
@@ -55,6 +55,8 @@ class Samples:
         Raises:
             InputError: If there is something that is no image, or facts, foils or names for another number of samples.
         """
+        if isinstance(images, Samples):  # some of many that are asked about elsewhere
+            return replace(images, fact=fact, foil=foil)
         images, names, labels = _opened(model, images, names)
         batch = model.preprocess(images).clone()  # results keep them, whatever becomes of the caller's
         for what, spec in (("fact", fact), ("foil", foil)):
@@ -79,7 +81,7 @@ class Samples:
         images = self.images[rows]
         if images.dtype == torch.int64:  # token ids, filled up to the longest of all
             images = images[:, : int(_lengths(images).max())]
-        return Samples(images, self.names[rows], fact, foil, self.positions[rows].start)
+        return Samples(images, self.names[rows], fact, foil, self.positions[rows].start, self.labels[rows])
 
     def sharing(self, report: Callable[[float, int], object], total: int) -> Callable[[float], None]:
         """What to tell the share that is done of a batch; it never goes back, and leaves the last step to `batches`."""
@@ -97,6 +99,8 @@ class Samples:
     def batches(self, size: int, report: Callable[[int, int], object]) -> Iterator[Samples]:
         """Cut them into batches, texts also by their length, and report (samples done, samples in all) after each.
 
+        What lies before the first of these samples counts as done.
+
         Raises:
             InputError: If the size is none.
         """
@@ -105,7 +109,7 @@ class Samples:
         while start < len(self):
             end = start + sum(1 for _ in takewhile(lengths[start].__eq__, lengths[start : start + size]))
             yield self[start:end]
-            report(end, len(self))
+            report(self.start + end, self.positions.stop)
             start = end
 
 

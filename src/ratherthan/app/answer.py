@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 
 import ratherthan as rt
 from ratherthan.app.images import gather, read_all
-from ratherthan.app.options import KINDS, AskOptions, words
+from ratherthan.app.options import KINDS, AskOptions, WorkerOptions, words
 from ratherthan.app.table import lines
 from ratherthan.app.terminal import complain, say, say_json
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.data import Dataset
 from ratherthan.errors import InputError, RatherThanError, told_as
+from ratherthan.evaluation.workers import spread
 from ratherthan.files import check_free, check_place, write_atomically
 from ratherthan.model import fingerprint
 from ratherthan.progress import reporter
@@ -27,6 +29,7 @@ from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
 from ratherthan.render.panel import Panel
 from ratherthan.search.method import get_counterfactual_method
+from ratherthan.verbs import Samples
 from ratherthan.words import printable
 
 ALL = ("none", "mean", "max", "weighted", "probability", "loss")
@@ -124,11 +127,72 @@ def counterfactual_method(name: str, settings: dict[str, Any]) -> rt.Counterfact
 
 
 # --------------------------------------------------------------------------------------------- what is done
+@dataclass(frozen=True)
+class _Part:
+    """What has become of some images: answers, a list of one per contrast each, and names of the others, and why."""
+
+    answers: list[list[Any]]
+    unread: list[tuple[str, str]]
+    refused: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What is done with some of the images, in this process or in a worker.
+
+    Attributes:
+        model: Who is asked.
+        samples: The images, or texts.
+        ask: The verb.
+        asked: Fact and foil.
+        labelled: Whether the images have labels that are meant.
+        shape: That all must have; None: that of the first that can be read.
+        report: Whom to tell how many are done, within this process.
+    """
+
+    model: rt.Model
+    samples: Any
+    ask: Callable[..., Any]
+    asked: dict[str, Any]
+    labelled: bool
+    shape: Sequence[int] | None
+    report: Callable[[float], object] | None
+
+    def __call__(self, positions: Sequence[int]) -> _Part:
+        """Read them and ask about them at once; where that is refused, about each by itself."""
+        part = _Part([], [], [])
+        if read := read_all(self.samples, positions, self.model, part.unread, self.shape):
+            images: Any = [image for image, _ in read]
+            images = images if isinstance(images[0], str) else torch.stack(images)
+            some = Samples.of(self.model, images, names=[printable(name) for _, name in read])
+            labels = dict(zip(self.samples.ids, self.samples.labels, strict=True)) if self.labelled else {}
+            known = tuple(labels[name] for _, name in read if labels)
+            self._put(replace(some, start=positions[0], labels=known), part)
+        return part
+
+    def _put(self, some: Samples, part: _Part) -> None:
+        report = self.report
+        told = None if report is None else lambda done, total: report(done)
+        try:
+            answers = self.ask(self.model, some, **self.asked, progress=told)
+        except RatherThanError as error:
+            if len(some) == 1:
+                part.refused.append((some.names[0], str(error)))
+                return
+            for i in range(len(some)):
+                self._put(some[i : i + 1], part)
+                if report and not some.start and _alike([part]) >= _ALIKE:  # none is done: it is not their fault
+                    return
+        else:
+            part.answers.append(answers if isinstance(answers, list) else [answers])
+
+
 def answer(
     verb: Verb,
     given: AskOptions,
+    work: WorkerOptions,
     prepared: Callable[[rt.Model], Any],
-    at_once: int = 0,
+    at_once: int,
     bundle: Path | None = None,
     **question: str | None,
 ) -> None:
@@ -137,8 +201,10 @@ def answer(
     Args:
         verb: Which verb.
         given: Images, the model, where to write to.
+        work: Who answers.
         prepared: Makes of the model the verb itself, which returns a result, or a list of one per contrast.
-        at_once: Images to read and ask about at once; 0: all, for a search draws random numbers by their position.
+        at_once: Images to read and ask about at once. Answers do not depend on who gives them, but may to rounding on
+            what they are asked together with.
         bundle: The folder of a bundle of evidence, which then takes the place of the verb's own.
         **question: The foil as it is named on the command line, where there is one.
 
@@ -155,45 +221,30 @@ def answer(
     ask = prepared(model)
     asked = {name: classes(text, model) for name, text in {"fact": given.fact, **question}.items()}
     samples, failures = gather(given, model)
-    labels = dict(zip(samples.ids, samples.labels, strict=True)) if isinstance(samples, Dataset) and given.data else {}
-    weights = fingerprint(model.module)
-    made = {"command": command, "model": f"{model.name} (weights {weights[:12]})"}
-    batches, shape, stopped, wrong = list[list[Any]](), None, False, list[str]()
+    made = {"command": command, "model": f"{model.name} (weights {fingerprint(model.module)[:12]})"}
     total = 0 if samples is None else len(samples)
-    size = at_once or max(1, total)
-
-    def put(read: list[tuple[Any, str]]) -> None:
-        images: Any = [image for image, _ in read]
-        images = images if isinstance(images[0], str) else torch.stack(images)
-        try:
-            answers = ask(model, images, **asked, progress=None if at_once else report)
-        except RatherThanError as error:
-            if len(read) > 1:
-                for each in read:
-                    put([each])
-                return
-            wrong.append(str(error))
-            failures.append((printable(read[0][1]), wrong[-1]))
-            if not batches and len(set(wrong)) == 1 and len(wrong) >= min(_ALIKE, total):
-                raise
-            return
-        answers = answers if isinstance(answers, list) else [answers]
-        names = tuple(printable(name) for _, name in read[: len(answers[0])])  # a stopped search has less
-        known = [labels[name] for _, name in read[: len(names)] if labels]
-        batches.append([replace(each, names=names, **made).labelled(known) for each in answers])
-        if getattr(answers[0], "interrupted", False):
-            raise KeyboardInterrupt
-
+    parts = {start: range(total)[start : start + at_once] for start in range(0, total, at_once)}
+    heard, stopped, over = dict[int, _Part](), False, 0
     with reporter(True, verb.doing) as report:
+        here = not work.workers and work.engine == "processes"
+        shape = _shape(samples, model) if len(parts) > 1 else None
+        told = (lambda done: report(done, total)) if here else None
+        job = _Asking(model, samples, ask, asked, given.data is not None, shape, told)
         try:
-            for start in range(0, total, size):
-                assert samples is not None
-                if read := read_all(samples, range(total)[start : start + size], model, failures, shape):
-                    shape = getattr(read[0][0], "shape", None)
-                    put(read)
-                report(min(start + size, total), total)
+            with closing(spread(job, parts, model.device, **vars(work))) as spreading:
+                for start, part in spreading:
+                    heard[start] = part
+                    if _alike(heard.values()) >= min(_ALIKE, total):
+                        raise InputError(part.refused[0][1])
+                    if part.answers and getattr(part.answers[-1][0], "interrupted", False):
+                        raise KeyboardInterrupt
+                    over += len(parts[start])
+                    report(over, total)
         except KeyboardInterrupt:
             stopped = True
+    in_order = [heard[start] for start in sorted(heard)]
+    failures += [failure for part in in_order for failure in part.unread + part.refused]
+    batches = [[replace(each, **made) for each in answers] for part in in_order for answers in part.answers]
     found: list[Any] = [verb.result.joined(column) for column in zip(*batches, strict=True)]
     files = _write_all(verb, found, out) if found and out is not None else []
     if found and bundle is not None and not stopped:
@@ -211,6 +262,20 @@ def answer(
         raise KeyboardInterrupt(f"stopped by Ctrl-C: {done} of {total} images {verb.done}{part}")
     if failures:
         raise InputError(f"{len(failures)} not {verb.done}, {done} {verb.done}")
+
+
+def _shape(samples: Dataset | tuple[str, ...] | None, model: rt.Model) -> Sequence[int] | None:
+    """The shape of the first image that can be read, which all others must have."""
+    for index in range(len(samples) if isinstance(samples, Dataset) else 0):
+        if read := read_all(samples, [index], model, []):  # type: ignore[arg-type]
+            return tuple(read[0][0].shape)
+    return None
+
+
+def _alike(heard: Collection[_Part]) -> int:
+    """How many were refused, if all that were asked about are, for one reason."""
+    reasons = [reason for part in heard for _, reason in part.refused]
+    return len(reasons) if len(set(reasons)) == 1 and not any(part.answers for part in heard) else 0
 
 
 # --------------------------------------------------------------------------------------------- what is written

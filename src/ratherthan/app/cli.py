@@ -141,6 +141,7 @@ def overview(
 )
 def explain(
     asked: AskOptions,
+    workers: WorkerOptions,
     foil: options.Foil = None,
     method: Annotated[
         str,
@@ -176,7 +177,7 @@ def explain(
         chosen = attribution_method(method, pairs(settings, layer=layer))
         return partial(rt.compare, methods=[chosen], contrasts=contrasts_of(contrast, network), batch_size=batch_size)
 
-    answer(EXPLAIN, asked, ask, batch_size, bundle, foil=foil)
+    answer(EXPLAIN, asked, workers, ask, batch_size, bundle, foil=foil)
 
 
 @_command(
@@ -188,6 +189,7 @@ def explain(
 )
 def counterfactual(
     asked: AskOptions,
+    workers: WorkerOptions,
     foil: options.Foil = None,
     method: Annotated[
         str, question("cdeepex, xgem, cem, cem-maf ...", autocompletion=completion("methods", "counterfactual"))
@@ -218,7 +220,7 @@ def counterfactual(
         given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
         return partial(rt.counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
 
-    answer(COUNTERFACTUAL, asked, ask, foil=foil)
+    answer(COUNTERFACTUAL, asked, workers, ask, batch_size, foil=foil)
 
 
 @_command(
@@ -230,6 +232,7 @@ def counterfactual(
 )
 def pertinent_positive(
     asked: AskOptions,
+    workers: WorkerOptions,
     method: Annotated[
         str, question("cem-maf, cem or words.", autocompletion=completion("methods", "pertinent-positive"))
     ] = "cem-maf",
@@ -269,7 +272,7 @@ def pertinent_positive(
         chosen = get_pertinent_positive_method(method, **given)
         return partial(rt.pertinent_positive, method=chosen, batch_size=batch_size)
 
-    answer(POSITIVE, asked, ask)
+    answer(POSITIVE, asked, workers, ask, batch_size)
 
 
 @_command("verify evidence --model zoo:mnist", "verify evidence --model zoo:mnist --tolerance 0.01 --json")

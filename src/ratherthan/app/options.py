@@ -78,10 +78,14 @@ class SetOptions:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Who measures: this process, others, or a cluster."""
+    """Who does it: this process, others, or a cluster."""
 
     workers: Annotated[
-        int, typer.Option(min=0, help="How many measure side by side. Default: one; of Ray, all there is room for.")
+        int,
+        typer.Option(
+            min=0,
+            help="How many work side by side, on a batch or shard each. Default: one; of Ray, all there is room for.",
+        ),
     ] = 0
     engine: Annotated[
         Literal["processes", "ray"], typer.Option(help="What workers are: processes of this machine, or Ray's.")

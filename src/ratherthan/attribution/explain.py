@@ -128,7 +128,9 @@ def compare(
     with preserve_state(model.module), model.differentiated(), reporter(progress, "explaining") as report:
         for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
             about = model.about(batch.positions)
-            forward_pass = ForwardPass(about, batch.images, memory_budget, batch.sharing(report, len(samples)))
+            forward_pass = ForwardPass(
+                about, batch.images, memory_budget, batch.sharing(report, samples.positions.stop)
+            )
             parts.append([each for method in chosen for each in _explained(forward_pass, batch, method, weighed)])
     return [Explanation.joined(column).labelled(samples.labels) for column in zip(*parts, strict=True)]
 

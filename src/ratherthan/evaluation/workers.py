@@ -119,6 +119,12 @@ class Mate:
     def __init__(self, packed: Any, device: str | None) -> None:
         self.packed, self.device = packed, device
 
+    def packed_answer(self, positions: Sequence[int] | None = None) -> bytes:
+        """What `do` says, by value: of what torch shares between processes each tensor takes a file descriptor."""
+        content = io.BytesIO()
+        torch.save(self.do(positions), content)
+        return content.getvalue()
+
     def do(self, positions: Sequence[int] | None = None) -> Any:
         """What the job says of positions; before the first, with none, it is unpacked."""
         try:
@@ -141,6 +147,11 @@ class Mate:
 
     def _moved(self, storage: Any, location: str) -> Any:
         return storage.cuda(self.device) if location.startswith("cuda") else storage
+
+
+def _answered(content: bytes) -> Any:
+    """What a mate has packed; the devices it was made on may not be here."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def _pack(job: Job, place: Any, pickler: Any) -> None:
@@ -179,7 +190,7 @@ class _Process:
 
     def answer(self) -> Any:
         try:
-            return self.asked.recv()
+            return _answered(self.asked.recv_bytes())
         except (EOFError, OSError) as error:
             raise _Lost("killed?") from error
 
@@ -207,9 +218,9 @@ def _work(line: Any, packed: Path, device: str | None, parent: int) -> None:
     ending_with(parent)
     mate = Mate(packed, device)
     with suppress(EOFError, OSError):  # nobody asks any more
-        line.send(mate.do())
+        line.send_bytes(mate.packed_answer())
         while True:
-            line.send(mate.do(line.recv()))
+            line.send_bytes(mate.packed_answer(line.recv()))
 
 
 # --------------------------------------------------------------------------------------------- Ray
@@ -243,14 +254,14 @@ def _ray(job: Job, device: torch.device, workers: int, address: str | None) -> I
 
 class _Actor:
     def __init__(self, ray: Any, actor: Any) -> None:
-        self.ray, self.actor, self.asked = ray, actor, actor.do.remote()
+        self.ray, self.actor, self.asked = ray, actor, actor.packed_answer.remote()
 
     def give(self, positions: Sequence[int]) -> None:
-        self.asked = self.actor.do.remote(positions)
+        self.asked = self.actor.packed_answer.remote(positions)
 
     def answer(self) -> Any:
         try:
-            return self.ray.get(self.asked)
+            return _answered(self.ray.get(self.asked))
         except self.ray.exceptions.RayError as error:  # the actor, its node, or what it answered is gone
             raise _Lost(first_line(error)) from error
 

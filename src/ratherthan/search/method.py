@@ -286,7 +286,7 @@ class SearchResult(Result):
             try:
                 for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
                     question = _question(model, batch, how)
-                    question.report = batch.sharing(report, len(samples))
+                    question.report = batch.sharing(report, samples.positions.stop)
                     parts.append(cast(Self, how.search(question)))
                     if parts[-1].interrupted:
                         break

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 import ratherthan as rt
 from pages import cases_of
 from ratherthan.app.cli import app
+from ratherthan.auditing.atlas import parted
+from ratherthan.errors import InputError
 
 NAMES = ("ant", "bee", "cow")
 SIDE, COUNT = 10, 90
@@ -300,3 +302,59 @@ def test_a_check_alarms_where_a_count_of_all_signs_does(
     assert told["gained"] == pytest.approx(change * broken / 20, abs=1e-6)
     assert ran.exit_code == (1 if broken == 7 else 0)
     assert told["worse"] == (broken == 7)
+
+
+# --------------------------------------------------------------------------------------------- all foils of an image
+def test_the_atlas_parts_all_foils_by_where_they_are_decided_from_one_pass_per_image(tmp_path: Path) -> None:
+    model, digits = rt.load("zoo:mnist"), rt.data.load("digits").spread(6)
+    seen = [0]
+    hook = model.module.register_forward_hook(lambda _, images, out: seen.__setitem__(0, seen[0] + len(out)))
+    rt.audit(model, digits, out=tmp_path / "without")
+    without, seen[0] = seen[0], 0
+    found = rt.audit(model, digits, out=tmp_path / "with", places=3)
+    hook.remove()
+    assert 6 <= seen[0] <= without, "no more passes than without"
+    for i, row in enumerate(found._lists(range(6), ["foils", "place", "place_map"])):
+        logits = model.logits(model.preprocess(digits[i][0].unsqueeze(0)))[0]
+        order = logits.argsort(descending=True).tolist()
+        assert row["foils"] == order[1:]
+        maps = [rt.explain(model, digits[i][0].unsqueeze(0), order[0], foil).attribution[0] for foil in row["foils"]]
+        unit = torch.stack([(each / each.norm()).flatten() for each in maps]).double()
+        place = torch.tensor(row["place"])
+        many = place.bincount().tolist()
+        assert many == sorted(many, reverse=True)
+        means = torch.stack([unit[place == at].mean(0) for at in range(len(many))])
+        torch.testing.assert_close(
+            torch.tensor(row["place_map"], dtype=torch.float64), means.flatten(), atol=1e-4, rtol=0
+        )
+        within = torch.stack([(unit[n] @ unit[place == at].T).mean() for n, at in enumerate(place)])
+        assert within.min() > 0.5, "what is in one place is alike"
+    figure = found.atlas(found.said[0], count=1, named=2)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    first = found._rows[found._rows["said"] == found._index(found.said[0])]["position"].iloc[0]
+    (row,) = found._lists([first], ["foils", "place"])
+    told = titles[1].split("\n")[:2]
+    assert told == [f"rather than {row['place'].count(0)}", str(row["foils"][row["place"].index(0)])]
+
+
+def test_what_is_alike_is_parted_from_what_is_not() -> None:
+    a, b = np.eye(4)[:2]
+    maps = np.stack([b, a, a + 1e-3 * b, np.zeros(4), a])
+    maps /= np.linalg.norm(maps, axis=1, keepdims=True).clip(1e-12)
+    group, means = parted(maps, 3)
+    assert group.tolist() == [1, 0, 0, 2, 0] or group.tolist() == [2, 0, 0, 1, 0]
+    assert means[0] == pytest.approx(maps[[1, 2, 4]].mean(0))
+    assert parted(maps, 3, 0.9)[0].tolist() == [0] * 5, "fewer, where they are near"
+    many = np.concatenate([maps] * 300)
+    assert (parted(many, 3)[0].reshape(300, 5) == parted(maps, 3)[0]).all(), "the others follow the first thousand"
+    assert parted(maps[:1], 3)[0].tolist() == [0]
+
+
+def test_an_atlas_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    model, digits = rt.load("zoo:mnist"), rt.data.load("digits").spread(3)
+    found = rt.audit(model, digits, out=tmp_path / "with", places=3)
+    never = next(name for name in map(str, range(10)) if name not in found.said)
+    with pytest.raises(InputError, match=f"no image is said to be {never}"):
+        found.atlas(never)
+    with pytest.raises(InputError, match="--places 4"):
+        rt.audit(model, digits, out=tmp_path / "without").atlas(found.said[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +13,10 @@ from shutil import rmtree
 from uuid import uuid4
 
 from ratherthan.errors import InputError, told_as
+from ratherthan.registry import unique_name
 
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")  # what is no type of files to the system
+_LONGEST = 200  # bytes: systems take names of 255, and an ending follows
 MAX_TEXT = 2**26
 """Larger texts (lists of names, tables of paths) are refused: 64 MiB."""
 
@@ -69,6 +72,16 @@ def write_atomically(path: str | Path, pieces: Iterable[bytes]) -> Path:
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def file_stems(names: Iterable[str]) -> list[str]:
+    """Names of files for some names: no folders, not too long, and all different, by case, too."""
+    taken, stems = set[str](), list[str]()
+    for name in names:
+        short = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).encode()[:_LONGEST].decode(errors="ignore")
+        stems.append(unique_name(short, lambda each: each.casefold() in taken, "{}-{}"))
+        taken.add(stems[-1].casefold())  # names that differ in case alone are one file on some systems
+    return stems
 
 
 def check_free(folder: Path) -> None:

@@ -22,10 +22,9 @@ from ratherthan.attribution.explanation import to_panels
 from ratherthan.data import Dataset
 from ratherthan.errors import InputError, RatherThanError, told_as
 from ratherthan.evaluation.workers import spread
-from ratherthan.files import check_free, check_place, write_atomically
+from ratherthan.files import check_free, check_place, file_stems, write_atomically
 from ratherthan.model import fingerprint
 from ratherthan.progress import reporter
-from ratherthan.registry import unique_name
 from ratherthan.render.figure import figure, figure_png
 from ratherthan.render.panel import Panel
 from ratherthan.search.method import get_counterfactual_method
@@ -36,7 +35,6 @@ ALL = ("none", "mean", "max", "weighted", "probability", "loss")
 """The contrasts that any fact and foils can be asked with, as `--contrast all` and the demo show them."""
 _ALIKE = 8
 """Images that fail alike before any is done: it is not their fault, and no more are tried."""
-_LONGEST = 200  # bytes: systems take names of 255, and an ending follows
 
 
 @dataclass(frozen=True)
@@ -284,13 +282,9 @@ def _write_all(verb: Verb, found: list[Any], out: Path) -> list[Path]:
     if out.suffix in KINDS and not out.is_dir():
         return _write(found, out)
     files = _write(found, out / f"{verb.numbers}.safetensors") + _write(found, out / f"{verb.page}.html")
-    figures, taken = list[Path](), set[str]()
+    figures, stems = list[Path](), file_stems(Path(name).stem for name in found[0].names)
     with reporter(True, "drawing") as report:
-        for i, name in enumerate(found[0].names):
-            # names that differ in case alone are one file on some systems
-            short = Path(name).stem.encode()[:_LONGEST].decode(errors="ignore")
-            stem = unique_name(short, lambda each: each.casefold() in taken, "{}-{}")
-            taken.add(stem.casefold())
+        for i, stem in enumerate(stems):
             figures += _write([each[i] for each in found], out / f"{stem}.{verb.page}.png")
             report(i + 1, len(found[0]))
     return figures + files

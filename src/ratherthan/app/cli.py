@@ -374,6 +374,9 @@ def audit(
         str, question("How what it says is weighed against the label.", autocompletion=completion("contrasts"))
     ] = "weighted",
     settings: options.Settings = None,
+    places: Annotated[
+        int, question("Draw for each class where it is told from all others, at so many places at most.", min=0)
+    ] = 0,
     out: Annotated[Path, typer.Option(help="The folder of the run.")] = Path("audited"),
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: what fits.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -390,13 +393,15 @@ def audit(
     check_place(out)
     found = rt.audit(
         model.load(), sets.dataset(), out=out, method=attribution_method(method, pairs(settings)), contrast=contrast,
-        label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, progress=True,
+        places=places, label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, progress=True,
         **vars(workers),
     )  # fmt: skip
     for name, reason in found.run.skipped:
         warn(f"skipped {name}: {reason}")
     pieces = found.pieces(progress=True)
     files = {"page": found.save(out / "audit.html"), "table": found.save(out / "images.csv")}
+    if places:
+        files["atlas"] = found.save_atlas(out / "atlas", progress=True)
     if as_json:
         frames = {"confusions": found.confusions(), "suspects": found.suspects(_SUSPECTS), "pieces": table_of(pieces)}
         rows = {name: json.loads(each.to_json(orient="records")) for name, each in frames.items()}

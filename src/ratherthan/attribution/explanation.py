@@ -312,6 +312,10 @@ class Explanation(Result):
         values: np.ndarray[Any, Any] = map_.detach().float().cpu().numpy()
         return values
 
+    def plain_maps(self) -> Tensor:
+        """(N, Q, h, w) maps as they were computed, channels summed."""
+        return _summed(self.by_question(self.attribution), self.images, 2)
+
     def idle(self, sample: int, q: int) -> bool:
         """Whether a class is compared with itself, as one of an axis."""
         fact, foil = (self.by_question(each)[sample, q] for each in (self.fact, self.foil))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ratherthan.attribution.explain import answered, targets_of
 from ratherthan.attribution.forward import ForwardPass
+from ratherthan.auditing.atlas import places_of
 from ratherthan.contrast import odds
 from ratherthan.errors import UnsupportedError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows
-from ratherthan.settings import AtLeastOne
+from ratherthan.settings import AtLeastOne, Interval
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Decisions(Experiment):
 
     Attributes:
         cells: Rows and columns of the map that is kept of each image; larger ones are averaged over cells.
+        places: So many at most, by which all foils of an image are parted, see `atlas.places_of`; 0: none.
     """
 
     cells: AtLeastOne = 14
+    places: Annotated[int, Interval(0)] = 0
 
     name: ClassVar[str] = "audit"
     measures = ("p_said", "p_foil", "p_label", "odds", "score")
@@ -55,6 +58,7 @@ class Decisions(Experiment):
                 yield {
                     **batch.rows(name, way, **_numbers(logits, said, foil, batch.labels), score=why.score),
                     "said": said.tolist(), "foil": foil.tolist(), "map": maps.flatten(1).cpu().tolist(),
+                    **(places_of(forward_pass, said, method, contrast, self.places, self.cells) if self.places else {}),
                 }  # fmt: skip
 
 

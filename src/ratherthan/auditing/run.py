@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ratherthan.attribution.method import Method, get_method
+from ratherthan.auditing.atlas import draw_atlas, parted
 from ratherthan.auditing.decisions import Decisions
 from ratherthan.auditing.parts import Piece, pieces
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
@@ -24,13 +25,17 @@ from ratherthan.evaluation.tables import Run
 from ratherthan.evaluation.workers import Engine
 from ratherthan.model import Model
 from ratherthan.progress import Progress, reporter
+from ratherthan.render.figure import figure_png
+from ratherthan.result import picture
 from ratherthan.settings import AtLeastOne, check_value
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 _DONORS, _HOSTS = 32, 64  # images of a class that pieces are cut from; of others that they are put onto
 _FEW = 8  # images of a class, below which nothing is said about what they share
+_LISTS = ("map", "foils", "place", "place_map")  # columns that are read as they are needed
 _BORDER = 8  # an eighth of the rows and columns on each side
 
 
@@ -42,6 +47,7 @@ def audit(
     method: str | Method = "gradcam",
     contrast: str | Contrast | ContrastFunction = "weighted",
     cells: int = 14,
+    places: int = 0,
     label_map: LabelMap = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -65,6 +71,8 @@ def audit(
         method: What shows where: an attribution method.
         contrast: How P is weighed against Q.
         cells: Rows and columns of the map that is kept of each image.
+        places: So many at most, by which all foils of each image are parted for `Audit.atlas`, from the same forward
+            pass; 0: none.
         label_map: What a class of the set is called in the model, where its name differs.
         limit: Use so many images only, evenly spread.
         batch_size: Images per forward pass; None: as many as fit.
@@ -92,7 +100,7 @@ def audit(
     data = data.with_transform(data.transform or model.inputs.prepare)
     data = data.spread(check_value("limit", AtLeastOne | None, limit))
     run = evaluate(
-        Decisions(cells), model, data, out=out, methods=[method], contrasts=[contrast], batch_size=batch_size,
+        Decisions(cells, places), model, data, out=out, methods=[method], contrasts=[contrast], batch_size=batch_size,
         seed=seed, resume=resume, workers=workers, engine=engine, address=address, shard_size=shard_size,
         progress=progress,
     )  # fmt: skip
@@ -141,7 +149,8 @@ class Audit:
 
         shards = self.run.shards
         tables = (shards.read(number)[0] for number in range(len(shards.positions)))
-        return pd.concat([table.drop_columns(["map"]).to_pandas() for table in tables if len(table)], ignore_index=True)
+        kept = (table.drop_columns([*set(_LISTS) & set(table.column_names)]) for table in tables if len(table))
+        return pd.concat([table.to_pandas() for table in kept], ignore_index=True)
 
     @property
     def _wrong(self) -> DataFrame:
@@ -218,17 +227,14 @@ class Audit:
         Returns:
             sample, cluster (1 the largest), like (cosine to the cluster's mean).
         """
-        from scipy.cluster.hierarchy import fcluster, linkage
-
         chosen = self._pair(said, label)
-        maps = _alike(self._maps(chosen["position"].tolist())).flatten(1)
-        if len(maps) < 2:
-            return chosen[["sample"]].assign(cluster=1, like=1.0).reset_index(drop=True)
-        groups = fcluster(linkage(maps.double().numpy(), "average", "cosine"), most, "maxclust")
-        order = {group: i + 1 for i, (group, _) in enumerate(sorted(_counts(groups).items(), key=lambda e: -e[1]))}
-        means = {g: torch.nn.functional.normalize(maps[torch.from_numpy(groups == g)].mean(0), dim=0) for g in order}
-        like = [float(each @ means[g]) for each, g in zip(maps, groups, strict=True)]
-        return chosen[["sample"]].assign(cluster=[order[g] for g in groups], like=like).reset_index(drop=True)
+        maps = _alike(self._maps(chosen["position"].tolist())).flatten(1).double().numpy()
+        if not len(maps):
+            return chosen[["sample"]].assign(cluster=0, like=0.0)
+        group, means = parted(maps, most)
+        means = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
+        told = {"cluster": group + 1, "like": (maps * means[group]).sum(1)}
+        return chosen[["sample"]].assign(**told).reset_index(drop=True)
 
     # ----------------------------------------------------------------------------------------- suspects
     def suspects(self, count: int | None = None) -> DataFrame:
@@ -307,6 +313,53 @@ class Audit:
                 labels += [piece.index, self.data.labels[other[i]]]
         return torch.utils.data.TensorDataset(torch.stack(images), torch.tensor(labels))
 
+    # ----------------------------------------------------------------------------------------- all foils
+    def atlas(self, said: str | int, count: int = 3, named: int = 3) -> Figure:
+        """A picture of why a class, rather than each of all others, in some images that are said to be of it.
+
+        A row per image, and in it a map per place where some of the foils are told from the class, those of most foils
+        first, with the likeliest of them.
+
+        Args:
+            said: The class.
+            count: Images, evenly spread over all.
+            named: Foils that are named at each place.
+
+        Raises:
+            InputError: If the audit was made without `places`, or no image is said to be of this class.
+        """
+        if not self.run.shards.settings["experiment"]["places"]:
+            raise InputError("this audit kept no places: ask for them with places=4 (--places 4)")
+        rows = self._rows[self._rows["said"] == self._index(said)]
+        if rows.empty:
+            raise InputError(f"no image is said to be {said}; there are {', '.join(self.said[:10])}")
+        chosen = _spread(rows["position"].tolist(), check_value("count", AtLeastOne, count))
+        pictures = [picture(image, self.model.inputs.show) for image in self._images(chosen)]
+        found = self._lists(chosen, _LISTS[1:])
+        names = [Path(self.data.ids[position]).name for position in chosen]
+        shown = list(zip(names, pictures, found, strict=True))
+        return draw_atlas(self._name(self._index(said)), shown, self.data.class_names, named)
+
+    def save_atlas(self, folder: str | Path, progress: Progress = None) -> Path:
+        """Write a picture of each class that images are said to be of.
+
+        Args:
+            folder: Where to; pictures are named after the classes.
+            progress: True draws a bar; a callable is called with (classes done, classes in all).
+        """
+        from ratherthan.files import file_stems, write_atomically
+
+        with reporter(progress, "drawing") as report:
+            for done, (said, stem) in enumerate(zip(self.said, file_stems(self.said), strict=True)):
+                write_atomically(Path(folder) / f"{stem}.png", [figure_png(self.atlas(said))])
+                report(done + 1, len(self.said))
+        return Path(folder)
+
+    @property
+    def said(self) -> list[str]:
+        """The classes that images are said to be of, the most frequent first."""
+        return [self._name(index) for index in self._rows["said"].value_counts().index]
+
     # ----------------------------------------------------------------------------------------- files
     def to_cleanlab(self) -> DataFrame:
         """The columns that cleanlab's `Datalab.get_issues("label")` has, for tools that read them."""
@@ -350,14 +403,19 @@ class Audit:
 
     def _maps(self, positions: Sequence[int]) -> Tensor:
         """(n, cells, cells) the maps of some images, in this order."""
-        shards, wanted = self.run.shards, np.asarray(positions)
-        size, found = int(shards.settings["shard_size"]), dict[int, Any]()
-        for number in np.unique(wanted // size):
-            table = shards.read(int(number))[0]
-            found |= dict(zip(table["position"].to_pylist(), table["map"].to_pylist(), strict=True))
-        maps = torch.tensor([found[position] for position in wanted.tolist()])
+        maps = torch.tensor([row["map"] for row in self._lists(positions, ["map"])])
         cells = round(maps.shape[1] ** 0.5)
         return maps.reshape(len(maps), cells, cells)
+
+    def _lists(self, positions: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of some images, in this order."""
+        shards, wanted = self.run.shards, np.asarray(positions)
+        size, found = int(shards.settings["shard_size"]), dict[int, dict[str, Any]]()
+        for number in np.unique(wanted // size):
+            table = shards.read(int(number))[0].select(["position", *columns])
+            table = table.filter(np.isin(table["position"].to_numpy(), wanted))
+            found |= {row["position"]: row for row in table.to_pylist()}
+        return [found[position] for position in wanted.tolist()]
 
 
 def _alike(maps: Tensor) -> Tensor:
@@ -374,7 +432,3 @@ def _border(maps: Tensor) -> float:
 def _spread(positions: Sequence[int], count: int) -> list[int]:
     few = min(count, len(positions))
     return [positions[i * len(positions) // few] for i in range(few)]
-
-
-def _counts(groups: Any) -> dict[int, int]:
-    return {int(group): int((groups == group).sum()) for group in np.unique(groups)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -113,6 +114,27 @@ def test_confusions_are_counted_and_their_maps_are_means(tmp_path: Path) -> None
         assert sorted(found.samples(row["said"], row["label"]).ids) == sorted(chosen["sample"])
     with pytest.raises(rt.InputError, match="no class is called 'dog'"):
         found.map("dog", "ant")
+
+
+def test_relevance_on_the_background_is_what_lies_outside_of_regions(tmp_path: Path) -> None:
+    found = go(tmp_path, by_lines(), pictures())
+    frame = found.to_frame()
+    wrong = frame[frame["wrong"]]
+    first = wrong["sample"].iloc[0]
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[1:7, 3:] = True  # cells of two pixels are half in it
+    for row in found.confusions({first: mask, "*": [[0, 0, 0.6, 1]]}).to_dict("records"):
+        chosen = wrong[(wrong["said"] == row["said"]) & (wrong["label"] == row["label"])]
+        shares = []
+        for index, name in zip(chosen.index, chosen["sample"], strict=True):
+            inside = mask if name == first else np.arange(SIDE)[None] < 6 + np.zeros((SIDE, 1))
+            cells = inside.reshape(5, 2, 5, 2).mean((1, 3))
+            gain = found._maps([index])[0].numpy().clip(0)
+            shares.append((gain * (1 - cells)).sum() / gain.sum())
+        assert row["background"] == pytest.approx(np.mean(shares), abs=1e-6)
+    assert found.confusions({"none of them": [[0, 0, 1, 1]]})["background"].isna().all()
+    with pytest.raises(rt.InputError, match=r"region of '.*': give boxes"):
+        found.confusions({"*": [[0, 0, 2, 1]]})
 
 
 def test_suspects_are_ranked_by_the_probability_of_the_label(tmp_path: Path) -> None:
@@ -229,7 +251,9 @@ def test_the_page_and_the_command_say_what_the_api_does(tmp_path: Path, monkeypa
         from PIL import Image
 
         Image.fromarray((255 * data[i][0][0]).round().byte().numpy()).save(folder / f"{i:02d}.png")
-    ran = CliRunner().invoke(app, ["audit", "-m", "zoo:mnist", "--data", "set", "--out", "audited", "--json"])
+    Path("objects.json").write_text('{"*": [[0.2, 0.2, 0.8, 0.8]]}')
+    asked = ["audit", "-m", "zoo:mnist", "--data", "set", "--out", "audited", "--regions", "objects.json"]
+    ran = CliRunner().invoke(app, [*asked, "--places", "2", "--json"])
     assert ran.exit_code == 0, ran.output
     told = json.loads(ran.stdout)
     schema = Path(rt.__file__).parent / "app" / "schemas" / "audit.json"
@@ -241,8 +265,13 @@ def test_the_page_and_the_command_say_what_the_api_does(tmp_path: Path, monkeypa
     assert all(case["label"] for case in cases)
     assert f"60 images, {told['wrong']} not as labelled" in page
     assert told["confusions"][0]["typical"] in page
-    assert len(Path("audited/images.csv").read_text().splitlines()) == 61
-    shown = CliRunner().invoke(app, ["audit", "-m", "zoo:mnist", "--data", "set", "--out", "audited", "--resume"])
+    assert 0 < told["confusions"][0]["background"] < 1
+    assert "<th>background</th>" in page
+    table = pd.read_csv("audited/images.csv")
+    assert [Path(path).relative_to(tmp_path / "set").as_posix() for path in table["path"]] == list(table["sample"])
+    pictures = {path.stem for path in Path("audited/atlas").iterdir()}
+    assert pictures == {str(said) for said in table["said"]}
+    shown = CliRunner().invoke(app, [*asked, "--places", "2", "--resume"])
     assert f"60 images, {told['wrong']} not as labelled" in shown.stdout
 
 

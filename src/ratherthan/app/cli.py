@@ -374,6 +374,9 @@ def audit(
         str, question("How what it says is weighed against the label.", autocompletion=completion("contrasts"))
     ] = "weighted",
     settings: options.Settings = None,
+    regions: Annotated[
+        Path | None, question("Where the objects are, a .json file of boxes by image: what lies outside is background.")
+    ] = None,
     places: Annotated[
         int, question("Draw for each class where it is told from all others, at so many places at most.", min=0)
     ] = 0,
@@ -389,8 +392,10 @@ def audit(
     """
     from ratherthan.app.answer import attribution_method
     from ratherthan.auditing.page import table_of
+    from ratherthan.evaluation.localisation import read_regions
 
     check_place(out)
+    where = None if regions is None else read_regions(regions)
     found = rt.audit(
         model.load(), sets.dataset(), out=out, method=attribution_method(method, pairs(settings)), contrast=contrast,
         places=places, label_map=sets.label_map, limit=sets.limit, batch_size=batch_size, resume=resume, progress=True,
@@ -399,11 +404,15 @@ def audit(
     for name, reason in found.run.skipped:
         warn(f"skipped {name}: {reason}")
     pieces = found.pieces(progress=True)
-    files = {"page": found.save(out / "audit.html"), "table": found.save(out / "images.csv")}
+    files = {"page": found.save(out / "audit.html", where), "table": found.save(out / "images.csv")}
     if places:
         files["atlas"] = found.save_atlas(out / "atlas", progress=True)
     if as_json:
-        frames = {"confusions": found.confusions(), "suspects": found.suspects(_SUSPECTS), "pieces": table_of(pieces)}
+        frames = {
+            "confusions": found.confusions(regions),
+            "suspects": found.suspects(_SUSPECTS),
+            "pieces": table_of(pieces),
+        }
         rows = {name: json.loads(each.to_json(orient="records")) for name, each in frames.items()}
         counts = {"images": len(found.to_frame()), "wrong": int(found.to_frame()["wrong"].sum())}
         say_json({"folder": str(out), **counts, **rows, "files": [str(path) for path in files.values()]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,9 +34,9 @@ closes at least a quarter of the gap between these and images of the class, in l
 something that is no part of the object."""
 
 
-def write(found: Audit, path: Path) -> Path:
+def write(found: Audit, path: Path, regions: Any = None) -> Path:
     """Write the page."""
-    confusions, suspects = found.confusions(), found.suspects(_SUSPECTS)
+    confusions, suspects = found.confusions(regions), found.suspects(_SUSPECTS)
     drawn = list(confusions[:_DRAWN][["said", "label"]].itertuples(index=False, name=None))
     parts = [Part("What it takes for what", str(found).splitlines()[0], _table(confusions[:_PAIRS]))]
     parts.append(Part("Suspect labels", "The likeliest to be wrong first.", _table(suspects)))

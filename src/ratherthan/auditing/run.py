@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ from ratherthan.auditing.atlas import draw_atlas, parted
 from ratherthan.auditing.decisions import Decisions
 from ratherthan.auditing.parts import Piece, pieces
 from ratherthan.contrast import Contrast, ContrastFunction, get_contrast
-from ratherthan.data import Dataset, LabelMap, batches, match_labels
+from ratherthan.data import Dataset, FileReader, LabelMap, batches, match_labels
 from ratherthan.data import load as load_data
 from ratherthan.errors import InputError
+from ratherthan.evaluation.localisation import plane_of, read_regions
 from ratherthan.evaluation.run import evaluate
 from ratherthan.evaluation.tables import Run
 from ratherthan.evaluation.workers import Engine
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _DONORS, _HOSTS = 32, 64  # images of a class that pieces are cut from; of others that they are put onto
 _FEW = 8  # images of a class, below which nothing is said about what they share
 _LISTS = ("map", "foils", "place", "place_map")  # columns that are read as they are needed
+_FINER = 8  # points along a cell's side at which it is asked whether it lies in a region
 _BORDER = 8  # an eighth of the rows and columns on each side
 
 
@@ -175,25 +177,41 @@ class Audit:
 
         Returns:
             sample, label, said, foil (names), wrong, p_said, p_foil, p_label, odds (log-odds of the label over all
-            other classes), score (what the contrast gives).
+            other classes), score (what the contrast gives); path, where the images are files.
         """
         rows = self._rows
         told = rows.assign(
             wrong=rows["said"] != rows["label"], **{k: rows[k].map(self._name) for k in ("label", "said", "foil")}
         )
-        return told[["sample", "label", "said", "foil", "wrong", "p_said", "p_foil", "p_label", "odds", "score"]]
+        columns = ["sample", "label", "said", "foil", "wrong", "p_said", "p_foil", "p_label", "odds", "score"]
+        if isinstance(self.data.reader, FileReader):
+            files, places = self.data.reader.files, self.data.positions
+            told, columns = (
+                told.assign(path=[str(Path(files[places[i]]).absolute()) for i in told["position"]]),
+                [*columns, "path"],
+            )
+        return told[columns]
 
     # ----------------------------------------------------------------------------------------- confusions
-    def confusions(self) -> DataFrame:
+    def confusions(self, regions: Any = None) -> DataFrame:
         """The pairs (said P, labelled Q), the most frequent first.
+
+        Args:
+            regions: Where the objects are, as `localisation` takes it: by the name of a sample its boxes or its mask,
+                "*" for all that are not named; or a JSON file of boxes.
 
         Returns:
             said, label, count, share (of the images with that label), odds (mean log-odds of the label), border (mean
             share of the relevance for P within an eighth of the image's edge), one_place (1: all maps are alike, 0:
-            they have nothing in common), typical (the sample whose map is most like the mean of all).
+            they have nothing in common), typical (the sample whose map is most like the mean of all); with regions
+            also background (mean share of the relevance for P outside them, of the samples that have one).
+
+        Raises:
+            InputError: If the regions cannot be used.
         """
         import pandas as pd
 
+        where = None if regions is None else read_regions(regions)
         labelled, told = self._rows["label"].value_counts(), list[dict[str, Any]]()
         for (said, label), rows in self._wrong.groupby(["said", "label"]):
             maps = _alike(self._maps(rows["position"].tolist()))
@@ -203,8 +221,10 @@ class Audit:
                 "said": self._name(said), "label": self._name(label), "count": len(rows),
                 "share": len(rows) / labelled[label], "odds": rows["odds"].mean(), "border": _border(maps),
                 "one_place": mean.square().sum().sqrt().item(), "typical": rows["sample"].iloc[int(likeness.argmax())],
+                "background": np.nan if where is None else _background(maps, rows["sample"].tolist(), where),
             })  # fmt: skip
         columns = ["said", "label", "count", "share", "odds", "border", "one_place", "typical"]
+        columns += ["background"] * (where is not None)
         return pd.DataFrame(told, columns=columns).sort_values(
             "count", ascending=False, kind="stable", ignore_index=True
         )
@@ -367,11 +387,12 @@ class Audit:
         told = {"is_label_issue": rows["wrong"], "label_score": rows["p_label"], "given_label": rows["label"]}
         return rows.assign(**told, predicted_label=rows["said"])[[*told, "predicted_label"]]
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, regions: Any = None) -> Path:
         """Write it to a file.
 
         Args:
             path: ".html": a page with the tables and with the cases of the most frequent pairs. ".csv": `to_frame`.
+            regions: As in `confusions`, for the page.
 
         Returns:
             The path.
@@ -384,7 +405,7 @@ class Audit:
 
         path = Path(check_value("the path of an audit", str | Path, path))
         if path.suffix == ".html":
-            return write(self, path)
+            return write(self, path, regions)
         if path.suffix == ".csv":
             return write_atomically(path, [self.to_frame().to_csv(index=False).encode()])
         raise InputError(f"cannot save {str(path)!r}: end it in .html or .csv")
@@ -427,6 +448,17 @@ def _border(maps: Tensor) -> float:
     gain, edge = maps.clamp_min(0), max(1, round(maps.shape[1] / _BORDER))
     inner = gain[:, edge:-edge, edge:-edge].sum((1, 2))
     return float((1 - inner / gain.sum((1, 2)).clamp_min(1e-12)).mean())
+
+
+def _background(maps: Tensor, names: Sequence[str], regions: Mapping[str, Any]) -> float:
+    """The mean share of the relevance that lies outside the regions; a cell lies outside as far as its area does."""
+    cells, shares = maps.shape[-1], list[float]()
+    for map_, name in zip(maps.clamp_min(0), names, strict=True):
+        if (region := regions.get(name, regions.get("*"))) is not None:
+            inside = plane_of(name, region, [cells * _FINER] * 2).float()
+            inside = torch.nn.functional.avg_pool2d(inside[None], _FINER)[0]
+            shares.append(float((map_ * (1 - inside)).sum() / map_.sum().clamp_min(1e-12)))
+    return float(np.mean(shares)) if shares else np.nan
 
 
 def _spread(positions: Sequence[int], count: int) -> list[int]:

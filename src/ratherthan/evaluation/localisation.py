@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -58,11 +58,7 @@ class Localisation(Experiment):
             InputError: If they cannot be read, or another setting does not fit.
         """
         super().__post_init__()
-        if isinstance(self.regions, (str, Path)):
-            with told_as(InputError, f"regions: cannot read {str(self.regions)!r}", ValueError, RecursionError):
-                object.__setattr__(self, "regions", json.loads(read_text(self.regions)))
-        if not isinstance(self.regions, Mapping) or not self.regions:
-            raise InputError("localisation needs regions={sample name: boxes or mask}, or a JSON file of boxes")
+        object.__setattr__(self, "regions", read_regions(self.regions))
 
     def settings(self) -> dict[str, Any]:
         """The regions by their hash."""
@@ -80,7 +76,7 @@ class Localisation(Experiment):
         if not batch.ids:
             return
         regions = {name: self.regions.get(name, self.regions.get("*")) for name in batch.ids}
-        planes = [_plane(name, region, batch.images.shape[-2:]) for name, region in regions.items()]
+        planes = [plane_of(name, region, batch.images.shape[-2:]) for name, region in regions.items()]
         inside = torch.stack(planes).to(batch.images.device)
         for key, maps in self._maps(batch, predicted):
             gain = maps.clamp_min(0)
@@ -102,12 +98,26 @@ class Localisation(Experiment):
             yield (name, ""), answers.difference.sum(1).masked_fill(~answers.found.view(-1, 1, 1), torch.nan)
 
 
-def _plane(name: str, region: Any, size: torch.Size) -> Tensor:
+def read_regions(regions: Any) -> Mapping[str, Any]:
+    """Regions by the names of samples, as `Localisation` takes them.
+
+    Raises:
+        InputError: If there are none, or they cannot be read.
+    """
+    if isinstance(regions, (str, Path)):
+        with told_as(InputError, f"regions: cannot read {str(regions)!r}", ValueError, RecursionError):
+            regions = json.loads(read_text(regions))
+    if not isinstance(regions, Mapping) or not regions:
+        raise InputError("give regions={sample name: boxes or mask}, or a JSON file of boxes")
+    return regions
+
+
+def plane_of(name: str, region: Any, size: Sequence[int]) -> Tensor:
     """(H, W) bool: the pixels whose centre is in a box, or a mask brought to this size."""
     values = np.asarray(region)
     if values.dtype == bool and values.ndim == 2:
         mask = torch.from_numpy(values).float()[None, None]
-        return torch.nn.functional.interpolate(mask, size, mode="nearest-exact")[0, 0] > 0
+        return torch.nn.functional.interpolate(mask, tuple(size), mode="nearest-exact")[0, 0] > 0
     boxes = values.reshape(-1, 4) if values.size and values.size % 4 == 0 and values.dtype != object else None
     if boxes is None or not ((boxes >= 0) & (boxes <= 1)).all():
         raise InputError(f"region of {name!r}: give boxes [left, top, right, bottom] in [0, 1], or a mask of booleans")

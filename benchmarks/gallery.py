@@ -3,6 +3,7 @@
     python benchmarks/gallery.py readme --data DIR
     python benchmarks/gallery.py methods --data DIR
     python benchmarks/gallery.py foils --data DIR
+    python benchmarks/gallery.py atlas
     python benchmarks/gallery.py quality
     python benchmarks/gallery.py tid2013 --data DIR
 
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -127,6 +129,24 @@ def foils(arguments: argparse.Namespace) -> Figure:
     return grid(panels, 6, cell=2.0)
 
 
+def atlas(arguments: argparse.Namespace) -> Figure:
+    """All 999 foils of a photograph by where they are decided."""
+    model, name = rt.load("zoo:efficientnet_lite0"), arguments.photo or "chelsea"
+    image = model.preprocess(photograph(name))
+    assert model.class_names is not None
+    said = int(model.logits(image).argmax())
+    data = rt.Dataset(
+        "photograph",
+        model.class_names,
+        (Path(name).name,),
+        (said,),
+        rt.data.ItemReader([(image[0],)], 0),
+        numbered=False,
+    )
+    with TemporaryDirectory() as folder:
+        return rt.audit(model, data, out=folder, places=4).atlas(said)
+
+
 def quality(arguments: argparse.Namespace) -> Figure:
     """Fig. 4 of contrastive-gradcam on photographs we spoil ourselves."""
     model, explained = rt.load("zoo:iqa", weights=arguments.weights), []
@@ -201,6 +221,7 @@ PICTURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
     "readme": readme,
     "methods": methods,
     "foils": foils,
+    "atlas": atlas,
     "quality": quality,
     "tid2013": tid2013,
 }
@@ -210,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", choices=PICTURES)
     parser.add_argument("--data", help="folder with squeezenet/ and contrastive_examples/")
-    parser.add_argument("--photo", help="a photograph of scikit-image, or a file (methods, foils)")
+    parser.add_argument("--photo", help="a photograph of scikit-image, or a file (methods, foils, atlas)")
     parser.add_argument("--weights", help="weights for zoo:iqa other than those that ship")
     parser.add_argument("--out", default="docs/gallery", help="folder for the pictures")
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ from nets import Dense, Linear, images, make
 from pages import cases_of, maps_of
 from ratherthan.attribution.explanation import to_panels
 from ratherthan.render.figure import figure
+from turns import of_today
 
 NAMES = ("ant", "bee", "<cat>", "dog & cow", "eel")
 
@@ -155,7 +156,7 @@ for key in ("attribution", "score", "fact", "foil", "foil_sets"):
 """
 
 
-@pytest.mark.parametrize("axis", ["foil", "fact"])
+@pytest.mark.parametrize("axis", of_today(["foil", "fact"], 2))
 def test_each_against_each_holds_the_memory_budget(axis: str, tmp_path: Path) -> None:
     """The foils of 6,000 questions about 6,000 classes are 36 MB, and their seeds four times as much."""
     command = [sys.executable, "-c", FOILS_AT_ONCE, axis, str(tmp_path / "each.safetensors")]

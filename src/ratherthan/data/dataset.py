@@ -156,7 +156,8 @@ class Batches(Settings):
     def _stack(self, images: Sequence[Tensor]) -> Tensor:
         sizes = {" x ".join(map(str, image.shape)) for image in images}
         if len(sizes) > 1:
-            given = f"{self.dataset.name}: images of {' and '.join(sorted(sizes))} pixels cannot share a batch"
+            few = " and ".join(sorted(sizes)[:2]) + f" and {len(sizes) - 2} more sizes" * (len(sizes) > 2)
+            given = f"{self.dataset.name}: images of {few} pixels cannot share a batch"
             raise InputError(f"{given}; give the set a transform that brings them to one size")
         return torch.stack(list(images))
 

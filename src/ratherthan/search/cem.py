@@ -34,13 +34,14 @@ from ratherthan.search.method import (
     register_pertinent_positive_method,
 )
 from ratherthan.search.pertinent_positive import PertinentPositive, nothing_needed
-from ratherthan.search.solver import Kept, Status, bisected, choose
+from ratherthan.search.solver import Kept, Status, bisected, choose, noise
 from ratherthan.settings import AtLeastOne, Interval, NotNegative, Positive
 
 _ROUNDING = 1e-3  # logits by which a fresh pass, in a batch of another size, may differ from the one that found it
 _INSIDE = 0.02  # the margin is aimed at a little deeper: steps to first order stop short of it
 _CHANGED = 1e-3  # a value that moved by less counts as unchanged
 _RIVALS = 3  # classes that a step holds down at once, where one class is to beat all others
+_FOILS, _NEAREST, _STARTS = 9, 3, 2  # foils that are searched for by themselves; those from so many more starts
 _DUAL_STEPS = 30
 _FIRST_RADIUS, _SMALLEST_RADIUS, _LARGEST_RADIUS = 0.05, 1e-5, 1e3
 _CONVERGED = 1e-3  # share of the objective that a step must promise
@@ -111,9 +112,10 @@ def box_bounds(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Te
 class _Problem:
     """K rows: the terms, the box, and the best point that each has been seen at."""
 
-    def __init__(self, how: ElasticNetSearch, question: SearchQuestion) -> None:
+    def __init__(self, how: ElasticNetSearch, question: SearchQuestion, foil: Tensor | None = None) -> None:
         self.how, self.question, self.keep = how, question, question.foil is None
-        self.images, self.fact = question.asked, question.facts
+        self.images, self.fact, self.foil, self.report = question.asked, question.facts, foil, question.report
+        self.soon = False  # whether a row is done with its first answer
         self.sound = how.preset == "sound"
         beta, steps = (0.3 if self.keep else 1.0, 40) if self.sound else (0.1, 1000)
         self.beta = beta if how.beta is None else how.beta
@@ -125,7 +127,13 @@ class _Problem:
         self.kept, self.interrupted = Kept(self.centre), False
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
         self.rows, self.start = question.rows, (self.images if self.sound else self.centre).clone()
-        self.reached = partial(question.reached, kappa=how.kappa)
+        self.reached = partial(question.reached, kappa=how.kappa) if foil is None else self._leads
+
+    def _leads(self, logits: Tensor, rows: Tensor | slice = slice(None), slack: float = 0.0) -> tuple[Tensor, Tensor]:
+        """By how much the one foil of each row misses its lead over the fact, and whether it leads."""
+        assert self.foil is not None
+        ahead = _gathered(logits, self.foil[rows]) - _gathered(logits, self.fact[rows])
+        return (self.how.kappa - ahead).clamp_min(0), (ahead >= self.how.kappa - slack) & (ahead > 0)
 
     def scores(self, v: Tensor, rows: Tensor, more: Tensor | float = 0.0) -> Tensor:
         """Logits at v, one of which is looked at for each of the rows; each row's least elastic net + more is kept."""
@@ -194,13 +202,64 @@ class _Problem:
                 before = self.kept.least[rows]
                 success = (_proximal if self.sound else _published)(self, rows, weights[0])
                 found, better = self.kept.found[rows], self.kept.least[rows] < (1 - _SETTLED) * before
-                go_on = ~(self.broken[rows] | (found & ~better & self.sound))
+                go_on = ~(self.broken[rows] | (found & (self.soon | ~better) & self.sound))
                 weights, rows = [each[go_on] for each in bisected(weights, success)], rows[go_on]
                 done = (number + 1) / self.how.binary_search_steps
-                self.question.report(1 - (1 - done) * len(rows) / len(self.rows))
+                self.report(1 - (1 - done) * len(rows) / len(self.rows))
         except KeyboardInterrupt:
             self.interrupted = True
         return self
+
+    @torch.no_grad()
+    def solve_by_foil(self) -> _Problem:
+        """The same where any other class will do; returns itself.
+
+        "Some class leads the fact by kappa" is the least of K - 1 problems "q leads the fact by kappa", each with one
+        smooth constraint, while the class that leads at present may be a local minimum. Each foil is searched for by
+        itself, the likeliest where there are many; then the nearest few from elsewhere: halfway to their answer, and
+        from noise on what it changed.
+        """
+        ranked = self.question.logits[self.question.image].scatter(1, self.fact.unsqueeze(1), -torch.inf)
+        foils = ranked.topk(min(_FOILS, ranked.shape[1] - 1), 1).indices
+        each, found = foils.shape[1], list[_Problem]()
+        few = min(_NEAREST, each)
+        self.broken, self.stuck = self.broken.fill_(True), self.stuck.fill_(True)
+        for number in range(each):
+            found.append(self._merged(foils[:, number], None, number / (each + few * _STARTS)))
+            if self.interrupted:
+                return self
+        least = torch.stack([one.kept.least for one in found], 1)
+        nearest = least.argsort(dim=1, stable=True)[:, :few]
+        for number in range(few * _STARTS):
+            at, turn = nearest[:, number // _STARTS], number % _STARTS
+            points = torch.stack([one.kept.points for one in found], 1)[self.rows, at]
+            change = points - self.centre
+            if turn:
+                drawn = noise(change.shape[1:], 0, [self.question.positions[i] for i in self.question.image], turn)
+                change = change + (change.abs() > _CHANGED) * change.abs().amax() / 2 * drawn.to(change)
+            self._merged(_gathered(foils, at), self.centre + change / 2, (each + number) / (each + few * _STARTS))
+            if self.interrupted:
+                break
+        return self
+
+    def _merged(self, foil: Tensor, start: Tensor | None, done: float) -> _Problem:
+        """The search for one foil of each row, from a start of its own; what it finds counts here."""
+        one = _Problem(self.how, self.question, foil)
+        one.report = lambda share: self.report(done)
+        if start is None:
+            one.soon = True
+        else:
+            one.start = torch.clamp(start, one.low, one.high)
+        one.solve()
+        self.interrupted |= one.interrupted
+        self.kept.see(self.rows, one.kept.points, one.kept.least, one.kept.missed, one.kept.found)
+        self.broken, self.stuck = self.broken & one.broken, self.stuck & one.stuck
+        return one
+
+
+def _gathered(values: Tensor, at: Tensor) -> Tensor:
+    """One of each row, (m,)."""
+    return values.gather(1, at.unsqueeze(1))[:, 0]
 
 
 # --------------------------------------------------------------------------------------------------- as published
@@ -318,6 +377,8 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The class that is to win, (m, 1), and the strongest that it must beat, (m, J)."""
     fact, target = problem.fact[rows], problem.question.target[rows]
+    if problem.foil is not None:
+        return problem.foil[rows].unsqueeze(1), fact.unsqueeze(1)
     anywhere = (target == ANY).unsqueeze(1)
     winner = torch.where(target == ANY, rival(logits, fact), target).unsqueeze(1)
     if bool(anywhere.all()):
@@ -391,7 +452,9 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
 
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
-        problem = _Problem(self, question).solve()
+        problem = _Problem(self, question)
+        anywhere = problem.sound and bool((question.target == ANY).all())
+        problem = problem.solve_by_foil() if anywhere else problem.solve()
         examples = problem.kept.points
         distance = problem.elastic(examples, problem.rows).unsqueeze(1)
         found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)], distance

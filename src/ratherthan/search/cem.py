@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -181,16 +182,20 @@ class _Problem:
         return Status.OUT_OF_BUDGET, f"{tried} were too few; {miss}"
 
     @torch.no_grad()
-    def solve(self) -> _Problem:
+    def solve(self, which: Tensor | None = None) -> _Problem:
         """Rounds of steps, each with the weight c of the class that the last one asks for; returns itself.
 
         A round is a success where the class was right: at its end, or as published at any of its steps. With c above
         the multiplier of that constraint the sound penalty is exact, so rows leave as soon as a further round betters
         their answer by less than a hundredth. Ctrl-C ends it.
+
+        Args:
+            which: (K,) bool: which rows; None: all.
         """
         try:
             self.scores(self.centre, self.rows)
-            rows = self.rows[~((self.fact == self.question.foils) | self.fixed | (self.kept.least == 0))]
+            idle = (self.fact == self.question.foils) | self.fixed | (self.kept.least == 0)
+            rows = self.rows[~idle if which is None else which & ~idle]
             weights = [torch.full_like(self.kept.least[rows], each) for each in (self.how.c, 0, torch.inf)]
             if not self.sound and self.keep and len(rows):
                 # a network without biases is flat at black: from the image, where there is no slope
@@ -219,30 +224,32 @@ class _Problem:
         itself, the likeliest where there are many; then the nearest few from elsewhere: halfway to their answer, and
         from noise on what it changed.
         """
-        ranked = self.question.logits[self.question.image].scatter(1, self.fact.unsqueeze(1), -torch.inf)
+        which, ranked = self.question.target == ANY, self.question.logits[self.question.image]
+        if self.interrupted or not which.any():
+            return self
+        ranked = ranked.scatter(1, self.fact.unsqueeze(1), -torch.inf)
         foils = ranked.topk(min(_FOILS, ranked.shape[1] - 1), 1).indices
-        each, found = foils.shape[1], list[_Problem]()
-        few = min(_NEAREST, each)
-        self.broken, self.stuck = self.broken.fill_(True), self.stuck.fill_(True)
-        for number in range(each):
-            found.append(self._merged(foils[:, number], None, number / (each + few * _STARTS)))
+        few, found = min(_NEAREST, foils.shape[1]), list[_Problem]()
+        searches, self.stuck[which], self.broken[which] = foils.shape[1] + few * _STARTS, True, True
+        for foil in foils.unbind(1):
+            found.append(self._merged(which, foil, None, len(found) / searches))
             if self.interrupted:
                 return self
-        least = torch.stack([one.kept.least for one in found], 1)
-        nearest = least.argsort(dim=1, stable=True)[:, :few]
-        for number in range(few * _STARTS):
-            at, turn = nearest[:, number // _STARTS], number % _STARTS
-            points = torch.stack([one.kept.points for one in found], 1)[self.rows, at]
-            change = points - self.centre
-            if turn:
-                drawn = noise(change.shape[1:], 0, [self.question.positions[i] for i in self.question.image], turn)
-                change = change + (change.abs() > _CHANGED) * change.abs().amax() / 2 * drawn.to(change)
-            self._merged(_gathered(foils, at), self.centre + change / 2, (each + number) / (each + few * _STARTS))
+        nearest = torch.stack([one.kept.least for one in found], 1).argsort(dim=1, stable=True)
+        points = torch.stack([one.kept.points for one in found], 1)
+        for number, start in product(range(few), range(_STARTS)):
+            at = nearest[:, number]
+            change = points[self.rows, at] - self.centre
+            if start:
+                drawn = noise(change.shape[1:], 0, [0], start).to(change)  # of all rows the same: none knows another
+                change = change + (change.abs() > _CHANGED) * drawn * change.abs().amax((1, 2, 3), keepdim=True) / 2
+            done = (foils.shape[1] + number * _STARTS + start) / searches
+            self._merged(which, _gathered(foils, at), self.centre + change / 2, done)
             if self.interrupted:
                 break
         return self
 
-    def _merged(self, foil: Tensor, start: Tensor | None, done: float) -> _Problem:
+    def _merged(self, which: Tensor, foil: Tensor, start: Tensor | None, done: float) -> _Problem:
         """The search for one foil of each row, from a start of its own; what it finds counts here."""
         one = _Problem(self.how, self.question, foil)
         one.report = lambda share: self.report(done)
@@ -250,10 +257,11 @@ class _Problem:
             one.soon = True
         else:
             one.start = torch.clamp(start, one.low, one.high)
-        one.solve()
+        one.solve(which)
         self.interrupted |= one.interrupted
-        self.kept.see(self.rows, one.kept.points, one.kept.least, one.kept.missed, one.kept.found)
-        self.broken, self.stuck = self.broken & one.broken, self.stuck & one.stuck
+        seen = self.rows[which], one.kept.points[which], one.kept.least[which], one.kept.missed[which]
+        self.kept.see(*seen, one.kept.found[which])
+        self.broken[which], self.stuck[which] = (self.broken & one.broken)[which], (self.stuck & one.stuck)[which]
         return one
 
 
@@ -453,8 +461,10 @@ class CEM(ElasticNetSearch, CounterfactualMethod):
     def search(self, question: SearchQuestion) -> Counterfactual:
         """See `SearchMethod.search`."""
         problem = _Problem(self, question)
-        anywhere = problem.sound and bool((question.target == ANY).all())
-        problem = problem.solve_by_foil() if anywhere else problem.solve()
+        if problem.sound:
+            problem.solve(question.target != ANY).solve_by_foil()
+        else:
+            problem.solve()
         examples = problem.kept.points
         distance = problem.elastic(examples, problem.rows).unsqueeze(1)
         found = examples.unsqueeze(1), [[end] for end in problem.ends(examples)], distance

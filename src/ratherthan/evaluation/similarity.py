@@ -20,8 +20,8 @@ from ratherthan.settings import Share
 class ClassSensitivity(Experiment):
     """Class sensitivity (Williamson et al., CASE, 2025), and the random-logit test (Sixt et al. 2020).
 
-    The map of the likeliest class is compared with that of the runner-up, and with that of a class at random (foils: all
-    other classes each):
+    The map of the likeliest class is compared with that of the runner-up, and with that of a class at random (foils:
+    all other classes each):
 
         agreement   = |A and B| / |A|, A and B the `share` of pixels that are highest in either map
         correlation = Spearman's rank correlation, as in `sanity`; the random-logit test takes a structural similarity

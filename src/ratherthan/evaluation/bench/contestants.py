@@ -71,7 +71,9 @@ class Peer(Method):
             raise InputError(f"{self.label} has no function: give Peer(label, maps)")
         found = []
         for fact, foil in zip(question.fact.T, question.foil.T, strict=True):
-            against = None if contrast == "none" else torch.full_like(foil, -1) if contrast == any_other.__name__ else foil
+            against = (
+                None if contrast == "none" else torch.full_like(foil, -1) if contrast == any_other.__name__ else foil
+            )
             with torch.enable_grad():
                 made = self.maps(forward_pass.model.module, forward_pass.model.normalise(images), fact, against)
             made = torch.as_tensor(made).detach().to(images)

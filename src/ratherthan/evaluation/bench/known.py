@@ -42,8 +42,8 @@ class KnownAnswer(Experiment):
     """Maps against truth that is known by construction, see `bench`.
 
     The map of "why the fact, rather than the foil?" is summed over the cells of the truth's grid. With m the sums, t
-    the truth, and AUC(A, B) the share of pairs of a cell of A and a cell of B in which that of A is higher (equal, within a
-    millionth of the largest m: half),
+    the truth, and AUC(A, B) the share of pairs of a cell of A and a cell of B in which that of A is higher (half, where
+    they are equal within a millionth of the largest m),
 
         cosine = m t / (|m| |t|)                                   (a map that knows nothing: 0 on average)
         fact   = AUC of m of cells with t > 0 over irrelevant ones (it knows nothing of the fact: 0.5)
@@ -73,7 +73,9 @@ class KnownAnswer(Experiment):
         """
         super().__post_init__()
         if not isinstance(self.truth, Mapping) or not self.truth:
-            raise InputError("known-answer needs truth={sample name: Truth(fact, foil, cells, shared)}; see ratherthan bench")
+            raise InputError(
+                "known-answer needs truth={sample name: Truth(fact, foil, cells, shared)}; see ratherthan bench"
+            )
         for name, each in self.truth.items():
             grids = [np.shape(grid) for grid in each[2:]] if isinstance(each, tuple) and len(each) == 4 else []
             if len(grids) != 2 or grids[0] != grids[1] or len(grids[0]) != 2:
@@ -81,7 +83,9 @@ class KnownAnswer(Experiment):
 
     def settings(self) -> dict[str, Any]:
         """The truth by its hash."""
-        listed = {name: [*each[:2], *(np.asarray(grid).tolist() for grid in each[2:])] for name, each in self.truth.items()}
+        listed = {
+            name: [*each[:2], *(np.asarray(grid).tolist() for grid in each[2:])] for name, each in self.truth.items()
+        }
         return {"truth": hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]}
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
@@ -90,11 +94,13 @@ class KnownAnswer(Experiment):
         if not batch.ids:
             return
         known = [self.truth[name] for name in batch.ids]
-        fact, foil, cells, shared = (torch.as_tensor(np.array(each)).to(batch.images.device) for each in zip(*known, strict=True))
+        fact, foil, cells, shared = (
+            torch.as_tensor(np.array(each)).to(batch.images.device) for each in zip(*known, strict=True)
+        )
         grid, cells, shared = cells.shape[1:], cells.double().flatten(1), shared.bool().flatten(1)
         irrelevant = (cells == 0) & ~shared
         for (method, contrast), why in batch.explain(fact, foil).items():
-            sums = adaptive_avg_pool2d(why.heatmap().double(), tuple(grid)).flatten(1)
+            sums = adaptive_avg_pool2d(why.heatmap().double(), (grid[0], grid[1])).flatten(1)
             yield batch.rows(
                 method, contrast, cosine=cosine_similarity(sums, cells, eps=1e-300),
                 fact=auc(sums, cells > 0, irrelevant), foil=auc(-sums, cells < 0, irrelevant),

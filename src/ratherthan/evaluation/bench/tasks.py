@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,12 @@ def _exact(setting: Setting, placed: bool = False, saturated: bool = False) -> B
 
     What a cell adds to the fact's lead is weight x 16 amplitudes / 255, whatever the method: the network adds up cells.
     """
-    random, told, weights, where = np.random.default_rng(setting.seed), patterns(), weights_of_patterns(), places(placed)
+    random, told, weights, where = (
+        np.random.default_rng(setting.seed),
+        patterns(),
+        weights_of_patterns(),
+        places(placed),
+    )
     images = np.full((setting.samples, GRID * CELL, GRID * CELL), GREY, np.uint8)
     truth = {}
     for number, image in enumerate(images):
@@ -166,7 +171,9 @@ def detector() -> nn.Sequential:
     )  # fmt: skip
     pairs = nn.Linear(len(PARTS), len(_CLASSES), bias=False)
     with torch.no_grad():
-        pairs.weight.copy_(_SCALE * torch.tensor([[float(part in each) for part in range(len(PARTS))] for each in _CLASSES]))
+        pairs.weight.copy_(
+            _SCALE * torch.tensor([[float(part in each) for part in range(len(PARTS))] for each in _CLASSES])
+        )
     return nn.Sequential(seen, pairs)
 
 
@@ -174,7 +181,9 @@ def _digits(split: str, root: Path | None, count: int) -> dict[int, np.ndarray]:
     """Of each digit up to so many, 16 x 16, uint8."""
     found, digits = data.load("mnist", root, split), {}
     for digit in (*PARTS, *OTHERS):
-        images = torch.stack([found[i][0] for i in [i for i, label in enumerate(found.labels) if label == digit][:count]])
+        images = torch.stack(
+            [found[i][0] for i in [i for i, label in enumerate(found.labels) if label == digit][:count]]
+        )
         small = nn.functional.pad(avg_pool2d(images, 2), (1, 1, 1, 1))
         digits[digit] = (small[:, 0] * 255).round().byte().numpy()
     return digits
@@ -182,7 +191,9 @@ def _digits(split: str, root: Path | None, count: int) -> dict[int, np.ndarray]:
 
 def _composed(digits: dict[int, np.ndarray], quarters: list[int | None], random: np.random.Generator) -> np.ndarray:
     """(32, 32) with a digit, or nothing, in each quarter."""
-    drawn = [np.zeros((SIDE, SIDE), np.uint8) if d is None else digits[d][random.integers(len(digits[d]))] for d in quarters]
+    drawn = [
+        np.zeros((SIDE, SIDE), np.uint8) if d is None else digits[d][random.integers(len(digits[d]))] for d in quarters
+    ]
     return np.block([drawn[:2], drawn[2:]])
 
 
@@ -192,16 +203,19 @@ def _trained(setting: Setting) -> nn.Module:
     if path.exists():
         return fit_weights(detector(), path)
     random, digits = np.random.default_rng(setting.seed), _digits("train", setting.data_root, 500)
-    kinds = [[int(k) if random.random() < 0.8 else None for k in random.permutation(10)[:4]] for _ in range(_SHOWN_TO_IT)]
+    kinds = [
+        [int(k) if random.random() < 0.8 else None for k in random.permutation(10)[:4]] for _ in range(_SHOWN_TO_IT)
+    ]
     images = torch.from_numpy(np.stack([_composed(digits, each, random) for each in kinds])).unsqueeze(1).float() / 255
     there = torch.tensor([[[float(kind == part) for part in PARTS] for kind in each] for each in kinds])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.seed)
         network = detector()
-        features, score = network[0][:8], network[0][10]
-        optimiser = torch.optim.Adam(network[0].parameters(), 3e-3)
+        seen: Any = network[0]
+        features, score = seen[:8], seen[10]
+        optimiser = torch.optim.Adam(seen.parameters(), 3e-3)
         for _ in range(_EPOCHS):
-            for some in torch.randperm(len(images)).split(50):
+            for some in torch.split(torch.randperm(len(images)), 50):
                 optimiser.zero_grad()
                 quarters = adaptive_avg_pool2d(features(images[some]), 2).flatten(2).transpose(1, 2)
                 mse_loss(score(quarters), there[some]).backward()  # type: ignore[no-untyped-call]
@@ -284,7 +298,7 @@ TASKS.update(
 )  # fmt: skip
 
 
-def find_tasks(names: list[str] | None) -> dict[str, Task]:
+def find_tasks(names: Sequence[str] | None) -> dict[str, Task]:
     """Tasks by name; None: all.
 
     Raises:

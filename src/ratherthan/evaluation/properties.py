@@ -43,7 +43,7 @@ class Properties(Experiment):
         foil: "others", all classes but P; or "runner-up".
         squares: How many squares I, at random places, a quarter of the shorter side wide.
         noises: How many n.
-        radius: Largest change of a pixel by n.
+        radius: Largest change of a pixel by n; what would leave [0, 1] stays at its border.
     """
 
     baseline: Literal["model-mean", "mean", "blur", "black"] = "black"
@@ -108,7 +108,7 @@ class Properties(Experiment):
         foil = first.foil if self.foil == "runner-up" else None
         largest = dict.fromkeys(found, torch.zeros(len(batch.ids), dtype=torch.double, device=batch.images.device))
         for number in range(self.noises):
-            near = batch.images + self._noise(batch, str(number))
+            near = (batch.images + self._noise(batch, str(number))).clamp(0, 1)
             for key, why in replace(batch, images=near).explain(first.fact, foil).items():
                 here = found[key].attribution.double().flatten(1)
                 move = (why.attribution.double().flatten(1) - here).norm(dim=1) / here.norm(dim=1)

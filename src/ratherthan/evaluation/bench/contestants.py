@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +75,27 @@ class Peer(Method):
             against = (
                 None if contrast == "none" else torch.full_like(foil, -1) if contrast == any_other.__name__ else foil
             )
-            with torch.enable_grad():
-                made = self.maps(forward_pass.model.module, forward_pass.model.normalise(images), fact, against)
+            module, seen = forward_pass.model.module, forward_pass.model.normalise(images)
+            with torch.enable_grad(), _own_gradients(module):
+                made = self.maps(module, seen, fact, against)
             made = torch.as_tensor(made).detach().to(images)
             if made.ndim != 3 or len(made) != len(images):
                 raise InputError(f"{self.label} gives maps of shape {tuple(made.shape)}, not ({len(images)}, h, w)")
             found.append(made)
         return Attribution(torch.stack(found, 1))
+
+
+@contextmanager
+def _own_gradients(module: nn.Module) -> Iterator[None]:
+    """Gradients of the parameters are as before afterwards: other libraries call backward()."""
+    before = [(each, each.grad) for each in module.parameters()]
+    for each, _ in before:
+        each.grad = None
+    try:
+        yield
+    finally:
+        for each, gradient in before:
+            each.grad = gradient
 
 
 def any_other(logits: Tensor, fact: Tensor, foils: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from ratherthan.search.solver import Status
 
 SCHEMAS = Path(answer.__file__).parent / "schemas"
 COMMANDS = (
-    "explain", "counterfactual", "pertinent-positive", "evaluate", "bench", "audit", "check", "doctor", "verify", "reviews",
-    "bundle",
+    "explain", "counterfactual", "pertinent-positive", "evaluate", "bench", "audit", "check", "doctor", "verify",
+    "reviews", "bundle",
 )  # fmt: skip
 
 

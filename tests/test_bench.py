@@ -53,7 +53,7 @@ def test_what_is_known_of_a_cell_is_what_the_lead_loses_with_it(name: str) -> No
 
 def test_what_methods_reach_where_the_map_is_known(tmp_path: Path) -> None:
     """Input x gradient is exact where a network is a sum of ReLUs, and DeepLIFT where it saturates, too."""
-    found = rt.bench(tmp_path, tasks=["exact", "saturated"], methods=["random", "ixg", "deeplift"], samples=20)
+    found = rt.bench(tmp_path, tasks=["exact", "saturated"], methods=["random", "ixg", "deeplift"], samples=12)
     means = {
         task: run.summary().set_index(["method", "contrast", "measure"])["mean"] for task, run in found.runs.items()
     }
@@ -62,7 +62,7 @@ def test_what_methods_reach_where_the_map_is_known(tmp_path: Path) -> None:
         assert means["saturated"]["deeplift", "weighted", measure] == pytest.approx(1, abs=1e-6)
         assert means["saturated"]["ixg", "weighted", measure] < 0.9
         chance = 0 if measure == "cosine" else 0.5
-        assert means["exact"]["random", "weighted", measure] == pytest.approx(chance, abs=0.15)
+        assert means["exact"]["random", "weighted", measure] == pytest.approx(chance, abs=0.2)
     plain = means["exact"].sort_index()["ixg", "none"]
     assert plain["fact"] == 1
     assert plain["foil"] == 0.5

@@ -81,7 +81,7 @@ def test_properties_equal_loops(model: rt.Model, data: Dataset, method: str, tmp
                 noise = np.random.default_rng(list(f"0|s{i}|n|{number}".encode())).uniform(-0.02, 0.02, image.shape)
                 near = (image + torch.from_numpy(noise)).clamp(0, 1)
                 other = rt.explain(model, near[None], fact, None, method, contrast).attribution[0].flatten()
-                moves.append(float(np.linalg.norm(other - np.array(raw)) / np.linalg.norm(raw)))
+                moves.append(float(np.linalg.norm(other.numpy() - np.array(raw)) / np.linalg.norm(raw)))
             assert row["sensitivity"] == pytest.approx(max(moves), rel=1e-6)
 
             mask = torch.from_numpy(shown).clamp_min(0)

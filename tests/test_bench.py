@@ -237,6 +237,13 @@ def test_the_table_ranks_all_and_sets_weighted_against_plain(tmp_path: Path) -> 
     text = found.save(tmp_path / "it.md").read_text()
     assert "| Input × Gradient | weighted | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) | 1." in text
     assert "reaches 0 in exact, 0 in placed" in text
+    _, model, images = tasks.TASKS["exact"].build(SETTING)
+    alike = rt.evaluate("class-sensitivity", model, images, out=tmp_path / "alike", methods=["ixg"])
+    lines = rt.Bench({**found.runs, "sensitivity": alike}).to_markdown().splitlines()
+    ranked = [line.split(" | ")[-1] for line in text.splitlines()[2:11]]
+    assert [line.split(" | ")[-1] for line in lines[2:11]] == ranked  # what has no truth ranks nobody
+    assert lines[2].split(" | ")[-2] == "-"
+    assert any("Of sensitivity lower is better." in line for line in lines)
     with pytest.raises(rt.InputError, match=r"end it in \.md"):
         found.save(tmp_path / "it.png")
 

@@ -29,7 +29,7 @@ import ratherthan as rt
 
 HERE = Path(__file__).parent
 OURS = [
-    "random", "gradcam", "la", "gradient", "ixg", rt.IntegratedGradients(n_steps=16), "deeplift", "lrp",
+    "random", "gradcam", "la", "gradient", "ixg", rt.IntegratedGradients(n_steps=8), "deeplift", "lrp",
     rt.LRP("gamma"), "occlusion",
 ]  # fmt: skip
 NEAREST = [1, 2, 3]
@@ -133,7 +133,7 @@ def by_zennit(composite: Any, module: nn.Module, image: Tensor, fact: int, foil:
 
 CAPTUM: dict[str, Any] = {
     "InputXGradient": partial(by_captum, captum.attr.InputXGradient),
-    "IntegratedGradients": partial(by_captum, captum.attr.IntegratedGradients, n_steps=16),
+    "IntegratedGradients": partial(by_captum, captum.attr.IntegratedGradients, n_steps=8),
     "DeepLift": partial(by_captum, captum.attr.DeepLift),
     "LayerGradCam": layer_gradcam,
 }
@@ -155,7 +155,7 @@ CHEAP = [
     "random", "gradcam", "la", "gradient", "ixg", rt.IntegratedGradients(n_steps=8), "deeplift", "lrp",
     *(each for each in PEERS if each.label not in COSTLY),
 ]  # fmt: skip
-"""What is run on photographs, where 225 windows, or 16 steps in two libraries, would take hours."""
+"""What is run on photographs, where 225 windows, or the same steps in two libraries, would take hours."""
 FEW = ["random", "gradcam", "ixg", *(each for each in PEERS if each.label in ("grad-cam GradCAM", "grad-cam FinerCAM"))]
 """What is asked about each photograph nine times."""
 

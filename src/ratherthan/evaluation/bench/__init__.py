@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,15 +135,18 @@ class Bench:
     def to_markdown(self) -> str:
         """The table of all tasks, and that of the gains."""
         summary, runs = self.summary(), self.runs.items()
-        placed = summary.groupby(_WHO, sort=False)["rank"]
-        means = placed.mean().where(placed.size() == len(self.runs))
+        known = [task for task, run in runs if isinstance(run.experiment, KnownAnswer)]
+        placed = summary.assign(rank=summary["rank"].where(summary["task"].isin(known)))
+        means = placed.groupby(_WHO, sort=False)["rank"].agg(
+            lambda each: each.mean() if each.count() == len(known) else nan
+        )
         whole = _laid_out(summary, _WHO).assign(rank=means.map("{:.1f}".format).replace("nan", "-"))
         counts = ", ".join(f"{run.to_frame()['position'].nunique()} of {task}" for task, run in runs)
         chance = ", ".join(f"{TASKS[task].chance:g} in {task}" for task, _ in runs)
         praised = {task: run.experiment.higher_is_better[TASKS[task].measure] for task, run in runs}
         about = (
-            f"Mean (95 % bootstrap interval) of {counts}. Rank: among all lines, mean over images, then over tasks; 1 "
-            f"is the best. A map that knows nothing reaches {chance}."
+            f"Mean (95 % bootstrap interval) of {counts}. Rank: among all lines, mean over images, then over the tasks "
+            f"with a truth; 1 is the best. A map that knows nothing reaches {chance}."
             + "".join(f" Of {task} lower is better." for task, higher in praised.items() if not higher)
         )
         paired = "Weighted minus none on the same images, with the 95 % interval of the paired difference:"

@@ -117,6 +117,10 @@ def kept_features(cell: Mapping[str, Any]) -> int:
 MASKS = {"preset": "reference", "threshold": 0.0, "baselines": ("blur", "mean")}
 WRONG_MASKS = {"preset": ("papre",), "threshold": ("abc",), "sigma": (-1.0, "abc"), "baselines": ((), ("blurr",))}
 WRONG_STEPS = {"steps": (0, 1.5, "abc"), "baseline": ("blurr",), "foil": ("each",)}
+TRUTH = {
+    f"s{i}": rt.Truth(i % 4, (i + 1) % 4, [[2.0, -1.0], [0.0, 0.0]], [[False, False], [True, False]])
+    for i in range(COUNT)
+}
 REGIONS = {"*": [[0.2, 0.1, 0.7, 0.8]], "s1": [[0.0, 0.5, 0.5, 1.0]]}
 CASES: dict[str, Case] = {
     AverageDrop.name: Case({}, {}, lambda cell: -1, {}),  # added from outside
@@ -151,6 +155,35 @@ CASES: dict[str, Case] = {
         lambda cell: 1,
         {"regions": ({}, 3, {"*": [[0, 0, 2, 1]]}), "target": ("lable",), "why_not": (CLASSES, -1, "abc")},
         asks="why_not",
+    ),
+    "known-answer": Case(
+        {"truth": TRUTH},
+        {"truth": TRUTH | {"s1": rt.Truth(1, 0, *TRUTH["s1"][2:])}},
+        lambda cell: 1,
+        {"truth": ({}, 3, {"s0": (1, 2, [[1.0]])}, {"s0": (1, 2, [[1.0]], [[True, False]])})},
+    ),
+    "properties": Case(
+        {"squares": 3, "noises": 2},
+        {"radius": 0.03},
+        lambda cell: {"complexity": 0, "sensitivity": 0, "increase": 1}.get(cell["measure"], -1),
+        {
+            "baseline": ("blurr",),
+            "foil": ("each",),
+            "squares": (1, "abc"),
+            "noises": (0, 1.5),
+            "radius": (0.0, "abc"),
+        },
+        draws=True,
+    ),
+    "road": Case(
+        {"shares": (0.3, 0.6)},
+        {"noise": 0.0},
+        lambda cell: -1 if cell["measure"] == "most" else 1,
+        {"shares": ((), (1.0,), "abc"), "noise": (-1.0, "abc"), "foil": ("each",)},
+        draws=True,
+    ),
+    "class-sensitivity": Case(
+        {"share": 0.2}, {"share": 0.3}, lambda cell: -1, {"share": (0.0, 1.0, "abc")}, draws=True
     ),
     "counterfactuals": Case(
         {"foil": "random", "second": network(0.3).module, "reference": noise(40)},

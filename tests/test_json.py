@@ -23,8 +23,8 @@ from ratherthan.search.solver import Status
 
 SCHEMAS = Path(answer.__file__).parent / "schemas"
 COMMANDS = (
-    "explain", "counterfactual", "pertinent-positive", "evaluate", "audit", "check", "doctor", "verify", "reviews",
-    "bundle",
+    "explain", "counterfactual", "pertinent-positive", "evaluate", "bench", "audit", "check", "doctor", "verify",
+    "reviews", "bundle",
 )  # fmt: skip
 
 
@@ -158,6 +158,16 @@ def test_evaluate(drawings: list[Path], experiment: str, options: Any) -> None:
     told = ask("evaluate", experiment, *asked)
     assert told["summary"]
     assert [each["image"] for each in told["skipped"]] == ["1/broken.png"]
+
+
+def test_bench(tmp_path: Path) -> None:
+    asked = ("--tasks", "exact", "--methods", "random,ixg", "--samples", "2", "--out", tmp_path / "it")
+    told = ask("bench", *asked)
+    assert [(row["method"], row["contrast"]) for row in told["summary"][3:]] == [
+        ("ixg", "none"), ("ixg", "weighted"), ("ixg", "any_other"),
+    ]  # fmt: skip
+    assert [row["method"] for row in told["gains"]] == ["random", "ixg"]
+    assert ask("bench", *asked) == told
 
 
 def test_doctor() -> None:

@@ -135,7 +135,9 @@ def flowers() -> tuple[rt.Model, rt.Dataset]:
         cross_entropy(head(seen), labels).backward()
         optimiser.step()
     whole = nn.Sequential(*body, head).eval()
-    return rt.Model(whole, list(trained.class_names), inputs=net.inputs, layer="6"), others.with_transform(net.inputs.prepare)
+    return rt.Model(whole, list(trained.class_names), inputs=net.inputs, layer="6"), others.with_transform(
+        net.inputs.prepare
+    )
 
 
 @torch.no_grad()

@@ -52,6 +52,11 @@ from .errors import LayerError as LayerError
 from .errors import ModelError as ModelError
 from .errors import RatherThanError as RatherThanError
 from .errors import UnsupportedError as UnsupportedError
+from .evaluation.bench import Bench as Bench
+from .evaluation.bench import KnownAnswer as KnownAnswer
+from .evaluation.bench import Peer as Peer
+from .evaluation.bench import Truth as Truth
+from .evaluation.bench import bench as bench
 from .evaluation.costs import costs as costs
 from .evaluation.counterfactuals import Counterfactuals as Counterfactuals
 from .evaluation.experiment import Batch as Batch
@@ -66,9 +71,12 @@ from .evaluation.masking import EqualMask as EqualMask
 from .evaluation.masking import Insertion as Insertion
 from .evaluation.masking import Mask as Mask
 from .evaluation.pertinent import Pertinent as Pertinent
+from .evaluation.properties import Properties as Properties
+from .evaluation.properties import Road as Road
 from .evaluation.run import evaluate as evaluate
 from .evaluation.sanity import Sanity as Sanity
 from .evaluation.sign_perturbation import SignPerturbation as SignPerturbation
+from .evaluation.similarity import ClassSensitivity as ClassSensitivity
 from .evaluation.tables import Run as Run
 from .evidence import Verification as Verification
 from .evidence import bundle as bundle

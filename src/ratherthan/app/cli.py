@@ -359,6 +359,41 @@ def _show(run: Any, folder: Path, as_json: bool) -> None:
     say("\n".join(f"{what:8} {folder}{where}" for what, where in written.items()))
 
 
+@_command("bench", "bench --tasks exact,placed,saturated --methods random,gradcam,ixg --samples 50 --out known --json")
+def bench(
+    out: Annotated[Path, typer.Option(help="The folder of all runs. The same command goes on with them.")] = Path(
+        "bench"
+    ),
+    methods: Annotated[
+        str | None, question("With commas. Default: ours, and noise.", autocompletion=completion("methods"))
+    ] = None,
+    tasks: Annotated[
+        str | None, question("exact, placed, saturated, parts, mosaic, sensitivity; with commas. Default: all.")
+    ] = None,
+    samples: Annotated[int | None, question("Images of each task. Default: 200, of photographs 60.", min=1)] = None,
+    data_root: options.DataRoot = None,
+    seed: options.Seed = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask "why P, rather than Q?" where the answer is known, and measure how near methods come to it.
+
+    parts needs MNIST; mosaic and sensitivity need imagenet_samples and the weights of zoo:efficientnet_lite0.
+    """
+    check_place(out)
+    found = rt.bench(
+        out, methods=methods and words(methods), tasks=tasks and words(tasks), samples=samples, seed=seed or 0,
+        data_root=data_root, progress=True,
+    )  # fmt: skip
+    if as_json:
+        rows = {"summary": found.summary(), "gains": found.gains()}
+        say_json({"folder": str(out)} | {key: json.loads(each.to_json(orient="records")) for key, each in rows.items()})
+        return
+    for task, run in found.runs.items():
+        run.save(out / task / "run.html")
+    written = found.save(out / "bench.md")
+    say(f"{found.to_markdown()}\ntable    {written}\npages    {out}/TASK/run.html")
+
+
 @_command(
     "audit --model zoo:mnist --data mnist --data-root data --out audited",
     "audit --model torchvision:resnet50 --data photos/ --limit 2000 --resume --json",

@@ -1,3 +1,13 @@
 """HOW FAITHFUL: experiments on explanations, and `evaluate` to run them. Importing it registers the experiments."""
 
-from . import counterfactuals, localisation, masking, pertinent, sanity, sign_perturbation  # noqa: F401
+from . import (  # noqa: F401
+    bench,
+    counterfactuals,
+    localisation,
+    masking,
+    pertinent,
+    properties,
+    sanity,
+    sign_perturbation,
+    similarity,
+)

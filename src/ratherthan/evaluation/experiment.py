@@ -9,6 +9,7 @@ from itertools import islice, product
 from random import Random
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,6 +129,10 @@ class Batch:
         """(n,) one random number per sample; it depends on the seed, the sample's name and the key only."""
         drawn = [Random("|".join((str(self.seed), name, *key))).uniform(low, high) for name in self.ids]
         return self.images.new_tensor(drawn)
+
+    def generators(self, *key: str) -> list[np.random.Generator]:
+        """A generator per sample; what it draws depends on the same as `uniform`."""
+        return [np.random.default_rng(list("|".join((str(self.seed), name, *key)).encode())) for name in self.ids]
 
     def rows(self, method: str, contrast: str = "", /, **columns: Any) -> Rows:
         """One row per sample.

@@ -153,7 +153,7 @@ class Run:
         for _, cell in ranked.groupby(alike, sort=False):
             praised, all_defined = self._praised(cell), ~np.isnan(values[:, cell.index]).any(1)
             if praised is not None and all_defined.any():
-                ranked.loc[cell.index, "rank"] = _ranks(values[all_defined][:, cell.index], praised)
+                ranked.loc[cell.index, "rank"] = ranks(values[all_defined][:, cell.index], praised)
         one = ranked.reset_index(names="line")
         pairs = one.merge(one.rename(columns=lambda name: name if name in alike else f"other_{name}"), on=alike)
         same_method, same_contrast = (pairs[each] == pairs[f"other_{each}"] for each in who)
@@ -210,12 +210,12 @@ class Run:
         shown = summary[summary["measure"].isin(self._shown)]
         for kind in ("method", "contrast"):
             shown = shown[shown[kind].isin(list(_alike(kind, lines, values)))]
-        shown = shown.assign(text=shown["mean"].map(_number))
+        shown = shown.assign(text=shown["mean"].map(figure_of))
         best = self._best(shown, values)
         shown.loc[best, "text"] = bold[0] + shown.loc[best, "text"] + bold[1]
         if intervals:
-            shown["text"] += " (" + shown["low"].map(_number) + " to " + shown["high"].map(_number) + ")"
-        labels = shown[[*down, *across]].map(_label)
+            shown["text"] += " (" + shown["low"].map(figure_of) + " to " + shown["high"].map(figure_of) + ")"
+        labels = shown[[*down, *across]].map(written)
         rows = labels.set_index(down).index.unique()
         seen = labels.sort_values(across, key=lambda column: pd.factorize(column)[0])  # in order of appearance
         columns = seen.set_index(across).index.unique()
@@ -223,10 +223,10 @@ class Run:
         table = table.reindex(index=rows, columns=columns).fillna("")
         if self.experiment.lead is not None:
             before = summary[summary["measure"] == self.experiment.lead]
-            before = before.groupby([before[key].map(_label) for key in down])["mean"].mean().map(_number)
+            before = before.groupby([before[key].map(written) for key in down])["mean"].mean().map(figure_of)
             table.insert(0, _heading(self.experiment.lead, across), before)
         if costs is not None:
-            told = {_label(row.method): f"{row.forward:g} + {row.backward:g}" for row in costs.itertuples()}
+            told = {written(row.method): f"{row.forward:g} + {row.backward:g}" for row in costs.itertuples()}
             methods = table.index.get_level_values("method") if "method" in down else []
             table.insert(0, _heading("passes", across), [told.get(each, "") for each in methods])
         return table
@@ -264,7 +264,7 @@ class Run:
         (lines, values), data = self._values(), self.shards.settings["data"]
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         alike = {**_alike("method", lines, values), **_alike("contrast", lines, values)}
-        equal = "; ".join(" = ".join(map(_label, (one, *others))) for one, others in alike.items() if others)
+        equal = "; ".join(" = ".join(map(written, (one, *others))) for one, others in alike.items() if others)
         counts = (~np.isnan(values)).sum(0)[lines["measure"].isin(self._shown)]
         fewest = int(min(counts[counts > 0], default=0))
         return (
@@ -388,12 +388,12 @@ class Run:
                 rows, before = (drawn[drawn["measure"] == name] for name in (measure, self.experiment.lead))
                 left = rows["at"] + (place + 0.5) * width - 0.4
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
-                look = {"color": _COLOURS.get(contrast), "label": _label(contrast), "error_kw": {"lw": 0.8}}
+                look = {"color": _COLOURS.get(contrast), "label": written(contrast), "error_kw": {"lw": 0.8}}
                 panel.bar(left, rows["mean"], width, yerr=reach, **look)
                 panel.hlines(before["mean"], before["at"] - 0.42, before["at"] + 0.42, color="#24292f", lw=0.8, ls=":")
             panel.axhline(0, color="#24292f", lw=0.6)
-            panel.set_title(f"{_label(measure)}, {_label(method)}", fontsize=9)
-            panel.set_xticks(range(len(groups)), [" ".join(map(_label, each)) for each in groups])
+            panel.set_title(f"{written(measure)}, {written(method)}", fontsize=9)
+            panel.set_xticks(range(len(groups)), [" ".join(map(written, each)) for each in groups])
             panel.tick_params(axis="x", rotation=90 if len(groups) > 4 else 0)
             panel.tick_params(labelsize=7)
             panel.set_xlabel(", ".join(keys) if measure == shown[-1] else "", fontsize=7)
@@ -434,7 +434,7 @@ def _heading(name: str, across: Sequence[str]) -> Any:
     return name if len(across) == 1 else (name, *[""] * (len(across) - 1))
 
 
-def _ranks(values: Any, highest_first: bool) -> Any:
+def ranks(values: Any, highest_first: bool) -> Any:
     """Mean rank of each column, 1 for the best, equal values sharing theirs: (samples, columns) to (columns,)."""
     from scipy.stats import rankdata
 
@@ -465,13 +465,14 @@ def _escaped(text: str) -> str:
     return text.translate(_LATEX)
 
 
-def _number(value: float) -> str:
+def figure_of(value: float) -> str:
+    """A number as tables have it."""
     if np.isnan(value):
         return "undefined"
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.1e}"
 
 
-def _label(value: Any) -> str:
+def written(value: Any) -> str:
     """How a value, or a method with or without settings, is written in a paper."""
     if isinstance(value, float):
         return f"{value:.3g}"

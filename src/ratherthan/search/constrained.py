@@ -267,8 +267,10 @@ class OnManifold(ConstrainedSearch):
         """The bank by its hash, not whole."""
         if self.bank is None:
             return super().settings()
-        stamp = getattr(self.bank, "fingerprint", None)
-        digest = stamp() if stamp else hashlib.sha256(repr(self.bank).encode()).hexdigest()
+        if isinstance(self.bank, Tensor):
+            digest = hashlib.sha256(self.bank.detach().cpu().double().numpy().tobytes()).hexdigest()[:32]
+        else:
+            digest = data.load(self.bank).fingerprint()
         return super(OnManifold, replace(self, bank=None)).settings() | {"bank": digest}
 
     @property

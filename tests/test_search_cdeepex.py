@@ -238,7 +238,7 @@ def test_it_begins_where_the_mean_way_to_the_foil_crosses_the_boundary(manifold:
     bank = torch.zeros(4, 5).double()
     bank[1], bank[3] = torch.tensor([[0.6, 0.1, 0, 0, 0], [0.6, 0, 0.7, 0, 0]])
     bank[2, 2] = 0.5
-    start = manifold.decode(torch.tensor([[0.05, 0.0, 0.0, 0.1, 0.1]]).double())
+    start = manifold.decode(torch.tensor([[0.03, 0.0, 0.0, 0.1, 0.1]]).double())
     how = counterfactual(
         model, start, foil=1, method=XGEM(manifold, restarts=4, bank=bank, schedule=STANDING, retries=0)
     )
@@ -330,6 +330,7 @@ def test_the_bank_is_asked_about_once_in_a_call(model: Model, manifold: Manifold
     pieces = counterfactual(model, images, method=method, batch_size=1)
     assert pieces.evaluations == whole.evaluations
     assert sum(seen) == together
+    assert (seen.count(256), seen.count(44)) == (1, 1), "300 in two parts"
     lone = counterfactual(model, images, method=replace(method, bank=bank[:1]))  # of one there are no ways
     ways = whole.evaluations - lone.evaluations - 299
     # the end of a mean way and six halvings, where it crosses; else those of single ways, too

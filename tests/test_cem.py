@@ -128,6 +128,24 @@ def test_negative_of_a_linear_classifier_is_the_soft_thresholded_normal(beta: fl
     torch.testing.assert_close(change, _least(weight, beta, 1.53), atol=0.02, rtol=0)
 
 
+def test_any_other_class_is_the_nearest_of_all_and_not_the_one_that_leads() -> None:
+    """The runner-up has the flattest slope: the answer is the least over all foils, each known in closed form."""
+    weights = torch.rand(6, 16, dtype=torch.float64) * torch.tensor([0.0, 0.3, 1, 2, 3, 4]).double().unsqueeze(1)
+    behind = torch.tensor([0.0, 0.5, 0.8, 0.9, 1.1, 1.2]).double()
+    image = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 6)).double()
+    net[1].weight.data, net[1].bias.data = weights, -behind - 0.1 * weights.sum(1)
+    exact = [_least(weights[q], 0.1, behind[q].item() + 0.5) for q in range(1, 6)]
+    nets = [(each.square().sum() + 0.1 * each.abs().sum()).item() for each in exact]
+    assert min(nets) < 0.2 * nets[0], "the runner-up is far"
+    found = _negatives(CEM(beta=0.1, kappa=0.5), net, image)
+    assert found.status == [Status.FOUND]
+    assert min(nets) <= found.distance.item() + 1e-9
+    assert found.distance.item() == pytest.approx(min(nets), rel=0.06)
+    mixed = _negatives(CEM(beta=0.1, kappa=0.5), net, image.expand(2, -1, -1, -1), torch.tensor([-1, 5]))
+    torch.testing.assert_close(mixed.examples[0], found.examples[0], atol=1e-9, rtol=0)
+
+
 def test_positive_of_a_linear_classifier_is_the_soft_thresholded_normal() -> None:
     weight = torch.rand(16, dtype=torch.float64) * 4 + 0.1
     image = torch.ones(1, 1, 4, 4, dtype=torch.float64)

@@ -221,34 +221,130 @@ def test_of_two_starts_the_one_that_keeps_the_class_wins(model: Model, manifold:
     assert torch.equal(two.error > one.error + 1e-6, two.class_kept)
 
 
+# -------------------------------------------------------------------------------------- where a search begins
+def two_classes(row: Tensor, bias: float) -> Model:
+    """Black and white: foil 1 leads by row @ pixels + bias."""
+    module = Linear(len(row), 2).double()
+    module.head.weight.data, module.head.bias.data = torch.stack([0 * row, row]), torch.tensor([0.0, bias]).double()
+    return Model(module, channels=1)
+
+
 @torch.no_grad()
-def test_the_second_start_is_between_z0_and_the_nearest_of_the_foil(
-    model: Model, manifold: Manifold, images: Tensor
-) -> None:
-    bank = 0.3 * numbers(200, 5, seed=6)  # so near to grey that no pixel is clipped
-    how = counterfactual(model, images, method=XGEM(manifold, restarts=2, retries=0, bank=bank, schedule=STANDING))
-    classes = model.logits(manifold.decode(bank).clamp(0, 1)).argmax(1)
-    origins = invert(manifold, images, model).latents
-    for i in range(len(images)):
-        fact, foil = int(how.fact[i]), int(how.foil[i])
-        z0 = origins[i]
-        order = how.distance[i].argsort()
-        assert how.distance[i, order[0]] < 1e-6
-        of_foil = bank[classes == foil]
-        nearest = of_foil[(of_foil - z0).norm(dim=1).argmin()]
-        step, way = how.latents[i, order[1]] - z0, nearest - z0
-        share = float(step @ way / (way @ way))
-        assert (step - share * way).norm() < 1e-6
-        # logits are linear on the way: where fact and foil are equal is known
-        here, there = (model.logits(images[i : i + 1] + d.view(1, 1, 4, 4))[0] for d in _ends(manifold, way))
-        lead, trail = (here[fact] - here[foil]).item(), (there[fact] - there[foil]).item()
-        assert abs(share - min(1.0, lead / (lead - trail))) <= 1 / 16
+def test_it_begins_where_the_mean_way_to_the_foil_crosses_the_boundary(manifold: Manifold) -> None:
+    """On a plane the mean way and where each way crosses are known: the lead is linear in the latents."""
+    basis = manifold.module[0].basis
+    normal = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).double()
+    model = two_classes(basis @ normal, -float((basis @ normal).sum() / 2) - 0.2)  # leads by z[0] - 0.2
+    bank = torch.zeros(4, 5).double()
+    bank[1], bank[3] = torch.tensor([[0.6, 0.1, 0, 0, 0], [0.6, 0, 0.7, 0, 0]])
+    bank[2, 2] = 0.5
+    start = manifold.decode(torch.tensor([[0.03, 0.0, 0.0, 0.1, 0.1]]).double())
+    how = counterfactual(
+        model, start, foil=1, method=XGEM(manifold, restarts=4, bank=bank, schedule=STANDING, retries=0)
+    )
+    z0 = invert(manifold, start, model).latents[0]
+    # of 1 the nearest other is 0, of 3 it is 2
+    ways = torch.tensor([[0.6, 0.1, 0.0, 0.0, 0.0], [0.6, 0.0, 0.2, 0.0, 0.0]]).double()
+    mean = ways.mean(0)
+    gap = 0.2 - z0[0]
+    steps = [gap / way[0] * way for way in (mean, *ways)]
+    expected = torch.stack([z0, *[z0 + step for step in steps]])
+    found = how.latents[0]
+    apart = torch.cdist(found, expected)
+    assert sorted(apart.argmin(1).tolist()) == [0, 1, 2, 3]
+    assert apart.min(1).values.max() < 0.65 / 2**6, "halved six times"
+    alone = counterfactual(model, start, foil=1, method=XGEM(manifold, bank=bank, schedule=STANDING, retries=0))
+    assert (alone.latents[0, 0] - expected[1]).norm() < 0.65 / 2**6
 
 
-def _ends(manifold: Manifold, way: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much the pixels change at the beginning and at the end of a way in the latents."""
-    there = manifold.module[0].basis @ way
-    return 0 * there, there
+class Valley(nn.Module):
+    """Class 1 leads where z[0] is above 1, or z[1] above 2; the second alone has a gradient at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 4 * (x.flatten(1)[:, :2] - 0.5)
+        ahead = 8 * (z[:, 0] - 0.75).clamp_min(0) + z[:, 1].clamp_min(0) - 2
+        return torch.stack([torch.zeros_like(ahead), ahead], 1)
+
+
+class Pixels(nn.Module):
+    """Four latents, a pixel each."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return 0.5 + z.view(-1, 1, 2, 2) / 4
+
+    def encode(self, images: Tensor) -> Tensor:
+        return 4 * (images.flatten(1) - 0.5)
+
+
+def test_a_bank_leads_to_a_nearer_boundary_that_has_no_gradient_at_the_image() -> None:
+    manifold, grey = Manifold(Pixels(), 4), torch.full((1, 1, 2, 2), 0.5).double()
+    bank = torch.tensor([[0.1, 0, 0, 0], [1.5, 0, 0, 0.1], [1.4, 0.1, 0, 0], [0, 0, 0.1, 0]]).double()
+    model, quick = Model(Valley(), channels=1), Schedule(outer_iterations=8, inner_iterations=30, rate=0.1)
+
+    def asked(latents: Tensor, restarts: int = 1) -> Counterfactual:
+        how = XGEM(manifold, bank=latents, restarts=restarts, schedule=quick, inversion=EXACT)
+        return counterfactual(model, grey, foil=1, method=how)
+
+    both = asked(bank, restarts=2)
+    assert both.found.all()
+    assert both.distance[0].tolist() == pytest.approx([1.0, 2.0], abs=0.02), "from the crossing, from the image"
+    assert asked(bank).distance.item() == pytest.approx(1.0, abs=0.02)
+    assert asked(bank[:1]).distance.item() == pytest.approx(2.0, abs=0.02), "no foil in the bank"
+
+
+def test_images_are_a_bank_as_their_latents_are(model: Model, manifold: Manifold, images: Tensor) -> None:
+    pictures = manifold.decode(0.3 * numbers(40, 5, seed=6)).detach()
+    data = [(image, 0) for image in pictures]
+    short = Schedule(outer_iterations=2, inner_iterations=10)
+    asked = [pictures, pictures.flatten(1).sub(0.5) @ manifold.module[0].basis.detach(), Held(data)]
+    found = [counterfactual(model, images, method=XGEM(manifold, bank=bank, schedule=short)) for bank in asked]
+    for other in found[1:]:
+        assert torch.allclose(other.examples, found[0].examples, atol=1e-6)
+        assert other.evaluations == found[0].evaluations
+    assert all(isinstance(each.settings["bank"], str) for each in found)
+    large = numbers(2000, 5)
+    held = {str(XGEM(bank=bank).settings()["bank"]) for bank in (large, large.index_fill(0, torch.tensor(900), 0.0))}
+    assert len(held) == 2, "told apart by all they hold"
+
+
+class Held(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Items in memory."""
+
+    def __init__(self, items: list[tuple[Tensor, int]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.items[index]
+
+
+def test_the_bank_is_asked_about_once_in_a_call(model: Model, manifold: Manifold, images: Tensor) -> None:
+    seen = list[int]()
+    model.module.register_forward_hook(lambda module, given, output: seen.append(len(given[0])))
+    bank, short = 0.3 * numbers(300, 5, seed=6), Schedule(outer_iterations=1, inner_iterations=4)
+    method = XGEM(manifold, bank=bank, schedule=short, retries=0)
+    whole, together = counterfactual(model, images, method=method), sum(seen)
+    seen.clear()
+    pieces = counterfactual(model, images, method=method, batch_size=1)
+    assert pieces.evaluations == whole.evaluations
+    assert sum(seen) == together
+    assert (seen.count(256), seen.count(44)) == (1, 1), "300 in two parts"
+    lone = counterfactual(model, images, method=replace(method, bank=bank[:1]))  # of one there are no ways
+    ways = whole.evaluations - lone.evaluations - 299
+    # the end of a mean way and six halvings, where it crosses; else those of single ways, too
+    assert 7 * len(images) <= ways <= len(images) * 7 * (1 + 128 + 8)
+
+
+def test_a_bank_that_cannot_be_is_refused_in_a_line(model: Model, manifold: Manifold, images: Tensor) -> None:
+    blind = Manifold(Blind(manifold), 5, name="blind")
+    with pytest.raises(InputError, match=r"blind \(5 latents\) has no encoder for a bank of images"):
+        counterfactual(model, images, method=CDeepEx(blind, bank=images))
+    with pytest.raises(InputError, match=r"a bank of latents \(7,\) for plane"):
+        counterfactual(model, images, method=CDeepEx(manifold, bank=numbers(3, 7)))
+    with pytest.raises(InputError, match="bank of cdeepex is a Tensor or a Dataset or None, not 3"):
+        CDeepEx(manifold, bank=3)  # type: ignore[arg-type]
 
 
 def test_of_a_miss_the_first_search_is_kept(model: Model, manifold: Manifold, images: Tensor) -> None:

@@ -320,6 +320,8 @@ def test_the_command_gives_the_answers_of_the_api(digits: list[Path], tmp_path: 
         (["--set", "outer_iterations=0"], "outer_iterations of schedule is a whole number of at least 1"),
         (["--manifold", "mnist_va"], "unknown manifold of the zoo 'mnist_va'; did you mean 'mnist_vae'"),
         (["--manifold-weights", "no.safetensors"], "no weights at no.safetensors"),
+        (["--bank", "no.png"], "no.png: cannot be read (No such file"),
+        (["--bank", "no*.png"], "--bank no*.png: no file matches"),
         (["--out", "four.pdf"], "ends in .pdf: name a folder or a file ending in .html, .png"),
     ],
 )

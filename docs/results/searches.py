@@ -144,7 +144,7 @@ def biased(place: Place) -> None:
         methods=[*plain, *map(rt.Scan, plain)], contrasts=["none", "weighted"],
     )  # fmt: skip
     kinds = ((rt.CDeepEx, "mnist_squares_vae"), (rt.XGEM, "mnist_squares_vae"), (rt.CDeepEx, "mnist_biased_vae"))
-    methods = [kind(manifolds[name], restarts=8, spread=1.0) for kind, name in kinds]
+    methods = [kind(manifolds[name]) for kind, name in kinds]
     searched = place.run("biased-search", why_not, model, images, 100, methods=methods)
     write(
         "biased",

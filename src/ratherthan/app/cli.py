@@ -199,6 +199,13 @@ def counterfactual(
         about_model("Generative model of the images, e.g. mnist_vae. Default: the one that the model names."),
     ] = None,
     manifold_weights: Annotated[Path | None, about_model("Its weights. Default: those in the package.")] = None,
+    bank: Annotated[
+        str | None,
+        options.about_data(
+            "Images that show a search on a manifold where to begin: a folder or glob of any, or a set by name, of"
+            " which the training part. Default: samples of the manifold."
+        ),
+    ] = None,
     restarts: Annotated[int | None, question("Independent answers to each question.", min=1)] = None,
     settings: options.Settings = None,
     seed: options.Seed = None,
@@ -210,6 +217,7 @@ def counterfactual(
     and prints a short table.
     """
     from ratherthan.app.answer import COUNTERFACTUAL, answer, counterfactual_method
+    from ratherthan.app.images import read_bank
 
     def ask(network: rt.Model) -> Any:
         makes = None
@@ -217,7 +225,8 @@ def counterfactual(
             makes = rt.Manifold.load(manifold, manifold_weights)
         elif manifold_weights is not None:
             makes = rt.Manifold.of(network, manifold_weights)
-        given = pairs(settings, restarts=restarts, seed=seed, manifold=makes)
+        images = None if bank is None else read_bank(bank, asked.data_root)
+        given = pairs(settings, restarts=restarts, seed=seed, manifold=makes, bank=images)
         return partial(rt.counterfactual, method=counterfactual_method(method, given), batch_size=batch_size)
 
     answer(COUNTERFACTUAL, asked, workers, ask, batch_size, foil=foil)

@@ -6,6 +6,7 @@ import glob
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.app.options import AskOptions
-from ratherthan.data import Dataset, FileReader, ItemReader, batches, match_labels
+from ratherthan.data import Dataset, FileReader, ItemReader, batches, load, match_labels, names
 from ratherthan.data.images import IMAGE_ENDINGS
 from ratherthan.errors import InputError
 from ratherthan.files import read_text, regular
@@ -52,11 +53,31 @@ def gather(given: AskOptions, model: Model) -> tuple[Dataset | tuple[str, ...] |
         if isinstance(model.inputs, Arrays):
             return _arrays(*find(given.images or (), ARRAY_ENDINGS), model.inputs)
         paths, failures = find(given.images or ())
-        named = tuple(map(str, paths))
-        return (Dataset("images", (), named, (-1,) * len(named), FileReader(tuple(paths))) if named else None), failures
+        return (_of_files(paths) if paths else None), failures
     data = match_labels(given.dataset(), model.class_names, given.label_map, bool(given.only))
     data = data.with_transform(model.inputs.prepare)
     return (_judged(data, model, given.only == "wrong") if given.only else data).spread(given.limit), []
+
+
+def read_bank(named: str, root: Path | None) -> Dataset:
+    """The images of files, a folder or a glob; else the training part of a set.
+
+    Raises:
+        InputError: There is none.
+    """
+    if named in names():
+        with suppress(InputError):
+            return load(named, root, "train")
+        return load(named, root)  # a set without parts; or what it lacks is said
+    paths, failures = find([named])
+    if not paths:
+        raise InputError(f"--bank {named}: {failures[0][1]}")
+    return _of_files(paths)
+
+
+def _of_files(paths: Sequence[Path]) -> Dataset:
+    named = tuple(map(str, paths))
+    return Dataset("images", (), named, (-1,) * len(named), FileReader(tuple(paths)))
 
 
 def _arrays(

@@ -184,12 +184,10 @@ class Audit:
             wrong=rows["said"] != rows["label"], **{k: rows[k].map(self._name) for k in ("label", "said", "foil")}
         )
         columns = ["sample", "label", "said", "foil", "wrong", "p_said", "p_foil", "p_label", "odds", "score"]
-        if isinstance(self.data.reader, FileReader):
-            files, places = self.data.reader.files, self.data.positions
-            told, columns = (
-                told.assign(path=[str(Path(files[places[i]]).absolute()) for i in told["position"]]),
-                [*columns, "path"],
-            )
+        files = self.data.reader.files if isinstance(self.data.reader, FileReader) else ()
+        if files and all(isinstance(file, Path) for file in files):  # others lie inside a tar
+            paths = [str(Path(files[self.data.positions[i]]).absolute()) for i in told["position"]]
+            told, columns = told.assign(path=paths), [*columns, "path"]
         return told[columns]
 
     # ----------------------------------------------------------------------------------------- confusions

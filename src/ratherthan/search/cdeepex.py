@@ -9,70 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ratherthan.errors import InputError
-from ratherthan.model import Model
 from ratherthan.search.constrained import OnManifold, Point, Space
 from ratherthan.search.method import SearchQuestion, register_counterfactual_method
-from ratherthan.search.solver import Kept, Terms, noise
+from ratherthan.search.solver import Terms
 from ratherthan.settings import NotNegative, Positive
-
-_ON_SEGMENT = 17  # points looked at between z0 and a latent of the foil
-_BANK = 512  # latents of the prior among which one of the foil is sought, where none are given
-
-
-@dataclass(frozen=True)
-class BoundarySearch(OnManifold):
-    """A search for the boundary between two classes: it may begin where a way to the foil crosses it.
-
-    The starts are z0; the point between z0 and the nearest latent of the foil where both classes are closest to equally
-    likely; then z0 and noise.
-
-    Attributes:
-        bank: (M, *latent_shape) latents to look for the foil among, e.g. of training images; None: prior samples.
-    """
-
-    _: KW_ONLY
-    bank: Tensor | None = None
-
-    def check(self, model: Model, images: Tensor) -> None:
-        """Refuse images of another shape than the manifold makes, and latents of another than it takes."""
-        super().check(model, images)
-        if self.bank is not None and tuple(self.bank.shape[1:]) != self.generator.latent_shape:
-            raise InputError(f"a bank of latents {tuple(self.bank.shape[1:])} for {self.manifold!r}")
-
-    def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
-        """See the class."""
-        z, between = super().starts(question, space, rows, numbers), torch.tensor(numbers, device=rows.device) == 1
-        if between.any():
-            z[between] = self._crossing(question, space, rows[between])
-        return z
-
-    def _classified(self, question: SearchQuestion) -> tuple[Tensor, Tensor]:
-        shape = self.generator.latent_shape
-        bank = (noise(shape, self.seed, range(_BANK), 1) if self.bank is None else self.bank).to(question.images)
-        made = (self.generator.decode(part).clamp(0, 1) for part in torch.split(bank, 64))
-        return bank, torch.cat([question.look(each).argmax(1) for each in made])
-
-    def _crossing(self, question: SearchQuestion, space: Space, rows: Tensor) -> Tensor:
-        if "bank" not in space.known:  # looked at only where it is needed, and once
-            space.known["bank"] = self._classified(question)
-        (bank, classes), origin = space.known["bank"], space.start[rows]
-        fact, foil = question.facts[rows].unsqueeze(1), question.foils[rows].unsqueeze(1)
-        far = torch.cdist(origin.flatten(1), bank.flatten(1)).masked_fill(classes != foil, torch.inf)
-        some = far.isfinite().any(1).view(-1, *[1] * (origin.ndim - 1))
-        step = torch.where(some, bank[far.argmin(1)] - origin, 0)
-        kept, numbers = Kept(origin), torch.arange(len(rows), device=rows.device)
-        for share in torch.linspace(0, 1, _ON_SEGMENT).tolist():
-            z = origin + share * step
-            logits = question.look(space.decode(z, rows))
-            gap = (logits.gather(1, fact) - logits.gather(1, foil)).abs().squeeze(1)
-            kept.see(numbers, z, gap, gap, gap.isfinite())
-        return kept.points
 
 
 @register_counterfactual_method
 @dataclass(frozen=True)
-class CDeepEx(BoundarySearch):
+class CDeepEx(OnManifold):
     """The nearest point on the manifold where fact and foil are equally likely, and all others less (CDeepEx, eq. 2).
 
     min |z - z0|^2 subject to l_t = l_p and l_i + margin <= min(l_t, l_p) for every other class i, with logits l of the
@@ -98,7 +43,7 @@ class CDeepEx(BoundarySearch):
 
 @register_counterfactual_method
 @dataclass(frozen=True)
-class XGEM(BoundarySearch):
+class XGEM(OnManifold):
     """Either of the two things called xGEM.
 
     "boundary": CDeepEx without its inequalities, which is what that paper's section 4.1 compares with: a third class

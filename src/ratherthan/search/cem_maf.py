@@ -120,6 +120,12 @@ class CEMMAF(OnManifold):
             space.excluded = dict.fromkeys(lost, (Status.INVERSION_FAILED, why)) | space.excluded
         return space
 
+    def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
+        """In the paper's preset at z0."""
+        if self.preset == "paper":
+            return space.start[rows].clone()
+        return super().starts(question, space, rows, numbers)
+
     def terms(self, at: Point) -> Terms:
         """Closeness and sparsity; below zero are to be what the lead lacks and what each attribute lost."""
         kappa, beta, sparsity = self.kappa or 0.0, self.beta or 0.0, self.sparsity or "added"  # given once prepared

@@ -6,6 +6,7 @@ starts (see `search.solver`). The pixels themselves are what is moved, unless a 
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -14,15 +15,22 @@ from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from ratherthan import data
+from ratherthan.errors import InputError
 from ratherthan.model import Model
 from ratherthan.search.counterfactual import FRAMES, Counterfactual
 from ratherthan.search.manifold import Inversion, Manifold, invert
 from ratherthan.search.method import CounterfactualMethod, SearchQuestion, lead
 from ratherthan.search.solver import Outcome, Problem, Report, Schedule, Status, Terms, noise, search
+from ratherthan.search.ways import first_steps, ways_to
 from ratherthan.settings import AtLeastOne, Interval, Positive, Seed
+from ratherthan.verbs import Samples
 
 _AT_ONCE = 256  # points that are decoded together, without gradients
+_DRAWN = 512  # latents of the prior that are the bank where none is given
+_ENCODED = 3000  # images of a data set that are one, at most
 
 
 @dataclass(eq=False)
@@ -185,7 +193,11 @@ class Searches:
             last[:] = [Point(self.question, self.space, rows[of], z, images, self.question.look(images), turn)]
             return how.terms(last[0])
 
-        starts = how.starts(self.question, self.space, rows, [r + turn * how.restarts for _, r in self.slots])
+        try:
+            starts = how.starts(self.question, self.space, rows, [r + turn * how.restarts for _, r in self.slots])
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return
         outcome = how.solved(problem, starts, self.question.report)
         self.interrupted = outcome.interrupted
         # it ends with a fresh pass over the answers; a method may ask more of them than its terms do
@@ -216,14 +228,21 @@ class Searches:
 class OnManifold(ConstrainedSearch):
     """A search among the images of a manifold, from where it has the image asked about.
 
+    It begins where a way to the foil that a bank of its images shows crosses the boundary nearest to z0, the latents of
+    the image; further starts are z0, where other ways cross it, and, where there are none left, noise around z0.
+
     Attributes:
         manifold: The generative model; None: the one that a zoo model names.
-        inversion: How z0, the latents of the image, are found.
+        inversion: How z0 is found.
+        bank: What shows the ways: images (M, C, H, W) in image space or a data set, of which up to 3,000 are taken,
+            evenly spread, for a manifold with an encoder; or latents (M, *latent_shape). None: 512 samples of the
+            prior. The network is asked for their classes, once in a call, and these count as evaluations.
     """
 
     manifold: Manifold | None = None
     _: KW_ONLY
     inversion: Inversion = field(default_factory=Inversion)
+    bank: Tensor | Dataset[Any] | None = None
 
     def with_residual(self) -> bool:
         """Whether what the manifold cannot make of the image is added to all that it makes."""
@@ -234,8 +253,72 @@ class OnManifold(ConstrainedSearch):
         return self if self.manifold is not None else replace(self, manifold=Manifold.of(model))
 
     def check(self, model: Model, images: Tensor) -> None:
-        """Refuse images of another shape than the manifold makes."""
-        self.generator.to(images).check(images)
+        """Refuse images of another shape than the manifold makes, and a bank that it has no latents for."""
+        manifold = self.generator
+        manifold.to(images).check(images)
+        if self.bank is None or self._of_latents:
+            return
+        if isinstance(self.bank, Tensor) and self.bank.ndim != images.ndim:
+            raise InputError(f"a bank of latents {tuple(self.bank.shape[1:])} for {manifold!r}")
+        if not manifold.can_encode:
+            raise InputError(f"{manifold!r} has no encoder for a bank of images: give latents, or none to draw some")
+
+    def settings(self) -> dict[str, Any]:
+        """The bank by its hash, not whole."""
+        if self.bank is None:
+            return super().settings()
+        if isinstance(self.bank, Tensor):
+            digest = hashlib.sha256(self.bank.detach().cpu().double().numpy().tobytes()).hexdigest()[:32]
+        else:
+            digest = data.load(self.bank).fingerprint()
+        return super(OnManifold, replace(self, bank=None)).settings() | {"bank": digest}
+
+    @property
+    def _of_latents(self) -> bool:
+        return isinstance(self.bank, Tensor) and tuple(self.bank.shape[1:]) == self.generator.latent_shape
+
+    def starts(self, question: SearchQuestion, space: Space, rows: Tensor, numbers: Sequence[int]) -> Tensor:
+        """See the class."""
+        z = super().starts(question, space, rows, numbers)
+        for i, (row, number) in enumerate(zip(rows.tolist(), numbers, strict=True)):
+            steps = self._first_steps(question, space, row, number > 1)
+            if number == 1 and len(steps):
+                z[i] = space.start[row]
+            elif number != 1 and max(0, number - 1) < len(steps):
+                z[i] = space.start[row] + steps[max(0, number - 1)]
+        return z
+
+    def _first_steps(self, question: SearchQuestion, space: Space, row: int, several: bool) -> Tensor:
+        known = space.known.setdefault("first steps", {})
+        if (row, several) not in known:  # once for all its starts
+            fact, foil = (each[row] for each in (question.facts, question.foils))
+
+            def ahead(z: Tensor) -> Tensor:
+                logits = question.look(space.decode(z, question.rows[row].expand(len(z))))
+                return lead(logits, fact.expand(len(z)), foil.expand(len(z))) > 0
+
+            ways = ways_to(*self._classified(question), int(fact), int(foil))
+            known[row, several] = first_steps(ahead, space.start[row], ways, several)
+        return known[row, several]  # type: ignore[no-any-return]
+
+    def _classified(self, question: SearchQuestion) -> tuple[Tensor, Tensor]:
+        """The bank's latents, and what the network says of what they decode to; -1 where that is not finite."""
+        if "bank" not in question.shared:
+            latents = self._latents(question).to(question.images)
+            seen = [question.look(self.generator.decode(z).clamp(0, 1)) for z in torch.split(latents, _AT_ONCE)]
+            logits = torch.cat(seen)
+            question.shared["bank"] = latents, logits.argmax(1).where(logits.isfinite().all(1), -1)
+        return question.shared["bank"]  # type: ignore[no-any-return]
+
+    def _latents(self, question: SearchQuestion) -> Tensor:
+        manifold = self.generator
+        if self.bank is None:
+            return noise(manifold.latent_shape, self.seed, range(_DRAWN), 1)
+        if self._of_latents:
+            return self.bank  # type: ignore[return-value]
+        bank = self.bank if isinstance(self.bank, Tensor) else data.load(self.bank).spread(_ENCODED)
+        images = Samples.of(question.model, bank).images.to(question.images)
+        return torch.cat([manifold.encode(part) for part in torch.split(images, _AT_ONCE)])
 
     def variables(self, question: SearchQuestion) -> Space:
         """The latents; images are G(z) + r, clipped to [0, 1], with r = I - G(z0) or none."""

@@ -49,6 +49,7 @@ class SearchQuestion:
         axis: "foil" where several foils were asked for, and Q is there.
         names: What to call the images.
         evaluations: How many images `look` has shown to the network.
+        shared: What a method wants to know again in the other batches of a call; it depends on none of the images.
         questions: Q, how many there are about each image.
         rows: (K,) the number of each question.
         image: (K,) the number of its image.
@@ -68,6 +69,7 @@ class SearchQuestion:
     axis: Literal["foil"] | None = None
     names: tuple[str, ...] = ()
     evaluations: int = field(default=0, init=False)
+    shared: dict[str, Any] = field(default_factory=dict)
     _reached: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -278,7 +280,7 @@ class SearchResult(Result):
             if image.min() < -1e-4 or image.max() > 1 + 1e-4:
                 raise InputError(f"image {i} ranges over [{image.min():.3g}, {image.max():.3g}]: hand them in [0, 1]")
         how.check(model, samples.images)
-        watched, parts = nn.ModuleList([model.module, *how.modules()]), list[Self]()
+        watched, parts, shared = nn.ModuleList([model.module, *how.modules()]), list[Self](), dict[str, Any]()
         with preserve_state(watched), model.differentiated(), reporter(progress, "searching") as report:
             if isinstance(how, CounterfactualMethod) and batch_size >= 1:
                 # how many foils there are shows only when they are resolved
@@ -287,6 +289,8 @@ class SearchResult(Result):
                 for batch in samples.batches(1 if model.output.one_by_one else batch_size, report):
                     question = _question(model, batch, how)
                     question.report = batch.sharing(report, samples.positions.stop)
+                    if not model.output.one_by_one:  # else the network is asked about each image anew
+                        question.shared = shared
                     parts.append(cast(Self, how.search(question)))
                     if parts[-1].interrupted:
                         break

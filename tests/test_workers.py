@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -286,3 +287,18 @@ def test_what_is_asked_wrongly_is_said_before_anything_begins(
     with pytest.raises(rt.InputError, match=message):
         go(tmp_path / "run", noise(), **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_sent_that_pickle_has_to_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `torch.memory_format` names no module: with Ray it was taken for one of the script that had started it."""
+    sent = list[bytes]()
+
+    def kept(job: Any, *rest: Any) -> Iterator[Any]:
+        sent.append(pickle.dumps(job))
+        assert job.blank.channels_last, "as is faster on a processor"
+        yield from spread(job, *rest)
+
+    spread = workers.spread
+    monkeypatch.setattr("ratherthan.evaluation.run.spread", kept)
+    go(tmp_path, noise())
+    assert b"torch.c" not in sent[0]  # torch.channels_last, torch.contiguous_format

@@ -45,7 +45,7 @@ class Batch:
         contrasts: Contrasts, likewise.
         seed: Of all random draws.
         batch_size: Images per forward pass.
-        memory_format: How altered images lie in memory when they enter the network.
+        channels_last: Whether altered images lie in memory channels last when they enter the network.
     """
 
     model: Model
@@ -57,7 +57,7 @@ class Batch:
     contrasts: Mapping[str, Contrast]
     seed: int
     batch_size: int
-    memory_format: torch.memory_format = torch.contiguous_format
+    channels_last: bool = False  # a torch.memory_format is pickled by a walk through all modules, which may miss it
 
     @property
     def searches(self) -> dict[str, Any]:
@@ -100,10 +100,10 @@ class Batch:
             (V, n, classes).
         """
         images = (image for variant in variants for image in variant)
-        outputs = []
+        outputs, layout = [], torch.channels_last if self.channels_last else torch.contiguous_format
         with torch.no_grad():
             while chunk := list(islice(images, self.batch_size)):
-                outputs.append(self.model.logits(torch.stack(chunk).contiguous(memory_format=self.memory_format)))
+                outputs.append(self.model.logits(torch.stack(chunk).contiguous(memory_format=layout)))
         return torch.cat(outputs).reshape(-1, len(self.ids), outputs[0].shape[1])
 
     def clean(self) -> Tensor:

@@ -121,12 +121,12 @@ def evaluate(
     if len(set(data.ids)) < len(data.ids):
         raise InputError(f"{data.name}: two samples bear one name; results are told apart by it")
     data = data.with_transform(data.transform or model.inputs.prepare).spread(limit)
-    model, memory_format = _probed(model, data, read)
+    model, channels_last = _probed(model, data, read)
     compares = {name: _function(getattr(way, "function", name)) for name, way in ways.items()}
     fixed = {"contrasts": compares, "seed": seed, "shard_size": shard_size, "versions": versions()}
     shards = Shards(Path(out), _plain(_subject(chosen, model, data, compared) | fixed))
 
-    blank = Batch(model, torch.empty(0), (), (), torch.empty(0), compared, ways, seed, 0, memory_format)
+    blank = Batch(model, torch.empty(0), (), (), torch.empty(0), compared, ways, seed, 0, channels_last)
     job, where = _Job(blank, data, chosen, batch_size), (model.device, workers, engine, address)
     about = {"device": str(model.device), "python": platform.python_version(), "model": model.name}
     with shards.claimed(resume, about), reporter(progress, "evaluating") as report:
@@ -185,14 +185,14 @@ def fitting(image: Tensor, model: Model) -> int:
     return int(max(1, min(most, budget // (_ACTIVATIONS * image.numel() * model.dtype.itemsize))))
 
 
-def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.memory_format]:
-    """What one image tells: the model with its layer named, and how images should lie in memory.
+def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, bool]:
+    """What one image tells: the model with its layer named, and whether images should lie in memory channels last.
 
     The layer belongs to the settings of a run, and `sanity` has to explain the same one when weights are random.
     """
     image = next((images for _, images, _ in batches(data, 1)), None)
     if image is None:
-        return model, torch.contiguous_format
+        return model, False
     image = model.preprocess(image)
     with preserve_state(model.module):
         with suppress(ModelError), torch.no_grad():
@@ -206,8 +206,8 @@ def _probed(model: Model, data: Dataset, labels: bool) -> tuple[Model, torch.mem
         if model.device.type == "cpu":  # where convolutions are up to twice as fast with channels last
             with suppress(ModelError), torch.no_grad():  # e.g. `view` where only `reshape` would do
                 model.logits(image.contiguous(memory_format=torch.channels_last))
-                return model, torch.channels_last
-    return model, torch.contiguous_format
+                return model, True
+    return model, False
 
 
 # --------------------------------------------------------------------------------------------- names and settings

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import ratherthan
+from turns import of_today
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "numpy", "PIL", "matplotlib", "pandas", "skimage", "scipy", "captum", "typer", "rich")
@@ -112,6 +113,7 @@ def test_importing_it_loads_nothing_heavy(elsewhere: Path) -> None:
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.skipif("types" not in of_today(["types", "none"], 2), reason="another day's turn")
 def test_type_checkers_see_its_types(elsewhere: Path) -> None:
     pytest.importorskip("mypy")
     lines = [

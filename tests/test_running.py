@@ -76,7 +76,7 @@ VERBS: dict[str, Callable[..., Tensor]] = {
     "lrp": lambda net, x, _: rt.explain(net, x, 0, 1, "lrp").attribution,
     "each": lambda net, x, _: rt.explain(net, x, foil="each").attribution,
     "pertinent positive": lambda net, x, _: rt.pertinent_positive(net, x, method="cem").examples,
-    "cem": lambda net, x, _: rt.counterfactual(net, x, method=rt.CEM(binary_search_steps=2, iterations=10)).examples,
+    "cem": lambda net, x, _: rt.counterfactual(net, x, method=rt.CEM(binary_search_steps=1, iterations=3)).examples,
     "xgem": lambda net, x, manifold: rt.counterfactual(net, x, method=rt.XGEM(manifold, retries=0)).examples,
 }
 

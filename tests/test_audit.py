@@ -363,7 +363,7 @@ def test_the_atlas_parts_all_foils_by_where_they_are_decided_from_one_pass_per_i
     first = found._rows[found._rows["said"] == found._index(found.said[0])]["position"].iloc[0]
     (row,) = found._lists([first], ["foils", "place"])
     told = titles[1].split("\n")[:2]
-    assert told == [f"rather than {row['place'].count(0)}", str(row["foils"][row["place"].index(0)])]
+    assert told == [f"rather than {row['place'].count(0)} others", str(row["foils"][row["place"].index(0)])]
 
 
 def test_what_is_alike_is_parted_from_what_is_not() -> None:

@@ -112,7 +112,9 @@ def draw_atlas(
         pictures = [Picture(name, as_rgb(image), colour=FAINT)]
         for at, map_ in enumerate(maps):
             here = [names[found["foils"][i]] for i in np.flatnonzero(place == at)]
-            told = "\n".join([f"rather than {len(here)}", *here[:named], *[""] * (named - len(here))])
+            told = "\n".join(
+                [f"rather than {len(here)} other{'s' * (len(here) > 1)}", *here[:named], *[""] * (named - len(here))]
+            )
             pictures.append(Picture(told, overlay(image, map_, limit)))
         rows.append(Row(pictures, "" if number else f"Why {fact}, rather than each of {len(place)} others?"))
     return draw_rows(rows, sides=Panel.sides)

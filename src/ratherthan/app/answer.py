@@ -163,7 +163,7 @@ class _Asking:
             images: Any = [image for image, _ in read]
             images = images if isinstance(images[0], str) else torch.stack(images)
             some = Samples.of(self.model, images, names=[printable(name) for _, name in read])
-            labels = dict(zip(self.samples.ids, self.samples.labels, strict=True)) if self.labelled else {}
+            labels = {self.samples.ids[i]: self.samples.labels[i] for i in positions} if self.labelled else {}
             known = tuple(labels[name] for _, name in read if labels)
             self._put(replace(some, start=positions[0], labels=known), part)
         return part
@@ -272,8 +272,10 @@ def _shape(samples: Dataset | tuple[str, ...] | None, model: rt.Model) -> Sequen
 
 def _alike(heard: Collection[_Part]) -> int:
     """How many were refused, if all that were asked about are, for one reason."""
+    if any(part.answers for part in heard):
+        return 0
     reasons = [reason for part in heard for _, reason in part.refused]
-    return len(reasons) if len(set(reasons)) == 1 and not any(part.answers for part in heard) else 0
+    return len(reasons) if len(set(reasons)) == 1 else 0
 
 
 # --------------------------------------------------------------------------------------------- what is written

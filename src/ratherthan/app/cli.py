@@ -352,12 +352,17 @@ def evaluate(
     _show(run, folder, as_json)
 
 
+def _records(frame: Any) -> Any:
+    """The rows of a table as JSON has them."""
+    return json.loads(frame.to_json(orient="records"))
+
+
 def _show(run: Any, folder: Path, as_json: bool) -> None:
     """Print the summary as JSON; or the table, after writing it, the plot and a page of both into the run's folder."""
     for name, reason in run.skipped:
         warn(f"skipped {name}: {reason}")
     if as_json:
-        summary = json.loads(run.summary().to_json(orient="records"))
+        summary = _records(run.summary())
         skipped = [{"image": name, "reason": reason} for name, reason in run.skipped]
         say_json({"folder": str(folder), "summary": summary, "skipped": skipped})
         return
@@ -395,7 +400,7 @@ def bench(
     )  # fmt: skip
     if as_json:
         rows = {"summary": found.summary(), "gains": found.gains()}
-        say_json({"folder": str(out)} | {key: json.loads(each.to_json(orient="records")) for key, each in rows.items()})
+        say_json({"folder": str(out)} | {key: _records(each) for key, each in rows.items()})
         return
     for task, run in found.runs.items():
         run.save(out / task / "run.html")
@@ -457,7 +462,7 @@ def audit(
             "suspects": found.suspects(_SUSPECTS),
             "pieces": table_of(pieces),
         }
-        rows = {name: json.loads(each.to_json(orient="records")) for name, each in frames.items()}
+        rows = {name: _records(each) for name, each in frames.items()}
         counts = {"images": len(found.to_frame()), "wrong": int(found.to_frame()["wrong"].sum())}
         say_json({"folder": str(out), **counts, **rows, "files": [str(path) for path in files.values()]})
         return

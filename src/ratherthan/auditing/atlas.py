@@ -106,9 +106,9 @@ def draw_atlas(
     rows = []
     for number, (name, image, found) in enumerate(shown):
         place, count = np.asarray(found["place"]), 1 + max(found["place"])
-        flat = np.asarray(found["place_map"]).reshape(count, -1)
-        cells = round(flat.shape[1] ** 0.5)
-        maps, limit = flat.reshape(count, cells, cells), shared_limit(flat.reshape(count, cells, cells))
+        cells = round((len(found["place_map"]) / count) ** 0.5)
+        maps = np.asarray(found["place_map"]).reshape(count, cells, cells)
+        limit = shared_limit(maps)
         pictures = [Picture(name, as_rgb(image), colour=FAINT)]
         for at, map_ in enumerate(maps):
             here = [names[found["foils"][i]] for i in np.flatnonzero(place == at)]

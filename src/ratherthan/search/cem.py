@@ -230,7 +230,8 @@ class _Problem:
         ranked = ranked.scatter(1, self.fact.unsqueeze(1), -torch.inf)
         foils = ranked.topk(min(_FOILS, ranked.shape[1] - 1), 1).indices
         few, found = min(_NEAREST, foils.shape[1]), list[_Problem]()
-        searches, self.stuck[which], self.broken[which] = foils.shape[1] + few * _STARTS, True, True
+        searches = foils.shape[1] + few * _STARTS
+        self.stuck[which] = self.broken[which] = True  # until one of them is not
         for foil in foils.unbind(1):
             found.append(self._merged(which, foil, None, len(found) / searches))
             if self.interrupted:

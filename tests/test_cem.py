@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -354,15 +356,66 @@ def test_positives_as_published_hold_what_the_autoencoder_draws_fixed() -> None:
     torch.testing.assert_close(found.examples[0, 0].flatten(), v)
 
 
-def test_the_autoencoder_keeps_the_answer_near_what_it_makes() -> None:
+def test_the_autoencoder_punishes_what_the_change_adds_and_nothing_else() -> None:
+    """Least |d|^2 that crosses the boundary and is drawn no worse than the image: scipy's SLSQP is the reference."""
     weight = torch.linspace(0.1, 2, 16, dtype=torch.float64)
-    image, net = torch.full((1, 1, 4, 4), 0.1, dtype=torch.float64), _Halfspace(weight, 4.0)
-    spread = []
-    for gamma in (0.0, 1.0, 100.0):
-        answers = _negatives(CEM(gamma=gamma, beta=0.0, manifold=Manifold(_Smooth(), 1)), net, image)
-        assert answers.status == [Status.FOUND]
-        spread.append(answers.examples.std().item())
-    assert spread[0] > 1.5 * spread[1] > 3 * spread[2]
+    image, net = torch.linspace(0.1, 0.3, 16, dtype=torch.float64).view(1, 1, 4, 4), _Halfspace(weight, 6.0)
+    error = lambda v: ((v - v.mean()) ** 2).sum()  # noqa: E731, of _Smooth
+    x = image.flatten().numpy()
+    answers = [
+        _negatives(CEM(kappa=0.0, gamma=gamma, beta=0.0, manifold=Manifold(_Smooth(), 1)), net, image)
+        for gamma in (0.0, 1000.0)
+    ]
+    for found, limits in zip(answers, ([], [{"type": "ineq", "fun": lambda d: error(x) - error(x + d)}]), strict=True):
+        lead = found.example_logits[0, 0].diff().item()
+        crossed = {"type": "ineq", "fun": lambda d, lead=lead: weight.numpy() @ (x + d) - 6.0 - lead}
+        least = minimize(lambda d: d @ d, x * 0 + 0.2, bounds=[(0, 1)] * 16, constraints=[crossed, *limits])
+        assert found.found.all()
+        assert found.distance.item() == pytest.approx(least.fun, rel=0.02)
+    free, natural = answers
+    assert error(free.example.numpy()) > 2 * error(x)
+    assert error(natural.example.numpy()) < 1.02 * error(x)
+
+
+def test_an_image_that_the_autoencoder_draws_badly_is_changed_no_more_for_it() -> None:
+    """All weights are equal: the nearest answer is brighter by a constant, which leaves the error as it is."""
+    image = torch.rand(1, 1, 4, 4, dtype=torch.float64) / 2
+    net = _Halfspace(torch.ones(16, dtype=torch.float64), float(image.sum()) + 1.0)
+    found = _negatives(CEM(kappa=0.0, beta=0.0, manifold=Manifold(_Smooth(), 1)), net, image)
+    lead = found.example_logits[0, 0].diff().item()
+    torch.testing.assert_close(found.example, image + (1.0 + lead) / 16, atol=1e-3, rtol=0)
+
+
+def _change_of_a_linear_network(weight: Tensor) -> tuple[Counterfactual, Tensor]:
+    image = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64)
+    net = _Halfspace(weight, (0.3 * weight.sum() + 0.5).item())
+    return rt.counterfactual(Model(net, channels=1), image, method=CEM(kappa=0.1, beta=0.0)), image
+
+
+def test_what_survives_a_blur_is_that_of_a_linear_network() -> None:
+    weight = torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, image = _change_of_a_linear_network(weight)
+    change = (found.example - image)[0, 0].numpy()
+    blurred = gaussian_filter(change, 0.5, mode="mirror", radius=1)
+    rounded = (found.example[0, 0].numpy() * 255).round() / 255 - (image[0, 0].numpy() * 255).round() / 255
+    w = weight.view(4, 4).numpy()
+    least = min((w * blurred).sum(), (w * rounded).sum()) / (w * change).sum()
+    assert found.survives.item() == pytest.approx(least)
+    assert not found.adversarial.any()
+    assert "adversarial" not in found.text(0)
+
+
+@pytest.mark.parametrize("case", ["undone by a blur", "tiny"])
+def test_a_change_that_nobody_sees_is_called_adversarial(case: str) -> None:
+    weight = torch.tensor([[1.0, -1], [-1, 1]], dtype=torch.float64).repeat(2, 2).flatten()
+    weight = weight if case == "undone by a blur" else torch.full_like(weight, 1000)
+    with pytest.warns(UserWarning, match="1 of 1 answers are adversarial"):
+        found, image = _change_of_a_linear_network(weight)
+    assert found.found.all()
+    assert found.adversarial.all()
+    assert "adversarial example, hardly an explanation" in found.text(0)
+    assert ((found.example - image).norm() < 0.01 * image.norm()) == (case == "tiny")
+    assert found.to_frame()["adversarial"].all()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ _WORDS: dict[float | str, str] = {
     "model-mean": "the model's mean",
 }  # fmt: skip
 _AS_QUIET = 0.01  # share of the entropy by which a ground may say more and still stand before another
-_SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel
+SIDE, _RADIUS = 224, 50  # px: the papers' image, and half their 101-tap kernel
 
 
 def baseline_images(
@@ -120,7 +120,7 @@ def blur(images: Tensor, sigma: Tensor | float) -> Tensor:
     Returns:
         (n, C, H, W).
     """
-    scale = min(images.shape[-2:]) / _SIDE
+    scale = min(images.shape[-2:]) / SIDE
     sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device).expand(len(images)) * scale
     down, across = (_band(size, sigma, max(1, round(_RADIUS * scale))) for size in images.shape[-2:])
     return down.unsqueeze(1) @ images @ across.unsqueeze(1).transpose(-1, -2)

@@ -125,6 +125,10 @@ class _Problem:
         self.centre = baseline if self.keep else self.images
         self.low, self.high = box_bounds(self.images, baseline, self.keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
+        self.allowed = torch.zeros_like(self.fixed, dtype=self.images.dtype)
+        if self.sound:
+            with torch.no_grad():
+                self.allowed = torch.maximum(self.unnatural(self.images), self.unnatural(self.centre))
         self.kept, self.interrupted = Kept(self.centre), False
         self.broken, self.stuck = torch.zeros_like(self.fixed), self.fixed.clone()
         self.rows, self.start = question.rows, (self.images if self.sound else self.centre).clone()
@@ -147,15 +151,20 @@ class _Problem:
         change = (v - self.centre[rows]).flatten(1)
         return change.square().sum(1) + self.beta * change.abs().sum(1)
 
-    def unnatural(self, v: Tensor) -> Tensor:
-        """The autoencoder's term, gamma |AE(v) - v|_2^2, (m,)."""
+    def unnatural(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The autoencoder's error |AE(v) - v|_2^2, less what is allowed to these rows, (m,); 0 without a manifold."""
         manifold = self.how.manifold
         if manifold is None or self.how.gamma == 0:
             return v.new_zeros(len(v))
         drawn = manifold.decode(manifold.encode(v))
         if self.keep and not self.sound:
             drawn = drawn.detach()  # the published gradient of positives holds it fixed
-        return self.how.gamma * (drawn - v).square().flatten(1).sum(1)
+        error = (drawn - v).square().flatten(1).sum(1)
+        return error if rows is None else error - self.allowed[rows]
+
+    def unnaturalness(self, excess: Tensor) -> Tensor:
+        """What an excess (m, E) costs, (m,)."""
+        return self.how.gamma * excess.clamp_min(0).sum(1)
 
     def ends(self, v: Tensor) -> list[tuple[Status, str]]:
         """How the search for each row ended, at v (K, C, H, W)."""
@@ -297,7 +306,7 @@ def _slope(problem: _Problem, y: Tensor, rows: Tensor, c: Tensor) -> Tensor:
         leaf = y.detach().requires_grad_()
         change = (leaf - problem.centre[rows]).square().flatten(1).sum(1)
         missed, _ = problem.reached(problem.question.look(leaf), rows)
-        loss = c * missed + change + problem.unnatural(leaf)
+        loss = c * missed + change + problem.how.gamma * problem.unnatural(leaf, rows)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return slope
 
@@ -311,17 +320,15 @@ class _State:
         rows: (m,) numbers of the rows.
         v: (m, C, H, W).
         margins: (m, J) in logits.
-        slopes: (m, J, D) their gradients.
-        unnatural: (m,) the autoencoder's term.
-        away: (m, D) its gradient.
+        excess: (m, E) by how much the autoencoder draws it worse than allowed; E is 0 without one, else 1.
+        slopes: (m, J + E, D) gradients of the margins and of - excess.
     """
 
     rows: Tensor
     v: Tensor
     margins: Tensor
+    excess: Tensor
     slopes: Tensor
-    unnatural: Tensor
-    away: Tensor
 
     def take(self, which: Tensor) -> _State:
         """Some of the rows."""
@@ -341,7 +348,7 @@ def _proximal(problem: _Problem, rows: Tensor, c: Tensor) -> Tensor:
     at = _look(problem, start, rows)
     # a heavier class presses for longer steps: the same steps need a smaller radius
     unit = (problem.how.c / c).clamp_max(1)
-    radius, duals = _FIRST_RADIUS * unit, torch.zeros_like(at.margins)
+    radius, duals = _FIRST_RADIUS * unit, torch.zeros_like(at.slopes[:, :, 0])
     problem.stuck[rows] = False
     for _ in range(problem.steps):
         value = _value(problem, at, aim, c)
@@ -371,16 +378,15 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
     """Pass v through the network, and pull the margins back."""
     with torch.enable_grad():
         leaf = v.detach().requires_grad_()
-        unnatural = problem.unnatural(leaf)
-        logits = problem.scores(leaf, rows, unnatural.detach())
+        excess = problem.unnatural(leaf, rows).unsqueeze(1)
+        logits = problem.scores(leaf, rows, problem.unnaturalness(excess.detach()))
         winner, rivals = _classes(problem, logits.detach(), rows)
         margins = logits.gather(1, winner) - logits.gather(1, rivals)
-        slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in margins.unbind(1)]
-        away = torch.zeros_like(leaf)
-        if unnatural.requires_grad:
-            (away,) = torch.autograd.grad(unnatural.sum(), leaf)
-    stacked, away = torch.stack(slopes, 1).flatten(2), away.detach().flatten(1)
-    return _State(rows, v, margins.detach(), stacked, unnatural.detach(), away)
+        if not excess.requires_grad:
+            excess = excess[:, :0]
+        pulled = torch.cat([margins, -excess], 1).unbind(1)
+        slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in pulled]
+    return _State(rows, v, margins.detach(), excess.detach(), torch.stack(slopes, 1).flatten(2))
 
 
 def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -398,7 +404,8 @@ def _classes(problem: _Problem, logits: Tensor, rows: Tensor) -> tuple[Tensor, T
 
 def _value(problem: _Problem, at: _State, aim: float, c: Tensor) -> Tensor:
     """The objective, (m,)."""
-    return problem.elastic(at.v, at.rows) + at.unnatural + c * (aim - at.margins).amax(1).clamp_min(0)
+    hinge = c * (aim - at.margins).amax(1).clamp_min(0)
+    return problem.elastic(at.v, at.rows) + problem.unnaturalness(at.excess) + hinge
 
 
 def _step(
@@ -406,18 +413,19 @@ def _step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The minimum with the networks taken to first order and |u - v|^2 / 2 radius added (prox-linear method).
 
-    It lies at clip(a + S_beta((v - a) / radius + sum_j l_j g_j - away) / (2 + 1 / radius)), S the soft threshold; the
-    multipliers l >= 0 of the margins, at most c together, maximise the dual, which is smooth: accelerated projected
-    gradient. Drusvyatskiy and Lewis 2018, "Error bounds, quadratic growth, and linear convergence of proximal methods".
+    It lies at clip(a + S_beta((v - a) / radius + sum_j l_j g_j) / (2 + 1 / radius)), S the soft threshold; the
+    multipliers l >= 0, those of the margins at most c together, that of the autoencoder at most gamma, maximise the
+    dual, which is smooth: accelerated projected gradient. Drusvyatskiy and Lewis 2018, "Error bounds, quadratic
+    growth, and linear convergence of proximal methods".
 
     Returns:
-        The minimum (m, C, H, W), the multipliers (m, J), and the value there of what was minimised, (m,).
+        The minimum (m, C, H, W), the multipliers (m, J + E), and the value there of what was minimised, (m,).
     """
     v = at.v.flatten(1)
     centre, low, high = (each[at.rows].flatten(1) for each in (problem.centre, problem.low, problem.high))
     stiffness = 2 + 1 / radius.unsqueeze(1)
-    pull = (v - centre) / radius.unsqueeze(1) - at.away
-    offset = aim - at.margins + (at.slopes @ v.unsqueeze(2)).squeeze(2)
+    pull, classes = (v - centre) / radius.unsqueeze(1), at.margins.shape[1]
+    offset = torch.cat([aim - at.margins, at.excess], 1) + (at.slopes @ v.unsqueeze(2)).squeeze(2)
 
     def minimum(multipliers: Tensor) -> tuple[Tensor, Tensor]:
         force = pull + (multipliers.unsqueeze(1) @ at.slopes).squeeze(1)
@@ -427,13 +435,15 @@ def _step(
     rate = stiffness / at.slopes.square().sum((1, 2)).clamp_min(1e-12).unsqueeze(1)
     last, ahead = duals, duals
     for k in range(_DUAL_STEPS):
-        new = _capped(ahead + rate * minimum(ahead)[1], c)
+        new = ahead + rate * minimum(ahead)[1]
+        capped = _capped(new[:, :classes], c), new[:, classes:].clamp(0, problem.how.gamma)
+        new = torch.cat(capped, 1)
         turned = ((new - ahead) * (new - last)).sum(1, keepdim=True) < 0
         ahead, last = torch.where(turned, new, new + k / (k + 3) * (new - last)), new
     u, short = minimum(last)
     to, apart = u.view_as(at.v), (u - v)
-    promised = problem.elastic(to, at.rows) + at.unnatural + (at.away * apart).sum(1)
-    return to, last, promised + c * short.amax(1).clamp_min(0) + apart.square().sum(1) / (2 * radius)
+    promised = problem.elastic(to, at.rows) + problem.unnaturalness(short[:, classes:])
+    return to, last, promised + c * short[:, :classes].amax(1).clamp_min(0) + apart.square().sum(1) / (2 * radius)
 
 
 def _capped(multipliers: Tensor, c: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ratherthan.baselines import SIDE, blur
 from ratherthan.contrast import rival
+from ratherthan.errors import see
 from ratherthan.inputs.text import words_of
 from ratherthan.model import Model
 from ratherthan.progress import Progress
@@ -31,6 +34,9 @@ FRAMES = 16
 """Points of a path that are kept, the image and the answer among them."""
 _SAME = 0.02  # root mean square difference of pixels below which two answers are one
 _GROWN = 0.1  # an attribute that grew by this much is named
+_TINY = 0.01  # share of an image's norm below which a change is not seen
+_SLIGHT = 0.5  # pixels, of a blur
+_LEFT = 0.5  # share of a change that rounding and a slight blur leave of what is no adversarial example
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,6 +48,8 @@ class Counterfactual(SearchResult):
     Attributes:
         distance: (N, [Q], R): how far each answer is, in the measure that the method minimises; |z - z0| on a manifold.
         violation: (N, [Q], R): by how much the worst constraint is missed, in logits.
+        survives: (N, [Q], R): of what an answer moved the foil's logit against the fact's, the share that is left after
+            rounding to 8 bits or after a blur of half a pixel, whichever leaves less; None of texts.
         path: (N, [Q], T, C, H, W): from the image to the best answer.
         path_logits: (N, [Q], T, classes).
         reconstruction: (N, C, H, W): what the manifold makes of the images; None without one.
@@ -61,6 +69,7 @@ class Counterfactual(SearchResult):
     foil: Annotated[Tensor, Shape("N Q")]
     distance: Annotated[Tensor, Shape("N Q R")]
     violation: Annotated[Tensor, Shape("N Q R")]
+    survives: Annotated[Tensor, Shape("N Q R")] | None = None
     path: Annotated[Tensor, Shape("N Q T *")]
     path_logits: Annotated[Tensor, Shape("N Q T K")]
     reconstruction: Annotated[Tensor, Shape("N *")] | None = None
@@ -115,6 +124,7 @@ class Counterfactual(SearchResult):
         ranked_ends = [[row[r] for r in best_first] for row, best_first in zip(ends, order.tolist(), strict=True)]
         at = torch.arange(len(order), device=order.device).unsqueeze(1), order
         each = {"examples": examples, "example_logits": logits, "distance": distance, "violation": violation}
+        each["survives"] = _survives(question, examples, logits)
         ranked = {key: values[at] for key, values in (each | (answers or {})).items()}
         best, best_logits = ranked["examples"][:, :1], ranked["example_logits"][:, :1]
         evenly = torch.linspace(0, 1, FRAMES)[1:-1].to(best).view(1, -1, 1, 1, 1)
@@ -131,6 +141,19 @@ class Counterfactual(SearchResult):
         """(N, [Q], R): the foil; where any class would do, the likeliest other than the fact."""
         fact, foil = (each.unsqueeze(-1).expand(self.distance.shape) for each in (self.fact, self.foil))
         return torch.where(foil < 0, rival(self.example_logits, fact), foil)
+
+    @property
+    def adversarial(self) -> Tensor:
+        """(N, [Q], R) bool: answers found that explain nothing: no eye sees the change, or a slight blur undoes it.
+
+        That is, |x' - x|_2 < 0.01 |x|_2, or less than half of it `survives`.
+        """
+        if self.survives is None:
+            return torch.zeros_like(self.found_each)
+        start = self.images.view(len(self), *[1] * (self.fact.ndim), *self.images.shape[1:])
+        size, change = start.flatten(-3).norm(dim=-1), (self.examples - start).flatten(-3).norm(dim=-1)
+        hidden: Tensor = (change < _TINY * size) | (self.survives < _LEFT)
+        return self.found_each & hidden
 
     def distinct(self) -> Tensor:
         """(N, [Q], R) bool: answers found that are no copy of a better one."""
@@ -166,6 +189,8 @@ class Counterfactual(SearchResult):
         how = f"{grown}: then" if grown else f"Brightness {', '.join(moved) or 'hardly changed'}, and"
         if self.changes is not None:
             how = f"{self._said(self.best(self.changes, sample, q))}: then"
+        if self.best(self.adversarial, sample, q)[0]:
+            more += "; this is an adversarial example, hardly an explanation"
         sure = p[foil] > 0.5 and p[foil] > 1.1 * p[fact]
         would = f"it {'would' if sure else 'could as well'} be {self.class_label(foil)}"
         odds = ", ".join(f"{self.class_label(each)} {percent(p[each].item())}" for each in (fact, foil))
@@ -195,6 +220,11 @@ class Counterfactual(SearchResult):
             "violation": self.best(self.violation, i, q)[r].item(), "l1": change.abs().sum().item(),
             "l2": change.square().sum().sqrt().item(),
         }  # fmt: skip
+        if self.survives is not None:
+            row |= {
+                "survives": self.best(self.survives, i, q)[r].item(),
+                "adversarial": bool(self.best(self.adversarial, i, q)[r]),
+            }
         if self.error is not None and self.class_kept is not None:
             row |= {"inversion_error": self.error[i].item(), "class_kept": bool(self.class_kept[i])}
         if self.attributes is not None:
@@ -313,4 +343,29 @@ def counterfactual(
         >>> how.example, how.found, how.reason
     """
     how, given = get_counterfactual_method(method), (images, fact, foil, names)
-    return Counterfactual.sought(how, model, *given, batch_size=batch_size, progress=progress)
+    found = Counterfactual.sought(how, model, *given, batch_size=batch_size, progress=progress)
+    if number := int(found.adversarial[..., 0].sum()):
+        what = f"{number} of {found.found.numel()} answers are adversarial examples, hardly explanations: the change is"
+        remedy = see("adversarial-examples-hardly-explanations")
+        warnings.warn(f"{what} tiny, or a slight blur undoes it{remedy}", stacklevel=2)
+    return found
+
+
+def _survives(question: SearchQuestion, examples: Tensor, logits: Tensor) -> Tensor:
+    """See `Counterfactual.survives`: (K, R), of examples (K, R, C, H, W) and their logits (K, R, classes)."""
+    fact, foil = (each.unsqueeze(1).expand(logits.shape[:2]) for each in (question.facts, question.foils))
+    foil = torch.where(foil < 0, rival(logits, fact), foil).unsqueeze(2)
+
+    def ahead(logits: Tensor) -> Tensor:
+        return (logits.gather(2, foil) - logits.gather(2, fact.unsqueeze(2)))[..., 0]
+
+    def moved(images: Tensor, logits: Tensor) -> Tensor:
+        before = question.fresh(images)[question.image].unsqueeze(1)
+        return ahead(logits) - ahead(before.expand_as(logits))
+
+    sigma = _SLIGHT * SIDE / min(examples.shape[-2:])
+    altered: tuple[Callable[[Tensor], Tensor], ...]
+    altered = (lambda images: (255 * images).round() / 255, lambda images: blur(images, sigma))
+    flat = examples.flatten(0, 1)
+    left = [moved(alter(question.images), question.fresh(alter(flat)).view_as(logits)) for alter in altered]
+    return torch.stack(left).amin(0) / moved(question.images, logits)

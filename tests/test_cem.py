@@ -266,8 +266,9 @@ def test_a_foil_is_reached_by_its_margin_and_the_answer_counts_what_it_cost() ->
         others = torch.cat([y[i, :target], y[i, target + 1 :]]).max()
         assert (status == Status.FOUND) == bool(y[i, target] - others >= 0.3 - 1e-3)
     assert answers.found.sum() >= 6
-    # besides the search: the fact, the images themselves, the verification, and the frames of the path between them
-    assert seen == answers.evaluations + 8 + 8 + 8 + 8 * 14
+    # besides the search: the fact, the images themselves, the verification, images and answers rounded and blurred, and
+    # the frames of the path between them
+    assert seen == answers.evaluations + 8 + 8 + 8 + 4 * 8 + 8 * 14
 
 
 @pytest.mark.parametrize("mode", ["sound", "reference"])
@@ -354,6 +355,25 @@ def test_positives_as_published_hold_what_the_autoencoder_draws_fixed() -> None:
         last, v = v, (moved - 0.01).clamp_min(0).minimum(image)
         y = (v + (k + 1) / (k + 4) * (v - last)).clamp_min(0).minimum(image)
     torch.testing.assert_close(found.examples[0, 0].flatten(), v)
+
+
+def test_a_positive_is_the_nearest_of_two_valleys() -> None:
+    """From the image the first pixel leads, and keeping it costs more: the least of all points of a grid does not."""
+
+    class Either(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.flatten(1)[:, 0], x.flatten(1)[:, 1]
+            return torch.stack([torch.maximum(2 * first - 1, 0.9 * second.sqrt() - 0.3), 0 * first], 1)
+
+    image = torch.tensor([[[[1.0, 0.3], [0.0, 0.0]]]], dtype=torch.float64)
+    found = _positives(CEMPositive(kappa=0.1, beta=0.1), Either(), image)
+    side = torch.linspace(0, 1, 401, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, 0.3 * side)
+    wins = torch.maximum(2 * grid[:, 0] - 1, 0.9 * grid[:, 1].sqrt() - 0.3) >= 0.1
+    nets = grid.square().sum(1) + 0.1 * grid.sum(1)
+    kept = found.example.flatten()
+    assert found.found.all()
+    assert float(kept.square().sum() + 0.1 * kept.sum()) == pytest.approx(float(nets[wins].min()), rel=0.1)
 
 
 def test_the_autoencoder_punishes_what_the_change_adds_and_nothing_else() -> None:

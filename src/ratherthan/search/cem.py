@@ -249,18 +249,36 @@ class _Problem:
         points = torch.stack([one.kept.points for one in found], 1)
         for number, start in product(range(few), range(_STARTS)):
             at = nearest[:, number]
-            change = points[self.rows, at] - self.centre
-            if start:
-                drawn = noise(change.shape[1:], 0, [0], start).to(change)  # of all rows the same: none knows another
-                change = change + (change.abs() > _CHANGED) * drawn * change.abs().amax((1, 2, 3), keepdim=True) / 2
             done = (foils.shape[1] + number * _STARTS + start) / searches
-            self._merged(which, _gathered(foils, at), self.centre + change / 2, done)
+            self._merged(which, _gathered(foils, at), self._halfway(points[self.rows, at], noisy=bool(start)), done)
             if self.interrupted:
                 break
         return self
 
-    def _merged(self, which: Tensor, foil: Tensor, start: Tensor | None, done: float) -> _Problem:
-        """The search for one foil of each row, from a start of its own; what it finds counts here."""
+    def solve_from_starts(self) -> _Problem:
+        """The same from several starts, for it ends in the nearest valley; returns itself.
+
+        From the image, half of it, halfway to the answer, and from noise on what that keeps.
+        """
+        self.report = lambda share: self.question.report(share / (2 + _STARTS))
+        self.solve()
+        for number in range(1 + _STARTS):
+            if self.interrupted:
+                break
+            start = self._halfway(self.kept.points if number else self.images, noisy=number > 1)
+            self._merged(torch.ones_like(self.fixed), None, start, 1.0 + number)
+        return self
+
+    def _halfway(self, points: Tensor, noisy: bool) -> Tensor:
+        """Halfway from the centre to points, or to noise on what they change."""
+        change = points - self.centre
+        if noisy:
+            drawn = noise(change.shape[1:], 0, [0], 1).to(change)  # of all rows the same: none knows another
+            change = change + (change.abs() > _CHANGED) * drawn * change.abs().amax((1, 2, 3), keepdim=True) / 2
+        return self.centre + change / 2
+
+    def _merged(self, which: Tensor, foil: Tensor | None, start: Tensor | None, done: float) -> _Problem:
+        """The search for one foil of each row, or from a start of its own; what it finds counts here."""
         one = _Problem(self.how, self.question, foil)
         one.report = lambda share: self.report(done)
         if start is None:
@@ -495,7 +513,8 @@ class CEMPositive(ElasticNetSearch, PertinentPositiveMethod):
 
     def search(self, question: SearchQuestion) -> PertinentPositive:
         """See `SearchMethod.search`."""
-        problem = _Problem(self, question).solve()
+        problem = _Problem(self, question)
+        problem = problem.solve_from_starts() if problem.sound else problem.solve()
         examples, whole = problem.kept.points, (question.images - problem.centre).abs()
         kept = (examples - problem.centre).abs() / whole.clamp_min(_CHANGED)
         more: dict[str, Any] = {"mask": kept.amax(1).clamp_max(1), "interrupted": problem.interrupted}

@@ -359,13 +359,14 @@ def _survives(question: SearchQuestion, examples: Tensor, logits: Tensor) -> Ten
     def ahead(logits: Tensor) -> Tensor:
         return (logits.gather(2, foil) - logits.gather(2, fact.unsqueeze(2)))[..., 0]
 
-    def moved(images: Tensor, logits: Tensor) -> Tensor:
-        before = question.fresh(images)[question.image].unsqueeze(1)
-        return ahead(logits) - ahead(before.expand_as(logits))
+    def moved(before: Tensor, after: Tensor) -> Tensor:
+        return ahead(after) - ahead(before[question.image].unsqueeze(1).expand_as(after))
 
     sigma = _SLIGHT * SIDE / min(examples.shape[-2:])
     altered: tuple[Callable[[Tensor], Tensor], ...]
     altered = (lambda images: (255 * images).round() / 255, lambda images: blur(images, sigma))
     flat = examples.flatten(0, 1)
-    left = [moved(alter(question.images), question.fresh(alter(flat)).view_as(logits)) for alter in altered]
-    return torch.stack(left).amin(0) / moved(question.images, logits)
+    left = [
+        moved(question.fresh(alter(question.images)), question.fresh(alter(flat)).view_as(logits)) for alter in altered
+    ]
+    return torch.stack(left).amin(0) / moved(question.logits, logits)

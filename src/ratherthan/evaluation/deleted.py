@@ -126,7 +126,7 @@ class Irof(_Ranked):
         area = 1 - integral over l / L in [0, 1] of q_l / q_0, by the trapezoidal rule
 
     Higher is better: P is lost early. The paper does not divide by L, and its score is p_P, as here for foil="others".
-    (Quantus 0.6 deletes each superpixel alone, and never the last one.)
+    (Quantus 0.6 begins the curve at l = 1, and takes it to fall to 0 after l = L where others of the batch have more.)
 
     Attributes:
         superpixels: Their kind; None: "slic".

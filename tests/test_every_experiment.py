@@ -189,9 +189,9 @@ CASES: dict[str, Case] = {
         lambda cell: 1,
         {"count": (0, 1.5, "abc"), "baseline": ("blurr",), "foil": ("each",)},
     ),
-    "irof": Case({"superpixels": "grid", "count": 9}, {"superpixels": "slic"}, lambda cell: 1, WRONG_PARTS),
+    "irof": Case({"superpixels": "grid", "count": 4}, {"baseline": "blur"}, lambda cell: 1, WRONG_PARTS),
     "f-fidelity": Case(
-        {"count": 36, "shares": (0.2, 0.7), "draws": 2},
+        {"count": 36, "shares": (0.3,), "draws": 1},
         {"alpha": 0.7},
         lambda cell: -1 if cell["measure"] == "minus" else 1,
         WRONG_PARTS

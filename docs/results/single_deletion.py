@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import ratherthan as rt
 from ratherthan import zoo
 from ratherthan.evaluation.bench.contestants import RandomMaps
-from ratherthan.zoo.training.recipes import Examples, Learner
+from ratherthan.zoo.training.recipes import Learner
 
 HERE = Path(__file__).parent
 LITE = "efficientnet_lite0"
@@ -60,48 +60,25 @@ class Short(rt.Recipe):
 
 
 @dataclass(frozen=True)
-class Distilled(Short):
-    """Where there is one photograph of each class: say with patches deleted what was said without.
-
-    Four of five photographs are trained on, the fifth are the test part.
-    """
-
-    def open(self, root: str | Path | None, split: str) -> rt.Dataset:
-        """Photographs of one part or the other."""
-        whole = rt.data.load(self.dataset, root)
-        part = whole.subset([i for i in range(len(whole)) if (i % 5 == 0) == (split == "test")])
-        return part.spread(self.samples) if split == self.train else part
-
-    def examples(self, images: Tensor, labels: Tensor, generator: torch.Generator, training: bool) -> Examples:
-        """Photographs with patches deleted, and the probabilities of the whole ones."""
-        if not training:
-            return images, labels
-        teacher = original(LITE)
-        with torch.no_grad():
-            targets = teacher.module(teacher.normalise(images)).softmax(1)
-        return self.augmentation(images, generator), targets
-
-
-@dataclass(frozen=True)
 class Study:
     """A network, how it is fine-tuned, and what is asked about how many images.
 
     Attributes:
-        recipe: Of the fine-tuning.
+        recipe: Of the fine-tuning; None: it is asked as it is.
         told: The same in words.
         methods: What is compared.
-        split: The part that is asked about; None: what the recipe holds out.
-        images: How many of it `single-deletion` asks about.
+        data: What is asked about, and its split.
+        images: How many images `single-deletion` asks about.
         others: The methods that are asked about all other classes.
         fewer: How many images the costlier experiments ask about.
     """
 
-    recipe: Short
+    recipe: Short | None
     told: str
     methods: Sequence[Any]
     images: int
     others: Sequence[Any]
-    split: str | None = None
+    data: tuple[str, str | None]
     fewer: int = 0
 
 
@@ -121,7 +98,7 @@ FEW = ["gradcam", "ixg", RandomMaps()]
 STUDIES = {
     "fashion_mnist": Study(
         Short("fashion_mnist", 2, 1e-3, augmentation=deletion("fashion_mnist", flips="h"), samples=20000),
-        "20,000 of the training images, two epochs", methods(16, 4), 500, methods(16, 4), "test", 150,
+        "20,000 training images for two epochs", methods(16, 4), 500, methods(16, 4), ("fashion_mnist", "test"), 150,
     ),
     "flowers102": Study(
         Short(
@@ -129,16 +106,9 @@ STUDIES = {
             augmentation=deletion("flowers102", crop=160 / 224, flips="h", padding="reflection"),
             tests=("valid",), samples=1000,
         ),
-        "1,000 of the training images, one epoch, the last modules", methods(4, 45), 30, ["la", "lrp", *FEW], "test",
+        "1,000 training images for an epoch, the last modules only", methods(4, 45), 30, FEW, ("flowers102", "test"),
     ),
-    LITE: Study(
-        Distilled(
-            "imagenet_samples", 1, 3e-4, 32, frozen=("_conv_stem", "_bn0", *(f"_blocks.{i}" for i in range(15))),
-            augmentation=deletion(LITE, flips="h"), samples=400,
-        ),
-        "400 of the samples, one epoch, last block and head, towards what it says of the whole photograph",
-        methods(4, 45), 30, ["la", "lrp", *FEW],
-    ),
+    LITE: Study(None, "", methods(4, 45), 30, FEW, ("imagenet_samples", None)),
 }  # fmt: skip
 WEIGHTS: dict[str, Path] = {}
 """Weights of networks that come without."""
@@ -152,10 +122,12 @@ def original(name: str) -> rt.Model:
 
 def tuned(name: str, out: Path) -> rt.Model:
     """The network, fine-tuned on images with patches deleted."""
-    there = out / f"{name}_deleted.safetensors"
+    there, recipe = out / f"{name}_deleted.safetensors", STUDIES[name].recipe
+    if recipe is None:
+        return original(name)
     if not there.exists():
         start = WEIGHTS.get(name) or zoo.get(name).weights
-        recipe = replace(STUDIES[name].recipe, start=str(Path(str(start)).resolve()))
+        recipe = replace(recipe, start=str(Path(str(start)).resolve()))
         zoo.register_zoo_model(
             replace(zoo.get(name), name=f"{name}_deleted", shipped=None, package=None, recipe=recipe)
         )
@@ -164,13 +136,6 @@ def tuned(name: str, out: Path) -> rt.Model:
 
 
 # --------------------------------------------------------------------------------------------- asking
-def held_out(study: Study) -> rt.Dataset:
-    """The images that are asked about."""
-    if study.split:
-        return rt.data.load(study.recipe.dataset, split=study.split)
-    return study.recipe.open(None, "test")
-
-
 @torch.no_grad()
 def accuracies(model: rt.Model, images: rt.Dataset, name: str) -> list[float]:
     """The share that is right of whole images, with one of 4 x 4 patches deleted, and with a quarter of them."""
@@ -189,12 +154,14 @@ def accuracies(model: rt.Model, images: rt.Dataset, name: str) -> list[float]:
 
 def runs(name: str, out: Path) -> Iterator[tuple[str, rt.Run]]:
     """What was measured, by the name of its folder."""
-    study, images = STUDIES[name], held_out(STUDIES[name])
+    study = STUDIES[name]
+    images = rt.data.load(study.data[0], split=study.data[1])
     plan: list[tuple[str, str, rt.Model, dict[str, Any], int, Sequence[Any]]] = [
         (f"single-{foil}", "single-deletion", tuned(name, out), {"foil": foil}, study.images, compared)
         for foil, compared in (("others", study.others), ("runner-up", study.methods))
     ]
-    plan.append(("before", "single-deletion", original(name), {"foil": "runner-up"}, study.images, FEW))
+    if study.recipe:
+        plan.append(("before", "single-deletion", original(name), {"foil": "runner-up"}, study.images, FEW))
     for experiment, settings in QUICK.items() if study.fewer else ():
         settings = {"foil": "runner-up", **settings}
         plan.append((experiment, experiment, tuned(name, out), settings, study.fewer, study.methods))
@@ -234,10 +201,13 @@ def verdicts(run: rt.Run, measure: str) -> str:
 
 def lines(name: str, out: Path) -> Iterator[str]:
     """The part of the page about a network."""
-    study, images = STUDIES[name], held_out(STUDIES[name]).spread(1000)
-    yield f"## {name}\n\nFine-tuned on {study.told}. Share that is right of {len(images):,} held-out images:\n"
+    study = STUDIES[name]
+    images = rt.data.load(study.data[0], split=study.data[1]).spread(1000 if study.recipe else 100)
+    how = f"Fine-tuned on {study.told}" if study.recipe else "As it is, without fine-tuning"
+    yield f"## {name}\n\n{how}. Share that is right of {len(images):,} images:\n"
     yield "| network | whole | one of 4 x 4 patches deleted | four deleted |\n| --- | ---: | ---: | ---: |"
-    for words, model in (("as it was", original(name)), ("fine-tuned", tuned(name, out))):
+    networks = {"as it was": original(name), **({"fine-tuned": tuned(name, out)} if study.recipe else {})}
+    for words, model in networks.items():
         yield f"| {words} | {' | '.join(f'{each:.1%}' for each in accuracies(model, images, name))} |"
     done = dict(runs(name, out))
     for foil, words in (("runner-up", "the runner-up"), ("others", "all other classes")):
@@ -248,19 +218,18 @@ def lines(name: str, out: Path) -> Iterator[str]:
         yield "| --- | ---: | ---: | ---: | ---: |"
         yield from (f"| {each} | {plain[each][0]} | {' | '.join(cells)} |" for each, cells in lead.items())
         yield f"\nOf the lead, the contrast is {verdicts(run, 'lead')}."
-    before = beside(done["before"], "lead")
-    yield "\nThe network as it was (the foil is the runner-up), of the lead:\n"
-    yield "| method | why P | why P rather than the foil | difference |\n| --- | ---: | ---: | ---: |"
-    yield from (f"| {each} | {' | '.join(cells)} |" for each, cells in before.items())
-    for experiment, measure in (("irof", "area"), ("f-fidelity", "gap")):
-        if experiment in done:
-            settings = ", ".join(f"{key} {value}" for key, value in QUICK[experiment].items())
-            yield f"\n`{experiment}`, `{measure}`, {study.fewer} images, the foil is the runner-up ({settings}):\n"
-            yield "| method | why P | why P rather than the foil | difference |\n| --- | ---: | ---: | ---: |"
-            yield from (
-                f"| {each} | {' | '.join(cells)} |" for each, cells in beside(done[experiment], measure).items()
+    for label, measure in (("before", "lead"), ("irof", "area"), ("f-fidelity", "gap")):
+        if label in done:
+            settings = "".join(f", {key} {value}" for key, value in QUICK.get(label, {}).items())
+            what = (
+                f"`{label}`, `{measure}`, {study.fewer} images"
+                if label in QUICK
+                else "The network as it was, of the lead"
             )
-            yield f"\nThe contrast is {verdicts(done[experiment], measure)}."
+            yield f"\n{what}, the foil is the runner-up{settings}:\n"
+            yield "| method | why P | why P rather than the foil | difference |\n| --- | ---: | ---: | ---: |"
+            yield from (f"| {each} | {' | '.join(cells)} |" for each, cells in beside(done[label], measure).items())
+            yield f"\nThe contrast is {verdicts(done[label], measure)}."
     yield ""
 
 

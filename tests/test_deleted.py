@@ -134,7 +134,7 @@ def test_irof_equals_a_loop(model: rt.Model, foil: str, method: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("superpixels", "foil", "method"), [("grid", "others", "gradcam"), ("slic", "runner-up", "ixg")]
+    ("superpixels", "foil", "method"), [("grid", "others", "gradcam"), ("felzenszwalb", "runner-up", "ixg")]
 )
 def test_f_fidelity_equals_a_loop(model: rt.Model, superpixels: Any, foil: str, method: str, tmp_path: Path) -> None:
     data, settings = noise(), {"shares": (0.25, 0.6), "draws": 3, "alpha": 0.5, "beta": 0.2, "count": 20}

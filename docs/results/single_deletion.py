@@ -256,13 +256,13 @@ predicted class P with the foil, its weights held. For `irof` and `f-fidelity` s
 Means with 95 % bootstrap intervals over images; the difference is paired.
 
 `fashion_mnist` is fine-tuned on images with up to a quarter of 4 x 4 or 8 x 8 patches deleted
-(`ratherthan.PatchDeletion`), so that such images are nothing new to it. EfficientNet-Lite0 is asked as it is, which is
-not in-domain: there is one photograph of each class, and with one patch deleted it is nearly as often right. SqueezeNet
-on Flowers-102 was not run; `python docs/results/single_deletion.py fashion_mnist flowers102 efficientnet_lite0 --zoo
-runs/zoo` fine-tunes it and adds its part.
+(`ratherthan.PatchDeletion`), so that such images are nothing new to it. EfficientNet-Lite0 was not fine-tuned, for
+want of time: it is asked as it is, which is not in-domain. SqueezeNet on Flowers-102 was not run, for the same reason;
+`python docs/results/single_deletion.py fashion_mnist flowers102 efficientnet_lite0 --zoo runs/zoo` fine-tunes it and
+adds its part.
 
 Occlusion covers windows of a seventh or a fifth of the side with the same colour that patches are deleted with, so it
-measures nearly what is asked. The photographs' patches become grey, while `ixg`, `ig` and `deeplift` compare with black.
+measures nearly what is asked. Patches of photographs become grey, while `ixg`, `ig` and `deeplift` compare with black.
 """
 
 if __name__ == "__main__":

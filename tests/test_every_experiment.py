@@ -117,6 +117,7 @@ def kept_features(cell: Mapping[str, Any]) -> int:
 MASKS = {"preset": "reference", "threshold": 0.0, "baselines": ("blur", "mean")}
 WRONG_MASKS = {"preset": ("papre",), "threshold": ("abc",), "sigma": (-1.0, "abc"), "baselines": ((), ("blurr",))}
 WRONG_STEPS = {"steps": (0, 1.5, "abc"), "baseline": ("blurr",), "foil": ("each",)}
+WRONG_PARTS = {"superpixels": ("slick",), "count": (0, "abc"), "baseline": ("blurr",), "foil": ("each",)}
 TRUTH = {
     f"s{i}": rt.Truth(i % 4, (i + 1) % 4, [[2.0, -1.0], [0.0, 0.0]], [[False, False], [True, False]])
     for i in range(COUNT)
@@ -180,6 +181,21 @@ CASES: dict[str, Case] = {
         {"noise": 0.0},
         lambda cell: -1 if cell["measure"] == "most" else 1,
         {"shares": ((), (1.0,), "abc"), "noise": (-1.0, "abc"), "foil": ("each",)},
+        draws=True,
+    ),
+    "single-deletion": Case(
+        {"count": 9},
+        {"baseline": "mean"},
+        lambda cell: 1,
+        {"count": (0, 1.5, "abc"), "baseline": ("blurr",), "foil": ("each",)},
+    ),
+    "irof": Case({"superpixels": "grid", "count": 4}, {"baseline": "blur"}, lambda cell: 1, WRONG_PARTS),
+    "f-fidelity": Case(
+        {"count": 36, "shares": (0.3,), "draws": 1},
+        {"alpha": 0.7},
+        lambda cell: -1 if cell["measure"] == "minus" else 1,
+        WRONG_PARTS
+        | {"shares": ((), (1.0,), "abc"), "alpha": (0.0, 1.0, "abc"), "beta": (0.0, "abc"), "draws": (0, 1.5)},
         draws=True,
     ),
     "class-sensitivity": Case(

@@ -59,6 +59,9 @@ from .evaluation.bench import Truth as Truth
 from .evaluation.bench import bench as bench
 from .evaluation.costs import costs as costs
 from .evaluation.counterfactuals import Counterfactuals as Counterfactuals
+from .evaluation.deleted import FFidelity as FFidelity
+from .evaluation.deleted import Irof as Irof
+from .evaluation.deleted import SingleDeletion as SingleDeletion
 from .evaluation.experiment import Batch as Batch
 from .evaluation.experiment import Experiment as Experiment
 from .evaluation.experiment import Rows as Rows
@@ -150,4 +153,5 @@ from .zoo.registry import ZooEntry as ZooEntry
 from .zoo.registry import register_zoo_model as register_zoo_model
 from .zoo.training.harness import train as train
 from .zoo.training.recipes import Augmentation as Augmentation
+from .zoo.training.recipes import PatchDeletion as PatchDeletion
 from .zoo.training.recipes import Recipe as Recipe

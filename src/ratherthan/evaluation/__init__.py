@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     bench,
     counterfactuals,
+    deleted,
     localisation,
     masking,
     pertinent,

@@ -17,7 +17,7 @@ from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import Method, get_method
 from ratherthan.baselines import baseline_images
-from ratherthan.contrast import Contrast
+from ratherthan.contrast import Contrast, Target, resolve
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import Classes
@@ -113,6 +113,21 @@ class Batch:
     def scores(self, images: Tensor) -> Tensor:
         """(n, classes) scores of the images as they have become."""
         return self.logits([images])[0]
+
+    def held(self, why: Explanation, contrast: Contrast, foil: Any, logits: Tensor) -> Tensor:
+        """A contrast of altered images, the weights of the foils held as they are at the images themselves.
+
+        Args:
+            why: Of the images; its fact is the prediction.
+            contrast: Which one.
+            foil: What the predictions are compared with.
+            logits: (V, n, classes) of altered images.
+
+        Returns:
+            (V, n), float64.
+        """
+        target = Target(why.logits, resolve(why.logits, foil=foil), contrast)
+        return target.scalar(logits)[..., 0].double()
 
     # ----------------------------------------------------------------------------------------- helping
     def baseline(self, word: BaselineWord, sigma: Tensor | float = 15.0) -> Tensor:

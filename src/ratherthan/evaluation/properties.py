@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.explanation import Explanation
-from ratherthan.contrast import Target, get_contrast, resolve
+from ratherthan.contrast import get_contrast, resolve
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.evaluation.masking import ranks
 from ratherthan.settings import AtLeastOne, Interval, NotEmpty, NotNegative, Positive, Share
@@ -69,11 +69,9 @@ class Properties(Experiment):
         covered = batch.logits([nothing, *(torch.where(each.unsqueeze(1), nothing, batch.images) for each in squares)])
         moved = self._largest_moves(batch, first, found)
         for (method, contrast), why in found.items():
-            way, map_ = batch.contrasts[contrast], why.heatmap().double()
-            question = resolve(why.logits, foil=self.foil)
-            leads = (
-                Target(why.logits, question, way).scalar(torch.cat([why.logits.unsqueeze(0), covered]))[..., 0].double()
-            )
+            map_ = why.heatmap().double()
+            logits = torch.cat([why.logits.unsqueeze(0), covered])
+            leads = batch.held(why, batch.contrasts[contrast], self.foil, logits)
             lost = leads[0] - leads[1:]
             size = map_.abs() / map_.abs().sum((1, 2), keepdim=True)
             foretold = (squares * map_).sum((2, 3))

@@ -62,6 +62,33 @@ class Augmentation:
         return (moved * (1 + uniform(self.brightness)).view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
+@dataclass(frozen=True)
+class PatchDeletion(Augmentation):
+    """Also deletes patches of training images, so that a network knows what an image with parts deleted looks like.
+
+    `single-deletion` and `f-fidelity` ask for such a network; a short fine-tuning makes one of any other.
+
+    Attributes:
+        deleted: Largest share of the patches that is deleted: each image has its own share, from 0 up to this one.
+        grids: Patches along a side; one of these is drawn for each batch.
+        ground: The colour of what is deleted, per channel: the mean that the network subtracts, for the baseline
+            "model-mean".
+    """
+
+    deleted: float = 0.25
+    grids: tuple[int, ...] = (4, 8)
+    ground: tuple[float, ...] = (0.0,)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change a batch (N, C, H, W) in [0, 1] on the CPU, then delete patches."""
+        images = super().__call__(images, generator)
+        side = self.grids[int(torch.randint(len(self.grids), (), generator=generator))]
+        share = torch.rand(len(images), 1, 1, 1, generator=generator) * self.deleted
+        gone = (torch.rand(len(images), 1, side, side, generator=generator) < share).float()
+        gone = nn.functional.interpolate(gone, images.shape[2:]) > 0  # the nearest: patches as of "grid" superpixels
+        return torch.where(gone, images.new_tensor(self.ground).view(-1, 1, 1), images)
+
+
 Examples = tuple[Tensor, Tensor]
 """What a network sees, and what it should say."""
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -143,7 +142,10 @@ def distances(found: dict[str, rt.Counterfactual], train: tuple[Tensor, Tensor],
     foils = first.reached[:, 0]
     real = of_foils(foils, pixels, labels, 20)
     shown = {f"answers of {name}": each.example[each.found] for name, each in found.items()}
-    shown |= {"the images themselves": first.images, "other real images of the foils": of_foils(foils, pixels.flip(0), labels.flip(0), 1)}
+    shown |= {
+        "the images themselves": first.images,
+        "other real images of the foils": of_foils(foils, pixels.flip(0), labels.flip(0), 1),
+    }
     for name, images in shown.items():
         lines.append(f"| {name} | {len(images)} | {rt.frechet_distance(images, real, judge, LAYER):.1f} |")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ class Sides(nn.Module):
     \"\"\"Class 0 by the brightness on the left, class 1 by that on the right, class 2 by that above.\"\"\"
 
     def forward(self, x):
-        return torch.stack([x[..., :6].sum((1, 2, 3)), x[..., 6:].sum((1, 2, 3)), x[..., :6, :].sum((1, 2, 3)) - 5], 1)
+        return torch.stack([x[..., :6].sum((1, 2, 3)), x[..., 6:].sum((1, 2, 3)), x[..., :6, :].sum((1, 2, 3)) - 9], 1)
 
 
 def make():
@@ -47,7 +47,9 @@ exec(NET, scope)
 
 
 def explained(count: int = 17) -> tuple[rt.Model, list[rt.Explanation]]:
-    images = torch.from_numpy(np.random.default_rng(1).random((count, 1, SIDE, SIDE), dtype=np.float32))
+    """Images that are brighter on the left, so that small parts leave it so."""
+    images = 0.2 * torch.from_numpy(np.random.default_rng(1).random((count, 1, SIDE, SIDE), dtype=np.float32)) + 0.5
+    images[..., :6] += 0.25
     model = rt.Model(scope["make"](), ("left", "right", "above"), channels=1)
     names = [f"secret-{i}.png" for i in range(count)]
     return model, rt.compare(
@@ -114,6 +116,14 @@ def test_the_truth_is_what_the_network_says_and_size_does_not_tell_it(made: Any)
     assert abs(2 * sum(truths.values()) - len(truths)) <= 1
 
 
+def test_half_of_the_truths_are_the_foil_whatever_is_drawn(tmp_path: Path) -> None:
+    model, results = explained(12)
+    for seed in range(5):
+        key = study.make(results, model, tmp_path / str(seed), 1, baseline=0.0, seed=seed)
+        foils = sum(each["truth"] == each["foil"] for each in key["trials"])
+        assert abs(2 * foils - key["images"]) <= 1
+
+
 # --------------------------------------------------------------------------------------------- what pages tell
 def test_pages_are_blind_and_ask_for_nothing_outside(made: Any) -> None:
     key, out, _ = made
@@ -138,7 +148,7 @@ def test_a_trial_shows_what_the_key_says(made: Any) -> None:
         assert ("map" in trial) == (each["condition"] != study.BARE)
         assert (trial["part"], trial["fact"]) == (each["part"], each["fact"])
         assert set(trial["sides"]) == {each["fact"], each["foil"]}
-        sides.add(trial["sides"][0] == each["truth"])
+        sides.add((trial["sides"][0] == each["truth"], trial["sides"][0] == each["fact"]))
         expected = images[each["image"]][0].clone()
         shown = {
             name: Image.open(io.BytesIO(base64.b64decode(trial[name].partition(",")[2])))
@@ -148,7 +158,7 @@ def test_a_trial_shows_what_the_key_says(made: Any) -> None:
         top, left, bottom, right = (round(share * SIDE) for share in each["part"])
         expected[top:bottom, left:right] = 0
         assert np.allclose(np.asarray(shown["covered"].convert("L")) / 255, expected, atol=0.02)
-    assert sides == {True, False}  # the right button is not always on one side
+    assert len(sides) == 4  # neither the right button nor the fact is always on one side
 
 
 def test_conditions_differ_in_the_map_only(made: Any) -> None:

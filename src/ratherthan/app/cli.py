@@ -675,7 +675,7 @@ def study_make(
     text = study.CONSENT if consent is None else read_text(consent)
     results = [rt.Explanation.load(path) for path in files]
     key = study.make(results, model.load(), out, judges, bare, options.value(baseline), text, seed or 0)
-    left = f"{key['left_out']} left out, as no two parts of equal size leave the one name and give the other"
+    left = f"{key['left_out']} left out: no two parts of equal size leave what the network says and change it"
     say(f"{key['images']} images ({left})\nconditions {'; '.join(key['conditions'])}")
     say(f"pages    {out}/pages/judge-01.html ... ({judges})\nkey      {out}/key.json")
 

@@ -67,9 +67,9 @@ def make(
 ) -> dict[str, Any]:
     """Write a page for each judge, and the key that tells what was on them.
 
-    An image is used if there are two parts of equal size of which one, covered, leaves the network with P and the other
-    makes it say Q. Half of the images, at random, are asked about with the one. Judge j sees the image that comes i-th
-    under the condition (i + j) modulo their number, in an order and with buttons of its own.
+    An image is used if the network says P of it, and there are two parts of equal size of which one, covered, leaves it
+    so and the other makes it say Q. Half of the images, at random, are asked about with the one. Judge j sees the image
+    that comes i-th under the condition (i + j) modulo their number, in an order and with buttons of its own.
 
     Args:
         results: Explanations of the same images and facts, a condition each.
@@ -93,28 +93,31 @@ def make(
     for each in results:
         if each.axis or each.names != first.names or not torch.equal(each.fact, first.fact):
             raise InputError("all explanations must be of the same images and facts, with one question about each")
-    names = list[str]()
+    conditions = list[str]()
     for each in results:
-        names.append(unique_name(f"{each.method}, {each.contrast}", names.__contains__, "{} ({})"))
-    conditions = names + [BARE] * bare
+        conditions.append(unique_name(f"{each.method}, {each.contrast}", conditions.__contains__, "{} ({})"))
+    conditions += [BARE] * bare
     single = next((each.foil for each in results if bool((each.foil >= 0).all())), rival(first.logits, first.fact))
     covers = baseline_within(first.images, baseline)
-    pairs = [
-        _pair(model, first.images[i], covers[i], int(first.fact[i]), int(single[i]), rng) for i in range(len(first))
-    ]
-    usable = rng.permutation([i for i, pair in enumerate(pairs) if pair]).tolist()
+    facts, foils = ([first.class_label(each) for each in column.tolist()] for column in (first.fact, single))
+    pairs = {
+        i: _pair(model, first.images[i], covers[i], int(first.fact[i]), int(single[i]), rng)
+        for i in range(len(first))
+        if facts[i] != foils[i]
+    }
+    usable = rng.permutation([i for i, pair in pairs.items() if pair]).tolist()
     if len(usable) < 2:
         raise InputError(f"of {len(first)} images {len(usable)} can be asked about: give more, or another --baseline")
-    turned = {i: k % 2 for k, i in enumerate(usable)}
+    # each judge has as many of either truth under each condition, as the conditions go round
+    turned = {i: k // len(conditions) % 2 for k, i in enumerate(usable)}
     told: list[dict[str, Any]] = []
     for judge in range(1, judges + 1):
         for number, place in enumerate(rng.permutation(len(usable)).tolist(), 1):
             i = usable[place]
-            sides = [first.class_label(int(each[i])) for each in (first.fact, single)]
             told.append({
                 "judge": judge, "trial": number, "image": first.names[i],
-                "condition": conditions[(place + judge) % len(conditions)], "fact": sides[0], "foil": sides[1],
-                "part": pairs[i][turned[i]], "truth": sides[turned[i]],
+                "condition": conditions[(place + judge) % len(conditions)], "fact": facts[i], "foil": foils[i],
+                "part": pairs[i][turned[i]], "truth": (facts[i], foils[i])[turned[i]],
             })  # fmt: skip
     study = sha256(json.dumps([told, seed]).encode()).hexdigest()[:12]
     key = {
@@ -126,7 +129,13 @@ def make(
     with whole_folder(out) as folder:
         write_atomically(folder / "key.json", [json.dumps(key, indent=1).encode()])
         for judge in range(1, judges + 1):
-            trials = [_trial(each, pictures, rng) for each in told if each["judge"] == judge]
+            trials = [
+                {key: each[key] for key in ("fact", "part")}  # neither the condition nor the truth
+                | {"sides": rng.permutation([each["fact"], each["foil"]]).tolist()}
+                | pictures[each["image"], each["condition"]]
+                for each in told
+                if each["judge"] == judge
+            ]
             page = filled("study.html.j2", consent=paragraphs, study={"study": study, "judge": judge, "trials": trials})
             write_atomically(folder / "pages" / f"judge-{judge:02d}.html", [page.encode()])
     return key
@@ -136,23 +145,20 @@ def _pair(
     model: Model, image: Tensor, cover: Tensor, fact: int, foil: int, rng: np.random.Generator
 ) -> list[list[float]]:
     """Two parts of equal size, [top, left, bottom, right] in [0, 1], that leave the fact and give the foil, or none."""
-    edges = [(low, high) for low in range(_GRID) for high in range(low + 1, _GRID + 1)]
-    parts = [(t, left, b, r) for t, b in edges for left, r in edges if (b - t) * (r - left) <= _LARGEST]
-    covered = torch.stack([_covered(image, cover, [each / _GRID for each in part]) for part in parts])
+    edges = [(low / _GRID, high / _GRID) for low in range(_GRID) for high in range(low + 1, _GRID + 1)]
+    parts = [[t, left, b, r] for t, b in edges for left, r in edges]
+    shown = torch.stack([image, *(_covered(image, cover, part) for part in parts)])
     with preserve_state(model.module), torch.no_grad():
-        said = model.logits(covered.to(model.device, model.dtype)).argmax(1).tolist()
-    sizes = [(b - t) * (r - left) for t, left, b, r in parts]
-    by_size = [
-        [
-            [part for part, size, now in zip(parts, sizes, said, strict=True) if (size, now) == (chosen, side)]
-            for side in (fact, foil)
-        ]
-        for chosen in sorted(set(sizes))
-    ]
-    both = [each for each in by_size if all(each)]
-    if not both:
+        whole, *said = model.logits(shown.to(model.device, model.dtype)).argmax(1).tolist()
+    by_size: dict[int, tuple[list[list[float]], list[list[float]]]] = {}
+    for part, now in zip(parts, said, strict=True):
+        cells = round(_GRID**2 * (part[2] - part[0]) * (part[3] - part[1]))
+        if now in (fact, foil) and cells <= _LARGEST:
+            by_size.setdefault(cells, ([], []))[now == foil].append(part)
+    both = [each for each in by_size.values() if all(each)]
+    if whole != fact or not both:
         return []
-    return [[each / _GRID for each in side[rng.integers(len(side))]] for side in both[rng.integers(len(both))]]
+    return [side[rng.integers(len(side))] for side in both[rng.integers(len(both))]]
 
 
 def _covered(image: Tensor, cover: Tensor, part: Sequence[float]) -> Tensor:
@@ -176,15 +182,6 @@ def _pictures(
             drawn = None if values is None else colours.overlay(image, values, colours.shared_limit([values]))
             shown[first.names[i], condition] = sources | ({} if drawn is None else {"map": case.image_uri(drawn)[0]})
     return shown
-
-
-def _trial(
-    told: Mapping[str, Any], pictures: Mapping[tuple[str, str], Mapping[str, str]], rng: np.random.Generator
-) -> dict[str, Any]:
-    """A trial as its page has it: pictures, the part and two names; neither the condition nor the truth."""
-    sides = [told["fact"], told["foil"]]
-    shown = pictures[told["image"], told["condition"]]
-    return {**shown, "fact": told["fact"], "part": told["part"], "sides": [sides[k] for k in rng.permutation(2)]}
 
 
 # --------------------------------------------------------------------------------------------- looking at answers
@@ -251,29 +248,30 @@ def analysed(told: DataFrame, conditions: Sequence[str], seed: int = 0) -> dict[
         filled_up: Array = frame.fillna(0.0).to_numpy()
         return filled_up
 
-    masks = [table(told["condition"] == name) for name in conditions]
+    names = [name for name in conditions if (told["condition"] == name).any()]
+    masks = [table(told["condition"] == name) for name in names]
     right, rng = table(told["right"]), np.random.default_rng(seed)
     judges, images = (rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) for n in right.shape)
-    rows, differences = list[dict[str, Any]](), list[dict[str, Any]]()
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         own = [(right * mask).sum(1) / mask.sum(1) for mask in masks]  # of each judge
-        means = [(right * mask).sum() / mask.sum() for mask in masks]
         drawn = [(judges @ (right * mask) * images).sum(1) / (judges @ mask * images).sum(1) for mask in masks]
-    for name, mask, mean, each in zip(conditions, masks, means, drawn, strict=True):
-        low, high = _interval(each)
-        rows.append({"condition": name, "accuracy": mean, "low": low, "high": high, "answers": int(mask.sum())})
-    for a, b in combinations(range(len(conditions)), 2):
-        low, high = _interval(drawn[a] - drawn[b])
-        row = {"condition": conditions[a], "other": conditions[b], "difference": means[a] - means[b]}
-        needed = {f"judges_{100 * d:03.0f}": judges_needed(own[a] - own[b], d) for d in _SOUGHT}
-        differences.append({**row, "low": low, "high": high, **needed})
+    means = [float((right * mask).sum() / mask.sum()) for mask in masks]
+    rows = [
+        {"condition": name, "accuracy": mean, **_interval(each), "answers": int(mask.sum())}
+        for name, mask, mean, each in zip(names, masks, means, drawn, strict=True)
+    ]
+    differences = [
+        {"condition": names[a], "other": names[b], "difference": means[a] - means[b]}
+        | _interval(drawn[a] - drawn[b])
+        | {f"judges_{100 * d:03.0f}": judges_needed(own[a] - own[b], d) for d in _SOUGHT}
+        for a, b in combinations(range(len(names)), 2)
+    ]
     return {"accuracies": DataFrame(rows), "differences": DataFrame(differences)}
 
 
-def _interval(drawn: Array) -> tuple[float, float]:
-    known = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
+def _interval(drawn: Array) -> dict[str, float]:
+    low, high = np.nanquantile(drawn, [0.025, 0.975])  # a draw may have no answer under a condition
+    return {"low": float(low), "high": float(high)}
 
 
 def judges_needed(differences: Array, sought: float) -> float:

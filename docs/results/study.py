@@ -1,6 +1,6 @@
 """Make study.md: does the contrast map, or the plain one, help a judge to foretell what a network says?
 
-    python docs/results/study.py [--images 60] [--judges 20] [--zoo runs/zoo]
+    python docs/results/study.py [--images 30] [--judges 20] [--zoo runs/zoo]
 
 Simulated judges, not people. $RATHERTHAN_DATA holds flowers102/; the network is what `ratherthan train zoo:flowers102`
 makes. What the judges are made of is kept in runs/results/study.
@@ -25,7 +25,7 @@ from ratherthan.app import study
 HERE, KEPT = Path(__file__).parent, Path("runs/results/study")
 LOOKED_AT = 900  # photographs, evenly spread over valid and test, among which doubtful ones are found
 DOUBT = 0.1  # the second probability is at least this, as in the tables on masking
-TAUGHT = 1500  # training photographs whose features the judges know
+TAUGHT = 510  # training photographs whose features the judges know
 GREY = 0.5
 Judge = Callable[[dict[str, Any]], str]
 
@@ -154,6 +154,27 @@ def answered(key: dict[str, Any], judges: Iterator[Judge], folder: Path) -> list
 
 
 # --------------------------------------------------------------------------------------------- the page
+TEXT = """\
+# Does a map help to foretell what a network says? Simulated judges
+
+`python docs/results/study.py --zoo runs/zoo`. A trial run of the [kit for studies](../study.md): the judges
+are programs, so this tells how much of an answer is in a map for such programs, not what people would make of
+it. The network is `zoo:flowers102` (SqueezeNet, three epochs of its recipe instead of eight), on photographs
+of Flowers-102 (valid and test) whose runner-up has {doubt:.0%} or more. Of {asked} photographs {images} have
+two parts of equal size of which one, covered by grey, leaves the name and the other makes it the runner-up's.
+{judges} judges see each once: with the plain map of Grad-CAM, with the weighted contrast, or with none."""
+KINDS = {
+    "networks": f"""\
+A linear layer on the features of EfficientNet-Lite0, trained on photographs drawn with replacement out of
+{TAUGHT} training photographs, another for each judge. It sees the photograph with the part covered, and grey
+where the map says nothing for or against; without a map the covered photograph. It says the likelier of the
+two names.""",
+    "readers": """\
+They know no flowers, and look at the map only: they say the runner-up if more of what speaks for the name
+than a share of their own (0.3 to 0.7, at random) lies in the part. Without a map they guess.""",
+}
+
+
 def tables(key: dict[str, Any], files: list[Path]) -> str:
     """What `ratherthan study results` says, as Markdown."""
     told = study.marked(key, [study.read(file, study.ANSWERS) for file in files])
@@ -171,30 +192,37 @@ def tables(key: dict[str, Any], files: list[Path]) -> str:
     return "\n".join(rows)
 
 
+def judged(model: rt.Model, images: int, judges: int) -> None:
+    """Make the study, and let judges of both kinds answer."""
+    eye = rt.load("zoo:efficientnet_lite0")
+    photographs = doubtful(model, data.load("flowers102", split="valid+test").spread(LOOKED_AT), images)
+    found = rt.compare(model, photographs, foil="runner-up", methods=["gradcam"], contrasts=["none", "weighted"])
+    shutil.rmtree(KEPT / "study", ignore_errors=True)
+    key = study.make(found, model, KEPT / "study", judges, bare=True, baseline=GREY)
+    print(key["images"], "images;", key["left_out"], "left out", flush=True)
+    results = dict(zip(key["conditions"], found, strict=False))
+    known = schooled(eye, data.load("flowers102", split="train").spread(TAUGHT))
+    answered(key, networks(results, key, eye, known), KEPT / "networks")
+    answered(key, readers(results, key), KEPT / "readers")
+
+
 def main() -> None:
-    """Make the study, let the judges answer, and write the page."""
+    """Ask the judges, unless they have answered, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--judges", type=int, default=20)
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
-    model = rt.load("zoo:flowers102", weights=asked.zoo / "flowers102.safetensors")
-    eye = rt.load("zoo:efficientnet_lite0")
-    photographs = doubtful(model, data.load("flowers102", split="valid+test").spread(LOOKED_AT), asked.images)
-    found = rt.compare(model, photographs, foil="runner-up", methods=["gradcam"], contrasts=["none", "weighted"])
-    shutil.rmtree(KEPT / "study", ignore_errors=True)
-    key = study.make(found, model, KEPT / "study", asked.judges, bare=True, baseline=GREY)
-    print(key["images"], "images;", key["left_out"], "left out", flush=True)
-    results = dict(zip(key["conditions"], found, strict=False))
-    known = schooled(eye, data.load("flowers102", split="train").spread(TAUGHT))
-    seen = {
-        "networks": answered(key, networks(results, key, eye, known), KEPT / "networks"),
-        "readers": answered(key, readers(results, key), KEPT / "readers"),
-    }
-    page = [f"## {name}\n\n{tables(key, files)}" for name, files in seen.items()]
-    print("\n\n".join(page))
+    if len(list((KEPT / "readers").glob("*.json"))) < asked.judges:
+        weights = asked.zoo / "flowers102.safetensors"
+        judged(rt.load("zoo:flowers102", weights=weights), asked.images, asked.judges)
+    key = study.read(KEPT / "study" / "key.json", study.KEY)
+    parts = [TEXT.format(doubt=DOUBT, asked=key["images"] + key["left_out"], **key)]
+    for name, about in KINDS.items():
+        parts.append(f"## {name.capitalize()}\n\n{about}\n\n{tables(key, sorted((KEPT / name).glob('*.json')))}")
+    (HERE / "study.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from hashlib import sha256
 from itertools import combinations, zip_longest
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
 from ratherthan.app.terminal import SCHEMA_VERSION
@@ -29,9 +30,6 @@ from ratherthan.registry import unique_name
 from ratherthan.render import case, colours
 from ratherthan.render.page import filled
 from ratherthan.settings import check_value
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 CONSENT = """\
 You will see photographs or drawings that a computer program has named. In each, a part will be covered, and you say \
@@ -49,7 +47,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
 _GRID = 3  # parts are rectangles of so many rows and columns of the image,
 _LARGEST = 6  # ... and of so many of its cells at most
 _RESAMPLES = 2000
-_POWER, _LEVEL = 0.8, 0.05
 _SOUGHT = (0.05, 0.1, 0.2)  # differences of accuracy
 Array = np.ndarray[Any, Any]
 
@@ -208,8 +205,6 @@ def marked(key: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Data
     Raises:
         InputError: If they are of another study, one judge's are given twice, or an answer is none that was offered.
     """
-    from pandas import DataFrame
-
     if others := [each.get("study") for each in answers if each.get("study") != key["study"]]:
         raise InputError(f"answers to study {others[0]}; the key is that of {key['study']}")
     given = DataFrame([{"judge": each.get("judge"), **row} for each in answers for row in each["answers"]])
@@ -240,13 +235,11 @@ def analysed(told: DataFrame, conditions: Sequence[str], seed: int = 0) -> dict[
     Returns:
         Tables "accuracies" and "differences".
     """
-    from pandas import DataFrame
 
     def table(values: Any) -> Array:
         """(judges, images), 0 where there is no answer."""
         frame = told.assign(value=values.astype(float)).pivot(index="judge", columns="image", values="value")
-        filled_up: Array = frame.fillna(0.0).to_numpy()
-        return filled_up
+        return np.asarray(frame.fillna(0.0))
 
     names = [name for name in conditions if (told["condition"] == name).any()]
     masks = [table(told["condition"] == name) for name in names]
@@ -279,5 +272,5 @@ def judges_needed(differences: Array, sought: float) -> float:
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return np.nan
-    quantiles = NormalDist().inv_cdf(1 - _LEVEL / 2) + NormalDist().inv_cdf(_POWER)
+    quantiles = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # a level of 5 %, found in 80 %
     return max(2.0, float(np.ceil(quantiles**2 * known.var(ddof=1) / sought**2)))

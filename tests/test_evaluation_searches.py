@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import norm, spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
@@ -78,8 +80,33 @@ def measured(tmp_path: Path, **settings: Any) -> Any:
     return run.to_frame().set_index("sample")
 
 
+def softmax(module: nn.Module, image: np.ndarray) -> np.ndarray:
+    logits = module(torch.from_numpy(image)[None])[0].detach().numpy()
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def variation(judge: nn.Module, before: np.ndarray, after: np.ndarray, fact: int, foil: int) -> float:
+    """Mean Jensen-Shannon divergence of the other classes, each a label by itself, by scipy."""
+    p, q = softmax(judge, before), softmax(judge, after)
+    others = [i for i in range(CLASSES) if i not in (fact, foil)]
+    return float(np.mean([jensenshannon([p[i], 1 - p[i]], [q[i], 1 - q[i]], base=2) ** 2 for i in others]))
+
+
+def transition(module: nn.Module, before: np.ndarray, after: np.ndarray, fact: int, foil: int) -> float:
+    """Pixels one after the other, from the most changed on; the area is a sum of trapezia."""
+    order = sorted(range(SIDE * SIDE), key=lambda i: -abs(after - before)[0].flat[i])
+    gaps = []
+    for step in range(51):
+        mixed = before.copy()
+        for i in order[: round(step * SIDE * SIDE / 50)]:
+            mixed[0].flat[i] = after[0].flat[i]
+        p = softmax(module, mixed)
+        gaps.append(p[foil] - p[fact])
+    return sum((a + b) / 2 / 50 for a, b in pairwise(gaps))
+
+
 def by_hand(
-    index: int, foil: str | int, second: nn.Module, reference: np.ndarray, labels: np.ndarray
+    index: int, foil: str | int, second: nn.Module, distilled: nn.Module, reference: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
     """The figures of one sample, in NumPy where torch would be the same code again."""
     module, how = network(0).module, Scripted()
@@ -98,7 +125,9 @@ def by_hand(
     x, start = answers[0].numpy(), image.numpy()
     kept = [answers[r].numpy() for r in range(3) if found[r]]
     pairs = list(combinations(kept, 2))
-    votes = [int(second(answers[r][None]).argmax()) == foil for r in range(3) if found[r]]
+    votes, taught = (
+        [int(judge(answers[r][None]).argmax()) == foil for r in range(3) if found[r]] for judge in (second, distilled)
+    )
 
     def autoencoded(which: np.ndarray) -> np.ndarray:
         mean = which.mean(0)
@@ -117,6 +146,9 @@ def by_hand(
         "p_foil": p[foil],
         "p_third": third,
         "second": np.mean(votes) if votes else np.nan,
+        "non_adversarial": np.mean(taught) if taught else np.nan,
+        "label_variation": variation(second, start, x, fact, foil),
+        "cout": transition(module, start, x, fact, foil),
         "distance": float(index),
         "l1": np.abs(x - start).sum(),
         "l2": np.sqrt(((x - start) ** 2).sum()),
@@ -132,27 +164,136 @@ def by_hand(
         ),
     }
     if not found[0]:
-        row |= dict.fromkeys(("distance", "l1", "l2", "sparsity", "im1", "im2", "density", "gained", "lost"), np.nan)
+        undefined = "label_variation", "cout"
+        row |= dict.fromkeys(
+            (*undefined, "distance", "l1", "l2", "sparsity", "im1", "im2", "density", "gained", "lost"), np.nan
+        )
     return row
 
 
 @pytest.mark.parametrize("foil", ["runner-up", "any", 2])
 def test_counterfactuals_equals_a_loop(tmp_path: Path, foil: str | int) -> None:
-    second, reference = network(1), noise_images(3, 400)
+    second, distilled, reference = network(1), network(2), noise_images(3, 400)
     pixels = np.stack([reference[i][0].numpy().ravel() for i in range(400)]).astype(np.float64)
     labels = np.array(reference.labels)
-    frame = measured(tmp_path, foil=foil, second=second, reference=reference, tolerance=0.5)
+    frame = measured(tmp_path, foil=foil, second=second, distilled=distilled, reference=reference, tolerance=0.5)
     for index in range(COUNT):
         fact = int(network(0).module(noise_images()[index][0].double()[None]).argmax())
         if fact == foil:
             assert f"s{index}" not in frame.index
             continue
-        expected = by_hand(index, foil, second.module, pixels, labels)
+        expected = by_hand(index, foil, second.module, distilled.module, pixels, labels)
         actual = frame.loc[f"s{index}", list(expected)].astype(float)
         np.testing.assert_allclose(actual.to_numpy(), np.array(list(expected.values()), float), rtol=2e-3, atol=2e-4)
     # both cases are there to be told apart; where any class will do, no third one can be the likeliest
     assert frame["found"].nunique() == 2
     assert frame["third"].nunique() == (1 if foil == "any" else 2)
+
+
+@dataclass(frozen=True)
+class Becomes(Scripted):
+    """Turns every image into one and the same, with one change at a place of its own."""
+
+    name: ClassVar[str] = "becomes"
+
+    def examples(self, image: Tensor, sample: int) -> Tensor:
+        image = image.clone()
+        image[0, 4, 4] = 1.0
+        return image.expand(3, 1, SIDE, SIDE)
+
+    def found(self, sample: int, restart: int) -> bool:
+        return True
+
+
+class OneDecides(nn.Module):
+    """Class 1 if the pixel in the middle is bright, class 0 if not; the others never."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = 40 * (x[:, 0, 4, 4] - 0.5).sign().clamp_min(0)
+        return torch.stack([20 + 0 * bright, bright, -20 + 0 * bright, -20 + 0 * bright], 1)
+
+
+def test_a_change_of_the_one_pixel_that_decides_has_the_highest_transition_and_varies_no_other_label(
+    tmp_path: Path,
+) -> None:
+    blank = Dataset("blank", tuple("abcd"), ("s",), (0,), ArrayReader(np.zeros((1, SIDE, SIDE), np.uint8)))
+    experiment = Counterfactuals(second=OneDecides(), distilled=OneDecides(), foil=1)
+    model = rt.Model(OneDecides(), channels=1)
+    row = rt.evaluate(experiment, model, blank, out=tmp_path, methods=[Becomes()]).to_frame().iloc[0]
+    # -1 at the image itself, 1 from the first of 50 steps on: the trapezia add up to 1 - 1 / 50
+    assert row["cout"] == pytest.approx(1 - 1 / 50, abs=1e-6)
+    assert row["label_variation"] == pytest.approx(0, abs=1e-6)
+    assert row["second"] == row["non_adversarial"] == 1
+
+
+def test_a_judge_with_other_classes_is_refused(tmp_path: Path) -> None:
+    judge = rt.Model(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 7)).double(), channels=1)
+    with pytest.raises(rt.InputError, match="has 7 classes, the model 4"):
+        measured(tmp_path, distilled=judge)
+
+
+class Halves(nn.Module):
+    """Maps (8 channels) and features (5) of an image, for the distances of sets of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.maps, self.relu, self.pool = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten()
+        self.features, self.head = nn.Linear(8 * 49, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.features(self.pool(self.relu(self.maps(x)))))
+        return result
+
+
+@pytest.mark.parametrize("layer", ["relu", "features"])
+def test_the_frechet_distance_is_that_of_scipy(layer: str) -> None:
+    module = Halves().double()
+    made, real = (torch.stack([noise_images(seed, 300)[i][0] for i in range(n)]) for seed, n in ((1, 300), (2, 40)))
+    made = made * 0.7
+    with torch.no_grad():
+        maps = [module.relu(module.maps(x.double())) for x in (made, real)]
+        sets = [(x.mean((2, 3)) if layer == "relu" else module.features(x.flatten(1))).numpy() for x in maps]
+    (m, c), (n, d) = ((x.mean(0), np.cov(x, rowvar=False)) for x in sets)
+    expected = ((m - n) ** 2).sum() + np.trace(c + d - 2 * sqrtm(c @ d).real)
+    assert rt.frechet_distance(made, real, rt.Model(module, channels=1), layer) == pytest.approx(expected, rel=1e-6)
+    assert rt.frechet_distance(made, made, module, layer) == pytest.approx(0, abs=1e-8)
+
+
+def test_the_frechet_distance_of_two_normal_distributions_has_a_closed_form() -> None:
+    """Of independent features: the sum of (m - n)^2 + (s - t)^2."""
+    rng, net = np.random.default_rng(0), nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(3, 2))
+
+    def drawn(mean: list[float], deviation: list[float]) -> Tensor:
+        raw = rng.normal(size=(60, 3))
+        white = (raw - raw.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(raw, rowvar=False))).T
+        return torch.tensor(white * deviation + mean, dtype=torch.float32).view(60, 3, 1, 1)
+
+    one, other = drawn([0.1, 0.5, 0.2], [0.1, 0.2, 0.3]), drawn([0.4, 0.1, 0.2], [0.3, 0.2, 0.1])
+    assert rt.frechet_distance(one, other, net, "1") == pytest.approx(0.3**2 + 0.4**2 + 0.2**2 + 0.2**2, rel=1e-4)
+
+
+def test_the_frechet_distance_takes_two_images_and_a_layer_of_features() -> None:
+    images = torch.rand(4, 1, SIDE, SIDE)
+    with pytest.raises(rt.InputError, match="1 and 4 images"):
+        rt.frechet_distance(images[:1], images, Halves(), "features")
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(SIDE * SIDE, 6), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(rt.InputError, match=r"1 gives \(1, 6\) of an image"):
+        rt.frechet_distance(images, images, tokens, "1")
+
+
+def test_the_correlation_difference_is_that_of_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    before, after, labels = (rng.integers(0, 2, (count, 5)) for count in (30, 30, 50))
+    after[:, 3] = before[:, 3]  # never changes: no correlation
+    labels[:, 1] = labels[:, 2]
+    expected = 0.0
+    for i in range(5):
+        made = 0.0 if i == 3 else np.corrcoef((after - before)[:, i], (after - before)[:, 2])[0, 1]
+        expected += abs(made - np.corrcoef(labels[:, i], labels[:, 2])[0, 1])
+    assert rt.correlation_difference(before, after, labels, 2) == pytest.approx(expected)
+    with pytest.raises(rt.InputError, match=r"not \(30, 5\), \(30, 5\), \(50, 4\), 2"):
+        rt.correlation_difference(before, after, labels[:, :4], 2)
 
 
 def test_a_random_foil_is_never_the_fact_and_rows_do_not_depend_on_the_batch(tmp_path: Path) -> None:

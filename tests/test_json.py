@@ -24,7 +24,7 @@ from ratherthan.search.solver import Status
 SCHEMAS = Path(answer.__file__).parent / "schemas"
 COMMANDS = (
     "explain", "counterfactual", "pertinent-positive", "evaluate", "bench", "audit", "check", "doctor", "verify",
-    "reviews", "bundle",
+    "reviews", "bundle", "study", "study-key", "study-answers",
 )  # fmt: skip
 
 

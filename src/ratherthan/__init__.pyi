@@ -74,6 +74,8 @@ from .evaluation.masking import EqualMask as EqualMask
 from .evaluation.masking import Insertion as Insertion
 from .evaluation.masking import Mask as Mask
 from .evaluation.pertinent import Pertinent as Pertinent
+from .evaluation.populations import correlation_difference as correlation_difference
+from .evaluation.populations import frechet_distance as frechet_distance
 from .evaluation.properties import Properties as Properties
 from .evaluation.properties import Road as Road
 from .evaluation.run import evaluate as evaluate

@@ -642,3 +642,59 @@ def reviews_merge(
     from ratherthan.app import reviews
 
     reviews.merge(files, out)
+
+
+studied = typer.Typer(help="Studies with people: does a map help to foretell what the network says?")
+app.add_typer(studied, name="study")
+
+
+@_command(
+    "explain photos/ --model zoo:flowers102 --contrast none,weighted --out explained",
+    "study make explained/*.safetensors --model zoo:flowers102 --judges 20 --out study",
+    name="make",
+    group=studied,
+)
+def study_make(
+    files: Annotated[list[Path], typer.Argument(help="Explanations that explain saved, a condition each.")],
+    model: ModelOptions,
+    out: Annotated[Path, typer.Option(help="A new folder for the pages and their key.")] = Path("study"),
+    judges: Annotated[int, typer.Option(min=1, help="How many people judge: each has a page.")] = 20,
+    bare: Annotated[bool, typer.Option("--bare", help="Images without a map are a condition, too.")] = False,
+    baseline: Annotated[str, question("What covers a part: 0.5, mean, blur ...")] = "0.5",
+    consent: Annotated[Path | None, typer.Option(help="A text that judges agree to. Default: one that fits.")] = None,
+    seed: options.Seed = None,
+) -> None:
+    """Make a page of trials for each judge: will the network still say P when this part is covered, or Q?
+
+    Each sees every image under one condition, and no page tells which. Give out the pages; keep key.json.
+    """
+    from ratherthan.app import study
+    from ratherthan.files import check_free, read_text
+
+    check_free(out)
+    text = study.CONSENT if consent is None else read_text(consent)
+    results = [rt.Explanation.load(path) for path in files]
+    key = study.make(results, model.load(), out, judges, bare, options.value(baseline), text, seed or 0)
+    left = f"{key['left_out']} left out: no two parts of equal size leave what the network says and change it"
+    say(f"{key['images']} images ({left})\nconditions {'; '.join(key['conditions'])}")
+    say(f"pages    {out}/pages/judge-01.html ... ({judges})\nkey      {out}/key.json")
+
+
+@_command("study results study/key.json answers/*.json", name="results", group=studied)
+def study_results(
+    key: Annotated[Path, typer.Argument(help="What study make wrote beside the pages.")],
+    files: Annotated[list[Path], typer.Argument(help="What the pages saved, a file of each judge.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Tell how often judges were right under each condition, and how far conditions differ."""
+    from ratherthan.app import study
+
+    known = study.read(key, study.KEY)
+    told = study.marked(known, [study.read(path, study.ANSWERS) for path in files])
+    tables = study.analysed(told, known["conditions"])
+    counts = {"judges": told["judge"].nunique(), "images": told["image"].nunique(), "answers": len(told)}
+    if as_json:
+        say_json({"study": known["study"], **counts, **{name: _records(each) for name, each in tables.items()}})
+        return
+    shown = (each.to_string(index=False, float_format="{:.3f}".format) for each in tables.values())
+    say("\n\n".join([", ".join(f"{number} {what}" for what, number in counts.items()), *shown]))

@@ -18,6 +18,7 @@ from ratherthan import data
 from ratherthan.contrast import class_index, rival
 from ratherthan.errors import InputError
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
+from ratherthan.evaluation.masking import ranks
 from ratherthan.inference import preserve_state
 from ratherthan.loading import load
 from ratherthan.model import Model, fingerprint
@@ -26,6 +27,7 @@ from ratherthan.search.method import ANY, get_counterfactual_method
 from ratherthan.settings import Interval, NotNegative
 
 _COMPONENTS = 32
+_STEPS = 50  # as the authors of `cout` take
 _TINY = 1e-8
 
 
@@ -39,7 +41,15 @@ class Counterfactuals(Experiment):
         third      another class than P and Q is the likeliest of x'
         foil       Q is the likeliest class of x'
         p_fact, p_foil, p_third   the probabilities in x' of P, Q and the likeliest other class
-        second     the share of the answers found, over all restarts, that a second network calls Q
+        second     the share of the answers found, over all restarts, that a second network calls Q (Hvilshoj et al.,
+                   2021: the oracle score)
+        non_adversarial   the same of a network distilled from the model on other views: what it does not follow was
+                   made for the weights of the model, not for what it has learnt (Bender et al., 2025)
+        label_variation   mean over the classes i other than P and Q of JS(s_i(x), s_i(x')), s the probabilities of the
+                   second network and JS the Jensen-Shannon divergence in bits of "i" and "not i": 0 where nothing but
+                   P and Q has changed (Hvilshoj et al., 2021, with classes for labels)
+        cout       integral over u in [0, 1] of p_Q - p_P of x with the share u of its pixels, those that change most
+                   first, as in x': 1 where few pixels do it all, -1 where none (Khorram and Fuxin, 2022)
         distance   in the measure that the method minimises: |z - z0| on a manifold
         l1, l2     sum of |x' - x|, and the root of the sum of squares
         sparsity   the share of pixels that change by more than `visible`
@@ -60,6 +70,9 @@ class Counterfactuals(Experiment):
             it. Images whose fact it is take no part.
         second: A second network, independently trained, or its name for `load`; None: `second` is undefined.
         second_weights: Its weights, where it is given by name.
+        distilled: A network that was taught the answers of the model on images that were shifted, blurred and the like
+            (docs/results/measures.py has such a training), or its name; None: `non_adversarial` is undefined.
+        distilled_weights: Its weights, where it is given by name.
         reference: The data that autoencoders are fitted on, or its name in `data` (its training part is taken), matched
             to the model's classes by name; None: im1 and im2 are undefined. They are linear: the first 32 principal
             components of a class.
@@ -71,6 +84,8 @@ class Counterfactuals(Experiment):
     foil: Literal["runner-up", "random", "any"] | Annotated[int, Interval(0)] = "runner-up"
     second: Any = None
     second_weights: str | Path | None = None
+    distilled: Any = None
+    distilled_weights: str | Path | None = None
     reference: Any = None
     tolerance: NotNegative = 0.01
     visible: NotNegative = 0.1
@@ -79,8 +94,9 @@ class Counterfactuals(Experiment):
     name: ClassVar[str] = "counterfactuals"
     reads_labels = False
     measures = (
-        "found", "boundary", "third", "foil", "p_fact", "p_foil", "p_third", "second", "distance", "l1", "l2",
-        "sparsity", "im1", "im2", "density", "gained", "lost", "diversity", "agreement",
+        "found", "boundary", "third", "foil", "p_fact", "p_foil", "p_third", "second", "non_adversarial",
+        "label_variation", "cout", "distance", "l1", "l2", "sparsity", "im1", "im2", "density", "gained", "lost",
+        "diversity", "agreement",
     )  # fmt: skip
     layout = (("measure",), ("method",))
     methods = ("cdeepex", "xgem")
@@ -89,8 +105,9 @@ class Counterfactuals(Experiment):
     def settings(self) -> dict[str, Any]:
         """The settings; networks and data by what they hold."""
         plain = {key: getattr(self, key) for key in ("foil", "tolerance", "visible", "noticed")}
-        second = None if self._second is None else fingerprint(self._second.module)
-        return {**plain, "second": second, "reference": self._reference and self._reference.fingerprint()}
+        networks = {"second": self._second, "distilled": self._distilled}
+        held = {key: None if each is None else fingerprint(each.module) for key, each in networks.items()}
+        return {**plain, **held, "reference": self._reference and self._reference.fingerprint()}
 
     def method(self, method: Any) -> Any:
         """A search for counterfactuals."""
@@ -105,7 +122,7 @@ class Counterfactuals(Experiment):
         batch, fact, foil = batch.keep(rows), fact[rows], foil[rows]
         for name, answers in batch.search(fact, foil) if batch.ids else ():
             reached = answers.reached[:, 0]
-            measures = self._measures(batch.images, fact, reached, answers)
+            measures = self._measures(batch, fact, reached, answers)
             yield batch.rows(name, **measures, **_path(fact, reached, answers))
 
     def _foils(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -117,19 +134,23 @@ class Counterfactuals(Experiment):
             return (fact + step) % classes
         return torch.full_like(fact, ANY if self.foil == "any" else class_index(self.foil, classes))
 
-    def _measures(self, images: Tensor, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
+    def _measures(self, batch: Batch, fact: Tensor, foil: Tensor, answers: Counterfactual) -> dict[str, Tensor]:
         each, found, example, logits = answers.found_each, answers.found, answers.example, answers.example_logits[:, 0]
         top = logits.argmax(1)
         p = _three(logits.unsqueeze(1), fact, foil)[:, 0]
         lead = logits.gather(1, torch.stack([fact, foil], 1)).diff()[:, 0]
-        change = (example - images).flatten(2)
+        change = (example - batch.images).flatten(2)
         distances = {
             "distance": answers.distance[:, 0],
             "l1": change.flatten(1).abs().sum(1),
             "l2": change.flatten(1).square().sum(1).sqrt(),
             "sparsity": (change.abs().amax(1) > self.visible).double().mean(1),
+            "cout": _transition(batch, fact, foil, example),
             **self._realism(example, fact, foil, answers.class_names),
         }
+        if self._second is not None:
+            before, after = (_asked(self._second, each, logits) for each in (batch.images, example))
+            distances["label_variation"] = _label_variation(before, after, fact, foil)
         if answers.latents is not None:  # the mean over the latents of log N(z; 0, 1)
             z = answers.latents[:, 0].flatten(1)
             distances["density"] = -0.5 * (z.square() + math.log(2 * math.pi)).mean(1)
@@ -143,7 +164,8 @@ class Counterfactuals(Experiment):
             "third": (top != fact) & (top != foil),
             "foil": top == foil,
             **dict(zip(("p_fact", "p_foil", "p_third"), p.unbind(1), strict=True)),
-            **self._judged(answers.examples, foil, each),
+            "second": _votes(self._second, answers, foil),
+            "non_adversarial": _votes(self._distilled, answers, foil),
             **{key: value.double().cpu().masked_fill(~found.cpu(), torch.nan) for key, value in distances.items()},
             **_spread(answers.examples, each),
         }
@@ -151,18 +173,11 @@ class Counterfactuals(Experiment):
     # ----------------------------------------------------------------------------------------- second opinions
     @cached_property
     def _second(self) -> Model | None:
-        if isinstance(self.second, str):
-            return load(self.second, weights=self.second_weights)
-        return None if self.second is None else Model.wrap(self.second)
+        return _network(self.second, self.second_weights)
 
-    def _judged(self, examples: Tensor, foil: Tensor, found: Tensor) -> dict[str, Tensor]:
-        """The share of the answers found that the second network calls the foil; NaN where there is none."""
-        if self._second is None:
-            return {}
-        self._second.module.to(examples.device)
-        with preserve_state(self._second.module), torch.no_grad():
-            classes = self._second.logits(examples.flatten(0, 1).to(self._second.dtype)).argmax(1).view(found.shape)
-        return {"second": (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)}
+    @cached_property
+    def _distilled(self) -> Model | None:
+        return _network(self.distilled, self.distilled_weights)
 
     @cached_property
     def _reference(self) -> data.Dataset | None:
@@ -184,6 +199,56 @@ class Counterfactuals(Experiment):
         as_foil, as_fact, as_any = made[foil.cpu(), row], made[fact.cpu(), row], made[-1]
         like_foil, like_fact, alike = (d.square().sum(1) for d in (flat - as_foil, flat - as_fact, as_foil - as_any))
         return {"im1": like_foil / (like_fact + _TINY), "im2": alike / (flat.abs().sum(1) + _TINY)}
+
+
+def _network(given: Any, weights: str | Path | None) -> Model | None:
+    if isinstance(given, str):
+        return load(given, weights=weights)
+    return None if given is None else Model.wrap(given)
+
+
+def _asked(network: Model, images: Tensor, alike: Tensor) -> Tensor:
+    """Logits (..., classes) of another network for images (..., C, H, W); it is to have the classes of some logits."""
+    network.module.to(images.device)
+    with preserve_state(network.module), torch.no_grad():
+        logits = network.logits(images.flatten(0, -4).to(network.dtype))
+    if logits.shape[-1] != alike.shape[-1]:
+        raise InputError(f"{network.name} has {logits.shape[-1]} classes, the model {alike.shape[-1]}: give one of its")
+    return logits.reshape(*images.shape[:-3], -1)
+
+
+def _votes(network: Model | None, answers: Counterfactual, foil: Tensor) -> Tensor:
+    """The share of the answers found that another network calls the foil; NaN where there is none."""
+    found = answers.found_each
+    if network is None:
+        return torch.full(foil.shape, torch.nan)
+    classes = _asked(network, answers.examples, answers.example_logits).argmax(2)
+    share: Tensor = (found & (classes == foil.unsqueeze(1))).sum(1) / found.sum(1)
+    return share
+
+
+def _label_variation(before: Tensor, after: Tensor, fact: Tensor, foil: Tensor) -> Tensor:
+    """The mean divergence of the classes other than fact and foil, (N,), from logits (N, classes)."""
+
+    def entropy(p: Tensor) -> Tensor:
+        nats: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
+        return nats / math.log(2)
+
+    p, q = before.double().softmax(1), after.double().softmax(1)
+    divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+    others = torch.ones_like(p).scatter(1, torch.stack([fact, foil], 1), 0)
+    return (divergence * others).sum(1) / others.sum(1)
+
+
+def _transition(batch: Batch, fact: Tensor, foil: Tensor, example: Tensor) -> Tensor:
+    """By how much the foil is likelier than the fact, on average while the image becomes the example."""
+    place = ranks((example - batch.images).abs().sum(1)).unsqueeze(1)
+    pixels = place[0].numel()
+    kept = (pixels - round(step * pixels / _STEPS) for step in range(_STEPS + 1))
+    variants = (torch.where(place >= count, example, batch.images) for count in kept)
+    p = batch.logits(variants).double().softmax(2)
+    row = torch.arange(len(fact), device=p.device)
+    return torch.trapezoid(p[:, row, foil] - p[:, row, fact], dx=1 / _STEPS, dim=0)
 
 
 @lru_cache(4)

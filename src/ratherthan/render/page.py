@@ -93,9 +93,7 @@ def render(
         live: What can be asked, for a page that asks; None: it is complete in itself.
         parts: What is said of all cases.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    rooms = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    rooms = _rooms()
     style = rooms.from_string((_HERE / "page.css").read_text()).render(colours=colours)
     scripts = ["page.js"] if live is None else ["page.js", "live.js"]
     script = "\n".join((_HERE / each).read_text() for each in scripts)
@@ -103,6 +101,17 @@ def render(
         title=title, intro=intro, about=about, style=style, script=script, sha256=_sha256, data=_data, ramp=ramp(),
         cases=cases, live=live, parts=parts,
     )  # fmt: skip
+
+
+def filled(template: str, **names: Any) -> str:
+    """A page of another kind, from a template of this folder; `sha256` and `data` are there as in the page of cases."""
+    return str(_rooms().get_template(template).render(sha256=_sha256, data=_data, **names))
+
+
+def _rooms() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
 
 
 @dataclass(frozen=True)

@@ -285,8 +285,8 @@ def negatives(place: Place) -> None:
     """Pertinent negatives of CEM-MAF beside CEM's, on clothes, shoes and lesions (cem-maf Fig. 1 and 7)."""
     runs, notes, sheets = {}, [], []
     for name, manifold, count in (
-        ("fashion_clothes", "fashion_mnist_dip", 100),
-        ("fashion_shoes", "fashion_mnist_dip", 100),
+        ("fashion_clothes", "fashion_mnist_dip", 40),
+        ("fashion_shoes", "fashion_mnist_dip", 40),
         ("ham10000", "ham10000_dip", 20),
     ):
         if name == "ham10000" and place.weights(name) is None:
@@ -304,7 +304,7 @@ def negatives(place: Place) -> None:
     measures = ["found", "foil", "gained", "lost", "distance", "density", "l1", "sparsity"]
     pages = [
         shares(runs, measures),
-        "![](negatives-lesions.png)\n\n![](negatives.png)",
+        "\n\n".join(f"![](negatives{each}.png)" for each in ("", "-lesions")[: len(sheets) - 1]),
         "What moves along the coordinates that have names was measured; and what is said of the images shown:",
         "\n".join(notes),
     ]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
-from searches import Place, typical
+from searches import Place, save, typical
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -168,7 +168,7 @@ def walks(place: Place, subjects: Sequence[Subject], path: Path) -> None:
         draw(axes, strip, name)
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.savefig(path, dpi=80)
+    save(figure, path, dpi=80)
 
 
 def draw(axes: Any, picture: Tensor, title: str) -> None:

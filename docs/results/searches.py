@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import ratherthan as rt
 from ratherthan import Counterfactuals, Localisation, Run, Superpixels, data, evaluate
@@ -315,7 +316,13 @@ def negatives(place: Place) -> None:
         figure = Figure((9 * len(shown), 9), layout="constrained")
         for part, sheet in zip(figure.subfigures(1, len(shown), squeeze=False)[0], shown, strict=True):
             gallery(part, *sheet)
-        figure.savefig(HERE / f"{file}.png", dpi=75)
+        save(figure, HERE / f"{file}.png", dpi=75)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture in 256 colours, which is enough of them and a small file."""
+    figure.savefig(path, dpi=dpi)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:

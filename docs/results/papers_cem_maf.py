@@ -358,8 +358,8 @@ two cores, training was shorter than the recipes ask for."""
 FIGURE_5 = (
     "The coordinates with names: [Figure 2](#figure-2-lesions-along-two-coordinates). `ratherthan train` draws all."
 )
-FIGURE_6 = """The coordinates with names, first along those of clothes, then of shoes; more to the right. A name holds near
-the image: one coordinate means another thing on clothes than on shoes, and far out a sandal becomes a garment."""
+FIGURE_6 = """The coordinates with names, first along those of clothes, then of shoes; more to the right. A name holds
+near the image: one coordinate means another thing on clothes than on shoes, and far out a sandal becomes a garment."""
 TABLE_6 = "Features are single pixels, of 784; else as in Table 1."
 
 

@@ -301,7 +301,7 @@ def main() -> None:
         "Figure 1a, faces": FACES,
         "Figure 1b, lesions": f"{COLUMNS if lesions else EARLIER}\n\n![Lesions](negatives-lesions.png)",
         "Table 1, faces": FACES,
-        "Table 1, lesions": f"{TABLE_1}\n\n{enough(place, LESIONS)}" if place.weights(LESIONS.network) else UNTRAINED,
+        "Table 1, lesions": f"{TABLE_1}\n\n{enough(place, LESIONS) if place.weights(LESIONS.network) else UNTRAINED}",
         "Figure 2, lesions along two coordinates": f"{FIGURE_2}\n\n{walked}",
         "Figure 3, user study": PEOPLE,
         "Supplement 1, kappa, gamma and beta": "\n\n".join(
@@ -329,7 +329,7 @@ INTRODUCTION = """# CEM-MAF: every table and figure of the paper
 Luss et al., "Leveraging latent features for local explanations" (*Generating Contrastive Explanations with Monotonic
 Attribute Functions*), and its supplement, in order. Networks and manifolds are trained here on two cores, see [Tables
 3, 4 and 5](#tables-3-4-and-5-architectures); lesions are those of HAM10000. Means with 95 % bootstrap intervals over
-images; *paper* stands beside what the paper prints (no intervals, and about ten images by its numbers)."""
+images, rough where they are few; *paper* stands beside what the paper prints, without intervals."""
 COLUMNS = """`python docs/results/searches.py negatives`: [negatives](negatives.md). From the left: the image, the
 negative of CEM-MAF and what was added, of CEM, the positives of both, LIME's positive weights, and Grad-CAM above half
 of its maximum."""
@@ -353,8 +353,8 @@ was measured in it (300 test images, chance 50 %; the paper: 64 to 94 % for face
 the measure along the coordinate."""
 FIGURE_4 = "Lesions: the lower rows of [the picture above](#figure-1b-lesions)."
 TABLES_3_TO_5 = """What is not in the table: AdamW instead of SGD or Adam, the rates of the recipes. Table 3 prints
-one channel; lesions are in colour. The encoders have twice the latents at their end, for mean and variance. To fit
-two cores, training was shorter than the recipes ask for."""
+one channel; lesions are in colour. The encoders have twice the latents at their end, for mean and variance. The
+classifiers' recipes ask for five epochs."""
 FIGURE_5 = (
     "The coordinates with names: [Figure 2](#figure-2-lesions-along-two-coordinates). `ratherthan train` draws all."
 )

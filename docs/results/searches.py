@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import ratherthan as rt
 from ratherthan import Counterfactuals, Localisation, Run, Superpixels, data, evaluate
+from ratherthan.baselines import quietest
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.attributes import worded
 from ratherthan.search.counterfactual import FRAMES
+from ratherthan.superpixels import default_superpixels, segment
 
 HERE = Path(__file__).parent
 SIZE = {"mnist_vae": "VAE", "mnist_gan": "GAN", "mnist_biased_vae": "VAE", "fashion_mnist_vae": "VAE"}
@@ -282,34 +285,44 @@ GALLERY = 6  # pictures of each subject
 def negatives(place: Place) -> None:
     """Pertinent negatives of CEM-MAF beside CEM's, on clothes, shoes and lesions (cem-maf Fig. 1 and 7)."""
     runs, notes, sheets = {}, [], []
-    for name, manifold in (
-        ("fashion_clothes", "fashion_mnist_dip"),
-        ("fashion_shoes", "fashion_mnist_dip"),
-        ("ham10000", "ham10000_dip"),
+    for name, manifold, count in (
+        ("fashion_clothes", "fashion_mnist_dip", 40),
+        ("fashion_shoes", "fashion_mnist_dip", 40),
+        ("ham10000", "ham10000_dip", 20),
     ):
+        if name == "ham10000" and place.weights(name) is None:
+            continue
         model, images, generator = place.model(name), data.load(name, place.root, "test"), place.manifold(manifold)
         dark = 0.0 if name != "ham10000" else "mean"  # what CEM takes for no information
         methods = [rt.CEMMAF(generator), rt.CEM(baseline=dark)]
-        runs[name] = place.run(f"negatives-{name}", Counterfactuals(foil="any"), model, images, 100, methods=methods)
+        runs[name] = place.run(f"negatives-{name}", Counterfactuals(foil="any"), model, images, count, methods=methods)
         notes += [f"\n{name}:\n", *(f"- {each.names[0]}: {each.evidence}" for each in worded(model, generator)), ""]
         some = typical(model, images)
         found = [rt.counterfactual(model, some, method=method) for method in methods]
         enough = [rt.pertinent_positive(model, some, method=how) for how in ("cem-maf", rt.CEMPositive(baseline=dark))]
-        sheets.append((name, found, enough))
+        sheets.append((name, found, enough, [pointed_at(model, some, *each) for each in MAPS]))
         notes += [f"- image {i + 1}: {found[0].text(i)}" for i in range(len(some))]
     measures = ["found", "foil", "gained", "lost", "distance", "density", "l1", "sparsity"]
     pages = [
         shares(runs, measures),
-        "![](negatives-lesions.png)\n\n![](negatives.png)",
+        "\n\n".join(f"![](negatives{each}.png)" for each in ("", "-lesions")[: len(sheets) - 1]),
         "What moves along the coordinates that have names was measured; and what is said of the images shown:",
         "\n".join(notes),
     ]
     write("negatives", negatives, "What must stay absent: pertinent negatives", pages)
     for file, shown in (("negatives", sheets[:2]), ("negatives-lesions", sheets[2:])):
-        figure = Figure((9 * len(shown), 13), layout="constrained")
-        for part, (name, found, enough) in zip(figure.subfigures(1, len(shown), squeeze=False)[0], shown, strict=True):
-            gallery(part, name, found, enough)
-        figure.savefig(HERE / f"{file}.png", dpi=75)
+        if not shown:
+            continue
+        figure = Figure((9 * len(shown), 9), layout="constrained")
+        for part, sheet in zip(figure.subfigures(1, len(shown), squeeze=False)[0], shown, strict=True):
+            gallery(part, *sheet)
+        save(figure, HERE / f"{file}.png", dpi=75)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture in 256 colours, which is enough of them and a small file."""
+    figure.savefig(path, dpi=dpi)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:
@@ -323,11 +336,30 @@ def typical(model: rt.Model, images: data.Dataset) -> torch.Tensor:
     return torch.stack([images[i][0] for i in turns[:GALLERY]])
 
 
-def gallery(figure: Any, name: str, negative: list[rt.Counterfactual], positive: list[rt.PertinentPositive]) -> None:
-    """A row for each image: itself, the negatives and the positives of both methods."""
+MAPS = (("LIME", rt.Lime, 0.0), ("Grad-CAM", rt.GradCAM, 0.5))  # and above which share of the maximum they point
+
+
+def pointed_at(model: rt.Model, images: torch.Tensor, name: str, kind: Any, above: float) -> list[Any]:
+    """Of each image what a map points at, on the ground of CEM-MAF's positives, and how many features that are."""
+    how = default_superpixels(images)
+    labels, ground = segment(images, how), quietest(images, model.logits)[0]
+    heat = rt.explain(model, images, method=kind(how) if kind is rt.Lime else kind(), contrast="none").heatmap()
+    relevance = torch.zeros(len(images), int(labels.max()) + 1)
+    relevance.scatter_reduce_(1, labels.flatten(1), heat.flatten(1), "mean", include_self=False)
+    kept = relevance > (above * relevance.amax(1, keepdim=True)).clamp_min(0)
+    shown = torch.where(kept.gather(1, labels.flatten(1)).view_as(labels).unsqueeze(1), images, ground)
+    counts = zip(kept.sum(1).tolist(), (labels.flatten(1).amax(1) + 1).tolist(), strict=True)
+    said = [f"{features} of {count} ({name})\n" for features, count in counts]
+    return list(zip(shown, said, strict=True))
+
+
+def gallery(
+    figure: Any, name: str, negative: list[rt.Counterfactual], positive: list[rt.PertinentPositive], maps: list[Any]
+) -> None:
+    """A row for each image: itself, the negatives and the positives of both methods, and what maps point at."""
     figure.suptitle(name)
     near = negative[0]
-    for row, axes in enumerate(figure.subplots(len(near), 5, squeeze=False)):
+    for row, axes in enumerate(figure.subplots(len(near), 5 + len(maps), squeeze=False)):
         added = [", ".join(f"+ {each}" for each in near.added(row)), ""]
         shown = [(near.images[row], f"{label(near, near.fact[row])}\n")]
         shown += [
@@ -338,6 +370,7 @@ def gallery(figure: Any, name: str, negative: list[rt.Counterfactual], positive:
             (each.example[row], f"{each.features[row]} of {each.feature_count[row]} ({each.method})\n")
             for each in positive
         ]
+        shown += [each[row] for each in maps]
         for panel, (picture, title) in zip(axes, shown, strict=True):
             panel.imshow(picture.permute(1, 2, 0).squeeze(2).clamp(0, 1).cpu(), cmap="gray", vmin=0, vmax=1)
             panel.set_title(title, fontsize=6.5)

@@ -214,10 +214,10 @@ def fig4(place: Place) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------- Fig. 5a and 9
-def paths(place: Place, manifold: str, pairs: tuple[Pair, ...], name: str) -> list[str]:
+def paths(place: Place, manifold: str, pairs: tuple[Pair, ...], count: int, name: str) -> list[str]:
     """Images on the way, the likeliest class above each."""
     rows, pictures = [], []
-    for pair, found in zip(pairs, searched(place, on(manifold), pairs, EACH), strict=True):
+    for pair, found in zip(pairs, searched(place, on(manifold), pairs, count), strict=True):
         row = int(third(found[1]).int().argmax())
         for how, each in zip(BOTH, found, strict=True):
             stops = np.linspace(0, each.path.shape[1] - 1, 8).round().astype(int)
@@ -237,7 +237,7 @@ def fig5(place: Place) -> list[str]:
     """Paths with the GAN, and the curves."""
     return [
         "(a) The search's way with the GAN, the likeliest class above each image; the digit is chosen as in Fig. 4.",
-        *paths(place, "mnist_gan", ((9, 8), (6, 5)), "cdeepex-fig5"),
+        *paths(place, "mnist_gan", ((9, 8), (6, 5)), EACH, "cdeepex-fig5"),
         "(b) Mean probability of P, Q and the likeliest other class on the way: figure and table of "
         "[deepex](deepex.md), `python docs/results/searches.py deepex`. As in the paper the third class passes both "
         "without the inequalities, and stays below with them.",
@@ -246,7 +246,7 @@ def fig5(place: Place) -> list[str]:
 
 def fig9(place: Place) -> list[str]:
     """Paths with the VAE."""
-    return ["As Fig. 5a, with the VAE.", *paths(place, "mnist_vae", ((4, 9), (7, 9), (1, 6)), "cdeepex-fig9")]
+    return ["As Fig. 5a, with the VAE.", *paths(place, "mnist_vae", ((4, 9), (7, 9), (1, 6)), SEARCHED, "cdeepex-fig9")]
 
 
 # --------------------------------------------------------------------------------------------- Fig. 6

@@ -282,7 +282,7 @@ def eights(place: Place) -> None:
 
 
 # --------------------------------------------------------------------------------------------- 4
-GARMENTS = 16
+GARMENTS = 10
 QUESTIONS = ((0, 6), "T-shirt to shirt"), ((1, 4), "trouser to coat")
 
 

@@ -492,7 +492,8 @@ def main() -> None:
 MISSING = "Not run here, for want of time on two cores."
 ELSEWHERE = {
     "fig5": " The curves (b), from searches that begin at the image itself, are in [deepex](deepex.md).",
-    "fig7": " The VAE's answers, from searches that begin at the image itself: [fashion-searches](fashion-searches.md).",
+    "fig7": " The VAE's answers, from searches that begin at the image itself: "
+    "[fashion-searches](fashion-searches.md).",
 }
 HEAD = [
     "# CDeepEx, figure by figure",

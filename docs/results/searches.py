@@ -9,18 +9,22 @@ runs/results and are resumed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 import ratherthan as rt
 from ratherthan import Counterfactuals, Localisation, Run, Superpixels, data, evaluate
 from ratherthan.baselines import quietest
+from ratherthan.render.colours import overlay
 from ratherthan.replication.cdeepex import EIGHTS, SQUARE
 from ratherthan.search.attributes import worded
 from ratherthan.search.counterfactual import FRAMES
@@ -51,6 +55,11 @@ class Place:
         """A generative model of the zoo."""
         return rt.Manifold.load(name, self.weights(name))
 
+    def trained(self, name: str) -> str:
+        """How long something was trained that does not ship in the package, by its card."""
+        settings = json.loads((self.zoo / f"{name}.json").read_text())["settings"]
+        return f"`{name}` ({settings['epochs']} of {settings['recipe']['epochs']} epochs)"
+
     def run(self, page: str, experiment: Any, model: rt.Model, images: data.Dataset, limit: int, **more: Any) -> Run:
         """Run an experiment, or go on with it."""
         limit = min(limit, self.limit or limit)
@@ -79,6 +88,58 @@ def shares(runs: dict[str, Run], measures: Sequence[str]) -> str:
                 cells.append(f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if row["n"] else "")
             lines.append(f"| {label}, {method.split('(')[0]} | {of_method['n'].max()} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def mean(values: Any, digits: int = 2) -> str:
+    """A mean with its 95 % bootstrap interval."""
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return ""
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(1000, len(values)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{values.mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def odds(model: rt.Model, images: Tensor, pair: tuple[int, int]) -> Tensor:
+    """(N,): log-odds of the foil against the fact."""
+    with torch.no_grad():
+        logits = model.logits(images)
+    return logits[:, pair[1]] - logits[:, pair[0]]
+
+
+def third(found: rt.Counterfactual) -> Tensor:
+    """(N,): whether another class than fact and foil is the likeliest in the answer."""
+    top = found.example_logits[:, 0].argmax(1)
+    return (top != found.fact) & (top != found.reached[:, 0])
+
+
+def drawn(image: Tensor, change: Tensor) -> np.ndarray[Any, Any]:
+    """An image in grey, what is added in red, what is removed in blue; each map by its own largest value."""
+    values = change.sum(0).cpu().numpy()
+    return overlay(image.permute(1, 2, 0).cpu().numpy(), values, float(np.abs(values).max()) or 1.0)
+
+
+def sheet(name: str, rows: Sequence[Sequence[tuple[Any, str]]], cell: float = 1.0, dpi: int = 80) -> str:
+    """Draw rows of pictures with their titles, (H, W[, 3]) or a tensor (1, H, W), and return what shows them."""
+    wide = max(map(len, rows))
+    figure = Figure((cell * wide, (cell + 0.18) * len(rows)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
+    for line, panels in zip(rows, figure.subplots(len(rows), wide, squeeze=False), strict=True):
+        for axes in panels:
+            axes.set_axis_off()
+        for (picture, title), axes in zip(line, panels, strict=False):
+            shown = picture[0].cpu() if isinstance(picture, Tensor) else picture
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            axes.set_title(title, fontsize=7, pad=2)
+    figure.savefig(HERE / f"{name}.png", dpi=dpi)
+    return f"![]({name}.png)"
 
 
 def curves(runs: dict[str, Run], path: Path) -> None:
@@ -143,17 +204,27 @@ def biased(place: Place) -> None:
     why_not = Localisation(regions={"*": BOX}, why_not=8)
     plain = ["gradcam", "ig", "lime", "pda"]
     maps = place.run(
-        "biased-maps", why_not, model, images, 300,
+        "biased-maps", why_not, model, images, 100,
         methods=[*plain, *map(rt.Scan, plain)], contrasts=["none", "weighted"],
     )  # fmt: skip
     kinds = ((rt.CDeepEx, "mnist_squares_vae"), (rt.XGEM, "mnist_squares_vae"), (rt.CDeepEx, "mnist_biased_vae"))
     methods = [kind(manifolds[name]) for kind, name in kinds]
     searched = place.run("biased-search", why_not, model, images, 100, methods=methods)
+    tables = [searched.to_markdown()]
+    if place.weights("mnist_squares_gan"):
+        of_gan = rt.CDeepEx(place.manifold("mnist_squares_gan"))
+        adversarial = place.run("biased-gan", why_not, model, images, 30, methods=[of_gan])
+        tables += [
+            f"The manifold of the paper, a GAN, {place.trained('mnist_squares_gan')}:",
+            adversarial.to_markdown(),
+        ]
+    vae, own = map(place.trained, ("mnist_squares_vae", "mnist_biased_vae"))
+    seen = f"{vae} has seen squares on all digits, {own} on 8s only."
     write(
         "biased",
         biased,
         "A network with a known bias: is the square found?",
-        [accuracies(place, model), searched.to_markdown(), maps.to_markdown(), "![](biased.png)"],
+        [accuracies(place, model), seen, *tables, maps.to_markdown(), "![](biased.png)"],
     )
     digits = torch.stack([images[i][0] for i in (3, 2, 1, 18, 4, 7)])
     rt.counterfactual(model, digits, foil=8, method=methods[0]).plot().savefig(HERE / "biased.png", dpi=80)

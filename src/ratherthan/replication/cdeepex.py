@@ -214,6 +214,7 @@ _mnist_vae = AutoencoderRecipe("mnist", 12, 3e-3, 128, 0.0, warmup=0.1)
 _biased_vae = replace(_mnist_vae, dataset="mnist_biased", epochs=6)
 _squares_vae = replace(_biased_vae, epochs=3, train="train_plain+train_marked", tests=("plain", "marked"))
 _adversarial = partial(AdversarialRecipe, epochs=8, rate=4e-4, batch_size=64, warmup=0.0)
+_squares_gan = replace(_adversarial("mnist_biased"), epochs=2, train=_squares_vae.train, tests=_squares_vae.tests)
 
 data.register_dataset("mnist_biased", mnist_biased)
 register_zoo_model(
@@ -225,6 +226,7 @@ register_zoo_model(
     _vae("mnist_vae_dense", dense_vae, recipe=_mnist_vae),
     _vae("mnist_vae_64", _dense, image_size=_LARGE, recipe=_mnist_vae),
     _gan("mnist_gan", _small, recipe=_adversarial("mnist")),
+    _gan("mnist_squares_gan", _small, recipe=_squares_gan),
     _gan("fashion_mnist_gan", _small, recipe=_adversarial("fashion_mnist")),
     _gan("fashion_mnist_gan_64", Generator, image_size=_LARGE, recipe=_adversarial("fashion_mnist")),
 )

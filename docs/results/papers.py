@@ -625,7 +625,7 @@ def networks(place: Place) -> str:
             pair = rt.explain(model, seen, None, ranked[:, 1], method, "weighted", batch_size=4).attribution
         size = " x ".join(map(str, maps.shape[-2:]))
         rows.append([name, method.layer, f"trained, {size}", f"{worst:.0e}", mean(alike(maps, pair))])
-    untrained = "cannot be had; with random weights in [networks](../networks.md)"
+    untrained = "trained weights cannot be had here"
     theirs = {
         "AlexNet": "features.11", "VGG-16": "features.29", "VGG-19": "features.35", "ResNet-18, 34, 50, 101": "layer4",
         "DenseNet-161": "features.norm5",

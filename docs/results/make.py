@@ -89,6 +89,18 @@ def command(page: str, study: Study, limit: int | None, weights: str | None) -> 
     return " ".join([*words, f"--out runs/results/{page}-{study.experiment}{study.suffix}"])
 
 
+def measured(place: str, study: Study, model: rt.Model, images: data.Dataset, limit: int | None, **more: Any) -> rt.Run:
+    """Run a study, or go on with it, in a folder of runs/results."""
+    asked: dict[str, Any] = {
+        "contrasts": FOUR if study.experiment == "sign-perturbation" else ["none", "weighted"],
+        "shard_size": 8 if model.inputs.size == (224, 224) else 128,
+    }
+    return rt.evaluate(
+        study.experiment, model, images, out=Path("runs/results") / place, limit=limit, resume=True,
+        progress=lambda done, total: print(f"{place}: {done} of {total}", flush=True), **asked | study.settings | more,
+    )  # fmt: skip
+
+
 def difference(run: rt.Run) -> str:
     """Weighted minus original on the same samples, as a list."""
     table = run.difference()
@@ -124,20 +136,8 @@ def main() -> None:
     for study in studies:
         if given.only and study.experiment != given.only:
             continue
-        out = Path("runs/results") / f"{given.page}-{study.experiment}{study.suffix}"
         limit = given.limit or study.limit
-        run = rt.evaluate(
-            study.experiment,
-            model,
-            images,
-            contrasts=FOUR if study.experiment == "sign-perturbation" else ["none", "weighted"],
-            out=out,
-            limit=limit,
-            resume=True,
-            shard_size=8 if model.inputs.size == (224, 224) else 128,
-            progress=lambda done, total, at=study: print(f"{at.experiment}: {done} of {total}", flush=True),
-            **study.settings,
-        )
+        run = measured(f"{given.page}-{study.experiment}{study.suffix}", study, model, images, limit)
         stem = HERE / f"{given.page}-{study.experiment}{study.suffix}"
         text = f"`{command(given.page, study, limit, given.weights)}`\n\n{run.to_markdown()}\n"
         text += f"\nPaired difference on the same samples:\n\n{difference(run)}\n"

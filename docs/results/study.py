@@ -159,7 +159,7 @@ TEXT = """\
 
 `python docs/results/study.py --zoo runs/zoo`. A trial run of the [kit for studies](../study.md): the judges
 are programs, so this tells how much of an answer is in a map for such programs, not what people would make of
-it. The network is `zoo:flowers102` (SqueezeNet, three epochs of its recipe instead of eight), on photographs
+it. The network is `zoo:flowers102` (SqueezeNet, two of three epochs instead of eight), on photographs
 of Flowers-102 (valid and test) whose runner-up has {doubt:.0%} or more. Of {asked} photographs {images} have
 two parts of equal size of which one, covered by grey, leaves the name and the other makes it the runner-up's.
 {judges} judges see each once: with the plain map of Grad-CAM, with the weighted contrast, or with none."""

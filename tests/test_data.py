@@ -313,6 +313,7 @@ def test_torch_sets_are_read_to_their_length_and_no_further() -> None:
 def test_torch_sets_are_wrapped() -> None:
     images, labels = torch.rand(5, 1, 3, 3), torch.tensor([2, 0, 1, 1, 0])
     dataset = data.load(torch.utils.data.TensorDataset(images, labels))
+    assert repr(dataset) == f"Dataset({dataset.name}, {len(images)} images, {len(dataset.class_names)} classes)"
     assert dataset.labels == (2, 0, 1, 1, 0)
     assert torch.equal(dataset[3][0], images[3])
     assert dataset.class_names == ("0", "1", "2")

@@ -70,6 +70,9 @@ class Dataset(TorchDataset[tuple[Tensor, int]]):
         if not self.positions:
             object.__setattr__(self, "positions", tuple(range(len(self.ids))))
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name}, {len(self)} images, {len(self.class_names)} classes)"
+
     def __len__(self) -> int:
         return len(self.ids)
 

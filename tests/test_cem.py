@@ -425,6 +425,16 @@ def test_what_survives_a_blur_is_that_of_a_linear_network() -> None:
     assert "adversarial" not in found.text(0)
 
 
+def test_a_foil_that_led_before_is_no_adversarial_example(recwarn: pytest.WarningsRecorder) -> None:
+    weight = torch.rand(16, dtype=torch.float64)
+    image = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    model = Model(_Halfspace(weight, 0.0), channels=1)
+    found = rt.counterfactual(model, image, fact=0, foil=1, method=CEM(kappa=0.0))
+    assert found.found.all()
+    assert not found.adversarial.any()
+    assert not [each for each in recwarn if "adversarial" in str(each.message)]
+
+
 @pytest.mark.parametrize("case", ["undone by a blur", "tiny"])
 def test_a_change_that_nobody_sees_is_called_adversarial(case: str) -> None:
     weight = torch.tensor([[1.0, -1], [-1, 1]], dtype=torch.float64).repeat(2, 2).flatten()

@@ -178,6 +178,14 @@ def test_never_more_than_a_share_is_deleted_at_random(tmp_path: Path) -> None:
         assert row[name] == pytest.approx(1 / (1 + np.exp(-4)) - np.mean(after), rel=1e-5)
 
 
+def test_what_deletes_nothing_is_undefined(tmp_path: Path) -> None:
+    """A tenth of nine parts is less than one."""
+    net = rt.Model(Counts(), channels=1)
+    white = Dataset("white", ("a", "b"), ("s",), (0,), ArrayReader(np.full((1, 16, 16, 1), 255, np.uint8)))
+    run = rt.evaluate("f-fidelity", net, white, out=tmp_path, methods=[RandomMaps()], count=9, draws=1, foil="others")
+    assert run.to_frame()[["plus", "minus", "gap"]].isna().all(axis=None)
+
+
 class Counts(nn.Module):
     """Two classes: the number of white patches of 64, by 16, and nothing."""
 

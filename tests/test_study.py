@@ -17,7 +17,7 @@ import pytest
 import torch
 from jsonschema import validate
 from PIL import Image
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import t, ttest_1samp
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -222,9 +222,10 @@ def test_accuracies_differences_and_judges_by_hand() -> None:
     (row,) = tables["differences"].to_dict("records")
     assert row["difference"] == pytest.approx(3 / 5)
     own = [1 - 1 / 2, 1 - 1 / 2, 1 - 0 / 1]
-    spread = (norm.ppf(0.975) + norm.ppf(0.8)) ** 2 * pd.Series(own).var()
     for name, sought in (("005", 0.05), ("010", 0.1), ("020", 0.2)):
-        assert row[f"judges_{name}"] == np.ceil(spread / sought**2)
+        ratio = pd.Series(own).var() / sought**2
+        enough = (n for n in range(2, 1000) if (t.ppf(0.975, n - 1) + t.ppf(0.8, n - 1)) ** 2 * ratio <= n)
+        assert row[f"judges_{name}"] == next(enough)
 
 
 def test_so_many_judges_see_the_difference_in_four_of_five_studies() -> None:
@@ -232,6 +233,9 @@ def test_so_many_judges_see_the_difference_in_four_of_five_studies() -> None:
     needed = int(study.judges_needed(rng.normal(0.1, 0.25, 2000), 0.1))
     found = ttest_1samp(rng.normal(0.1, 0.25, (4000, needed)), 0, axis=1).pvalue < 0.05
     assert 0.77 < found.mean() < 0.83
+    few = int(study.judges_needed(rng.normal(0.1, 0.08, 2000), 0.1))
+    assert 5 <= few <= 8
+    assert 0.78 < (ttest_1samp(rng.normal(0.1, 0.08, (4000, few)), 0, axis=1).pvalue < 0.05).mean() < 0.9
     assert np.isnan(study.judges_needed(np.array([0.5, np.nan]), 0.1))
 
 

@@ -6,11 +6,11 @@ A trial is forward simulation: the network says P of an image; a part of it is c
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import combinations, zip_longest
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,11 @@ def make(
     if first.images.ndim != 4 or not model.output.of_classes:
         raise InputError("a study shows images, and asks for classes")
     for each in results:
-        if each.axis or each.names != first.names or not torch.equal(each.fact, first.fact):
+        same = each.names == first.names and torch.equal(each.fact, first.fact)
+        if each.axis or not same or not torch.equal(each.images, first.images):
             raise InputError("all explanations must be of the same images and facts, with one question about each")
+    if twice := [name for name, count in Counter(first.names).items() if count > 1]:
+        raise InputError(f"two images are called {twice[0]!r}: a study tells images by their names")
     conditions = list[str]()
     for each in results:
         conditions.append(unique_name(f"{each.method}, {each.contrast}", conditions.__contains__, "{} ({})"))
@@ -193,7 +196,11 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         if (told.get("kind"), told.get("schema_version")) != (kind, SCHEMA_VERSION):
             raise InputError(f"it is no {kind.removeprefix('ratherthan ')} that ratherthan wrote")
         fields = _FIELDS[kind]
-        for row in check_value("its list", Sequence[Mapping[str, Any]], told.get("trials", told.get("answers"))):
+        check_value("study", str, told.get("study"))
+        if kind == ANSWERS and told.get("agreed") is not True:
+            raise InputError("its judge did not agree to take part")
+        rows = told.get("trials" if kind == KEY else "answers")
+        for row in check_value("its list", Sequence[Mapping[str, Any]], rows):
             for name, hint in fields.items():
                 check_value(name, hint, {**told, **row}.get(name))
     return dict(told)
@@ -207,7 +214,8 @@ def marked(key: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Data
     """
     if others := [each.get("study") for each in answers if each.get("study") != key["study"]]:
         raise InputError(f"answers to study {others[0]}; the key is that of {key['study']}")
-    given = DataFrame([{"judge": each.get("judge"), **row} for each in answers for row in each["answers"]])
+    kept = [(each.get("judge"), row["trial"], row["said"]) for each in answers for row in each["answers"]]
+    given = DataFrame(kept, columns=["judge", "trial", "said"])
     if given.empty:
         raise InputError("there is not one answer")
     if given.duplicated(["judge", "trial"]).any():
@@ -269,8 +277,12 @@ def _interval(drawn: Array) -> dict[str, float]:
 
 def judges_needed(differences: Array, sought: float) -> float:
     """How many judges see a difference, by the spread of those of (judges,); NaN of fewer than two of them."""
+    from scipy.stats import t
+
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return np.nan
-    quantiles = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # a level of 5 %, found in 80 %
-    return max(2.0, float(np.ceil(quantiles**2 * known.var(ddof=1) / sought**2)))
+    spread, number = known.var(ddof=1) / sought**2, 2
+    while spread * t.ppf([0.975, 0.8], number - 1).sum() ** 2 > number:  # a level of 5 %, found in 80 %
+        number += 1
+    return float(number)

@@ -61,7 +61,8 @@ class SingleDeletion(Experiment):
         without = (torch.where(part.unsqueeze(1), nothing, batch.images) for part in parts)
         logits = batch.logits([batch.images, *without])
         for (method, contrast), why in batch.explain(foil=self.foil).items():
-            sums = torch.stack([(part * why.heatmap().double()).sum((1, 2)) for part in parts], 1)
+            map_ = why.heatmap().double()
+            sums = torch.stack([(part * map_).sum((1, 2)) for part in parts], 1)
             held = [
                 batch.held(why, way, self.foil, logits) for way in (batch.contrasts[contrast], get_contrast("weighted"))
             ]
@@ -129,7 +130,7 @@ class Irof(_Ranked):
     (Quantus 0.6 begins the curve at l = 1, and takes it to fall to 0 after l = L where others of the batch have more.)
 
     Attributes:
-        superpixels: Their kind; None: "slic".
+        superpixels: Their kind; None: "slic", of other than 1 or 3 channels "grid".
         count: How many are asked for; there may be fewer.
         baseline: What is there instead: "model-mean", "mean" (as published) or "blur" (sigma 15).
         foil: "others", all classes but P; or "runner-up".
@@ -165,14 +166,14 @@ class FFidelity(_Ranked):
         minus = q(x) - mean q(x without some of the others)     (FFid-; lower is better)
         gap   = plus - minus                                     (higher is better; a map that knows nothing: 0)
 
-    The draws are the same for all maps. The paper counts how often the prediction remains right, takes single pixels
-    (superpixels="pixels") and does not combine the two.
+    Undefined where beta of the superpixels is less than one. The draws are the same for all maps. The paper counts how
+    often the prediction remains right, takes single pixels (superpixels="pixels") and does not combine the two.
 
     It is meant for a network that was fine-tuned with parts deleted at random (`PatchDeletion`). Any other network is
     asked about images that it has never seen the like of.
 
     Attributes:
-        superpixels: Their kind; None: "slic".
+        superpixels: Their kind; None: "slic", of other than 1 or 3 channels "grid".
         count: How many are asked for; there may be fewer.
         baseline: What is there instead: "model-mean", "mean" or "blur" (sigma 15).
         foil: "others", all classes but P; or "runner-up".
@@ -200,10 +201,13 @@ class FFidelity(_Ranked):
         for share, draw in product(self.shares, range(self.draws)):
             size, numbers = (share * counts).round(), self._numbers(batch, places.shape[1], f"{share} {draw}")
             for part in (places < size, (places >= size) & (places < counts)):
-                most = torch.minimum(self.alpha * part.sum(1, keepdim=True), self.beta * counts) + _ROUNDING
+                half, most = self.alpha * part.sum(1, keepdim=True).double(), self.beta * counts.double()
+                most = torch.minimum(half, most) + _ROUNDING
                 gone.append(numbers.masked_fill(~part, torch.inf).argsort(1).argsort(1) < most.floor())
         sure = self.sure(batch, why, labels, gone)
         plus, minus = sure[0] - sure[1:].view(-1, 2, len(counts)).mean(0)
+        none = self.beta * counts[:, 0].double() + _ROUNDING < 1
+        plus, minus = (each.masked_fill(none, torch.nan) for each in (plus, minus))
         return {"plus": plus, "minus": minus, "gap": plus - minus}
 
     def _numbers(self, batch: Batch, count: int, key: str) -> Tensor:

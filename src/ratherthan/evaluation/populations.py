@@ -49,7 +49,7 @@ def frechet_distance(made: Tensor, real: Tensor, network: Model | nn.Module, lay
     half = vectors * values.clamp_min(0).sqrt() @ vectors.T
     common = torch.linalg.eigvalsh(half @ other_spread @ half).clamp_min(0).sqrt().sum()
     distance = (mean - other).square().sum() + spread.trace() + other_spread.trace() - 2 * common
-    return max(0.0, float(distance))
+    return float(distance.clamp_min(0))  # which leaves NaN
 
 
 def _features(model: Model, layer: str, images: Tensor) -> Tensor:
@@ -91,9 +91,16 @@ def correlation_difference(before: Any, after: Any, labels: Any, query: int) -> 
     Raises:
         InputError: If the shapes do not fit.
     """
-    old, new, known = (torch.as_tensor(each).double() for each in (before, after, labels))
-    if not (known.ndim == 2 and old.shape == new.shape == (len(old), known.shape[1]) and 0 <= query < known.shape[1]):
+    old, new, known = (torch.as_tensor(each).double().cpu() for each in (before, after, labels))
+    if not (
+        min(len(old), len(known)) > 1
+        and known.ndim == 2
+        and old.shape == new.shape == (len(old), known.shape[1])
+        and 0 <= query < known.shape[1]
+    ):
         shapes = ", ".join(str(tuple(each.shape)) for each in (old, new, known))
-        raise InputError(f"before and after are (N, A) and labels (M, A), query one of A; not {shapes}, {query}")
+        raise InputError(
+            f"before and after are (N, A) and labels (M, A), N and M above 1, query one of A; not {shapes}, {query}"
+        )
     made, real = (torch.corrcoef(each.T).reshape(-1, known.shape[1])[query].nan_to_num() for each in (new - old, known))
     return float((made - real).abs().sum())

@@ -4,6 +4,9 @@ Dhurandhar et al. 2018, "Explanations based on the missing", equations 1 and 3, 
 
     min |v - a|_2^2 + beta |v - a|_1 + c hinge(f(v), kappa) + gamma |AE(v) - v|_2^2    subject to    low <= v <= high
 
+The preset "sound" takes gamma max(0, |AE(v) - v|_2^2 - e0) for the last term, e0 the larger error of the image and the
+centre: what the change adds, not what the image already has.
+
 A pertinent negative only adds: a is the image x0 and v lies no nearer to "no information" b than x0 does, on its side
 of b. A pertinent positive only keeps: a is b and v lies between b and x0. Both are a box, value by value, that holds a.
 """
@@ -57,7 +60,8 @@ class ElasticNetSearch(SearchMethod):
         kappa: By how many logits the class must win, in the loss and for an answer to count.
         beta: Weight of |d|_1; None: 0.1 in the "reference" preset, else what it takes for answers as sparse: 0.3 where
             something is kept, 1 where it is added.
-        gamma: Weight of the autoencoder's error; without a manifold there is no such term.
+        gamma: Weight of the autoencoder's error, in the preset "sound" of what the change adds to it; there is no such
+            term without a manifold.
         manifold: decode(encode(x)) is the autoencoder.
         baseline: "No information", see `baselines.baseline_images`; in [0, 1].
         preset: "sound": every term but the networks is solved for exactly, step by step. "reference": as published.
@@ -113,7 +117,13 @@ def box_bounds(images: Tensor, baseline: Tensor, keep: bool) -> tuple[Tensor, Te
 class _Problem:
     """K rows: the terms, the box, and the best point that each has been seen at."""
 
-    def __init__(self, how: ElasticNetSearch, question: SearchQuestion, foil: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        how: ElasticNetSearch,
+        question: SearchQuestion,
+        foil: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> None:
         self.how, self.question, self.keep = how, question, question.foil is None
         self.images, self.fact, self.foil, self.report = question.asked, question.facts, foil, question.report
         self.soon = False  # whether a row is done with its first answer
@@ -125,8 +135,8 @@ class _Problem:
         self.centre = baseline if self.keep else self.images
         self.low, self.high = box_bounds(self.images, baseline, self.keep)
         self.fixed = (self.low == self.high).flatten(1).all(1)
-        self.allowed = torch.zeros_like(self.fixed, dtype=self.images.dtype)
-        if self.sound:
+        self.allowed = torch.zeros_like(self.fixed, dtype=self.images.dtype) if allowed is None else allowed
+        if self.sound and allowed is None:
             with torch.no_grad():
                 self.allowed = torch.maximum(self.unnatural(self.images), self.unnatural(self.centre))
         self.kept, self.interrupted = Kept(self.centre), False
@@ -279,7 +289,7 @@ class _Problem:
 
     def _merged(self, which: Tensor, foil: Tensor | None, start: Tensor | None, done: float) -> _Problem:
         """The search for one foil of each row, or from a start of its own; what it finds counts here."""
-        one = _Problem(self.how, self.question, foil)
+        one = _Problem(self.how, self.question, foil, self.allowed)
         one.report = lambda share: self.report(done)
         if start is None:
             one.soon = True
@@ -402,7 +412,7 @@ def _look(problem: _Problem, v: Tensor, rows: Tensor) -> _State:
         margins = logits.gather(1, winner) - logits.gather(1, rivals)
         if not excess.requires_grad:
             excess = excess[:, :0]
-        pulled = torch.cat([margins, -excess], 1).unbind(1)
+        pulled = *margins.unbind(1), *(-excess).unbind(1)  # each through its own network only
         slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in pulled]
     return _State(rows, v, margins.detach(), excess.detach(), torch.stack(slopes, 1).flatten(2))
 

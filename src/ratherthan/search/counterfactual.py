@@ -49,7 +49,8 @@ class Counterfactual(SearchResult):
         distance: (N, [Q], R): how far each answer is, in the measure that the method minimises; |z - z0| on a manifold.
         violation: (N, [Q], R): by how much the worst constraint is missed, in logits.
         survives: (N, [Q], R): of what an answer moved the foil's logit against the fact's, the share that is left after
-            rounding to 8 bits or after a blur of half a pixel, whichever leaves less; None of texts.
+            rounding to 8 bits or after a blur of half a pixel, whichever leaves less; NaN where it moved none of it.
+            None of texts.
         path: (N, [Q], T, C, H, W): from the image to the best answer.
         path_logits: (N, [Q], T, classes).
         reconstruction: (N, C, H, W): what the manifold makes of the images; None without one.
@@ -153,7 +154,7 @@ class Counterfactual(SearchResult):
         start = self.images.view(len(self), *[1] * (self.fact.ndim), *self.images.shape[1:])
         size, change = start.flatten(-3).norm(dim=-1), (self.examples - start).flatten(-3).norm(dim=-1)
         hidden: Tensor = (change < _TINY * size) | (self.survives < _LEFT)
-        return self.found_each & hidden
+        return self.found_each & hidden & ~self.survives.isnan()  # the foil may have led before: nothing had to change
 
     def distinct(self) -> Tensor:
         """(N, [Q], R) bool: answers found that are no copy of a better one."""
@@ -345,7 +346,9 @@ def counterfactual(
     how, given = get_counterfactual_method(method), (images, fact, foil, names)
     found = Counterfactual.sought(how, model, *given, batch_size=batch_size, progress=progress)
     if number := int(found.adversarial[..., 0].sum()):
-        what = f"{number} of {found.found.numel()} answers are adversarial examples, hardly explanations: the change is"
+        what = (
+            f"{number} of {int(found.found.sum())} answers are adversarial examples, hardly explanations: the change is"
+        )
         remedy = see("adversarial-examples-hardly-explanations")
         warnings.warn(f"{what} tiny, or a slight blur undoes it{remedy}", stacklevel=2)
     return found
@@ -369,4 +372,5 @@ def _survives(question: SearchQuestion, examples: Tensor, logits: Tensor) -> Ten
     left = [
         moved(question.fresh(alter(question.images)), question.fresh(alter(flat)).view_as(logits)) for alter in altered
     ]
-    return torch.stack(left).amin(0) / moved(question.logits, logits)
+    whole = moved(question.logits, logits)
+    return (torch.stack(left) / torch.where(whole > 0, whole, torch.nan)).amin(0)

@@ -69,7 +69,7 @@ class PatchDeletion(Augmentation):
     `single-deletion` and `f-fidelity` ask for such a network; a short fine-tuning makes one of any other.
 
     Attributes:
-        deleted: Largest share of the patches that is deleted: each image has its own share, from 0 up to this one.
+        deleted: Largest probability of a patch to be deleted: each image has its own, from 0 up to this one.
         grids: Patches along a side; one of these is drawn for each batch.
         ground: The colour of what is deleted, per channel: the mean that the network subtracts, for the baseline
             "model-mean".

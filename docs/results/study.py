@@ -148,6 +148,7 @@ def answered(key: dict[str, Any], judges: Iterator[Judge], folder: Path) -> list
         own = [each for each in key["trials"] if each["judge"] == number]
         rows = [{"trial": each["trial"], "said": judge(each), "seconds": 0.0} for each in own]
         told = {"kind": study.ANSWERS, "schema_version": 1, "study": key["study"], "judge": number, "answers": rows}
+        told["agreed"] = True  # programs are not asked
         files.append(folder / f"judge-{number:02d}.json")
         files[-1].write_text(json.dumps(told))
     return files

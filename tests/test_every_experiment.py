@@ -202,13 +202,15 @@ CASES: dict[str, Case] = {
         {"share": 0.2}, {"share": 0.3}, lambda cell: -1, {"share": (0.0, 1.0, "abc")}, draws=True
     ),
     "counterfactuals": Case(
-        {"foil": "random", "second": network(0.3).module, "reference": noise(40)},
+        {"foil": "random", "second": network(0.3).module, "distilled": network(0.5).module, "reference": noise(40)},
         {"tolerance": 0.02},
         lambda cell: 0,
         {
             "foil": ("best", CLASSES, -1, 1.5),
             "second": (3, "nothing.here"),
             "second_weights": (3,),
+            "distilled": (3, "nothing.here"),
+            "distilled_weights": (3,),
             "reference": ("nothing", 3),
             "tolerance": ("abc",),
             "visible": ("abc",),

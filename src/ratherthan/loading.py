@@ -68,7 +68,9 @@ def load(
     """
     spec = str(spec)
     names = read_class_names(class_names) if isinstance(class_names, (str, Path)) else class_names
-    if (config := Path(spec) / "config.json").is_file():  # timm's tells an architecture, that of transformers several
+    with told_as(InputError, "no model has such a name", OSError):
+        known_by_config = (config := Path(spec) / "config.json").is_file()
+    if known_by_config:  # timm's tells an architecture, that of transformers several
         spec = f"timm:local-dir:{spec}" if b'"architecture"' in config.read_bytes() else f"hf:{spec}"
     kind, _, name = spec.partition(":")
     if kind in _LOADERS and name:

@@ -864,12 +864,16 @@ def test_restarts_and_seed_reach_the_search(digits: list[Path], tmp_path: Path) 
         ),
         (("--kappa", "2", "--count", "20"), rt.CEMMAFPositive(rt.Superpixels("slic", 20), kappa=2.0)),
         (
-            ("--method", "cem", "--set", "binary_search_steps=1", "--baseline", "0.5"),
-            rt.CEMPositive(binary_search_steps=1, baseline=0.5),
+            ("--method", "cem", "--set", "binary_search_steps=1", "--set", "iterations=9", "--baseline", "0.5"),
+            rt.CEMPositive(binary_search_steps=1, iterations=9, baseline=0.5),
         ),
         (
-            ("--method", "cem", "--set", "binary_search_steps=1", "--set", "baseline=[0.3]"),
-            rt.CEMPositive(binary_search_steps=1, baseline=(0.3,)),
+            (
+                "--method",
+                "cem",
+                *("--set", "binary_search_steps=1", "--set", "iterations=9", "--set", "baseline=[0.3]"),
+            ),
+            rt.CEMPositive(binary_search_steps=1, iterations=9, baseline=(0.3,)),
         ),
     ],
 )

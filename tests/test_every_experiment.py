@@ -35,7 +35,7 @@ from turns import of_today
 CLASSES, SIDE, COUNT = 4, 12, 6
 NAMES = rt.experiments()
 every_experiment = pytest.mark.parametrize("name", NAMES)
-by_turns = pytest.mark.parametrize("name", of_today(NAMES, 5))  # what takes longest
+by_turns = pytest.mark.parametrize("name", of_today(NAMES, 8))  # what takes longest
 
 
 # --------------------------------------------------------------------------------------------- the small cases

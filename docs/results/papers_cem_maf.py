@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
-from searches import Place, save, typical
+from searches import Place, save, table, typical
 from torch import Tensor, nn
 
 import ratherthan as rt
@@ -69,11 +69,6 @@ LESIONS = Subject(
 
 
 # --------------------------------------------------------------------------------------------- tables
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
-
-
 def cell(line: Any, digits: int) -> str:
     """A mean and its interval, in percent where there are no digits."""
     if not line["n"]:

@@ -88,11 +88,7 @@ def weighed(results: dict[str, rt.Explanation], trial: dict[str, Any]) -> Tensor
     if trial["condition"] != study.BARE:
         map_ = results[trial["condition"]][row].heatmap()[0].abs()
         image = GREY + (image - GREY) * map_ / map_.max().clamp_min(1e-12)
-    height, width = image.shape[1:]
-    top, left, bottom, right = (
-        round(each * size) for each, size in zip(trial["part"], (height, width) * 2, strict=True)
-    )
-    image[:, top:bottom, left:right] = GREY
+    image[:, *study.window(trial["part"], *image.shape[1:])] = GREY
     return image
 
 
@@ -101,11 +97,7 @@ def share_inside(results: dict[str, rt.Explanation], trial: dict[str, Any]) -> f
     first = next(iter(results.values()))
     row = first.names.index(trial["image"])
     gain = results[trial["condition"]][row].heatmap()[0].clamp_min(0)
-    height, width = gain.shape
-    top, left, bottom, right = (
-        round(each * size) for each, size in zip(trial["part"], (height, width) * 2, strict=True)
-    )
-    return float(gain[top:bottom, left:right].sum() / gain.sum().clamp_min(1e-12))
+    return float(gain[study.window(trial["part"], *gain.shape)].sum() / gain.sum().clamp_min(1e-12))
 
 
 def networks(results: dict[str, rt.Explanation], key: dict[str, Any], eye: rt.Model, known: Any) -> Iterator[Judge]:

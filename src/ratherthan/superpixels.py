@@ -81,7 +81,12 @@ def default_superpixels(images: Tensor, kind: Kind | None = None) -> Superpixels
         return Superpixels(kind, DEFAULT_COUNT)
     if images.shape[1] == 1 and images[0].numel() <= _SMALL:
         return Superpixels("pixels")
-    return Superpixels("slic" if images.shape[1] in (1, 3) else "grid", DEFAULT_COUNT)
+    return Superpixels(usual_kind(images), DEFAULT_COUNT)
+
+
+def usual_kind(images: Tensor) -> Kind:
+    """Superpixels of grey and coloured pictures (N, C, H, W), a grid of others."""
+    return "slic" if images.shape[1] in (1, 3) else "grid"
 
 
 def segment(images: Tensor, how: Division = "slic") -> Tensor:

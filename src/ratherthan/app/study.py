@@ -162,11 +162,15 @@ def _pair(
 
 
 def _covered(image: Tensor, cover: Tensor, part: Sequence[float]) -> Tensor:
-    height, width = image.shape[1:]
-    top, left, bottom, right = (round(each * size) for each, size in zip(part, (height, width) * 2, strict=True))
-    changed = image.clone()
-    changed[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
+    within, changed = window(part, *image.shape[1:]), image.clone()
+    changed[:, *within] = cover[:, *within]
     return changed
+
+
+def window(part: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of a part, [top, left, bottom, right] in [0, 1]."""
+    top, left, bottom, right = (round(each * size) for each, size in zip(part, (height, width) * 2, strict=True))
+    return slice(top, bottom), slice(left, right)
 
 
 def _pictures(

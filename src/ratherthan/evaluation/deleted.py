@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.explanation import Explanation
-from ratherthan.contrast import get_contrast, resolve
+from ratherthan.contrast import get_contrast
 from ratherthan.evaluation.experiment import BaselineWord, Batch, Experiment, Rows, register_experiment
 from ratherthan.evaluation.sanity import spearman
 from ratherthan.settings import AtLeastOne, NotEmpty, Share
-from ratherthan.superpixels import Kind, Superpixels, segment
+from ratherthan.superpixels import Kind, Superpixels, segment, usual_kind
 
 _ROUNDING = 1e-9  # 0.29 of 100 are 29
 
@@ -83,7 +83,7 @@ class _Ranked(Experiment):
 
     def measure(self, batch: Batch) -> Iterator[Rows]:
         """One row per method and contrast."""
-        kind = self.superpixels or ("slic" if batch.images.shape[1] in (1, 3) else "grid")
+        kind = self.superpixels or usual_kind(batch.images)
         labels = segment(batch.images, Superpixels(kind, self.count)).flatten(1)
         for key, why in batch.explain(foil=self.foil).items():
             places, counts = _places(labels, why.heatmap().double().flatten(1))
@@ -100,8 +100,7 @@ class _Ranked(Experiment):
         nothing, plane = batch.baseline(self.baseline), (-1, 1, *batch.images.shape[2:])
         gone = (mask.gather(1, labels).view(plane) for mask in masks)
         logits = batch.logits(torch.where(each, nothing, batch.images) for each in gone)
-        score = get_contrast("weighted").scalar(logits.double(), resolve(why.logits, foil=self.foil))
-        return score[..., 0].sigmoid()
+        return batch.sure(why, self.foil, logits.double())
 
 
 def _places(labels: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from ratherthan.attribution.explain import compare
 from ratherthan.attribution.explanation import Explanation
 from ratherthan.attribution.method import Method, get_method
 from ratherthan.baselines import baseline_images
-from ratherthan.contrast import Contrast, Target, resolve
+from ratherthan.contrast import Contrast, Target, get_contrast, resolve
 from ratherthan.inference import preserve_state
 from ratherthan.model import Model
 from ratherthan.registry import Classes
@@ -128,6 +128,10 @@ class Batch:
         """
         target = Target(why.logits, resolve(why.logits, foil=foil), contrast)
         return target.scalar(logits)[..., 0].double()
+
+    def sure(self, why: Explanation, foil: Any, logits: Any) -> Tensor:
+        """The probability of the fact among itself and the foils, (V, n), by logits of (V, n, classes)."""
+        return get_contrast("weighted").scalar(logits, resolve(why.logits, foil=foil))[..., 0].sigmoid()
 
     # ----------------------------------------------------------------------------------------- helping
     def baseline(self, word: BaselineWord, sigma: Tensor | float = 15.0) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ratherthan.attribution.explanation import Explanation
-from ratherthan.contrast import get_contrast, resolve
 from ratherthan.evaluation.experiment import Batch, Experiment, Rows, register_experiment
 from ratherthan.evaluation.masking import ranks
 from ratherthan.settings import AtLeastOne, Interval, NotEmpty, NotNegative, Positive, Share
@@ -165,10 +164,8 @@ class Road(Experiment):
             place, pixels = ranks(why.heatmap()), why.images[0, 0].numel()
             counts = [round(share * pixels) for share in self.shares]
             gone = [*(place >= pixels - count for count in counts), *(place < count for count in counts)]
-            score = get_contrast("weighted").scalar(
-                batch.logits(self._imputed(batch, each) for each in gone), resolve(why.logits, foil=self.foil)
-            )
-            most, least = score[..., 0].sigmoid().reshape(2, len(counts), -1).mean(1)
+            sure = batch.sure(why, self.foil, batch.logits(self._imputed(batch, each) for each in gone))
+            most, least = sure.reshape(2, len(counts), -1).mean(1)
             yield batch.rows(*key, most=most, least=least, gap=(least - most) / 2)
 
     def _imputed(self, batch: Batch, gone: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -143,7 +144,7 @@ class Counterfactual(SearchResult):
         fact, foil = (each.unsqueeze(-1).expand(self.distance.shape) for each in (self.fact, self.foil))
         return torch.where(foil < 0, rival(self.example_logits, fact), foil)
 
-    @property
+    @cached_property
     def adversarial(self) -> Tensor:
         """(N, [Q], R) bool: answers found that explain nothing: no eye sees the change, or a slight blur undoes it.
 
@@ -151,7 +152,7 @@ class Counterfactual(SearchResult):
         """
         if self.survives is None:
             return torch.zeros_like(self.found_each)
-        start = self.images.view(len(self), *[1] * (self.fact.ndim), *self.images.shape[1:])
+        start = self.images.view(len(self), *[1] * self.fact.ndim, *self.images.shape[1:])
         size, change = start.flatten(-3).norm(dim=-1), (self.examples - start).flatten(-3).norm(dim=-1)
         hidden: Tensor = (change < _TINY * size) | (self.survives < _LEFT)
         return self.found_each & hidden & ~self.survives.isnan()  # the foil may have led before: nothing had to change

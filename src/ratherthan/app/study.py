@@ -48,6 +48,7 @@ _GRID = 3  # parts are rectangles of so many rows and columns of the image,
 _LARGEST = 6  # ... and of so many of its cells at most
 _RESAMPLES = 2000
 _SOUGHT = (0.05, 0.1, 0.2)  # differences of accuracy
+_SAME = 0.05  # share of the largest logit by which logits may differ, in another precision or on another device
 Array = np.ndarray[Any, Any]
 
 
@@ -82,7 +83,7 @@ def make(
         The key.
 
     Raises:
-        InputError: If the results do not belong together, or no image can be used.
+        InputError: If the results do not belong together or to the model, or no image can be used.
     """
     first, rng = results[0], np.random.default_rng(seed)
     if first.images.ndim != 4 or not model.output.of_classes:
@@ -93,6 +94,7 @@ def make(
             raise InputError("all explanations must be of the same images and facts, with one question about each")
     if twice := [name for name, count in Counter(first.names).items() if count > 1]:
         raise InputError(f"two images are called {twice[0]!r}: a study tells images by their names")
+    _check_model(results, model)
     conditions = list[str]()
     for each in results:
         conditions.append(unique_name(f"{each.method}, {each.contrast}", conditions.__contains__, "{} ({})"))
@@ -139,6 +141,17 @@ def make(
             page = filled("study.html.j2", consent=paragraphs, study={"study": study, "judge": judge, "trials": trials})
             write_atomically(folder / "pages" / f"judge-{judge:02d}.html", [page.encode()])
     return key
+
+
+def _check_model(results: Sequence[Explanation], model: Model) -> None:
+    images = results[0].images
+    with preserve_state(model.module), torch.no_grad():
+        said = torch.cat([model.logits(part.to(model.device, model.dtype)).cpu() for part in torch.split(images, 16)])
+    for each in results:
+        told, known = each.logits.to(said), each.logits.shape == said.shape
+        if not known or bool((told - said).abs().max() > _SAME * said.abs().max()):
+            what = f"the explanations by {each.method} ({each.contrast}) are of another network than {model.name}"
+            raise InputError(f"{what}: its scores of the images are not theirs; give the one that they are of")
 
 
 def _pair(

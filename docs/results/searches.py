@@ -332,7 +332,8 @@ def pertinent(place: Place) -> None:
         none, paper = rt.CEMMAFPositive(kappa=0.0), rt.CEMMAFPositive()
         several = rt.CEMMAFPositive(kappa=2.0, baselines=(0.0, 0.25, "mean"))
         shown = [none, paper, rt.CEMMAFPositive(confidence=0.9), several, rt.Lime(fine), "gradcam", "la"]
-        run = place.run(f"pertinent-{name}", "pertinent", model, images, 100, methods=shown)
+        count = 24 if name == "ham10000" else 100
+        run = place.run(f"pertinent-{name}", "pertinent", model, images, count, methods=shown)
         few = run.to_frame().groupby("method")["fewer"].mean()
         first.append(f"of {name} {few['cem-maf(kappa=0.0)']:.0%} and {few['cem-maf']:.0%}")
         pages += [f"## {name}", run.to_markdown()]

@@ -23,7 +23,7 @@ from ratherthan import data
 from ratherthan.app import study
 
 HERE, KEPT = Path(__file__).parent, Path("runs/results/study")
-LOOKED_AT = 900  # photographs, evenly spread over valid and test, among which doubtful ones are found
+LOOKED_AT = 1600  # photographs, evenly spread over valid and test, among which doubtful ones are found
 DOUBT = 0.1  # the second probability is at least this, as in the tables on masking
 TAUGHT = 510  # training photographs whose features the judges know
 GREY = 0.5
@@ -152,7 +152,7 @@ TEXT = """\
 
 `python docs/results/study.py --zoo runs/zoo`. A trial run of the [kit for studies](../study.md): the judges
 are programs, so this tells how much of an answer is in a map for such programs, not what people would make of
-it. The network is `zoo:flowers102` (SqueezeNet, two of three epochs instead of eight), on photographs
+it. The network is `zoo:flowers102` (SqueezeNet, `--epochs 4`), on photographs
 of Flowers-102 (valid and test) whose runner-up has {doubt:.0%} or more. Of {asked} photographs {images} have
 two parts of equal size of which one, covered by grey, leaves the name and the other makes it the runner-up's.
 {judges} judges see each once: with the plain map of Grad-CAM, with the weighted contrast, or with none."""
@@ -202,7 +202,7 @@ def judged(model: rt.Model, images: int, judges: int) -> None:
 def main() -> None:
     """Ask the judges, unless they have answered, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--judges", type=int, default=20)
     parser.add_argument("--zoo", type=Path, default=Path("runs/zoo"))
     asked = parser.parse_args()

@@ -63,7 +63,7 @@ SHOES = Subject(
     {"CEM-MAF": ("15.7", "100", "-.947"), "LIME": ("194.1", "100", "-.800"), "Grad-CAM": ("202.3", "100", "-.500")},
 )  # fmt: skip
 LESIONS = Subject(
-    "ham10000", "ham10000_dip", 0.5, Superpixels("slic", 200), 20, 6,
+    "ham10000", "ham10000_dip", 0.5, Superpixels("slic", 200), 12, 12,
     {"CEM-MAF": ("66.7", "100", "-.976"), "LIME": ("108.3", "100", "-.986"), "Grad-CAM": ("95.6", "50", "-.772")},
 )  # fmt: skip
 

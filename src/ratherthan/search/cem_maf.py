@@ -36,7 +36,7 @@ _FEW = 64  # of images with no more features, the two best sets are followed, no
 _GLIMPSE = 0.02  # gradients are taken where the absent features are there by this much: nothing has no gradient
 _PATIENCE = 24  # features added one by one, before ever more are added at a time
 _MANY = 256  # of larger parts only the last so many features may be left out, and they are not ordered
-_SINGLY = 64  # of parts with no more features one is left out per round of the ordering, of larger ones a sixteenth
+_SINGLY = 32  # of parts with no more features one is left out per round of the ordering, of larger ones an eighth
 _VALUES = 2**22  # pixel values that the network is shown at once
 _PRESENT = 0.5  # published code: an attribute from this value on is there already
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -222,7 +222,7 @@ class CEMMAFPositive(KeepsMargin):
     `preset="sound"` (default): superpixels are added one by one, the best of the eight that the gradient of the
     log-odds at the present part ranks first, until the fact leads by kappa and no attribute has risen; then all that
     are not needed are left out again, and the rest is ordered: left out, one after the other, is the one that is missed
-    least; of more than 64 up to a sixteenth at once, and more than 256 keep the order they came in.
+    least; of more than 32 up to an eighth at once, and more than 256 keep the order they came in.
 
     Either way the part keeps the fact by construction; in the worst case it is the whole image. Where what stands where
     a superpixel is not keeps it already, nothing is needed.
@@ -576,5 +576,5 @@ def _least(labels: Labels, scores: Sequence[float], present: float) -> Labels:
     below = sorted((-score, label) for label, score in zip(labels, scores, strict=True) if score < present)
     if not below:
         return [min(zip(scores, labels, strict=True))[1]]
-    count = 1 if len(labels) <= _SINGLY else len(labels) // 16
+    count = 1 if len(labels) <= _SINGLY else len(labels) // 8
     return [label for _, label in below[:count]]

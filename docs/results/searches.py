@@ -321,29 +321,29 @@ def fashion(place: Place) -> None:
 # --------------------------------------------------------------------------------------------- CEM-MAF
 def pertinent(place: Place) -> None:
     """Tables 1 and 6 of CEM-MAF: what is enough, on clothes and shoes, and on lesions where there is a network."""
-    first, pages = [], []
-    for name in ("fashion_clothes", "fashion_shoes", "ham10000"):
-        if name == "ham10000" and place.weights(name) is None:
-            continue
-        images = data.load(name, place.root, "test")
-        fine, model = Superpixels("slic", 200), place.model(name) if name == "ham10000" else None
-        if model is None:  # the network that ships, asked about these classes only
-            fine, model = "pixels", among(place.model("fashion_mnist"), images.class_names)
-        none, paper = rt.CEMMAFPositive(kappa=0.0), rt.CEMMAFPositive()
-        several = rt.CEMMAFPositive(kappa=2.0, baselines=(0.0, 0.25, "mean"))
-        shown = [none, paper, rt.CEMMAFPositive(confidence=0.9), several, rt.Lime(fine), "gradcam", "la"]
-        count = 100
-        if name == "ham10000":  # slow, as its images are large
-            count, shown = 16, [none, paper, *shown[4:]]
-        run = place.run(f"pertinent-{name}", "pertinent", model, images, count, methods=shown)
-        few = run.to_frame().groupby("method")["fewer"].mean()
-        first.append(f"of {name} {few['cem-maf(kappa=0.0)']:.0%} and {few['cem-maf']:.0%}")
-        pages += [f"## {name}", run.to_markdown()]
-    lead = f"Fewer than three features, with a margin of 0 and with the paper's 5 logits: {'; '.join(first)}."
+    lesions = ["ham10000"] if place.weights("ham10000") else []
+    parts = {name: enough(place, name) for name in ("fashion_clothes", "fashion_shoes", *lesions)}
+    few = "; ".join(f"of {name} {share}" for name, (share, _) in parts.items())
+    lead = f"Fewer than three features, with a margin of 0 and with the paper's 5 logits: {few}."
     why = (
         "`kept` of CEM-MAF is 1 by construction. `correlation` is in an order that was fixed before the part was found."
     )
+    pages = [text for name, (_, page) in parts.items() for text in (f"## {name}", page)]
     write("pertinent", pertinent, "What is enough: pertinent positives", [lead, why, *pages])
+
+
+def enough(place: Place, name: str) -> tuple[str, str]:
+    """The shares of parts with fewer than three features, and the table."""
+    none, paper, images = rt.CEMMAFPositive(kappa=0.0), rt.CEMMAFPositive(), data.load(name, place.root, "test")
+    if name == "ham10000":  # large images, so fewer of them
+        model, count, shown = place.model(name), 16, [none, paper, rt.Lime(Superpixels("slic", 200)), "gradcam", "la"]
+    else:  # the network that ships, asked about these classes only
+        model, count = among(place.model("fashion_mnist"), images.class_names), 100
+        several = rt.CEMMAFPositive(kappa=2.0, baselines=(0.0, 0.25, "mean"))
+        shown = [none, paper, rt.CEMMAFPositive(confidence=0.9), several, rt.Lime("pixels"), "gradcam", "la"]
+    run = place.run(f"pertinent-{name}", "pertinent", model, images, count, methods=shown)
+    few = run.to_frame().groupby("method")["fewer"].mean()
+    return f"{few['cem-maf(kappa=0.0)']:.0%} and {few['cem-maf']:.0%}", run.to_markdown()
 
 
 def among(model: rt.Model, names: Sequence[str] | None) -> rt.Model:

@@ -437,7 +437,7 @@ def gallery(
         added = [", ".join(f"+ {each}" for each in near.added(row)), ""]
         shown = [(near.images[row], f"{label(near, near.fact[row])}\n")]
         shown += [
-            (each.example[row], f"{label(each, each.reached[row, 0])} ({each.method})\n{words}")
+            (each.example[row], f"{label(each, each.reached[row, 0])}\n({each.method}) {words}")
             for each, words in zip(negative, added, strict=True)
         ]
         shown += [

@@ -213,7 +213,7 @@ def biased(place: Place) -> None:
     tables = [searched.to_markdown()]
     if place.weights("mnist_squares_gan"):
         of_gan = rt.CDeepEx(place.manifold("mnist_squares_gan"))
-        adversarial = place.run("biased-gan", why_not, model, images, 30, methods=[of_gan])
+        adversarial = place.run("biased-gan", why_not, model, images, 100, methods=[of_gan])
         tables += [
             f"The manifold of the paper, a GAN, {place.trained('mnist_squares_gan')}:",
             adversarial.to_markdown(),

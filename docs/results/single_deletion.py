@@ -302,9 +302,9 @@ what is asked (`single-deletion`; in Hesse et al. 2024 of y_P); noise has 0. "Th
 predicted class P with the foil, its weights held. For `irof` and `f-fidelity` see [experiments](../experiments.md).
 Means with 95 % bootstrap intervals over images; the difference is paired.
 
-Networks are fine-tuned on images with up to a quarter of 4 x 4 or 8 x 8 patches deleted (`ratherthan.PatchDeletion`), so
-that such images are nothing new to them. Of EfficientNet-Lite0's photographs there is one of each class, too few to learn
-from their labels: on every other of them it learns what it said of them whole, and it is asked about the others.
+Networks are fine-tuned on images with up to a quarter of 4 x 4 or 8 x 8 patches deleted (`ratherthan.PatchDeletion`),
+so that such images are nothing new to them. Of EfficientNet-Lite0's photographs there is one of each class, too few to
+learn from their labels: on every other of them it learns what it said of them whole, and it is asked about the others.
 `flowers102` is the SqueezeNet of `ratherthan train zoo:flowers102 --epochs 4`.
 
 Occlusion covers windows of a seventh or a fifth of the side with the same colour that patches are deleted with, so it

@@ -17,7 +17,7 @@ from torch import nn
 
 import ratherthan as rt
 from ratherthan import ArrayReader, Dataset, Run, evaluate
-from ratherthan.evaluation.tables import _holm
+from ratherthan.evaluation.tables import _holm, figure_of
 
 METHODS, CONTRASTS = ("gradcam", "ixg", "ig"), ("none", "mean", "weighted")
 Numbers = dict[tuple[str, str, str], Any]
@@ -334,3 +334,14 @@ def test_costs_are_the_passes_that_a_network_counts(tmp_path: Path) -> None:
 
 def numbers_of(folder: Path) -> Run:
     return told(folder, noise(40))
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.0, "0.000"), (0.001, "0.001"), (-2.34567, "-2.346"), (99.9994, "99.999"), (1e-4, "1.0e-04"),
+        (403.04, "403.0"), (-1851.87, "-1851.9"), (2.5e6, "2.5e+06"), (math.nan, "undefined"),
+    ],
+)  # fmt: skip
+def test_numbers_in_tables_keep_the_digits_that_count(value: float, text: str) -> None:
+    assert figure_of(value) == text

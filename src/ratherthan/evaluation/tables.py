@@ -469,7 +469,9 @@ def figure_of(value: float) -> str:
     """A number as tables have it."""
     if np.isnan(value):
         return "undefined"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.1e}"
+    if value == 0 or 1e-3 <= abs(value) < 100:
+        return f"{value:.3f}"
+    return f"{value:.1f}" if 100 <= abs(value) < 1e6 else f"{value:.1e}"
 
 
 def written(value: Any) -> str:

@@ -337,7 +337,7 @@ def numbers_of(folder: Path) -> Run:
 
 
 @pytest.mark.parametrize(
-    "value, text",
+    ("value", "text"),
     [
         (0.0, "0.000"), (0.001, "0.001"), (-2.34567, "-2.346"), (99.9994, "99.999"), (1e-4, "1.0e-04"),
         (403.04, "403.0"), (-1851.87, "-1851.9"), (2.5e6, "2.5e+06"), (math.nan, "undefined"),

@@ -169,9 +169,9 @@ def deepex(place: Place) -> None:
     judged = {"second": place.model("mnist"), "reference": data.load("mnist", place.root, "train")}
     runs = {}
     for manifold, foil, limit in (
-        ("mnist_vae", "runner-up", 1000),
-        ("mnist_vae", "random", 300),
-        ("mnist_gan", "runner-up", 200),
+        ("mnist_vae", "runner-up", 400),
+        ("mnist_vae", "random", 150),
+        ("mnist_gan", "runner-up", 60),
     ):
         generator = place.manifold(manifold)
         methods = [rt.CDeepEx(generator), rt.XGEM(generator)]

@@ -423,7 +423,7 @@ def pointed_at(model: rt.Model, images: torch.Tensor, name: str, kind: Any, abov
     kept = relevance > (above * relevance.amax(1, keepdim=True)).clamp_min(0)
     shown = torch.where(kept.gather(1, labels.flatten(1)).view_as(labels).unsqueeze(1), images, ground)
     counts = zip(kept.sum(1).tolist(), (labels.flatten(1).amax(1) + 1).tolist(), strict=True)
-    said = [f"{features} of {count} ({name})\n" for features, count in counts]
+    said = [f"{features} of {count}\n({name})\n" for features, count in counts]
     return list(zip(shown, said, strict=True))
 
 
@@ -435,13 +435,13 @@ def gallery(
     near = negative[0]
     for row, axes in enumerate(figure.subplots(len(near), 5 + len(maps), squeeze=False)):
         added = [", ".join(f"+ {each}" for each in near.added(row)), ""]
-        shown = [(near.images[row], f"{label(near, near.fact[row])}\n")]
+        shown = [(near.images[row], f"{label(near, near.fact[row])}\n\n")]
         shown += [
-            (each.example[row], f"{label(each, each.reached[row, 0])}\n({each.method}) {words}")
+            (each.example[row], f"{label(each, each.reached[row, 0])}\n({each.method})\n{words}")
             for each, words in zip(negative, added, strict=True)
         ]
         shown += [
-            (each.example[row], f"{each.features[row]} of {each.feature_count[row]} ({each.method})\n")
+            (each.example[row], f"{each.features[row]} of {each.feature_count[row]}\n({each.method})\n")
             for each in positive
         ]
         shown += [each[row] for each in maps]

@@ -138,7 +138,7 @@ def sheet(name: str, rows: Sequence[Sequence[tuple[Any, str]]], cell: float = 1.
             shown = picture[0].cpu() if isinstance(picture, Tensor) else picture
             axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set_title(title, fontsize=7, pad=2)
-    figure.savefig(HERE / f"{name}.png", dpi=dpi)
+    save(figure, HERE / f"{name}.png", dpi)
     return f"![]({name}.png)"
 
 

@@ -300,24 +300,26 @@ def figure_3(place: Place) -> str:
     max raises p_t least. Ten steps, too, on 64 photographs: [imagenet](imagenet-sign-perturbation.md). Flowers and
     digits: [flowers102](flowers102-sign-perturbation.md), [mnist](mnist-sign-perturbation.md).
     """
-    rows, study = [], Study("sign-perturbation", settings={"iterations": (1, 2)})
-    for name, every in (("squeezenet1_0", 2), ("efficientnet_lite0", 5)):
+    rows, study, shown = [], Study("sign-perturbation", settings={"iterations": (1, 2)}), list[str]()
+    for name, every, picture in (
+        ("squeezenet1_0", 2, "papers-figure-3.png"), ("efficientnet_lite0", 5, "papers-figure-3e.png"),
+    ):  # fmt: skip
         chosen = place.data(name).subset(range(0, 1000, every))
         run = measured(f"papers-sign-{name}", study, place.model(name), chosen, None)
         means = run.summary().set_index(["iterations", "measure", "contrast"])["mean"]
         gaps = [run.difference("weighted", other).set_index(["iterations", "measure"]) for other in ("none", "max")]
         for step in (1, 2):
             for measure, sign in (("probability", "p_t"), ("accuracy", "accuracy"), ("logit", "y_t")):
-                shown = [f"{means[step, measure, contrast]:.3f}" for contrast in FOUR]
-                best = None if measure == "logit" else max(shown)
-                bold = [f"**{each}**" if each == best else each for each in shown]
+                changes = [f"{means[step, measure, contrast]:.3f}" for contrast in FOUR]
+                best = None if measure == "logit" else max(changes)
+                bold = [f"**{each}**" if each == best else each for each in changes]
                 paired = (gap.loc[(step, measure)] for gap in gaps)
                 told = [f"{each['mean']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})" for each in paired]
                 rows.append([f"{name}, {len(chosen)}", step, sign, *bold, *told])
-        run.plot().savefig(HERE / f"papers-figure-3{name[:1] * (every > 2)}.png", dpi=75)
-    paired = [f"weighted - {other}, paired" for other in ("original", "max")]
-    heads = ["network, photographs", "n", "change in", *map(written, FOUR), *paired]
-    shown = [f"![Changes in y_t, p_t and accuracy](papers-figure-3{letter}.png)" for letter in ("", "e")]
+        run.plot().savefig(HERE / picture, dpi=75)
+        shown.append(f"![Changes in y_t, p_t and accuracy]({picture})")
+    ours = [*map(written, FOUR), "weighted - original, paired", "weighted - max, paired"]
+    heads = ["network, photographs", "n", "change in", *ours]
     return "\n\n".join([table(heads, rows), *shown])
 
 
